@@ -1,0 +1,61 @@
+"""Every error that Whence raises on purpose: one tree, each saying what went wrong and what to do about it.
+
+The command line prints the two sentences without a traceback and exits with `exit_code`.
+"""
+
+
+class WhenceError(Exception):
+    """Something the caller can do something about: `cause` says what is wrong, `cure` what to change."""
+
+    exit_code = 1
+
+    def __init__(self, cause: str, cure: str):
+        super().__init__(cause, cure)
+        self.cause, self.cure = cause, cure
+
+    def __str__(self) -> str:
+        return f"{self.cause}\n  {self.cure}"
+
+
+class UsageError(WhenceError):
+    """The request itself cannot be right, whatever the data: an unknown name, a setting out of range."""
+
+    exit_code = 2
+
+
+class ModelError(WhenceError):
+    """The model cannot do what is asked of it: no matching site, an unsupported layer, other shapes."""
+
+
+class DataError(WhenceError):
+    """The data cannot be read by the task: nothing in it, no label left, an unknown id, NaN."""
+
+
+class NumericalError(WhenceError):
+    """A computation left the numbers: NaN or infinite loss or gradient, a singular factor."""
+
+
+class ResourceError(WhenceError):
+    """The job does not fit: memory, disk, time."""
+
+
+class StoreError(WhenceError):
+    """The store cannot be read or written as asked."""
+
+
+class NotCached(StoreError):
+    """Asked for an artefact that is not there, or not complete."""
+
+
+class CorruptEntry(StoreError):
+    """Bytes on disk are not the bytes that were committed."""
+
+
+class NewerFormat(StoreError):
+    """Written by a later version of Whence."""
+
+
+class Interrupted(WhenceError):
+    """Stopped by the user or the scheduler; everything committed is kept and the job resumes."""
+
+    exit_code = 130
