@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from jaxtyping import Int64
 
 from .errors import DataError
 
-Column = Union[np.ndarray, Sequence[np.ndarray]]
+Column: TypeAlias = np.ndarray | Sequence[np.ndarray]
 
 # what a padded position holds, by column; positions are masked by `attention_mask` whatever stands here
 PADDING = {"labels": -100}
@@ -56,9 +56,7 @@ class Examples:
             )
 
     @staticmethod
-    def of(
-        data: Any, ids: Sequence[int] | None = None, about: Mapping[str, Sequence] | None = None
-    ) -> "Examples":
+    def of(data: Any, ids: Any = None, about: Mapping[str, Sequence] | None = None) -> "Examples":
         """Examples from what people have: a dict of columns, a list of dicts, (x, y), a torch or Hugging Face
         dataset (anything with len() whose items are dicts or (x, y) pairs)."""
         if isinstance(data, Examples):
@@ -83,7 +81,7 @@ class Examples:
         tokens = self.columns.get("input_ids")
         return np.full(len(self), 1 if tokens is None else np.shape(tokens)[1], np.int64)
 
-    def rows_of(self, ids: Sequence[int] | np.ndarray) -> Int64[np.ndarray, " k"]:
+    def rows_of(self, ids: Any) -> Int64[np.ndarray, " k"]:
         """Row numbers of these ids, in their order. Raises DataError for an id that is not here."""
         where = {int(i): row for row, i in enumerate(self.ids)}
         unknown = [int(i) for i in np.asarray(ids).ravel() if int(i) not in where]
@@ -94,7 +92,7 @@ class Examples:
             )
         return np.array([where[int(i)] for i in np.asarray(ids).ravel()], np.int64)
 
-    def select(self, rows: Sequence[int] | np.ndarray | slice) -> "Examples":
+    def select(self, rows: Any) -> "Examples":
         """The examples at these row numbers (or where a mask is true), with their ids kept."""
         if isinstance(rows, slice):
             rows = np.arange(len(self))[rows]
@@ -102,7 +100,7 @@ class Examples:
         if rows.dtype == bool:
             if rows.shape != (len(self),):
                 raise DataError(
-                    f"A mask of {rows.shape[0] if rows.ndim else 0} values cannot select from {len(self)} examples.",
+                    f"A mask of shape {rows.shape} cannot select from {len(self)} examples.",
                     "Make the mask over the same examples, in the same order.",
                 )
             rows = np.flatnonzero(rows)
@@ -125,15 +123,13 @@ class Examples:
             mask &= np.array([value == wanted for value in self.about[name]], bool)
         return self.select(mask)
 
-    def without(self, ids: Sequence[int] | np.ndarray) -> "Examples":
+    def without(self, ids: Any) -> "Examples":
         """All but the examples with these ids."""
         keep = np.ones(len(self), bool)
         keep[self.rows_of(ids)] = False
         return self.select(keep)
 
-    def batch(
-        self, rows: Sequence[int] | np.ndarray, pad_to: int | None = None, device: Any = "cpu"
-    ) -> dict[str, torch.Tensor]:
+    def batch(self, rows: Any, pad_to: int | None = None, device: Any = "cpu") -> dict[str, torch.Tensor]:
         """These rows as tensors: ragged columns padded on the right (to `pad_to` positions when given), with
         `attention_mask` [b s] where there is anything to mask and `example_id` [b] always."""
         rows = np.asarray(rows, np.int64)
@@ -197,9 +193,7 @@ def _columns_of(data: Any) -> dict[str, Column]:
     if not items:
         raise DataError("The data set is empty.", "Give at least one example.")
     if isinstance(items[0], Mapping):
-        return {
-            name: _column([item[name] for item in items]) for name in items[0] if _is_numeric(items[0][name])
-        }
+        return {name: _column([item[name] for item in items]) for name in items[0] if _is_numeric(items[0][name])}
     if isinstance(items[0], (tuple, list)) and len(items[0]) == 2:
         return {"x": _column([x for x, _ in items]), "y": _column([y for _, y in items])}
     raise DataError(
@@ -218,7 +212,7 @@ def _column(values: Any) -> Column:
     if isinstance(values, np.ndarray) and values.dtype != object:
         return values
     rows = [np.asarray(v) for v in values]
-    if rows and all(r.shape == rows[0].shape for r in rows) and rows[0].ndim != 1:
+    if rows and all(r.shape == rows[0].shape for r in rows):
         return np.stack(rows)
     if any(r.ndim != 1 for r in rows):
         raise DataError(

@@ -30,3 +30,9 @@ def progress(
         dynamic_ncols=interactive,
         leave=interactive,
     )
+
+
+def say(message: str) -> None:
+    """One line for the person at the terminal, on standard error; WHENCE_QUIET=1 silences it."""
+    if os.environ.get("WHENCE_QUIET") != "1":
+        tqdm.write(message, file=sys.stderr)

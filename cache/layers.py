@@ -1,0 +1,227 @@
+"""Layers as linear maps: how each kind of layer's input and output gradient become a [b s i] and g [b s o].
+
+The gradient of one example with respect to the layer's weight, bias appended as the last input column, is then
+sum over s of g[s] a[s]^T, [o i], whatever the layer: linear, transposed (Hugging Face `Conv1D`), convolutional,
+an embedding (whose input is one-hot), or the scale and shift of a normalisation (whose gradient is already a
+vector, kept as a with g = 1). One class a kind; a new kind is one more class in KINDS.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Rows = Float[Tensor, "b s _"]
+
+
+@runtime_checkable
+class Layer(Protocol):
+    """One kind of layer. `group` selects one group of a grouped convolution; other kinds have one group."""
+
+    kind: str
+
+    def matches(self, module: nn.Module) -> bool: ...
+    def groups(self, module: Any) -> int: ...
+    def shape(self, module: Any) -> tuple[int, int]:
+        """(o, i) of one group, i counting the bias."""
+        ...
+
+    def rows(self, module: Any, x: Tensor, g: Tensor, group: int) -> tuple[Rows, Rows]:
+        """Input rows a [b s i] and output-gradient rows g [b s o] of one call. x and g are [b ...]."""
+        ...
+
+    def weight(self, module: Any, matrix: Tensor) -> dict[str, Tensor]:
+        """A matrix [... o i] of one group as slices of the layer's parameters, by attribute name."""
+        ...
+
+    def matrix(self, module: Any, values: dict[str, Tensor], group: int) -> Tensor:
+        """The inverse of `weight`: parameter-shaped values as the [o i] matrix of one group."""
+        ...
+
+
+def _flat(t: Tensor, width: int) -> Tensor:
+    return t.reshape(len(t), -1, width)
+
+
+def with_ones(a: Rows, has_bias: bool) -> Rows:
+    """Append the constant input of the bias."""
+    return F.pad(a, (0, 1), value=1.0) if has_bias else a
+
+
+def _bias(module: Any) -> bool:
+    return isinstance(getattr(module, "bias", None), nn.Parameter)  # a plain tensor is no parameter to differentiate
+
+
+class Linear:
+    kind = "linear"
+
+    def matches(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.Linear)
+
+    def groups(self, module: Any) -> int:
+        return 1
+
+    def shape(self, module: Any) -> tuple[int, int]:
+        return module.out_features, module.in_features + _bias(module)
+
+    def rows(self, module: Any, x: Tensor, g: Tensor, group: int) -> tuple[Rows, Rows]:
+        o, i = module.weight.shape
+        return with_ones(_flat(x, i), _bias(module)), _flat(g, o)
+
+    def weight(self, module: Any, matrix: Tensor) -> dict[str, Tensor]:
+        if not _bias(module):
+            return {"weight": matrix}
+        return {"weight": matrix[..., :-1], "bias": matrix[..., -1]}
+
+    def matrix(self, module: Any, values: dict[str, Tensor], group: int) -> Tensor:
+        if not _bias(module):
+            return values["weight"]
+        return torch.cat([values["weight"], values["bias"].unsqueeze(-1)], dim=-1)
+
+
+class TransposedLinear(Linear):
+    """Hugging Face's `Conv1D` (GPT-2): weight [i o]."""
+
+    def matches(self, module: nn.Module) -> bool:
+        return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+    def shape(self, module: Any) -> tuple[int, int]:
+        return module.weight.shape[1], module.weight.shape[0] + 1
+
+    def rows(self, module: Any, x: Tensor, g: Tensor, group: int) -> tuple[Rows, Rows]:
+        i, o = module.weight.shape
+        return with_ones(_flat(x, i), True), _flat(g, o)
+
+    def weight(self, module: Any, matrix: Tensor) -> dict[str, Tensor]:
+        return {"weight": matrix[..., :-1].transpose(-1, -2), "bias": matrix[..., -1]}
+
+    def matrix(self, module: Any, values: dict[str, Tensor], group: int) -> Tensor:
+        return torch.cat([values["weight"].transpose(-1, -2), values["bias"].unsqueeze(-1)], dim=-1)
+
+
+class Convolution:
+    """1-D and 2-D convolutions, each group a linear map over its patches (im2col)."""
+
+    kind = "conv"
+
+    def matches(self, module: nn.Module) -> bool:
+        return isinstance(module, (nn.Conv1d, nn.Conv2d))
+
+    def groups(self, module: Any) -> int:
+        return module.groups
+
+    def shape(self, module: Any) -> tuple[int, int]:
+        return module.out_channels // module.groups, module.weight[0].numel() + _bias(module)
+
+    def rows(self, module: Any, x: Tensor, g: Tensor, group: int) -> tuple[Rows, Rows]:
+        per_in, per_out = x.shape[1] // module.groups, module.out_channels // module.groups
+        patches = self._patches(module, x[:, group * per_in : (group + 1) * per_in])
+        g = g[:, group * per_out : (group + 1) * per_out].flatten(2).transpose(1, 2)
+        return with_ones(patches, _bias(module)), g
+
+    def _patches(self, module: Any, x: Tensor) -> Rows:
+        """[b positions c*kernel] in the order of the weight's own flattening."""
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+        kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
+        if x.ndim == 3:  # as a picture of height one
+            x, kernel, stride, dilation = x.unsqueeze(2), (1, *kernel), (1, *stride), (1, *dilation)
+        return F.unfold(x, kernel, dilation=dilation, stride=stride).transpose(1, 2)
+
+    def weight(self, module: Any, matrix: Tensor) -> dict[str, Tensor]:
+        shape = (*matrix.shape[:-1], *module.weight.shape[1:])
+        if not _bias(module):
+            return {"weight": matrix.reshape(shape)}
+        return {"weight": matrix[..., :-1].reshape(shape), "bias": matrix[..., -1]}
+
+    def matrix(self, module: Any, values: dict[str, Tensor], group: int) -> Tensor:
+        per_out = module.out_channels // module.groups
+        rows = slice(group * per_out, (group + 1) * per_out)
+        weight = values["weight"][rows].flatten(1)
+        if not _bias(module):
+            return weight
+        return torch.cat([weight, values["bias"][rows].unsqueeze(-1)], dim=-1)
+
+
+class Embedding:
+    """A look-up table as a linear map [d vocabulary] of one-hot inputs."""
+
+    kind = "embedding"
+
+    def matches(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.Embedding)
+
+    def groups(self, module: Any) -> int:
+        return 1
+
+    def shape(self, module: Any) -> tuple[int, int]:
+        return module.embedding_dim, module.num_embeddings
+
+    def rows(self, module: Any, x: Tensor, g: Tensor, group: int) -> tuple[Rows, Rows]:
+        one_hot = F.one_hot(x.reshape(len(x), -1).long(), module.num_embeddings).to(g.dtype)
+        if module.padding_idx is not None:  # autograd gives the padding row no gradient either
+            one_hot[..., module.padding_idx] = 0
+        return one_hot, _flat(g, module.embedding_dim)
+
+    def weight(self, module: Any, matrix: Tensor) -> dict[str, Tensor]:
+        return {"weight": matrix.transpose(-1, -2)}
+
+    def matrix(self, module: Any, values: dict[str, Tensor], group: int) -> Tensor:
+        return values["weight"].transpose(-1, -2)
+
+
+class Normalisation:
+    """The scale and shift of LayerNorm and RMSNorm. Their gradient [2d] (or [d]) is a vector already: it stands
+    as the input with an output gradient of one, so that the "input" moment of the site is the exact Fisher
+    block of these parameters."""
+
+    kind = "norm"
+
+    def matches(self, module: nn.Module) -> bool:
+        return (isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")) and (
+            isinstance(getattr(module, "weight", None), Tensor)
+        )
+
+    def groups(self, module: Any) -> int:
+        return 1
+
+    def shape(self, module: Any) -> tuple[int, int]:
+        return 1, module.weight.numel() * (1 + _bias(module))
+
+    def rows(self, module: Any, x: Tensor, g: Tensor, group: int) -> tuple[Rows, Rows]:
+        over = tuple(range(-module.weight.ndim, 0))
+        eps = next((getattr(module, n) for n in ("eps", "variance_epsilon") if hasattr(module, n)), None)
+        if isinstance(module, nn.LayerNorm):
+            x = x - x.mean(over, keepdim=True)
+        if eps is None:  # torch.nn.RMSNorm(eps=None) means the type's own epsilon
+            eps = torch.finfo(x.dtype).eps
+        unit = x * torch.rsqrt(x.square().mean(over, keepdim=True) + eps)
+        width = module.weight.numel()
+        parts = [_flat(g * unit, width).sum(1, keepdim=True)]
+        if _bias(module):
+            parts.append(_flat(g, width).sum(1, keepdim=True))
+        rows = torch.cat(parts, dim=-1)
+        return rows, torch.ones_like(rows[..., :1])
+
+    def weight(self, module: Any, matrix: Tensor) -> dict[str, Tensor]:
+        width, lead = module.weight.numel(), matrix.shape[:-2]
+        out = {"weight": matrix[..., 0, :width].reshape(*lead, *module.weight.shape)}
+        if _bias(module):
+            out["bias"] = matrix[..., 0, width:].reshape(*lead, *module.weight.shape)
+        return out
+
+    def matrix(self, module: Any, values: dict[str, Tensor], group: int) -> Tensor:
+        parts = [values["weight"].reshape(1, -1)]
+        if _bias(module):
+            parts.append(values["bias"].reshape(1, -1))
+        return torch.cat(parts, dim=-1)
+
+
+KINDS: tuple[Layer, ...] = (Linear(), TransposedLinear(), Convolution(), Embedding(), Normalisation())
+
+
+def layer_of(module: nn.Module) -> Layer | None:
+    """The kind of layer this module is, or None where it is none of KINDS."""
+    return next((layer for layer in KINDS if layer.matches(module)), None)
