@@ -40,3 +40,15 @@ from .task import LanguageModelling as LanguageModelling
 from .task import Regression as Regression
 from .task import Task as Task
 from .task import margin as margin
+
+# the store
+from .entry import Entry as Entry
+from .fingerprint import Fingerprint as Fingerprint
+from .fingerprint import model_fingerprint as model_fingerprint
+from .keys import canonical as canonical
+from .keys import key_of as key_of
+from .layout import ArraySpec as ArraySpec
+from .layout import Shard as Shard
+from .store import Event as Event
+from .store import Store as Store
+from .writer import Writer as Writer
