@@ -1,0 +1,192 @@
+"""A stream of activations with the place in the data that every one of them came from.
+
+Rows come from arrays in memory, from a store's entry, or from any iterable of `ActivationBatch` (a model that is
+running elsewhere). Builders see nothing else.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from cache.errors import DataError, ModelError, NotCached, UsageError
+
+
+class ActivationBatch(NamedTuple):
+    """x: [b d]; document: [b] id of the example; position: [b] within it; token: [b] id there."""
+
+    x: np.ndarray
+    document: np.ndarray
+    position: np.ndarray
+    token: np.ndarray
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What activations were computed from: hook point, and fingerprints of the model and of the data."""
+
+    site: str = ""
+    model: str = ""
+    data: str = ""
+
+    def check_same(self, other: "Origin", what: str = "this dictionary") -> None:
+        """Raises ModelError, with both fingerprints, where model or hook point are known and differ."""
+        for name in ("model", "site"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine and theirs and mine != theirs:
+                raise ModelError(
+                    f"{what.capitalize()} was made from {name} {mine}, these activations from {name} {theirs}.",
+                    f"Use activations of {mine}, or build a dictionary from these.",
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """Rows [t d] in stream order with the place of each.
+
+    x: anything that slices like an array (memory maps and store arrays are read as they are needed).
+    document, position, token: [t] integers; token -1 where there is none.
+    """
+
+    x: Any
+    document: Int[np.ndarray, " _"]
+    position: Int[np.ndarray, " _"]
+    token: Int[np.ndarray, " _"]
+    origin: Origin = field(default_factory=Origin)
+    rows: Int[np.ndarray, " u"] | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.x), len(self.document), len(self.position), len(self.token)}
+        if len(lengths) != 1:
+            raise DataError(
+                f"Activations, documents, positions and tokens have different lengths: {sorted(lengths)}.",
+                "Give one document id, position and token for every row.",
+            )
+        if self.width == 0:
+            raise DataError("These activations have no width.", "Give rows [t d] with d > 0.")
+
+    @staticmethod
+    def of(
+        x: Any,
+        document: Sequence[int] | np.ndarray | None = None,
+        position: Sequence[int] | np.ndarray | None = None,
+        token: Sequence[int] | np.ndarray | None = None,
+        origin: Origin | None = None,
+    ) -> "Activations":
+        """From arrays. Without documents each row is its own; [n s d] arrays are read example by example."""
+        if isinstance(x, Activations):
+            return x
+        if len(np.shape(x)) == 3:
+            n, s, d = np.shape(x)
+            x = np.asarray(x).reshape(n * s, d)
+            ids = np.arange(n) if document is None else np.asarray(document)
+            document = np.repeat(ids, s) if len(ids) == n else ids
+            position = np.tile(np.arange(s), n) if position is None else position
+            token = None if token is None else np.asarray(token).reshape(-1)
+        if len(np.shape(x)) != 2:
+            raise DataError(f"Activations have shape {np.shape(x)}.", "Give [rows, width] or [n, s, width].")
+        t = np.shape(x)[0]
+
+        def column(values: Any, default: np.ndarray) -> np.ndarray:
+            return default if values is None else np.asarray(values, np.int64)
+
+        return Activations(
+            x,
+            column(document, np.arange(t)),
+            column(position, np.zeros(t, np.int64)),
+            column(token, np.full(t, -1)),
+            origin or Origin(),
+        )
+
+    @property
+    def width(self) -> int:
+        return int(np.shape(self.x)[1])
+
+    def __len__(self) -> int:
+        return len(self.document) if self.rows is None else len(self.rows)
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        return self.batches(4096)
+
+    def batches(self, size: int) -> Iterator[ActivationBatch]:
+        """In stream order, `size` rows at a time."""
+        for start in range(0, len(self), size):
+            yield self._read(slice(start, min(start + size, len(self))))
+
+    def _read(self, part: slice) -> ActivationBatch:
+        at: Any = part if self.rows is None else self.rows[part]
+        x = np.asarray(self.x[at], np.float32)
+        return ActivationBatch(x, self.document[at], self.position[at], self.token[at])
+
+    def whole(self) -> ActivationBatch:
+        """All rows at once, in memory."""
+        return self._read(slice(0, len(self)))
+
+    def select(self, keep: Bool[np.ndarray, " t"] | Int[np.ndarray, " t"]) -> "Activations":
+        """Some of the rows, by mask or number, in the order given."""
+        rows = np.arange(len(self.document)) if self.rows is None else self.rows
+        return replace(self, rows=rows[np.asarray(keep)])
+
+    def without(self, positions: Sequence[int] = (), tokens: Sequence[int] = ()) -> "Activations":
+        """Leaves out positions (0 where a beginning-of-sequence token stands) and token ids (padding)."""
+        at = slice(None) if self.rows is None else self.rows
+        drop = np.isin(self.position[at], list(positions)) | np.isin(self.token[at], list(tokens))
+        return self.select(~drop)
+
+    def split(self, held_out: float = 0.1, seed: int = 0) -> tuple["Activations", "Activations"]:
+        """(the rest, held out), cut by document so that no document is on both sides."""
+        at = slice(None) if self.rows is None else self.rows
+        documents = np.unique(self.document[at])
+        if len(documents) < 2:
+            raise DataError("One document cannot be split.", "Give activations of at least two documents.")
+        count = min(max(1, round(held_out * len(documents))), len(documents) - 1)
+        chosen = np.random.default_rng(seed).permutation(documents)[:count]
+        inside = np.isin(self.document[at], chosen)
+        return self.select(~inside), self.select(inside)
+
+
+def finite(batch: ActivationBatch) -> tuple[ActivationBatch, int, int]:
+    """The rows that can be decomposed, and how many were left out as not finite and as zero."""
+    energy = np.einsum("bd,bd->b", batch.x, batch.x, dtype=np.float64)
+    bad, zero = ~np.isfinite(energy), energy == 0
+    if not bad.any() and not zero.any():
+        return batch, 0, 0
+    keep = ~bad & ~zero
+    return ActivationBatch(*(column[keep] for column in batch)), int(bad.sum()), int(zero.sum())
+
+
+def from_entry(entry: Any, site: str | None = None) -> Activations:
+    """Activations kept in the store, one hook point of them, with the documents and positions of the rows.
+
+    Raises NotCached while the entry is still being built, UsageError when `site` is not in it.
+    """
+    if not entry.sealed:
+        raise NotCached(
+            f"The activations {entry.key[:12]} are still being built.",
+            "Wait for the job that builds them, or run it again: it goes on where it stopped.",
+        )
+    places: Mapping[str, Any] = entry.about
+    names = [name for name in entry.arrays if name not in ("document", "position", "token")]
+    name = site if site is not None else names[0]
+    if name not in names:
+        raise UsageError(f"{name} is not in these activations.", f"They hold {', '.join(names)}.")
+
+    def column(key: str) -> np.ndarray:
+        return np.asarray(entry.read(key) if key in entry.arrays else places[key], np.int64)
+
+    origin = Origin(name, str(entry.inputs.get("model", "")), str(entry.inputs.get("data", "")))
+    return Activations(entry.read(name), column("document"), column("position"), column("token"), origin)
+
+
+def as_stream(source: "Activations | Iterable[ActivationBatch] | Any") -> tuple[Iterable[ActivationBatch], Origin]:
+    """What a builder reads, with the origin where it is known. Store entries are opened here."""
+    if isinstance(source, Activations):
+        return source, source.origin
+    if hasattr(source, "sealed"):
+        acts = from_entry(source)
+        return acts, acts.origin
+    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
+        return Activations.of(np.asarray(source)), Origin()
+    return source, Origin()

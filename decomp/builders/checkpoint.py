@@ -1,0 +1,51 @@
+"""A builder's state on disk, so that a long build goes on where it stopped and ends the same."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from cache.errors import CorruptEntry, UsageError
+
+from ..dictionary import Provenance
+from ..kernels import Basis
+from .growth import Grown
+
+
+def save(path: Path, grown: Grown, settings: Mapping[str, Any]) -> None:
+    """Writes beside and renames, so that an interrupted save leaves the last one."""
+    arrays = {"atoms": np.asarray(grown.basis.atoms), **grown.provenance._asdict()}
+    if grown.basis.gram is not None:
+        arrays["gram"] = np.asarray(grown.basis.gram)  # kept: computed anew it may round otherwise
+    about = {"count": grown.filled, "taken": grown.taken, "curve": grown.curve, "settings": dict(settings)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".new")
+    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, beside, {"about": json.dumps(about)})
+    os.replace(beside, path)
+
+
+def load(path: Path, settings: Mapping[str, Any]) -> Grown:
+    """Raises UsageError when the checkpoint is of a build with other settings, CorruptEntry when damaged."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(path), "np") as file:
+            about = json.loads(file.metadata()["about"])
+        arrays = load_file(path)
+    except (SafetensorError, KeyError, json.JSONDecodeError, TypeError) as error:
+        raise CorruptEntry(f"{path} is not a whole checkpoint.", "Delete it and build again.") from error
+    if about["settings"] != json.loads(json.dumps(dict(settings))):
+        raise UsageError(
+            f"{path} is the checkpoint of a build with other settings ({about['settings']}).",
+            "Use the same settings, or another checkpoint file.",
+        )
+    gram = jnp.asarray(arrays["gram"]) if "gram" in arrays else None
+    provenance = Provenance(*(arrays[name] for name in Provenance._fields))
+    curve = tuple((int(t), int(n)) for t, n in about["curve"])
+    return Grown(Basis(jnp.asarray(arrays["atoms"]), gram), about["count"], provenance, about["taken"], curve)

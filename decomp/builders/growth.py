@@ -1,0 +1,186 @@
+"""Growing a dictionary from a stream: keep the activations that the dictionary so far cannot explain.
+
+One batch at a time: encode, find the rows whose unexplained share is above the threshold, drop those that
+another accepted row of the same batch would explain, append the rest. The dictionary lives in arrays of doubling
+capacity, so JAX compiles once for each size and not for every number of atoms.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float
+
+from .. import kernels
+from ..activations import ActivationBatch, finite
+from ..dictionary import Provenance
+from ..kernels import Basis, Pursuit
+from ..kernels.forms import product
+
+FIRST_CAPACITY = 1024
+SMALL_BATCH = 64  # rows judged together while the dictionary is small, where most of a batch is news
+
+
+class Rows:
+    """Re-cuts a stream into batches of any size, leaving out rows that are zero or not finite."""
+
+    def __init__(self, stream: Iterable[ActivationBatch], centre: np.ndarray | None = None):
+        self._stream, self._centre = iter(stream), centre
+        self._held: list[ActivationBatch] = []
+        self.taken = self.not_finite = self.zero = 0
+
+    def take(self, size: int) -> ActivationBatch | None:
+        """The next `size` rows; fewer at the end of the stream, None after it."""
+        parts: list[ActivationBatch] = []
+        wanted = size
+        while wanted and (part := self._next()) is not None:
+            parts.append(ActivationBatch(*(column[:wanted] for column in part)))
+            if len(part.x) > wanted:
+                self._held.insert(0, ActivationBatch(*(column[wanted:] for column in part)))
+            wanted -= len(parts[-1].x)
+        self.taken += size - wanted
+        return ActivationBatch(*map(np.concatenate, zip(*parts))) if parts else None
+
+    def _next(self) -> ActivationBatch | None:
+        """Some rows: what is held, else what the stream gives."""
+        while not self._held:
+            batch = next(self._stream, None)
+            if batch is None:
+                return None
+            x = np.asarray(batch.x, np.float32)
+            kept, not_finite, zero = finite(
+                ActivationBatch(x if self._centre is None else x - self._centre, *batch[1:])
+            )
+            self.not_finite, self.zero = self.not_finite + not_finite, self.zero + zero
+            if len(kept.x):
+                self._held.append(kept)
+        return self._held.pop(0)
+
+    def put_back(self, batch: ActivationBatch) -> None:
+        """Returns rows that were taken to look at them."""
+        self._held.insert(0, batch)
+        self.taken -= len(batch.x)
+
+    def skip(self, count: int) -> None:
+        """Reads past rows that an earlier run has taken."""
+        while self.taken < count and self.take(min(4096, count - self.taken)) is not None:
+            pass
+
+
+class Grown(NamedTuple):
+    """The builder's state.
+
+    basis: atoms with room to spare; filled: how many of its rows are atoms; provenance: theirs; taken: rows read
+    so far; curve: (rows read, atoms) after every batch.
+    """
+
+    basis: Basis
+    filled: int
+    provenance: Provenance
+    taken: int
+    curve: tuple[tuple[int, int], ...]
+
+    @property
+    def atoms(self) -> np.ndarray:
+        return np.asarray(self.basis.atoms[: self.filled])
+
+
+def empty(width: int, gram: bool) -> Grown:
+    """Nothing yet, with room for the first atoms."""
+    basis = kernels.basis_of(jnp.zeros((0, width)), gram, capacity=FIRST_CAPACITY)
+    return Grown(basis, 0, Provenance.unknown(0), 0, ())
+
+
+@partial(jax.jit, static_argnames=("pursuit",))
+def judge(
+    pursuit: Pursuit, x: Float[Array, "b d"], basis: Basis, threshold: Float[Array, ""]
+) -> tuple[Bool[Array, " b"], Float[Array, " b"]]:
+    """Which rows become atoms, and the share of every row that the dictionary so far leaves unexplained.
+
+    Within the batch, in order, a row that fails is still left out when an accepted row j explains it within the
+    same k steps: alone, or in the place of the last one. With r₋ the residual before the last step, that is
+    min(‖x‖² − ⟨x, x̂_j⟩², ‖r₋‖² − ⟨r₋, x̂_j⟩²) ≤ threshold · ‖x‖². Only positive products count for a
+    non-negative pursuit. Zero rows (padding) never fail.
+    """
+    code = kernels.encode(pursuit, x, basis)
+    failing = code.unexplained > threshold
+    unit = x * jax.lax.rsqrt(jnp.maximum(code.energy, 1e-30))[:, None]
+    shorter = code._replace(values=code.values.at[:, -1].set(0.0))
+    before = x - kernels.decode(shorter, basis.atoms)
+    signed = pursuit.rule.score(jnp.float32(-1)) > 0
+    floor = jnp.where(signed, -jnp.inf, 0.0)
+    alone = jnp.maximum(product(x, unit), floor) ** 2
+    instead = jnp.maximum(product(before, unit), floor) ** 2
+    left = jnp.minimum(code.energy[:, None] - alone, jnp.sum(before**2, axis=1)[:, None] - instead)
+    explains = left <= threshold * code.energy[:, None]
+
+    def visit(i: Array, accepted: Array) -> Array:
+        return accepted.at[i].set(failing[i] & ~jnp.any(accepted & explains[i]))
+
+    return jax.lax.fori_loop(0, x.shape[0], visit, jnp.zeros(x.shape[0], bool)), code.unexplained
+
+
+@partial(jax.jit, donate_argnames=("basis",))
+def put_rows(basis: Basis, new: Float[Array, "m d"], count: Array) -> Basis:
+    """`kernels.append` in place."""
+    return kernels.append(basis, new, count)
+
+
+def roomier(basis: Basis, needed: int) -> Basis:
+    """The same atoms in arrays of doubled capacity, until `needed` rows fit."""
+    capacity = basis.atoms.shape[0]
+    if needed <= capacity:
+        return basis
+    while capacity < needed:
+        capacity *= 2
+    atoms = jnp.zeros((capacity, basis.atoms.shape[1])).at[: basis.atoms.shape[0]].set(basis.atoms)
+    if basis.gram is None or not kernels.gram_pays(capacity):
+        return Basis(atoms, None)
+    old = basis.gram.shape[0]
+    return Basis(atoms, jnp.zeros((capacity, capacity), basis.gram.dtype).at[:old, :old].set(basis.gram))
+
+
+def extended(grown: Grown, x: np.ndarray, provenance: Provenance) -> Grown:
+    """With rows [m d] appended, scaled to unit norm. m is padded to a power of two, again to bound compilation."""
+    count = len(x)
+    if not count:
+        return grown
+    padded = max(64, 1 << (count - 1).bit_length())
+    unit = np.zeros((padded, x.shape[1]), np.float32)
+    unit[:count] = x / np.linalg.norm(x, axis=1, keepdims=True)
+    basis = roomier(grown.basis, grown.filled + padded)
+    basis = put_rows(basis, jnp.asarray(unit), jnp.int32(grown.filled))
+    return grown._replace(basis=basis, filled=grown.filled + count, provenance=grown.provenance.joined(provenance))
+
+
+def places(batch: ActivationBatch, rows: np.ndarray, error: np.ndarray | float, seed: bool = False) -> Provenance:
+    """The provenance of some rows of a batch."""
+    x = batch.x[rows]
+    return Provenance.of(
+        batch.document[rows], batch.position[rows], batch.token[rows], np.linalg.norm(x, axis=1), error, seed
+    )
+
+
+def grow(grown: Grown, rows: Rows, pursuit: Pursuit, threshold: float, size: int | None, batch: int) -> Iterator[Grown]:
+    """Yields the state after every batch, until the stream ends or `size` atoms are there.
+
+    The atoms past `size` are cropped in order of arrival, so a stream always gives the same dictionary.
+    """
+    while size is None or grown.filled < size:
+        step = min(batch, SMALL_BATCH) if grown.filled < 8 * SMALL_BATCH else batch
+        part = rows.take(step)
+        if part is None:
+            return
+        x = np.zeros((step, part.x.shape[1]), np.float32)
+        x[: len(part.x)] = part.x
+        accepted, share = judge(pursuit, jnp.asarray(x), grown.basis, jnp.float32(threshold))
+        chosen = np.flatnonzero(np.asarray(accepted))
+        if size is not None:
+            chosen = chosen[: size - grown.filled]
+        grown = extended(grown, part.x[chosen], places(part, chosen, np.asarray(share)[chosen]))
+        grown = grown._replace(taken=rows.taken, curve=(*grown.curve, (rows.taken, grown.filled)))
+        yield grown

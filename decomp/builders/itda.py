@@ -1,0 +1,174 @@
+"""Inference-time decomposition of activations (Leask et al. 2025, arXiv 2505.17769): a dictionary of activations.
+
+Read the stream once; an activation that matching pursuit with the atoms so far leaves unexplained becomes an
+atom. No gradient, no epochs.
+
+This differs from the published code, each by choice:
+1. the threshold is a share of the activation's squared norm, ‖r‖²/‖x‖², which means the same at every width;
+   the published one is a mean over coordinates and adds nothing at all above 2/d;
+2. seeds are the first activations of the stream, not the smallest in value ("lexicographic" has those);
+3. failing activations of one batch are compared with each other before they are added;
+4. rows that are zero or not finite are left out and counted.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache import progress
+from cache.errors import DataError, UsageError
+
+from .. import kernels
+from ..activations import ActivationBatch, Origin, as_stream
+from ..dictionary import PURSUITS, Dictionary
+from . import checkpoint as checkpoints
+from .growth import Grown, Rows, empty, extended, grow, places
+from .seeding import SEEDINGS, seed_rows
+
+
+@dataclass(frozen=True)
+class ITDA:
+    """How to build.
+
+    size: most atoms (None: as many as the stream asks for); k: pursuit steps; unexplained: share of the squared
+    norm above which an activation becomes an atom, between 0 and 1; seeding, seeds: see `seeding` (default: as
+    many as the width, at most a quarter of `size`); pursuit: a name of PURSUITS; batch: rows judged together.
+
+    Raises UsageError for settings that cannot be right, among them a threshold that can add nothing.
+    """
+
+    size: int | None = None
+    k: int = 16
+    unexplained: float = 0.1
+    seeding: str = "stream"
+    seeds: int | None = None
+    pursuit: str = "matching"
+    batch: int = 512
+
+    def __post_init__(self) -> None:
+        if self.pursuit not in PURSUITS:
+            raise UsageError(f"There is no pursuit {self.pursuit!r}.", f"Choose one of {', '.join(PURSUITS)}.")
+        if self.seeding not in SEEDINGS:
+            raise UsageError(f"There is no seeding {self.seeding!r}.", f"Choose one of {', '.join(SEEDINGS)}.")
+        if self.unexplained >= 1:
+            raise UsageError(
+                f"A threshold of {self.unexplained} adds nothing: no pursuit leaves more than the whole norm.",
+                "Give the share of the squared norm that may stay unexplained, such as 0.1.",
+            )
+        if self.unexplained <= 0:
+            raise UsageError(
+                f"A threshold of {self.unexplained} makes an atom of every activation.",
+                "Give a share above 0, or use decomp.Random to take activations without judging.",
+            )
+        if self.k < 1 or self.batch < 1 or (self.size is not None and self.size < 1):
+            raise UsageError("k, batch and size count things.", "Give whole numbers from 1.")
+        if self.size is not None and self.k > self.size:
+            raise UsageError(f"{self.k} steps from at most {self.size} atoms.", "Choose k up to size.")
+
+    @classmethod
+    def published(cls, threshold: float, width: int, **settings: Any) -> "ITDA":
+        """From a threshold as the published code states it: mean over d coordinates of the squared difference
+        of x and its reconstruction, both scaled to norm 1, which is (2 − 2 cos)/d.
+
+        The unexplained share of a reconstruction at that cosine is 1 − cos². Raises UsageError above 2/d, where
+        the rule can never add an atom (cos ≥ 0 for any pursuit).
+        """
+        if threshold * width >= 2:
+            raise UsageError(
+                f"A threshold of {threshold} at width {width} adds nothing: the error cannot exceed "
+                f"2/d = {2 / width:.3g}.",
+                "The published threshold depends on the width; give `unexplained` instead, or calibrate.",
+            )
+        return cls(unexplained=1 - (1 - threshold * width / 2) ** 2, **settings)
+
+    def build(
+        self,
+        source: "Iterable[ActivationBatch] | Any",
+        *,
+        checkpoint: str | Path | None = None,
+        every: int = 200,
+        quiet: bool = True,
+    ) -> Dictionary:
+        """Reads the stream once, or until `size` atoms are there, and returns the dictionary.
+
+        source: `Activations`, a store's entry, an array [t d], or any iterable of ActivationBatch.
+        checkpoint: a file written every `every` batches; when it is there, the build goes on from it and ends
+        in the same dictionary. Its settings record rows read, rows left out, and the growth curve.
+        Raises DataError for an empty stream, UsageError when the threshold added nothing.
+        """
+        stream, origin = as_stream(source)
+        rows = Rows(stream)
+        path = None if checkpoint is None else Path(checkpoint)
+        about = {**asdict(self), "origin": asdict(origin)}
+        if path is not None and path.exists():
+            grown = checkpoints.load(path, about)
+            rows.skip(grown.taken)
+        else:
+            grown = self._seeded(rows)
+        seeds = int(grown.provenance.seed.sum())
+        pursuit = PURSUITS[self.pursuit](self.k)
+        states = grow(grown, rows, pursuit, self.unexplained, self.size, self.batch)
+        for n, state in enumerate(progress(states, desc="building", unit="batch", quiet=quiet)):
+            grown = state
+            if path is not None and n % every == every - 1:
+                checkpoints.save(path, grown, about)
+        if grown.filled == seeds:
+            raise UsageError(
+                f"Nothing but its {seeds} seeds: no activation was left unexplained by {self.unexplained}.",
+                "Lower the threshold, or find one with decomp.calibrate.",
+            )
+        if path is not None:
+            path.unlink(missing_ok=True)
+        return finished(grown, self, rows, origin)
+
+    def _seeded(self, rows: Rows) -> Grown:
+        """The seeds. The rows are put back to be judged like all others; seeds explain themselves."""
+        first = rows.take(1)
+        if first is None:
+            raise DataError(
+                f"No activation to build from ({rows.not_finite} not finite, {rows.zero} zero).",
+                "Check the hook point, and what was excluded.",
+            )
+        width = first.x.shape[1]
+        limit = width if self.size is None else min(width, self.size // 4)
+        count = 0 if self.seeding == "none" else limit if self.seeds is None else self.seeds
+        more = rows.take(max(4 * count, self.batch) - 1) if count else None
+        pool = first if more is None else ActivationBatch(*map(np.concatenate, zip(first, more)))
+        chosen = seed_rows(self.seeding, pool, count)
+        grown = empty(width, gram=kernels.gram_pays(self.size or 1))
+        if self.size is not None and len(chosen) > self.size:
+            raise UsageError(f"{count} seeds for at most {self.size} atoms.", "Ask for fewer seeds.")
+        grown = extended(grown, pool.x[chosen], places(pool, chosen, 1.0, seed=True))
+        rows.put_back(pool)
+        return grown
+
+
+def finished(grown: Grown, builder: Any, rows: Rows, origin: Origin, **more: Any) -> Dictionary:
+    """The dictionary of a grown state, with what the build saw in its settings."""
+    settings = {
+        "builder": type(builder).__name__,
+        **asdict(builder),
+        "rows_read": rows.taken,
+        "rows_not_finite": rows.not_finite,
+        "rows_zero": rows.zero,
+        "seeds_placed": int(grown.provenance.seed.sum()),
+        "curve": thinned(grown.curve),
+    }
+    return Dictionary(
+        atoms=grown.atoms,
+        provenance=grown.provenance,
+        k=min(builder.k, grown.filled),
+        origin=origin,
+        pursuit=builder.pursuit,
+        settings=settings,
+        **more,
+    )
+
+
+def thinned(curve: tuple[tuple[int, int], ...], points: int = 200) -> list[list[int]]:
+    """At most about `points` of a curve's points, the last among them."""
+    stride = max(1, len(curve) // points)
+    return [list(point) for point in (*curve[::stride], *curve[-1:])]

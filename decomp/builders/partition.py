@@ -1,0 +1,75 @@
+"""Exemplar partitioning (arXiv 2605.14347): one pass of leader clustering on the centred unit sphere.
+
+An activation whose cosine with every exemplar so far is below a threshold becomes an exemplar. That is the
+greedy construction with one non-negative pursuit step: a single step leaves 1 − cos² of the squared norm, so the
+two share their loop.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cache import progress
+from cache.errors import DataError, UsageError
+
+from .. import kernels
+from ..activations import ActivationBatch, Activations, as_stream, finite
+from ..dictionary import Dictionary
+from .growth import Rows, empty, grow
+from .itda import finished
+
+
+@dataclass(frozen=True)
+class Partition:
+    """cosine: below it a new exemplar starts; size: most exemplars; k: steps that the dictionary's `encode`
+    takes (1 assigns to a region); centre: [d], the mean of the stream's first rows when not given."""
+
+    cosine: float = 0.5
+    size: int | None = None
+    k: int = 1
+    pursuit: str = "nonnegative"
+    batch: int = 512
+    centre_rows: int = 16384
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cosine < 1:
+            raise UsageError(f"A cosine of {self.cosine}.", "Give one between 0 and 1, such as 0.5.")
+
+    def build(self, source: "Iterable[ActivationBatch] | Any", *, quiet: bool = True) -> Dictionary:
+        """Reads the stream once. Raises DataError for an empty one."""
+        stream, origin = as_stream(source)
+        first, rest = _peek(stream, self.centre_rows)
+        if not len(first.x):
+            raise DataError("No activation to build from.", "Check the hook point, and what was excluded.")
+        centre = first.x.mean(axis=0, dtype=np.float64).astype(np.float32)
+        rows = Rows(rest, centre)
+        grown = empty(len(centre), gram=True)
+        pursuit = kernels.nonnegative_matching_pursuit(1)
+        states = grow(grown, rows, pursuit, 1 - self.cosine**2, self.size, self.batch)
+        for state in progress(states, desc="partitioning", unit="batch", quiet=quiet):
+            grown = state
+        return finished(grown, self, rows, origin, centre=centre)
+
+
+def _peek(stream: Iterable[ActivationBatch], count: int) -> tuple[ActivationBatch, Iterable[ActivationBatch]]:
+    """The first `count` usable rows, and the stream from its start again."""
+    if isinstance(stream, Activations):
+        head = stream.select(np.arange(min(count, len(stream)))).whole()
+        return finite(head)[0], stream
+    parts: list[ActivationBatch] = []
+    iterator = iter(stream)
+    for batch in iterator:
+        parts.append(batch)
+        if sum(len(part.x) for part in parts) >= count:
+            break
+    if not parts:
+        raise DataError("No activation to build from.", "Check the hook point, and what was excluded.")
+    head = ActivationBatch(*map(np.concatenate, zip(*parts)))
+    return finite(head)[0], _chain(parts, iterator)
+
+
+def _chain(parts: list[ActivationBatch], rest: Iterable[ActivationBatch]) -> Iterable[ActivationBatch]:
+    yield from parts
+    yield from rest
