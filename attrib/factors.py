@@ -1,0 +1,123 @@
+"""Curvature factors: per site an eigenbasis and eigenvalues, whatever method fitted them.
+
+Every method of the Kronecker family is a basis and a grid of eigenvalues, G ~ (Q_A x Q_S) diag(lambda) (Q_A x Q_S)^T:
+identity and diagonal in the weights' own basis, K-FAC with an outer product of eigenvalues, EK-FAC with the measured
+ones. What is done with them is the same for all: (G + damping I)^-1 times gradients.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cache import DataError, Site, Sites
+
+from . import kernels
+
+
+class SiteFactors(NamedTuple):
+    """One site's curvature: columns of qa [i i] and qs [o o] are eigenvectors (None: the weights' own basis);
+    eigenvalues [o i] are means over examples."""
+
+    qa: np.ndarray | None
+    qs: np.ndarray | None
+    eigenvalues: np.ndarray
+
+
+@dataclass(frozen=True)
+class Damping:
+    """What is added to the eigenvalues before inverting.
+
+    value: a factor of the site's mean eigenvalue (relative, the paper's 0.1), or the number itself (absolute).
+    per_site: site name -> value, for sites that are to differ.
+    """
+
+    value: float = 0.1
+    rule: Literal["relative", "absolute"] = "relative"
+    per_site: Mapping[str, float] = field(default_factory=dict)
+
+    def at(self, site: str, eigenvalues: np.ndarray) -> float:
+        value = float(self.per_site.get(site, self.value))
+        return value * float(eigenvalues.mean()) if self.rule == "relative" else value
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The fitted curvature of a model on data, and how it is damped.
+
+    method: its name. sites: where. per_site: site -> SiteFactors. count: examples it was fitted on.
+    inputs: what it was computed from (model, data, task, ...), as in its key. key: its entry in the store, or "".
+    """
+
+    method: str
+    sites: Sites
+    per_site: Mapping[str, SiteFactors]
+    count: int
+    damping: Damping
+    inputs: Mapping[str, Any]
+    key: str = ""
+
+    def damped(self, site: str) -> np.ndarray:
+        """Eigenvalues plus damping, [o i]."""
+        values = self.per_site[site].eigenvalues
+        return values + self.damping.at(site, values)
+
+    def inverse(self, site: str) -> np.ndarray:
+        """1 / (eigenvalues + damping), [o i]; zero where both are zero (directions no example has)."""
+        damped = self.damped(site)
+        return np.divide(1.0, damped, out=np.zeros_like(damped), where=damped > 0)
+
+    def inverse_product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
+        """(G + damping I)^-1 applied to gradients, site by site (Grosse et al. 2023, Eq. 21, with column
+        eigenvectors: Q_S ((Q_S^T V Q_A) / (lambda + damping)) Q_A^T)."""
+        return {site: self._apply(site, value, self.inverse(site)) for site, value in gradients.items()}
+
+    def product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
+        """(G + damping I) applied to gradients, site by site."""
+        return {site: self._apply(site, value, self.damped(site)) for site, value in gradients.items()}
+
+    def _apply(self, site: str, value: jax.Array, weight: np.ndarray) -> jax.Array:
+        factors = self.per_site.get(site)
+        if factors is None:
+            raise DataError(f"These factors know no site {site!r}.", f"They know {', '.join(self.per_site)}.")
+        scale = jnp.asarray(weight, value.dtype)
+        if factors.qa is None or factors.qs is None:
+            return value * scale
+        qa, qs = jnp.asarray(factors.qa, value.dtype), jnp.asarray(factors.qs, value.dtype)
+        return kernels.rotate_back(kernels.rotate(value, qa, qs) * scale, qa, qs)
+
+    def with_damping(self, value: float, rule: Literal["relative", "absolute"] = "relative") -> "Factors":
+        """The same curvature, damped otherwise; nothing is refitted."""
+        return Factors(self.method, self.sites, self.per_site, self.count, Damping(value, rule), self.inputs, self.key)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for f in self.per_site.values() for a in f if a is not None)
+
+    def __repr__(self) -> str:
+        return (
+            f"Factors({self.method}, {len(self.per_site)} sites, {self.count} examples, "
+            f"damping {self.damping.value:g} {self.damping.rule}, {self.nbytes / 1e6:.1f} MB)"
+        )
+
+
+def sites_to_json(sites: Sites) -> dict[str, Any]:
+    return {"sites": [asdict(s) for s in sites], "total": sites.total, "left_out": [list(x) for x in sites.left_out]}
+
+
+def sites_from_json(data: Mapping[str, Any]) -> Sites:
+    def site(d: Mapping[str, Any]) -> Site:
+        return Site(
+            **{
+                **d,
+                "shape": tuple(d["shape"]),
+                "modules": tuple(d["modules"]),
+                "parameters": tuple((a, n) for a, n in d["parameters"]),
+            }
+        )
+
+    return Sites(tuple(site(d) for d in data["sites"]), data["total"], tuple((n, c) for n, c in data["left_out"]))

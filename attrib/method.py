@@ -1,0 +1,79 @@
+"""The protocol of an attribution method, and what every method of it shares."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from cache import Examples, Sites, Store, Task, find_sites
+from cache.build import Run
+from cache.fingerprint import model_fingerprint
+
+from .factors import Factors
+
+
+@runtime_checkable
+class Method(Protocol):
+    """Fit once, score often: `fit` looks at the model and its data and returns state that is never changed; scores
+    are products of that state with gradients. A new method is one file in `methods/` and one line in its index."""
+
+    def fit(
+        self,
+        model: nn.Module,
+        task: Task,
+        examples: Examples,
+        *,
+        sites: Sites | None = None,
+        store: Store | None = None,
+        options: "FitOptions" = ...,
+    ) -> Factors: ...
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a fit is run; none of it changes the result beyond rounding, so none of it is in a key.
+
+    memory: bytes that may be held (default: half of what is free). positions: positions in a batch (default: from
+    `memory`). quiet: no progress bars. device: where the model and its batches are.
+    """
+
+    memory: int | None = None
+    positions: int | None = None
+    quiet: bool = False
+    device: Any = None
+
+
+def make_run(
+    model: nn.Module,
+    task: Task,
+    examples: Examples,
+    sites: Sites | None,
+    objective: str,
+    seed: int,
+    options: FitOptions,
+) -> Run:
+    """A prepared run: sites found when not given, batch size measured."""
+    chosen = find_sites(model, quiet=options.quiet) if sites is None else sites
+    device = options.device or next((p.device for p in model.parameters()), torch.device("cpu"))
+    run = Run(model, task, examples, chosen, objective, seed, options.positions, options.memory, device)
+    return run.prepared()
+
+
+def inputs_of(run: Run, **more: Any) -> dict[str, Any]:
+    """What a result of this run is computed from: the part of its key that every kind shares."""
+    return {
+        "model": model_fingerprint(run.model).hex,
+        "data": run.examples.fingerprint,
+        "task": run.task.settings,
+        "sites": run.sites.settings,
+        "objective": run.objective,
+        "seed": run.seed,
+        **more,
+    }
+
+
+def settings(method: Any) -> Mapping[str, Any]:
+    """A method's own settings, by name."""
+    return asdict(method)

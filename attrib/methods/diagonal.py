@@ -1,0 +1,45 @@
+"""Diagonal: the Fisher matrix's diagonal in the weights' own basis."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from cache import Examples, Sites, Store, Task
+from cache.build import Replay
+
+from .. import kernels
+from ..factors import Damping, Factors, SiteFactors
+from ..fit import fold_sites
+from ..method import FitOptions, inputs_of, make_run
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """Mean over examples of squared gradients, one pass. labels and seed as for EKFAC."""
+
+    damping: Damping = Damping()
+    labels: Literal["sampled", "true"] = "sampled"
+    seed: int = 0
+    name = "diagonal"
+
+    def fit(
+        self,
+        model: nn.Module,
+        task: Task,
+        examples: Examples,
+        *,
+        sites: Sites | None = None,
+        store: Store | None = None,
+        options: FitOptions = FitOptions(),
+    ) -> Factors:
+        """Raises as EKFAC.fit."""
+        objective = "sampled" if self.labels == "sampled" else "loss"
+        run = make_run(model, task, examples, sites, objective, self.seed, options)
+        inputs = inputs_of(run, method=self.name)
+        squares, key = fold_sites(
+            Replay(run, 0), store, inputs, lambda site, total, a, g: kernels.add_squares(total, a, g), self.name,
+            options.quiet,
+        )  # fmt: skip
+        per_site = {name: SiteFactors(None, None, value) for name, value in squares.items()}
+        return Factors(self.name, run.sites, per_site, len(examples), self.damping, inputs, key)
