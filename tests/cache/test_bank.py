@@ -1,0 +1,267 @@
+"""The bank trains what one model at a time would be, and never passes a tainted model off as an oracle."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cache import Classification, DataError, Examples, ModelError, NumericalError, Store, UsageError
+from cache.bank import Bank
+from cache.retrained import mask_hash, oracle_masks, subset_masks
+from cache.training import SGD, AdamW, Recipe, Schedule, steps_of
+
+
+def data(n: int = 48, d: int = 16, c: int = 3) -> Examples:
+    generator = np.random.default_rng(0)
+    y = np.arange(n) % c
+    x = generator.normal(size=(n, d)).astype(np.float32) + 2 * np.eye(c, d, dtype=np.float32)[y]
+    return Examples.of((x, y), ids=100 + np.arange(n))
+
+
+def mlp(seed: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+class Convolutional(nn.Module):
+    def __init__(self, norm: type[nn.Module] | None = None):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding="same", bias=False)
+        self.norm = norm(6) if norm else nn.GroupNorm(2, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.first(x.view(-1, 1, 4, 4))), 2)
+        return self.head(F.avg_pool2d(self.norm(self.second(x)), 2).flatten(1))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.layer = nn.Linear(4, 8), nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.layer(self.embed(x.view(-1, 4, 4))).mean(1))
+
+
+def alone(bank: Bank, mask: np.ndarray, seed: int) -> nn.Module:
+    """The slow twin: one model, torch's own optimiser, a loop."""
+    model, recipe, o = bank.build(seed), bank.recipe, bank.recipe.optimiser
+    if isinstance(o, SGD):
+        torch_optimiser = torch.optim.SGD(
+            model.parameters(), o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov
+        )
+    else:
+        torch_optimiser = torch.optim.AdamW(model.parameters(), o.lr, o.betas, o.eps, o.weight_decay)
+    x, y = (torch.as_tensor(bank.train.columns[name]) for name in "xy")
+    steps, totals = steps_of(mask[None], np.array([seed]), recipe)
+    for number, step in enumerate(steps):
+        rows, weights = step.rows.reshape(-1), torch.as_tensor(step.weights[0])
+        loss = (F.cross_entropy(model(x[rows]), y[rows], reduction="none") * weights).sum() / weights.sum()
+        factor = recipe.schedule.factor(torch.tensor([[float(number)]]), torch.tensor([[float(totals[0])]]))
+        torch_optimiser.param_groups[0]["lr"] = o.lr * float(factor)
+        torch_optimiser.zero_grad()
+        loss.backward()
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        torch_optimiser.step()
+    return model.eval()
+
+
+RECIPES = {
+    "sgd": Recipe(3, 10, SGD(0.05, 0.9, 1e-3), Schedule("cosine", 0.2)),
+    "nesterov": Recipe(3, 10, SGD(0.05, 0.9, nesterov=True), Schedule("linear"), clip=0.5),
+    "adamw": Recipe(3, 10, AdamW(1e-2, weight_decay=0.1)),
+    "shared": Recipe(3, 10, SGD(0.05), batches="shared"),
+}
+MODELS = {
+    "mlp": mlp,
+    "conv": lambda seed: Convolutional(),
+    "attention": lambda seed: Attention(),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_model_is_the_one_trained_alone(model, recipe):
+    train = data()
+    bank = Bank(MODELS[model], Classification(), train, train, RECIPES[recipe])
+    masks = subset_masks(len(train), 5, 0.5)
+    masks[1, :20] = True  # another number of steps than its neighbours'
+    retrained = bank.run(masks, quiet=True)
+    assert retrained.about["why_sequential"] is None
+    for e in (1, 3):
+        expected = alone(bank, masks[e], e)(torch.as_tensor(train.columns["x"])).detach().numpy()
+        np.testing.assert_allclose(retrained["logits"][e], expected, atol=2e-4)
+
+
+def test_a_model_does_not_depend_on_its_company():
+    train = data()
+    bank = Bank(mlp, Classification(), train, train, RECIPES["sgd"], keep=("logits", "weights"))
+    masks, seeds = subset_masks(len(train), 6, 0.7), np.arange(6)
+    whole = bank.run(masks, seeds, quiet=True)
+    part = bank.run(masks[4:], seeds[4:], quiet=True)
+    np.testing.assert_allclose(whole["weights"][4:], part["weights"], atol=1e-6)
+    one_at_a_time = Bank(mlp, Classification(), train, train, RECIPES["sgd"], memory=1)
+    np.testing.assert_allclose(whole["logits"], one_at_a_time.run(masks, seeds, quiet=True)["logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda seed: Convolutional(nn.BatchNorm2d), "running statistics"),
+        (lambda seed: nn.Sequential(nn.Linear(16, 8), nn.Dropout(0.5), nn.Linear(8, 3)), "draws from one"),
+        (lambda seed: Branching(), "cannot stack"),
+    ],
+)
+def test_what_cannot_be_stacked_trains_one_at_a_time_and_says_why(build, reason, capsys, monkeypatch):
+    train = data(24)
+    bank = Bank(build, Classification(), train, train, Recipe(2, 8, SGD(0.01)))
+    masks = subset_masks(24, 2, 0.5)
+    retrained = bank.run(masks)
+    assert reason in retrained.about["why_sequential"]
+    again = bank.run(masks[1:], np.array([1]), quiet=True)
+    np.testing.assert_allclose(retrained["logits"][1:], again["logits"], atol=1e-6)
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(x) if bool((x.sum() * self.head.weight.sum()) > 0) else self.head(x) * 0.5
+
+
+def test_batch_statistics_of_left_out_examples_are_refused():
+    train = data(24)
+    bank = Bank(
+        lambda seed: Convolutional(nn.BatchNorm2d), Classification(), train, train, Recipe(2, 8, batches="shared")
+    )
+    with pytest.raises(ModelError, match="left-out examples"):
+        bank.run(subset_masks(24, 2, 0.5), quiet=True)
+
+
+def test_oracles_are_refused_when_a_mask_holds_the_forget_set():
+    train = data()
+    bank = Bank(mlp, Classification(), train, train, Recipe(1, 16))
+    forget = train.ids[[2, 5, 7]]
+    good = bank.run(oracle_masks(train.ids, forget, 3), quiet=True)
+    assert len(good.oracles(forget)) == 3
+    assert good.hashes[0] == good.hashes[1] == mask_hash(train.ids[::-1], good.masks[0][::-1])
+    tainted = good.masks.copy()
+    tainted[1, 5] = True
+    with pytest.raises(DataError, match="saw 1 of 3 examples"):
+        bank.run(tainted, quiet=True).oracles(forget)
+    with pytest.raises(DataError, match="lack more than the forget set"):
+        good.oracles(forget[:2])
+    random = bank.run(subset_masks(len(train), 12, 0.5), quiet=True)
+    with pytest.raises(DataError, match="trained on what should be forgotten"):
+        random.oracles(forget)
+    left = random.excluding(forget)
+    assert not left.masks[:, [2, 5, 7]].any()
+    assert len(left) < 12
+
+
+@pytest.mark.parametrize(
+    ("forget", "words"), [([], "is empty"), (np.arange(100, 148), "whole training set"), ([7], "not among")]
+)
+def test_forget_sets_that_cannot_be(forget, words):
+    with pytest.raises(DataError, match=words):
+        oracle_masks(data().ids, forget, 2)
+
+
+def test_one_set_of_retrainings_three_uses(store, monkeypatch):
+    """Stored once; then scores, regression and oracles read it, and nothing is trained again."""
+    from scipy.stats import spearmanr
+
+    train = data()
+    forget = train.ids[:6]
+    bank = Bank(mlp, Classification("margin"), train, train, RECIPES["sgd"], keep=("logits", "measurements"))
+    masks = np.concatenate([subset_masks(len(train), 40, 0.5), oracle_masks(train.ids, forget, 4)])
+    first = bank.run(masks, store=store, quiet=True)
+    monkeypatch.setattr("cache.bank.train", lambda *a, **k: pytest.fail("trained again"))
+    again = bank.run(masks, store=store, quiet=True)
+    assert [event.what for event in store.events] == ["built", "hit"]
+    np.testing.assert_array_equal(first["logits"], again["logits"])
+    measured = again["measurements"][:40]  # a linear datamodeling score
+    design = np.linalg.pinv(np.c_[masks[:20], np.ones(20)].astype(float)) @ measured[:20]
+    assert np.isfinite(spearmanr((np.c_[masks[20:40], np.ones(20)] @ design)[:, 0], measured[20:, 0])[0])
+    assert again["logits"][:40].reshape(40, -1).shape == (40, len(train) * 3)  # a regression's targets
+    assert len(again.select(np.arange(40, 44)).oracles(forget)) == 4
+
+
+def test_an_interrupted_bank_resumes_by_shard(store, monkeypatch):
+    import cache.bank_store
+
+    monkeypatch.setattr(cache.bank_store, "MODELS_IN_A_SHARD", 2)
+    train = data(24)
+    bank = Bank(mlp, Classification(), train, train, Recipe(1, 8))
+    masks = subset_masks(24, 6, 0.5)
+    real, calls = cache.bank.Plan.outputs, []
+
+    def failing(self, masks, seeds, models):
+        calls.append(len(masks))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, masks, seeds, models)
+
+    monkeypatch.setattr(cache.bank.Plan, "outputs", failing)
+    with pytest.raises(KeyboardInterrupt):
+        bank.run(masks, store=store, quiet=True)
+    resumed = bank.run(masks, store=store, quiet=True)
+    assert len(calls) == 2 + 2  # one shard was there, two were left
+    monkeypatch.setattr(cache.bank.Plan, "outputs", real)
+    np.testing.assert_allclose(resumed["logits"], bank.run(masks, quiet=True)["logits"], atol=1e-6)
+
+
+def test_a_training_function_of_ones_own():
+    train = data(24)
+
+    def fit(model: nn.Module, examples: Examples, seed: int) -> nn.Module:
+        optimiser = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(3):
+            batch = examples.batch(np.arange(len(examples)))
+            optimiser.zero_grad()
+            F.cross_entropy(model(batch["x"]), batch["y"]).backward()
+            optimiser.step()
+        return model
+
+    def careless(model: nn.Module, examples: Examples, seed: int) -> nn.Module:
+        with torch.no_grad():
+            model[0].weight.add_(torch.from_numpy(np.random.default_rng().normal(size=(8, 16)).astype("f4")))
+        return model
+
+    masks = subset_masks(24, 3, 0.5)
+    assert Bank(mlp, Classification(), train, train, fit).run(masks, quiet=True)["logits"].shape == (3, 24, 3)
+    with pytest.raises(ModelError, match="not deterministic under its seed"):
+        Bank(mlp, Classification(), train, train, careless).run(masks, quiet=True)
+
+
+def test_bad_input_is_named():
+    train = data(24)
+    bank = Bank(mlp, Classification(), train, train, Recipe(1, 8))
+    with pytest.raises(DataError, match="do not match 24"):
+        bank.run(np.ones((2, 23), bool))
+    with pytest.raises(DataError, match="keeps no example"):
+        bank.run(np.zeros((2, 24), bool))
+    with pytest.raises(DataError, match="3 seeds for 2 masks"):
+        bank.run(np.ones((2, 24), bool), np.arange(3))
+    with pytest.raises(UsageError, match="cannot keep"):
+        Bank(mlp, Classification(), train, train, keep=("gradients",))
+    with pytest.raises(UsageError, match="schedule"):
+        Schedule("triangle")
+    with pytest.raises(DataError, match="keeps 24"):
+        subset_masks(24, 2, 1.0)
+    with pytest.raises(NumericalError, match="diverged"):
+        Bank(mlp, Classification(), train, train, Recipe(60, 8, SGD(1e20, weight_decay=1e20))).run(
+            np.ones((2, 24), bool), quiet=True
+        )
+    with pytest.raises(DataError, match="kept no 'weights'"):
+        bank.run(np.ones((2, 24), bool), quiet=True)["weights"]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path)
