@@ -41,7 +41,12 @@ from .task import Regression as Regression
 from .task import Task as Task
 from .task import margin as margin
 
+# loops over data
+from .hooked import activations as activations
+
 # the store
+from .cluster import Cluster as Cluster
+from .cluster import connect as connect
 from .entry import Entry as Entry
 from .fingerprint import Fingerprint as Fingerprint
 from .fingerprint import model_fingerprint as model_fingerprint
@@ -49,6 +54,9 @@ from .keys import canonical as canonical
 from .keys import key_of as key_of
 from .layout import ArraySpec as ArraySpec
 from .layout import Shard as Shard
+from .partitions import ordered_sum as ordered_sum
+from .partitions import run_job as run_job
+from .partitions import run_partitions as run_partitions
 from .store import Event as Event
 from .store import Store as Store
 from .writer import Writer as Writer
