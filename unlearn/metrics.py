@@ -1,0 +1,276 @@
+"""How far unlearned models are from retrained ones: distances between distributions of margins, point by point.
+
+KLoM (Georgiev et al. 2024): per point, the KL divergence between histograms of the margin z_y - log Σ_{j≠y} e^{z_j}
+over N unlearned and over N oracle models; its 95th percentile over points is the usual summary. The published
+programs disagree on its direction, its number of bins, and lose the largest sample to a right-open last bin; here
+the last bin is closed, direction and bins are arguments, and the default direction is the paper's own auditor's.
+
+At small N most of a KLoM is sampling noise: compare with `null`, the same number for oracles against other
+oracles, and ask `advise` how many models an effect needs.
+"""
+
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from cache.errors import DataError, UsageError
+
+CLIP = 100.0  # margins beyond ± this count as this
+FLOOR = 1e-5  # of a probability, so no KL exceeds log(1 / FLOOR) by much
+PAPER_BINS = 20
+POINTS_AT_ONCE = 4096
+FEWEST = 8
+DIRECTIONS = ("unlearned||oracle", "oracle||unlearned")
+
+
+class Summary(NamedTuple):
+    """A per-point distance over a set of points, with a bootstrap interval (over models) of its p95."""
+
+    mean: float
+    p95: float
+    p99: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(values: Float[np.ndarray, " p"]) -> "Summary":
+        """Without an interval (NaN)."""
+        p95, p99 = np.percentile(values, [95, 99])
+        return Summary(float(values.mean()), float(p95), float(p99), np.nan, np.nan)
+
+
+@dataclass(frozen=True)
+class KLoM:
+    """Settings of the metric.
+
+    direction: "unlearned||oracle" (the DMM paper's auditor) or "oracle||unlearned" (a later benchmark's script).
+    bins: number of equal bins over both samples' joint range; None: as many as N models fill (`bins_for`).
+        19 with `clip_oracles=False` is the original auditor's (it draws 20 edges and clips the first sample
+        only); 20 is the later scripts'.
+    """
+
+    direction: str = DIRECTIONS[0]
+    bins: int | None = None
+    clip_oracles: bool = True
+
+    def __post_init__(self) -> None:
+        if self.direction not in DIRECTIONS or (self.bins is not None and self.bins < 2):
+            raise UsageError(
+                f"No KLoM of direction {self.direction!r} with {self.bins} bins.",
+                f"Use a direction of {DIRECTIONS} and at least two bins.",
+            )
+
+    def bins_for(self, models: int) -> int:
+        """The bins used for so many models."""
+        return self.bins or bins_for(models)
+
+    def __call__(
+        self, unlearned: Float[np.ndarray, "e p"], oracles: Float[np.ndarray, "f _"]
+    ) -> Float[np.ndarray, " p"]:
+        """KLoM of every point. Raises DataError for other points, NaN, or too few models."""
+        unlearned, oracles = _checked(unlearned, oracles)
+        bins = self.bins_for(min(len(unlearned), len(oracles)))
+        out = np.empty(unlearned.shape[1])
+        for start in range(0, len(out), POINTS_AT_ONCE):
+            here = slice(start, start + POINTS_AT_ONCE)
+            out[here] = self._block(unlearned[:, here], oracles[:, here], bins)
+        return out
+
+    def _block(self, unlearned: np.ndarray, oracles: np.ndarray, bins: int) -> np.ndarray:
+        forward = self.direction == DIRECTIONS[0]
+        p, q = (unlearned, oracles) if forward else (oracles, unlearned)
+        p = np.clip(p, -CLIP, CLIP)
+        q = np.clip(q, -CLIP, CLIP) if self.clip_oracles else q
+        low, high = np.minimum(p.min(0), q.min(0)), np.maximum(p.max(0), q.max(0))
+        width = np.where(high > low, high - low, 1.0)
+        points = np.arange(p.shape[1]) * bins
+
+        def histogram(samples: np.ndarray) -> np.ndarray:
+            cells = ((samples - low) * (bins / width)).astype(np.int32)
+            np.minimum(cells, bins - 1, out=cells)  # the last bin is closed
+            counts = np.bincount((cells + points).ravel(), minlength=p.shape[1] * bins)
+            return counts.reshape(-1, bins) / len(samples)
+
+        mass, reference = histogram(p), np.maximum(histogram(q), FLOOR)
+        reference /= reference.sum(1, keepdims=True)
+        return (mass * np.log(np.where(mass > 0, mass, 1.0) / reference)).sum(1)
+
+    def summary(
+        self,
+        unlearned: Float[np.ndarray, "e p"],
+        oracles: Float[np.ndarray, "f p"],
+        *,
+        resamples: int = 0,
+        seed: int = 0,
+    ) -> Summary:
+        """Mean, p95 and p99 over points; with `resamples`, a 90 % interval of p95 under resampling of models.
+
+        Drawing models with replacement leaves bins empty that are not, which inflates every KL; so the interval
+        is of halves drawn without replacement, scaled to the whole (m-out-of-n with m = n/2).
+        """
+        plain = Summary.of(self(unlearned, oracles))
+        if not resamples:
+            return plain
+        generator = np.random.default_rng(seed)
+        spread = []
+        for _ in range(resamples):
+            first = generator.permutation(len(unlearned))[: max(2, len(unlearned) // 2)]
+            second = generator.permutation(len(oracles))[: max(2, len(oracles) // 2)]
+            bins = KLoM(self.direction, self.bins_for(min(len(unlearned), len(oracles))), self.clip_oracles)
+            spread.append(float(np.percentile(bins._unchecked(unlearned[first], oracles[second]), 95)))
+        sd = float(np.std(spread)) / np.sqrt(2)
+        return plain._replace(low=max(0.0, plain.p95 - 1.645 * sd), high=plain.p95 + 1.645 * sd)
+
+    def _unchecked(self, unlearned: np.ndarray, oracles: np.ndarray) -> np.ndarray:
+        bins = self.bins_for(min(len(unlearned), len(oracles)))
+        parts = [
+            self._block(unlearned[:, s : s + POINTS_AT_ONCE], oracles[:, s : s + POINTS_AT_ONCE], bins)
+            for s in range(0, unlearned.shape[1], POINTS_AT_ONCE)
+        ]
+        return np.concatenate(parts)
+
+
+def bins_for(models: int) -> int:
+    """The paper's 20 bins at 100 models and as many models a bin below: noise is then of the same order."""
+    return int(np.clip(models // 5, 3, PAPER_BINS))
+
+
+def _checked(unlearned: np.ndarray, oracles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if unlearned.shape[1] != oracles.shape[1]:
+        raise DataError(
+            f"Outputs at {unlearned.shape[1]} points cannot be compared with a bank's at {oracles.shape[1]}.",
+            "Measure both on the same points, in the same order.",
+        )
+    fewest = min(len(unlearned), len(oracles))
+    if fewest < FEWEST:
+        raise DataError(
+            f"{fewest} models are too few for a histogram of their margins.",
+            f"Use at least {FEWEST}; advise(effect=1.0) tells how many show a shift of one standard deviation.",
+        )
+    for name, values in (("unlearned", unlearned), ("oracle", oracles)):
+        if not np.isfinite(values).all():
+            raise DataError(
+                f"{int((~np.isfinite(values)).sum())} margins of {name} models are NaN or infinite.",
+                "Leave out the models that diverged, or the positions where nothing is predicted.",
+            )
+    return np.asarray(unlearned, np.float32), np.asarray(oracles, np.float32)
+
+
+# --- the noise floor ----------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=256)
+def noise_floor(
+    models: int, bins: int | None = None, quantile: float = 95.0, shift: float = 0.0, seed: int = 0
+) -> float:
+    """The percentile over points of the KLoM of normal margins `shift` standard deviations apart: the noise at
+    0, what an effect scores at more. Simulated on 2,000 points."""
+    generator = np.random.default_rng(seed)
+    p, q = generator.normal(size=(2, models, 2000)).astype(np.float32)
+    return float(np.percentile(KLoM(bins=bins or bins_for(models))._unchecked(p + shift, q), quantile))
+
+
+class Advice(NamedTuple):
+    """models: how many show the effect; floor, effect: what noise and effect score at that many (median of
+    the effect against the 95th percentile of noise)."""
+
+    models: int
+    floor: float
+    effect: float
+
+
+def advise(effect: float, bins: int | None = None) -> Advice:
+    """The smallest number of models at which the typical point with a shift of `effect` standard deviations
+    scores twice the noise floor. Raises UsageError for an effect below 0.2: thousands of models."""
+    if effect < 0.2:
+        raise UsageError(
+            f"A shift of {effect} standard deviations is not seen by a histogram of any affordable bank.",
+            "Use the energy distance or the two-sample test, or a mean over points.",
+        )
+    for models in (8, 16, 24, 32, 48, 64, 100, 150, 200, 300, 500, 1000, 2000):
+        floor, typical = noise_floor(models, bins), noise_floor(models, bins, 50.0, effect)
+        if typical >= 2 * floor:
+            return Advice(models, floor, typical)
+    return Advice(models, floor, typical)
+
+
+def null(oracles: Float[np.ndarray, "e p"], others: Float[np.ndarray, "f p"], metric: KLoM) -> Float[np.ndarray, " p"]:
+    """The row every table needs: oracles against held-out oracles, pure noise."""
+    return metric(oracles, others)
+
+
+def warn_if_hidden(floor: float, found: float, models: int) -> None:
+    """Warn when a reported p95 is not above what noise alone gives, with the number of models that would do."""
+    if found <= 1.25 * floor:
+        enough = advise(1.0).models
+        warnings.warn(
+            f"p95 {found:.2f} is within noise ({floor:.2f} for oracles against oracles at {models} models): "
+            f"smaller differences are hidden. {max(enough, 2 * models)} models would show a shift of one "
+            "standard deviation at twice the noise.",
+            stacklevel=2,
+        )
+
+
+# --- companions ---------------------------------------------------------------------------------------------
+
+
+def energy_distance(first: Float[np.ndarray, "e p"], second: Float[np.ndarray, "f p"]) -> Float[np.ndarray, " p"]:
+    """Per point 2 E|X-Y| - E|X-X'| - E|Y-Y'| (Székely and Rizzo 2013), in margin units; the within-sample means
+    leave out the pairs of a model with itself, so its expectation is 0 for equal distributions."""
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    e, f = len(first), len(second)
+    within = _sum_of_gaps(first) / (e * (e - 1)) * 2 + _sum_of_gaps(second) / (f * (f - 1)) * 2
+    both = _sum_of_gaps(np.concatenate([first, second]))
+    between = (both - _sum_of_gaps(first) - _sum_of_gaps(second)) / (e * f)
+    return 2 * between - within
+
+
+def _sum_of_gaps(samples: np.ndarray) -> np.ndarray:
+    """Σ_{i<j} |x_i - x_j| of every column, from order statistics: Σ (2i - n + 1) x_(i)."""
+    ordered = np.sort(samples, axis=0)
+    n = len(ordered)
+    return (2 * np.arange(n) - n + 1) @ ordered
+
+
+class TwoSample(NamedTuple):
+    """accuracy: held-out share of models told apart, 0.5 when they cannot be; p_value: under permutation."""
+
+    accuracy: float
+    p_value: float
+
+
+def two_sample_test(
+    first: Float[np.ndarray, "e p"], second: Float[np.ndarray, "f p"], *, permutations: int = 100, seed: int = 0
+) -> TwoSample:
+    """Can a linear classifier tell unlearned models from oracles by all their margins at once?
+
+    Leave-one-out accuracy of a ridge classifier in its dual form, against label permutations (Lopez-Paz and
+    Oquab 2017, with a least-squares classifier). A model is one sample; points are features.
+    """
+    x = np.concatenate([first, second]).astype(np.float64)
+    x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-9)
+    kernel = x @ x.T / x.shape[1]
+    labels = np.r_[np.ones(len(first)), -np.ones(len(second))]
+    # ridge at the mean of the kernel's eigenvalues
+    hat = np.linalg.solve(kernel + np.eye(len(x)) * np.trace(kernel) / len(x), kernel)
+    generator = np.random.default_rng(seed)
+    shuffled = np.stack([labels, *[generator.permutation(labels) for _ in range(permutations)]], 1)
+    leverage = np.diag(hat)[:, None]
+    held_out = (hat @ shuffled - leverage * shuffled) / (1 - leverage)
+    accuracy = (np.sign(held_out) == shuffled).mean(0)
+    return TwoSample(float(accuracy[0]), float((accuracy >= accuracy[0]).mean()))
+
+
+def accuracy(margins: Float[np.ndarray, "e p"]) -> float:
+    """Share of points whose own class wins against all others together (margin above 0): a lower bound of the
+    accuracy; give logits to `accuracy_of_logits` for the accuracy itself."""
+    return float((margins > 0).mean())
+
+
+def accuracy_of_logits(logits: Float[np.ndarray, "e p c"], y: Int64[np.ndarray, " p"]) -> float:
+    """Mean accuracy over models and points."""
+    return float((logits.argmax(-1) == y).mean())
