@@ -1,0 +1,1 @@
+"""The front door: command line, embedded corpora, the demo, the report."""

@@ -1,0 +1,134 @@
+"""Jobs from TOML: the same dataclass is the Python call, the command's options and the file.
+
+    command = "attrib fit"          or        [[step]]
+    model = "demo"                            command = "attrib fit"
+    sites = ["*.mlp.*"]                       [[step]]
+                                              command = "attrib score"
+
+Every value goes through the command line's own parser, so a file accepts exactly what the options accept.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from cache.errors import UsageError
+
+from .cli import parse
+from .rooms import rooms
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a job, ready to run: its name and its dataclass."""
+
+    command: str
+    work: Any
+
+
+def read_job(path: str | Path) -> list[Step]:
+    """The steps of a job file, each checked. Raises UsageError naming the key that is wrong and the nearest
+    right one."""
+    path = Path(path)
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"Cannot read {path} ({error.strerror}).", "Give the path of a TOML file.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not TOML: {error}.", "Mend that line.") from error
+    if "step" not in document:
+        return [step_of(document, str(path))]
+    alone = sorted(set(document) - {"step"})
+    if alone or not isinstance(document["step"], list):
+        where = ", ".join(alone) or "step"
+        raise UsageError(f"{path}: {where} stands outside the [[step]] tables.", "Put it into the steps it is for.")
+    return [step_of(table, f"{path}, step {number}") for number, table in enumerate(document["step"], 1)]
+
+
+def step_of(table: Mapping[str, Any], where: str) -> Step:
+    """One table of options, with `command` among them, as a command ready to run."""
+    values = dict(table)
+    name = values.pop("command", None)
+    if not isinstance(name, str):
+        raise UsageError(f"{where}: there is no `command`.", 'Say which, for instance command = "demo".')
+    command = find(name, where)
+    arguments = [*_options(command, values, where)]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return Step(name, parse(command, f"whence {name}", arguments))
+    except SystemExit as stop:
+        reason = " ".join(word for word in said.getvalue().split() if word.strip("─╭╮╰╯│"))
+        raise UsageError(f"{where}: {reason.replace('│', '').strip()}", f"See `whence {name} --help`.") from stop
+
+
+def find(name: str, where: str) -> type[Any]:
+    """The dataclass of a command such as "demo" or "cache ls"."""
+    known = rooms()
+    names = [room.name if room.single else f"{room.name} {c}" for room in known.values() for c in room.commands]
+    names.remove("run")
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        cure = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(names)}."
+        raise UsageError(f"{where}: there is no command {name!r}.", cure)
+    room, _, rest = name.partition(" ")
+    return known[room].load()[rest or room]
+
+
+def plan(path: str | Path, steps: list[Step]) -> str:
+    """What a job is going to do, for people: every step with all its options, defaults included."""
+    lines = [f"{path}: {len(steps)} step{'s' * (len(steps) != 1)}"]
+    for number, step in enumerate(steps, 1):
+        lines.append(f"  {number}. whence {step.command}")
+        lines += [f"       {f.name} = {getattr(step.work, f.name)!r}" for f in dataclasses.fields(step.work)]
+    return "\n".join(lines)
+
+
+def _options(command: type[Any], values: Mapping[str, Any], where: str, prefix: str = "") -> Iterator[str]:
+    """Command-line arguments that say what `values` say; positional ones at the end, in the fields' order."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    fields = {f.name: f for f in dataclasses.fields(command)}
+    given = {key.replace("-", "_"): value for key, value in values.items()}
+    for key in given:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            cure = f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(fields)}."
+            raise UsageError(f"{where}: unknown key {prefix}{key!r}.", cure)
+    positional: list[str] = []
+    for name in fields:
+        if name not in given:
+            continue
+        value, flag = given[name], f"--{prefix}{name}".replace("_", "-")
+        if isinstance(value, Mapping):
+            yield from _options(_plain_type(hints[name]), value, where, f"{name}.")
+        elif _is_positional(hints[name]):
+            positional += _words(value)
+        elif isinstance(value, bool):
+            if value != fields[name].default:
+                yield flag if value else flag.replace("--", "--no-", 1)
+        else:
+            words = _words(value)
+            yield from [f"{flag}={words[0]}"] if not isinstance(value, list) and words else [flag, *words]
+    yield from positional
+
+
+def _words(value: Any) -> list[str]:
+    return [str(v) for v in value] if isinstance(value, list) else [str(value)]
+
+
+def _plain_type(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+
+
+def _is_positional(hint: Any) -> bool:
+    marker = typing.get_args(tyro.conf.Positional[str])[1]
+    return typing.get_origin(hint) is typing.Annotated and marker in typing.get_args(hint)[1:]
