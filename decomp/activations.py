@@ -4,7 +4,7 @@ Rows come from arrays in memory, from a store's entry, or from any iterable of `
 running elsewhere). Builders see nothing else.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -167,17 +167,13 @@ def from_entry(entry: Any, site: str | None = None) -> Activations:
             f"The activations {entry.key[:12]} are still being built.",
             "Wait for the job that builds them, or run it again: it goes on where it stopped.",
         )
-    places: Mapping[str, Any] = entry.about
-    names = [name for name in entry.arrays if name not in ("document", "position", "token")]
+    names = [name for name in entry.arrays if name not in ("example", "position", "token")]
     name = site if site is not None else names[0]
     if name not in names:
         raise UsageError(f"{name} is not in these activations.", f"They hold {', '.join(names)}.")
-
-    def column(key: str) -> np.ndarray:
-        return np.asarray(entry.read(key) if key in entry.arrays else places[key], np.int64)
-
+    example, position, token = (entry.read(key) for key in ("example", "position", "token"))
     origin = Origin(name, str(entry.inputs.get("model", "")), str(entry.inputs.get("data", "")))
-    return Activations(entry.read(name), column("document"), column("position"), column("token"), origin)
+    return Activations.of(entry.read(name), example, position, token, origin)
 
 
 def as_stream(source: "Activations | Iterable[ActivationBatch] | Any") -> tuple[Iterable[ActivationBatch], Origin]:

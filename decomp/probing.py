@@ -1,0 +1,55 @@
+"""Sparse probing: how much of a labelled distinction a few atoms carry.
+
+Gurnee et al. 2023 (arXiv 2305.01610), in the form that dictionary benchmarks use: rank atoms by the difference of
+their mean activation between the classes on training rows, fit a logistic regression on the best few, report
+accuracy on held-out rows, beside the same regression on the raw activations.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from cache.errors import DataError
+
+from . import intervals
+from .evaluate import table
+
+
+def probe(
+    codec: Any,
+    x: np.ndarray,
+    label: np.ndarray,
+    train: np.ndarray,
+    atoms: Sequence[int] = (1, 5),
+    k: int | None = None,
+) -> xr.Dataset:
+    """Accuracy on the rows where `train` is False, with so many atoms, and with all of the activation.
+
+    x: [n d]; label: [n] of two classes; train: bool [n]. Raises DataError when a side lacks a class.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    label, train = np.asarray(label), np.asarray(train, bool)
+    classes = np.unique(label)
+    if len(classes) != 2 or any(len(np.unique(label[side])) != 2 for side in (train, ~train)):
+        raise DataError("A probe needs two classes among training and held-out rows.", "Split them again.")
+    code = codec.encode(np.asarray(x, np.float32), k=k)
+    dense = np.zeros((len(x), len(codec)), np.float32)
+    np.add.at(dense, (np.arange(len(x))[:, None], np.asarray(code.indices)), np.asarray(code.values))
+    first = label == classes[0]
+    gap = np.abs(dense[train & first].mean(axis=0) - dense[train & ~first].mean(axis=0))
+    order = np.argsort(-gap, kind="stable")
+
+    def accuracy(features: np.ndarray) -> intervals.Estimate:
+        scaler = StandardScaler().fit(features[train])
+        fitted = LogisticRegression(max_iter=1000).fit(scaler.transform(features[train]), label[train])
+        return intervals.mean(fitted.predict(scaler.transform(features[~train])) == label[~train])
+
+    rows = {f"atoms_{n}": accuracy(dense[:, order[:n]]) for n in atoms}
+    rows["activation"] = accuracy(np.asarray(x, np.float32))
+    most = classes[0] if 2 * first[train].sum() >= train.sum() else classes[1]
+    rows["majority"] = intervals.mean(label[~train] == most)
+    return table(rows, chosen=order[: max(atoms)].tolist())

@@ -1,0 +1,238 @@
+"""Sparse autoencoders, the baseline: trained on the same activations, judged by the same code.
+
+TopK (Gao et al. 2024, arXiv 2406.04093): the k largest of the pre-activations, decoder rows of unit norm, an
+auxiliary loss that lets latents that have been silent explain the residual. BatchTopK (Bussmann et al. 2024,
+arXiv 2412.06410): the b·k largest of a whole batch, so signals share their budget; at inference a fixed threshold.
+
+Inputs are centred and scaled to mean squared norm d before training; the scale is folded back at the end.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jaxtyping import Float
+
+from cache.errors import DataError, UsageError
+
+from .activations import Activations, Origin, finite
+from .kernels import Code
+from .kernels import decode as decode_steps
+
+KINDS = ("topk", "batchtopk")
+SCAN = 8  # steps in one compiled call
+SILENT = 32768  # tokens after which a latent that has not fired counts as dead in training
+DENSER = 4  # BatchTopK at inference: a code holds at most this many times k latents
+
+
+class Weights(NamedTuple):
+    """encoder [d a], bias [a], decoder [a d] with unit rows."""
+
+    encoder: Float[Array, "d a"]
+    bias: Float[Array, " a"]
+    decoder: Float[Array, "a d"]
+
+
+class Training(NamedTuple):
+    """The training loop's state. silent: [a] tokens since a latent fired; cut: mean of BatchTopK's thresholds."""
+
+    weights: Weights
+    optimiser: Any
+    silent: Array
+    cut: Array
+
+
+@dataclass(frozen=True, eq=False)
+class SparseAutoencoder:
+    """Trained or imported. encode: z = keep((x − centre) W + bias) ≥ 0; decode: z D + centre.
+
+    keep is the k largest for "topk", all above `threshold` for "batchtopk".
+    """
+
+    encoder: Float[np.ndarray, "d a"]
+    bias: Float[np.ndarray, " a"]
+    atoms: Float[np.ndarray, "a d"]
+    centre: Float[np.ndarray, " d"]
+    k: int
+    kind: str = "topk"
+    threshold: float = 0.0
+    origin: Origin = field(default_factory=Origin)
+
+    def __len__(self) -> int:
+        return len(self.atoms)
+
+    @property
+    def W_dec(self) -> np.ndarray:
+        return self.atoms
+
+    @property
+    def width(self) -> int:
+        return int(self.atoms.shape[1])
+
+    def encode(self, x: Any, k: int | None = None) -> Code:
+        """The k largest latents of every signal [b d]. Raises DataError for another width."""
+        x = np.asarray(x, np.float32)
+        if x.ndim != 2 or x.shape[1] != self.width:
+            raise DataError(f"Signals of shape {x.shape}.", f"This autoencoder encodes [b, {self.width}].")
+        steps = min((self.k if k is None else k) * (DENSER if self.kind == "batchtopk" else 1), len(self))
+        encoder, bias = jnp.asarray(self.encoder), jnp.asarray(self.bias)
+        centred, floor = x - self.centre, jnp.float32(self.threshold)
+        parts = [
+            _largest(jnp.asarray(centred[i : i + 4096]), encoder, bias, steps, floor)
+            for i in range(0, max(len(x), 1), 4096)
+        ]
+        indices, values = (np.concatenate(column) for column in zip(*parts))
+        code = Code(indices, values, np.zeros(len(x)), np.zeros(len(x)))  # type: ignore[arg-type]
+        residual = np.sum((centred - (self.decode(code) - self.centre)) ** 2, axis=1)
+        return code._replace(residual=residual, energy=np.sum(centred**2, axis=1))  # type: ignore[arg-type]
+
+    def decode(self, code: Code) -> Float[np.ndarray, "b d"]:
+        steps = jax.tree.map(jnp.asarray, code)
+        return np.asarray(decode_steps(steps, jnp.asarray(self.atoms))) + self.centre
+
+    def reconstruct(self, x: Any, k: int | None = None) -> Float[np.ndarray, "b d"]:
+        """decode(encode(x))."""
+        return self.decode(self.encode(x, k))
+
+
+@partial(jax.jit, static_argnums=3)
+def _largest(x: Array, encoder: Array, bias: Array, k: int, threshold: Array) -> tuple[Array, Array]:
+    values, indices = jax.lax.top_k(x @ encoder + bias, k)
+    keep = (values > 0) & (values >= threshold)
+    return jnp.where(keep, indices, 0).astype(jnp.int32), jnp.where(keep, values, 0.0)
+
+
+class Mark(NamedTuple):
+    """The autoencoder after some training: tokens seen and seconds spent (compilation not counted)."""
+
+    tokens: int
+    seconds: float
+    autoencoder: SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class SAE:
+    """How to train. rate: Adam's (default 2e-4 / sqrt(size / 2^14), as in the paper); auxiliary: weight of the
+    loss through dead latents; kind: "topk" or "batchtopk"."""
+
+    size: int
+    k: int = 16
+    kind: str = "topk"
+    batch: int = 1024
+    rate: float | None = None
+    auxiliary: float = 1 / 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UsageError(f"There is no autoencoder {self.kind!r}.", f"Choose one of {', '.join(KINDS)}.")
+        if not 1 <= self.k <= self.size:
+            raise UsageError(f"{self.k} of {self.size} latents.", f"Choose k from 1 to {self.size}.")
+
+    def build(self, source: Any, tokens: int) -> SparseAutoencoder:
+        """Trained for `tokens` activations (the stream is shuffled and repeated)."""
+        return list(self.train(source, at_tokens=[tokens]))[-1].autoencoder
+
+    def train(self, source: Any, at_tokens: Sequence[int] = (), at_seconds: Sequence[float] = ()) -> Iterator[Mark]:
+        """Yields the autoencoder whenever one of the marks is passed, and ends with the last one.
+
+        Raises UsageError without a mark, DataError for activations that are too few for a batch.
+        """
+        if not at_tokens and not at_seconds:
+            raise UsageError("No mark to train to.", "Give at_tokens or at_seconds.")
+        acts = Activations.of(source)
+        x = finite(acts.whole())[0].x
+        if len(x) < self.batch:
+            raise DataError(f"{len(x)} activations for batches of {self.batch}.", "Use a smaller batch.")
+        centre = x.mean(axis=0)
+        scale = float(np.sqrt(np.mean(np.sum((x - centre) ** 2, axis=1)) / x.shape[1]))
+        state, optimiser = self._start(x.shape[1])
+        advance = _compiled(self, optimiser, state, (SCAN, self.batch, x.shape[1]))
+        generator = np.random.default_rng(self.seed)
+        marks = [(n, "tokens") for n in at_tokens] + [(s, "seconds") for s in at_seconds]
+        tokens, spent = 0, 0.0
+        while marks:
+            began = time.perf_counter()
+            rows = generator.integers(0, len(x), (SCAN, self.batch))
+            state = jax.block_until_ready(advance(state, jnp.asarray((x[rows] - centre) / scale)))
+            tokens, spent = tokens + rows.size, spent + time.perf_counter() - began
+            passed = [m for m in marks if (tokens if m[1] == "tokens" else spent) >= m[0]]
+            if passed:
+                marks = [m for m in marks if m not in passed]
+                yield Mark(tokens, spent, self._finished(state, centre, scale, acts.origin))
+
+    def _start(self, width: int) -> tuple[Training, optax.GradientTransformation]:
+        decoder = jax.random.normal(jax.random.key(self.seed), (self.size, width))
+        decoder = decoder / jnp.linalg.norm(decoder, axis=1, keepdims=True)
+        weights = Weights(decoder.T.copy(), jnp.zeros(self.size), decoder)
+        rate = 2e-4 / np.sqrt(self.size / 2**14) if self.rate is None else self.rate
+        optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b1=0.9, b2=0.999, eps=6.25e-10))
+        return Training(weights, optimiser.init(weights), jnp.zeros(self.size), jnp.zeros(())), optimiser
+
+    def _finished(self, state: Training, centre: np.ndarray, scale: float, origin: Origin) -> SparseAutoencoder:
+        """In the units of the activations: pre-activations of x are `scale` times those of the scaled x."""
+        encoder, bias, decoder = (np.array(leaf) for leaf in state.weights)
+        threshold = float(state.cut) * scale if self.kind == "batchtopk" else 0.0
+        return SparseAutoencoder(encoder, bias * scale, decoder, centre, self.k, self.kind, threshold, origin)
+
+
+def _compiled(settings: SAE, optimiser: optax.GradientTransformation, state: Training, shape: tuple) -> Any:
+    """`SCAN` steps as one program, compiled before the clock runs."""
+
+    def step(state: Training, x: Array) -> tuple[Training, None]:
+        gradient, (fired, cut) = jax.grad(_loss, has_aux=True)(state.weights, x, state.silent, settings)
+        updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.weights)
+        weights = optax.apply_updates(state.weights, updates)
+        norm = jnp.linalg.norm(weights.decoder, axis=1, keepdims=True)
+        weights = weights._replace(decoder=weights.decoder / jnp.maximum(norm, 1e-8))
+        silent = jnp.where(fired, 0.0, state.silent + x.shape[0])
+        return Training(weights, optimiser_state, silent, 0.99 * state.cut + 0.01 * cut), None
+
+    run = jax.jit(lambda state, xs: jax.lax.scan(step, state, xs)[0])
+    return run.lower(state, jnp.zeros(shape)).compile()
+
+
+def _loss(weights: Weights, x: Array, silent: Array, settings: SAE) -> tuple[Array, tuple[Array, Array]]:
+    """Mean squared error over the variance of the batch, plus the auxiliary loss of the dead latents."""
+    pre = jnp.maximum(x @ weights.encoder + weights.bias, 0.0)
+    z, cut = _keep(pre, settings)
+    left = x - z @ weights.decoder
+    error = jnp.sum(left**2) / jnp.sum(x**2)
+    if settings.auxiliary:
+        dead = silent > SILENT
+        many = min(settings.size, 2 * settings.k)
+        kept = jnp.where(dead, pre, 0.0)
+        kept = kept * (kept >= jax.lax.top_k(jax.lax.stop_gradient(kept), many)[0][:, -1:])
+        goal = jax.lax.stop_gradient(left)
+        other = jnp.sum((goal - kept @ weights.decoder) ** 2) / jnp.maximum(jnp.sum(goal**2), 1e-12)
+        error = error + settings.auxiliary * jnp.where(jnp.any(dead), other, 0.0)
+    return error, (jnp.any(z > 0, axis=0), cut)
+
+
+def _keep(pre: Array, settings: SAE) -> tuple[Array, Array]:
+    """The largest of each row, or of the whole batch; and the smallest value kept."""
+    fixed = jax.lax.stop_gradient(pre)
+    if settings.kind == "topk":
+        floor = jax.lax.top_k(fixed, settings.k)[0][:, -1:]
+    else:
+        floor = _count_threshold(fixed, pre.shape[0] * settings.k)
+    return jnp.where((pre >= floor) & (pre > 0), pre, 0.0), jnp.mean(floor)
+
+
+def _count_threshold(values: Array, count: int) -> Array:
+    """A value that `count` of the entries reach, by bisection (sorting all of them takes far longer)."""
+
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low + high) / 2
+        enough = jnp.sum(values >= middle) >= count
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    return jax.lax.fori_loop(0, 30, halve, (jnp.zeros(()), values.max()))[0]
