@@ -23,6 +23,8 @@ from .shardfile import Piece
 TEMPORARY = ".tmp-"
 # many small pieces become one system call of at most this many bytes
 BATCH_PIECES = 64
+# how file systems without hard links refuse them
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,32 @@ class LocalFiles:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def publish(self, path: str, pieces: Iterable[Piece]) -> Written:
-        """Write a file whole and durably, replacing any of that name. Follow with `settle`."""
+    def publish(self, path: str, pieces: Iterable[Piece], once: bool = False) -> Written:
+        """Write a file whole and durably, replacing any of that name. Follow with `settle`.
+
+        once: replace nothing; where a file of that name and length lies already, it stands and its digest is
+            returned.
+        """
         full = self._inside(path)
         with explained(self.root, f"writing {path}"):
             temporary, written = self._write_temporary(full, pieces)
+            if once and self._link(temporary, full) and (stands := digest_file(full)).bytes == written.bytes:
+                os.unlink(temporary)
+                return stands
             os.rename(temporary, full)
         return written
+
+    def _link(self, temporary: Path, full: Path) -> bool:
+        """Give the file its name unless it is taken; True when there is a file of that name now."""
+        try:
+            os.link(temporary, full)
+        except FileExistsError:
+            return True
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return os.path.lexists(full)
+        return True
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a file once, durably: False, and nothing changed, when the name is taken already."""
@@ -121,7 +142,7 @@ class LocalFiles:
             except FileExistsError:
                 won = False
             except OSError as error:
-                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV):
+                if error.errno not in NO_LINKS:
                     raise
                 won = self._create_without_link(full, data)
             finally:

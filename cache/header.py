@@ -49,6 +49,10 @@ class Header:
         """array name -> file of this shard; arrays without elements have none."""
         return {name: stored.file(shard) for name, stored in self.stored.items() if not stored.empty}
 
+    def shard_bytes(self, shard: int) -> int:
+        """Bytes of the shard's files."""
+        return sum(stored.file_bytes(shard) for stored in self.stored.values() if not stored.empty)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays when complete, checksums and metadata apart."""

@@ -30,10 +30,12 @@ AGAIN_SECONDS = 30.0
 
 
 class FileLock:
-    """A flock on an open file; held from `acquire` or `share` until `release` or the object's end."""
+    """A flock on an open file, held until `release` or the object's end. works: false once the file system
+    has turned out to have no such locks; every lock is then granted."""
 
     def __init__(self, path: Path):
         self.path = path
+        self.works = fcntl is not None
         self._handle: int | None = None
 
     def try_exclusive(self) -> bool:
@@ -61,6 +63,7 @@ class FileLock:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
+            self.works = False
         return True
 
     def note(self) -> None:
@@ -96,7 +99,7 @@ class BuildLock:
         self._lock = FileLock(path)
         self._name = str(path)
 
-    def acquire(self, timeout: float | None = None) -> bool:
+    def acquire(self, timeout: int | float | None = None) -> bool:
         """True when the lock was free, False when it had to be waited for.
 
         Raises StoreError when this very thread holds it already, or after `timeout` seconds.

@@ -86,7 +86,7 @@ class Store:
         about: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
         whole: bool = False,
-        timeout: float | None = None,
+        timeout: int | float | None = None,
     ) -> Iterator[Writer]:
         """The right to build an entry; creates it, or resumes what is half done.
 
@@ -114,7 +114,7 @@ class Store:
                 self._check_space(specs)
             header = create_or_resume(self.files, *new_header(kind, key, inputs, grid, specs, about, provenance))
             writer = Writer(self.files, header, in_use)
-            resumed = writer.work.found > 0
+            resumed = any(writer.committed(shard) for shard in writer.grid)
             found_complete = writer.complete
             yield writer
             if found_complete:
@@ -123,7 +123,7 @@ class Store:
                 self._note(writer, "resumed" if resumed else "built", began)
 
     @contextlib.contextmanager
-    def _building(self, kind: str, key: str, timeout: float | None = None) -> Iterator[FileLock | None]:
+    def _building(self, kind: str, key: str, timeout: int | float | None = None) -> Iterator[FileLock | None]:
         """Hold the build lock and the sign that the entry is in use."""
         if self.files.remote:
             yield None

@@ -24,16 +24,16 @@ from .locks import FileLock
 from .shardfile import encode
 
 OLD_TEMPORARY_SECONDS = 3600.0
+# lock files an entry has for its shards; shards that share one are published one after the other
+LEASES = 16
 
 
 @dataclass
 class Work:
-    """What a writer has done so far: shards it found committed, rows and bytes it wrote itself."""
+    """What a writer, or workers on its behalf, have written so far."""
 
-    found: int = 0
     rows: int = 0
     bytes: int = 0
-    began: float = 0.0
 
 
 class Writer:
@@ -48,9 +48,7 @@ class Writer:
         self._base = entry_path(header.kind, header.key)
         self.key, self.kind, self.grid = header.key, header.kind, header.grid
         self.complete = files.exists(f"{self._base}/{COMPLETE}")
-        self.work = Work(began=time.monotonic())
-        if not self.complete:
-            self.work.found = sum(self.committed(shard) for shard in self.grid)
+        self.work = Work()
 
     @property
     def header(self) -> Header:
@@ -74,44 +72,48 @@ class Writer:
         """How many shards are still to do."""
         return 0 if self.complete else sum(not self.committed(shard) for shard in self.grid)
 
-    def write(self, shard: Shard, arrays: Mapping[str, np.ndarray]) -> bool:
+    def write(self, shard: Shard, arrays: Mapping[str, np.ndarray]) -> Commit | None:
         """Commit one shard: all its rows of all arrays, durable when this returns.
 
         arrays: name -> [rows of the shard, ...] in exactly the spec's dtype; bfloat16 as ml_dtypes.bfloat16.
-        Returns False when another worker had committed the same shard; its rows then stand.
+        Returns the commit; None when another worker had committed the same shard, whose rows then stand.
         Raises DataError for a wrong name, shape or dtype, and nothing is written.
         """
         shard = self._header.grid.shard(shard.index)
         rows = self._checked(shard, arrays)
         where = f"{self._base}/{commit_path(shard.index)}"
         if self.complete or self._files.exists(where):
-            return False
-        lock = self._lease(shard)
-        try:
+            return None
+        with self._lease(shard) as alone:
             if self._files.exists(where):
-                return False
+                return None
             written = {}
             for name, path in self._header.shard_files(shard.index).items():
                 pieces = encode(self._header.stored[name], shard.index, rows[name])
-                written[path] = self._files.publish(f"{self._base}/{path}", pieces)
+                written[path] = self._files.publish(f"{self._base}/{path}", pieces, once=not alone)
             self._files.settle(f"{self._base}/{path}" for path in written)
             commit = Commit(self.key, shard, written)
             won = self._files.create(where, commit.to_bytes())
+        if not won:
+            return None
+        self.work.rows += len(shard)
+        self.work.bytes += commit.bytes
+        return commit
+
+    @contextlib.contextmanager
+    def _lease(self, shard: Shard) -> Iterator[bool]:
+        """Wait until no other live worker publishes this shard. Yields whether that is certain: where there are
+        no locks, files are published once and whoever comes second takes what lies there."""
+        if self._files.remote:
+            yield False
+            return
+        lock = FileLock(self._files.local(f"{self._base}/leases/{shard.index % LEASES:02d}"))
+        try:
+            while not lock.try_exclusive():
+                time.sleep(0.005)
+            yield lock.works
         finally:
             lock.release()
-        if won:
-            self.work.rows += len(shard)
-            self.work.bytes += commit.bytes
-        return won
-
-    def _lease(self, shard: Shard) -> Any:
-        """Wait until no other live worker is publishing this shard."""
-        if self._files.remote:
-            return contextlib.nullcontext()
-        lock = FileLock(self._files.local(f"{self._base}/commits/.lease-{shard.index:08d}"))
-        while not lock.try_exclusive():
-            time.sleep(0.01)
-        return lock
 
     def _checked(self, shard: Shard, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         wanted = self._header.stored
@@ -190,6 +192,7 @@ def create_or_resume(files: LocalFiles, header: Header, metadata: Mapping[str, b
             files.publish(f"{base}/{path}", [content])
         files.settle(f"{base}/{path}" for path in metadata)
         files.make_folder(f"{base}/commits")
+        files.make_folder(f"{base}/leases")
         files.create(f"{base}/{ENTRY}", header.to_bytes())
         data = files.read(f"{base}/{ENTRY}")
     found = Header.from_bytes(data, header.kind, header.key, f"{base}/{ENTRY}")
@@ -216,7 +219,7 @@ def sweep(files: LocalFiles, kind: str, key: str, alone: bool) -> int:
     base, swept = entry_path(kind, key), 0
     for path, _ in list(files.walk(base)):
         name = path.rpartition("/")[2]
-        if not name.startswith((TEMPORARY, ".lease-")):
+        if not name.startswith(TEMPORARY):
             continue
         with contextlib.suppress(FileNotFoundError):
             if alone or time.time() - files.stamp(path)[2] / 1e9 > OLD_TEMPORARY_SECONDS:

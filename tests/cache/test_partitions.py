@@ -1,0 +1,137 @@
+"""The job engine: any number of workers, deaths in the middle, errors with the partition named, signals."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache import ArraySpec, Store, connect, errors, ordered_sum, run_job
+from cache.cluster import slurm_cluster, slurm_settings
+
+from .work import Covariance, DiesOnce, Fails, rows_of
+
+ARRAYS = {"a": ArraySpec((12, 5, 5), "float64"), "count": ArraySpec((12,), "int64")}
+
+
+def fit(place: Store, work, cluster="inline", **options):
+    return run_job(place, "factors", {"x": 1}, ARRAYS, work, shard_rows=1, cluster=cluster, **options)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with connect("local:2", heartbeat=5) as cluster:
+        yield cluster
+
+
+def bits(entry) -> bytes:
+    return ordered_sum(entry, "a").tobytes()
+
+
+def test_partitions_add_up(place, tmp_path):
+    entry = fit(place, Covariance(), log=tmp_path / "log.jsonl")
+    x = rows_of(0, 120)
+    np.testing.assert_allclose(ordered_sum(entry, "a"), x.T @ x, rtol=1e-12)
+    assert ordered_sum(entry, "count") == 120
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["partition"] for line in lines] == list(range(12))
+    assert lines[-1]["done"] == lines[-1]["of"] == 12
+    assert fit(place, Fails()).key == entry.key  # there already: nothing is called
+
+
+def test_any_number_of_workers_gives_the_same_bits(place, tmp_path, workers):
+    spread = fit(Store(tmp_path / "two"), Covariance(), workers)
+    assert bits(spread) == bits(fit(place, Covariance()))
+    assert spread.read("count").tolist() == [10] * 12
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_dies_or_hangs_is_replaced(place, tmp_path, workers, how):
+    other = Store(tmp_path / "two")
+    entry = fit(other, DiesOnce(marker=str(tmp_path / "died"), how=how), workers)
+    assert (tmp_path / "died").exists()
+    assert bits(entry) == bits(fit(place, Covariance()))
+    assert other.events[-1].rows == 12
+
+
+def test_an_error_names_its_partition_and_keeps_the_rest(place, workers):
+    with pytest.raises(errors.WhenceError, match=r"Partition 2 \(rows 2 to 3\) failed .*ZeroDivisionError: no rows"):
+        fit(place, Fails())
+    with pytest.raises(errors.WhenceError, match=r"Partition 2 .*ZeroDivisionError"):
+        fit(place, Fails(), workers)
+    before = int(place.open("factors", {"x": 1}, partial=True).mask.sum())
+    assert before >= 2
+    fit(place, Covariance(), workers)
+    assert place.events[-1].what == "resumed"
+    assert place.events[-1].rows <= 12 - before  # a task under way then may have committed since
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_says_how_to_go_on(place, number):
+    former = signal.getsignal(number)
+
+    def work(shard):
+        if shard.index == 4:
+            os.kill(os.getpid(), number)
+        return Covariance()(shard)
+
+    with pytest.raises(errors.Interrupted, match=r"factors: 4 of 12 partitions are committed(.|\n)*same command"):
+        fit(place, work)
+    assert signal.getsignal(number) is former
+    assert fit(place, Covariance()).sealed
+
+
+def test_elsewhere_than_the_main_thread(place):
+    out = []
+    thread = threading.Thread(target=lambda: out.append(fit(place, Covariance())))
+    thread.start()
+    thread.join()
+    assert out[0].sealed
+
+
+@pytest.mark.parametrize("address", ["local", "local:", "local:0", "local:x", "mpi:3", "inline:2"])
+def test_addresses_that_are_none(address):
+    with pytest.raises(errors.UsageError, match="local"), connect(address):
+        pass
+
+
+def test_a_scheduler_that_somebody_runs(place, workers):
+    address = workers.client.scheduler.address
+    with connect(f"dask:{address}") as cluster:
+        assert cluster.workers == 2
+        assert fit(place, Covariance(), cluster).sealed
+
+
+def test_a_task_that_carries_its_data_is_refused(place, workers):
+    big = np.zeros((2200, 1000))
+    with pytest.raises(errors.UsageError, match="carries 16 MiB"):
+        fit(place, lambda shard: {"a": big}, workers)
+
+
+def test_slurm_jobs_are_rendered(tmp_path):
+    path = tmp_path / "slurm.toml"
+    path.write_text(
+        'jobs = 0\ncores = 8\nmemory = "32GB"\nqueue = "gpu"\nwalltime = "04:00:00"\n'
+        'job_extra_directives = ["--gres=gpu:1"]\n'
+    )
+    with slurm_cluster(str(path))[0] as cluster:
+        script = cluster.job_script()
+    for line in ("#SBATCH -p gpu", "#SBATCH --cpus-per-task=8", "#SBATCH --mem=30G", "#SBATCH -t 04:00:00",
+                 "#SBATCH --gres=gpu:1", "distributed.cli.dask_worker"):  # fmt: skip
+        assert line in script
+    path.write_text('cores = 8\nmemroy = "32GB"\n')
+    with pytest.raises(errors.UsageError, match=r"no setting 'memroy'(.|\n)*'memory'"):
+        slurm_settings(str(path))
+    path.write_text("cores = 8\n")
+    with pytest.raises(errors.UsageError, match="lacks 'memory'"):
+        slurm_settings(str(path))
+    with pytest.raises(errors.UsageError, match="cannot be read"):
+        slurm_settings(str(tmp_path / "none.toml"))
