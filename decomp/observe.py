@@ -1,55 +1,26 @@
-"""Activations at hook points of a model that is at hand, in one pass, in memory."""
+"""Activations of a model that is at hand, at one or several hook points, in one pass."""
 
+import tempfile
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from cache import outputs_at, progress
-from cache.bridge import to_numpy
-from cache.fingerprint import model_fingerprint
+from cache import Store, activations
 
-from .activations import Activations, Origin
+from .activations import Activations, from_entry
 
 
 def observe(
-    model: nn.Module,
-    examples: Any,
-    sites: Sequence[str],
-    *,
-    batch: int = 32,
-    column: str = "input_ids",
-    quiet: bool = True,
+    model: nn.Module, examples: Any, sites: Sequence[str], store: Store | None = None, *, quiet: bool = True
 ) -> dict[str, Activations]:
     """site -> activations of every position that is not padding, examples in order, positions in order.
 
-    The model runs once for all sites, cut short after the deepest. Raises ModelError for an unknown hook point.
+    store: where they are kept for the next time; without one they are only held in memory. The model runs once for
+    all sites, cut short after the deepest. Raises ModelError for an unknown hook point.
     """
-    names = list(sites)
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    document: list[np.ndarray] = []
-    position: list[np.ndarray] = []
-    token: list[np.ndarray] = []
-    fingerprint = model_fingerprint(model).hex
-    starts = range(0, len(examples), batch)
-    for start in progress(starts, desc="activations", unit="batch", quiet=quiet):
-        rows = np.arange(start, min(start + batch, len(examples)))
-        tensors = examples.batch(rows)
-        ids = tensors[column]
-        given = {"attention_mask": tensors["attention_mask"]} if "attention_mask" in tensors else {}
-        seen = outputs_at(model, names, partial(model, ids, **given))
-        width = np.arange(ids.shape[1])[None, :]
-        real = width < np.asarray(examples.lengths)[rows][:, None]
-        for name in names:
-            parts[name].append(to_numpy(seen[name].float())[real])
-        document.append(np.broadcast_to(np.asarray(examples.ids)[rows][:, None], real.shape)[real])
-        position.append(np.broadcast_to(width, real.shape)[real])
-        token.append(to_numpy(ids)[real])
-    documents, positions, tokens = (np.concatenate(column).astype(np.int64) for column in (document, position, token))
-    data = str(examples.fingerprint)
-    return {
-        name: Activations.of(np.concatenate(parts[name]), documents, positions, tokens, Origin(name, fingerprint, data))
-        for name in names
-    }
+    if store is not None:
+        entry = activations(model, examples, list(sites), store=store, quiet=quiet)
+        return {site: from_entry(entry, site) for site in sites}
+    with tempfile.TemporaryDirectory() as folder:
+        return observe(model, examples, sites, Store(folder), quiet=quiet)

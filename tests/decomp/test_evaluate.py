@@ -30,7 +30,7 @@ def whole(case) -> Dictionary:
 
 
 def test_observed_activations_are_the_models_own(case):
-    acts = observe(case.model, case.examples, ["up", "down"], batch=2)
+    acts = observe(case.model, case.examples, ["up", "down"])
     whole = acts["up"].whole()
     seen = []
     handle = case.model.up.register_forward_hook(lambda m, a, out: seen.append(out))
