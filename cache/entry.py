@@ -301,13 +301,19 @@ def _hold(files: LocalFiles, base: str) -> FileLock | None:
 
 def check_metadata(files: LocalFiles, base: str, header: Header) -> None:
     """Raise CorruptEntry unless every Zarr metadata file is the one that the header vouches for."""
-    for path, expected in header.metadata.items():
-        try:
-            found = digest_bytes(files.read(f"{base}/{path}"))
-        except FileNotFoundError as error:
-            raise CorruptEntry(f"{base}/{path} is missing.", "Run `whence cache repair`.") from error
-        if found != expected:
-            raise CorruptEntry(f"{base}/{path} is not what was written.", "Run `whence cache repair`.")
+    for path in header.metadata:
+        problem = metadata_problem(files, base, header, path)
+        if problem:
+            raise CorruptEntry(f"{base}/{path} {problem}.", "Run `whence cache repair`.")
+
+
+def metadata_problem(files: LocalFiles, base: str, header: Header, path: str) -> str:
+    """What is wrong with one Zarr metadata file; empty when nothing is."""
+    try:
+        found = digest_bytes(files.read(f"{base}/{path}"))
+    except FileNotFoundError:
+        return "is missing"
+    return "" if found == header.metadata[path] else "is not what was written"
 
 
 def read_seal(files: LocalFiles, base: str, header: Header, header_bytes: bytes) -> dict[str, Any] | None:

@@ -32,6 +32,10 @@ class Fingerprint:
     def __str__(self) -> str:
         return self.hex
 
+    def __key__(self) -> str:
+        """What stands for the model in a key."""
+        return self.hex
+
 
 def model_fingerprint(model: nn.Module | Mapping[str, torch.Tensor]) -> Fingerprint:
     """The fingerprint of a model (or of a mapping of tensors), about half a second per gigabyte and thread.

@@ -22,7 +22,7 @@ SCHEMA = "whence/1"
 
 def plain(value: Any, where: str = "inputs", nan: bool = False) -> Any:
     """The JSON form of a value: mappings, sequences, numbers, text, None, enums, dtypes, paths, numpy values,
-    dataclasses (as their fields under their class's name). Raises UsageError naming the field of any other,
+    dataclasses (as their fields under their class's name), objects that name their own form by `__key__()`. Raises UsageError naming the field of any other,
     and of NaN or infinity unless `nan`."""
     if value is None or isinstance(value, (bool, str)):
         return value
@@ -42,6 +42,8 @@ def plain(value: Any, where: str = "inputs", nan: bool = False) -> Any:
         return str(value)
     if isinstance(value, np.ndarray):
         return plain(value.tolist(), where, nan)
+    if hasattr(type(value), "__key__"):
+        return plain(value.__key__(), where, nan)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare}
         return {"class": type(value).__name__} | plain(fields, where, nan)

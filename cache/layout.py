@@ -281,6 +281,11 @@ def ref_path(name: str) -> str:
     return f"{VERSION_DIR}/refs/{escape(name)}.json"
 
 
+def model_path(fingerprint: str) -> str:
+    """Where the per-tensor hashes of a model lie."""
+    return f"{VERSION_DIR}/fingerprints/{fingerprint}.json"
+
+
 def pin_path(key: str) -> str:
     return f"{VERSION_DIR}/pins/{key}"
 

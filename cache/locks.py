@@ -47,17 +47,28 @@ class FileLock:
         return self._lock(shared=True)
 
     def _lock(self, shared: bool) -> bool:
-        if self._handle is None:
-            try:
-                self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            except OSError as error:
-                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or not self.path.exists():
-                    raise
-                self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        while True:
+            if self._handle is None:
+                self._handle = self._open()
+            if not self._flock(self._handle, shared):
+                return False
+            if self._current(self._handle):
+                return True
+            self.release()  # the entry was collected while we waited: this is no longer its lock
+
+    def _open(self) -> int:
+        try:
+            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or not self.path.exists():
+                raise
+            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _flock(self, handle: int, shared: bool) -> bool:
         if fcntl is None:
             return True
         try:
-            fcntl.flock(self._handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -65,6 +76,14 @@ class FileLock:
                 raise
             self.works = False
         return True
+
+    def _current(self, handle: int) -> bool:
+        """Whether the name still stands for the file that is locked."""
+        try:
+            here, there = os.fstat(handle), os.stat(self.path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
     def note(self) -> None:
         """Write down who holds the lock, for the message that others wait with."""

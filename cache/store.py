@@ -23,12 +23,27 @@ from typing import Any
 
 import numpy as np
 
+from .commit import check, sign
 from .entry import Entry
 from .errors import NotCached, ResourceError, StoreError, UsageError
 from .files import LocalFiles
+from .fingerprint import Fingerprint
 from .header import Header, new_header
 from .keys import describe, differences, key_of, plain
-from .layout import COMPLETE, ENTRY, KINDS, VERSION_DIR, ArraySpec, Grid, entry_path, parse_specs, ref_path
+from .layout import (
+    COMPLETE,
+    ENTRY,
+    FORMAT,
+    KEY,
+    KINDS,
+    VERSION_DIR,
+    ArraySpec,
+    Grid,
+    entry_path,
+    model_path,
+    parse_specs,
+    ref_path,
+)
 from .locks import BuildLock, FileLock
 from .writer import Writer, create_or_resume, open_writer, sweep
 
@@ -113,6 +128,9 @@ class Store:
             if not self.files.exists(f"{base}/{ENTRY}"):
                 self._check_space(specs)
             header = create_or_resume(self.files, *new_header(kind, key, inputs, grid, specs, about, provenance))
+            for value in inputs.values():
+                if isinstance(value, Fingerprint):
+                    self.remember(value)
             writer = Writer(self.files, header, in_use)
             resumed = any(writer.committed(shard) for shard in writer.grid)
             found_complete = writer.complete
@@ -212,14 +230,14 @@ class Store:
         key = self.refs().get(key, key)
         if not re.fullmatch(r"[0-9a-f]{4,64}", key):
             raise NotCached(f"Nothing is called {key!r} in {self.root}.", "See `whence cache ls`.")
-        found = [(kind, full) for kind, full in self.keys() if full.startswith(key)]
+        found = [(kind, full) for kind, full in self.contents() if full.startswith(key)]
         if not found:
             raise NotCached(f"No entry has a key that starts with {key!r}.", "See `whence cache ls`.")
         if len(found) > 1:
             raise UsageError(f"{len(found)} entries have keys that start with {key!r}.", "Give more digits of the key.")
         return found[0]
 
-    def keys(self) -> Iterator[tuple[str, str]]:
+    def contents(self) -> Iterator[tuple[str, str]]:
         """(kind, key) of every entry that has a header, complete or not."""
         for kind in KINDS:
             for prefix in self.files.list(f"{VERSION_DIR}/{kind}"):
@@ -237,17 +255,17 @@ class Store:
 
     def name(self, name: str, entry: Entry) -> None:
         """Give an entry a name; the name moves when another entry had it. What has a name is never collected."""
-        from .commit import sign
-
-        document = {"format": 1, "name": name, "kind": entry.kind, "key": entry.key}
+        document = {"format": FORMAT, "name": name, "kind": entry.kind, "key": entry.key}
         path = ref_path(name)
         self.files.publish(path, [sign(document)])
         self.files.settle([path])
 
+    def unname(self, name: str) -> None:
+        """Take a name away; the entry stays."""
+        self.files.remove(ref_path(name))
+
     def refs(self) -> dict[str, str]:
         """name -> key, of every name."""
-        from .commit import check
-
         found = {}
         for file in self.files.list(f"{VERSION_DIR}/refs"):
             if file.endswith(".json") and not file.startswith("."):
@@ -262,11 +280,34 @@ class Store:
             raise NotCached(f"Nothing is called {name!r} in {self.root}.", f"Names: {', '.join(refs) or 'none'}.")
         return self.get(refs[name])
 
+    # -- models
+
+    def remember(self, fingerprint: Fingerprint) -> None:
+        """Keep a model's per-tensor hashes, so that two models can be compared when both are gone. Done for
+        every Fingerprint that stands in the inputs of a writer."""
+        path = model_path(fingerprint.hex)
+        if not self.files.exists(path):
+            self.files.create(path, sign({"format": FORMAT, "leaves": dict(fingerprint.leaves)}))
+
+    def differing_tensors(self, one: Any, two: Any) -> tuple[str, ...] | None:
+        """Names of the tensors in which two remembered models differ; None unless both are remembered."""
+        found = []
+        for model in (one, two):
+            if not isinstance(model, str) or not KEY.fullmatch(model):
+                return None
+            path = model_path(model)
+            try:
+                document = check(self.files.read(path), path)
+            except FileNotFoundError:
+                return None
+            found.append(Fingerprint(model, document["leaves"]))
+        return found[0].differs(found[1])
+
     # -- inside
 
     def _nearest(self, kind: str, inputs: Mapping[str, Any]) -> str:
         asked, best = plain(inputs), None
-        for found_kind, key in self.keys():
+        for found_kind, key in self.contents():
             if found_kind != kind:
                 continue
             try:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,11 +18,6 @@ ARRAYS = {"a": ArraySpec((12, 5, 5), "float64"), "count": ArraySpec((12,), "int6
 
 def fit(place: Store, work, cluster="inline", **options):
     return run_job(place, "factors", {"x": 1}, ARRAYS, work, shard_rows=1, cluster=cluster, **options)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +41,15 @@ def test_partitions_add_up(place, tmp_path):
     assert fit(place, Fails()).key == entry.key  # there already: nothing is called
 
 
-def test_any_number_of_workers_gives_the_same_bits(place, tmp_path, workers):
-    spread = fit(Store(tmp_path / "two"), Covariance(), workers)
+def test_any_number_of_workers_gives_the_same_bits(place, quick, workers):
+    spread = fit(Store(quick / "two"), Covariance(), workers)
     assert bits(spread) == bits(fit(place, Covariance()))
     assert spread.read("count").tolist() == [10] * 12
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_worker_that_dies_or_hangs_is_replaced(place, tmp_path, workers, how):
-    other = Store(tmp_path / "two")
+def test_a_worker_that_dies_or_hangs_is_replaced(place, quick, tmp_path, workers, how):
+    other = Store(quick / "two")
     entry = fit(other, DiesOnce(marker=str(tmp_path / "died"), how=how), workers)
     assert (tmp_path / "died").exists()
     assert bits(entry) == bits(fit(place, Covariance()))

@@ -16,11 +16,6 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = ["float16", "float32", "float64", "bfloat16", "int8", "int32", "int64", "uint8", "uint16", "bool"]
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
-
-
 def values(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
     drawn = np.random.default_rng(seed).normal(size=shape) * 50
     return drawn.astype(BF16 if dtype == "bfloat16" else dtype)
