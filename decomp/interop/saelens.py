@@ -159,7 +159,8 @@ def _autoencoder(
 ) -> SparseAutoencoder:
     """Decoder rows are kept as they are: the choice of the k largest depends on them, unless the configuration says
     that latents are counted in units of their row's norm."""
-    encoder, bias = arrays["W_enc"].astype(np.float32), arrays["b_enc"].astype(np.float32)
+    encoder: Any = arrays["W_enc"].astype(np.float32)
+    bias: Any = arrays["b_enc"].astype(np.float32)
     if config.get("rescale_acts_by_decoder_norm"):
         norms = np.linalg.norm(atoms, axis=1).astype(np.float32)
         encoder, bias, atoms = encoder * norms, bias * norms, atoms / norms[:, None]

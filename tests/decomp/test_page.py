@@ -1,0 +1,82 @@
+import json
+import re
+
+import numpy as np
+import pytest
+
+from cache import Examples
+from cache.errors import ModelError
+from decomp import Activations, Dictionary, Origin, Provenance, Text
+from decomp.features import features, top_contexts
+from decomp.page import page, save
+from tests.decomp.test_builders import stream
+
+NASTY = "</script><script>alert(1)</script>&amp;<img src=x onerror=alert(2)>\u2028'\""
+
+
+@pytest.fixture(scope="module")
+def acts() -> Activations:
+    return stream(t=300)
+
+
+@pytest.fixture(scope="module")
+def dictionary(acts) -> Dictionary:
+    x = acts.whole().x[:20]
+    atoms = x / np.linalg.norm(x, axis=1, keepdims=True)
+    text = tuple(Text("before ", NASTY if n == 3 else f"token{n}", " after") for n in range(20))
+    return Dictionary(
+        atoms, Provenance.of(np.arange(20), np.zeros(20), np.zeros(20), np.linalg.norm(x, axis=1)), k=3, text=text
+    )
+
+
+def test_features_are_what_the_codes_say(acts, dictionary):
+    found = features(dictionary, acts, top=4, near=3)
+    code = dictionary.encode(acts.whole().x)
+    dense = np.zeros((300, 20))
+    np.add.at(dense, (np.arange(300)[:, None], np.asarray(code.indices)), np.asarray(code.values))
+    np.testing.assert_allclose(found.density, (dense != 0).mean(axis=0))
+    for atom in range(20):
+        used = int(np.count_nonzero(dense[:, atom]))
+        expected = np.sort(np.abs(dense[:, atom]))[::-1][: min(4, used)]
+        np.testing.assert_allclose(np.abs(found.value[atom][found.top[atom] >= 0]), expected, rtol=1e-5)
+        assert found.histogram[atom].sum() == used
+    near = np.abs(dictionary.atoms @ dictionary.atoms.T - np.eye(20))
+    np.testing.assert_array_equal(found.near[:, 0], near.argmax(axis=1))
+    np.testing.assert_allclose(np.abs(found.cosine[:, 0]), near.max(axis=1), rtol=1e-5)
+
+
+def test_contexts_are_the_text_around_the_top_rows(acts, dictionary):
+    rows = [np.arange(30) + 100 * n for n in range(10)]
+    examples = Examples({"input_ids": rows}, np.arange(10, dtype=np.int64))
+    found = features(dictionary, acts, top=3)
+    contexts = top_contexts(found, examples, lambda ids: " ".join(map(str, ids)), window=2)
+    first = found.top[0][0]
+    assert contexts[0][0].token == str(100 * acts.document[first] + acts.position[first])
+
+
+def test_nothing_in_the_data_becomes_markup(acts, dictionary, tmp_path):
+    html = page(dictionary, features(dictionary, acts), title=NASTY)
+    assert html.count("<script") == 2
+    assert "<img" not in html
+    data = json.loads(re.search(r'application/json">(.*?)</script>', html, re.S)[1])
+    assert any(t[1] == NASTY for t in data["text"])
+    assert "&lt;img" in html.split("</title>")[0]
+    assert "http" not in html.replace("http://www.w3.org/2000/svg", "")
+    assert save(html, tmp_path / "a" / "page.html").read_text(encoding="utf-8") == html
+
+
+def test_another_models_activations_are_refused(acts, dictionary):
+    named = Dictionary(dictionary.atoms, dictionary.provenance, 3, Origin("a", "m"))
+    with pytest.raises(ModelError):
+        features(named, Activations.of(acts.whole().x, origin=Origin("a", "n")))
+
+
+def test_ten_thousand_atoms_stay_small(tmp_path):
+    rng = np.random.default_rng(0)
+    atoms = rng.standard_normal((10_000, 16)).astype(np.float32)
+    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
+    text = tuple(Text("some words before it", f"t{n}", "and some words after it") for n in range(10_000))
+    where = np.arange(10_000)
+    big = Dictionary(atoms, Provenance.of(where, where, where, np.ones(10_000)), k=2, text=text)
+    found = features(big, rng.standard_normal((2000, 16)).astype(np.float32))
+    assert len(page(big, found)) < 6_000_000
