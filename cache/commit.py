@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import CorruptEntry, NewerFormat
-from .files import Written
 from .layout import FORMAT, Shard
+from .medium import Written
 
 DIGEST = "digest"
 

@@ -16,10 +16,11 @@ import zarr
 
 from .commit import Commit, check, commits_digest
 from .errors import CorruptEntry, DataError, NotCached, UsageError
-from .files import LocalFiles, digest_bytes, digest_file
+from .files import digest_bytes, digest_file
 from .header import Header, shard_paths
 from .layout import COMPLETE, DATA, ENTRY, ArraySpec, Stored, commit_path, entry_path, fill_value
 from .locks import FileLock
+from .medium import Files
 from .shardfile import mapped
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Entry:
     key, kind, inputs, about, provenance, arrays (name -> ArraySpec), sealed: what it is.
     """
 
-    def __init__(self, files: LocalFiles, header: Header, seal: Mapping[str, Any] | None, lock: FileLock | None):
+    def __init__(self, files: Files, header: Header, seal: Mapping[str, Any] | None, lock: FileLock | None):
         self._files, self._header, self._lock = files, header, lock
         self._base = entry_path(header.kind, header.key)
         self._commits: dict[int, Commit | None] = {}
@@ -46,7 +47,7 @@ class Entry:
         self.provenance = header.provenance
 
     @staticmethod
-    def open(files: LocalFiles, kind: str, key: str, partial: bool = False) -> "Entry":
+    def open(files: Files, kind: str, key: str, partial: bool = False) -> "Entry":
         """Open an entry by kind and key. Raises NotCached when it is not there, or not sealed and not
         `partial`; CorruptEntry when its header, metadata or seal do not match their digests."""
         base = entry_path(kind, key)
@@ -138,6 +139,9 @@ class Entry:
             if self._verified.get(path) == stamp:
                 return True
             found = digest_file(local)
+            if found != commit.files[path] and self._files.forget(full):
+                found = digest_file(self._files.local(full))  # the local copy of a remote file was damaged
+                stamp = self._files.stamp(full)
         except FileNotFoundError as error:
             raise CorruptEntry(f"{full} is missing.", "Run `whence cache repair`.") from error
         if found != commit.files[path]:
@@ -286,7 +290,7 @@ class Entry:
         return jax_batches(self, names, **options)
 
 
-def _hold(files: LocalFiles, base: str) -> FileLock | None:
+def _hold(files: Files, base: str) -> FileLock | None:
     """A shared lock that keeps the entry from being collected while it is open."""
     if files.remote:
         return None
@@ -299,7 +303,7 @@ def _hold(files: LocalFiles, base: str) -> FileLock | None:
         return None
 
 
-def check_metadata(files: LocalFiles, base: str, header: Header) -> None:
+def check_metadata(files: Files, base: str, header: Header) -> None:
     """Raise CorruptEntry unless every Zarr metadata file is the one that the header vouches for."""
     for path in header.metadata:
         problem = metadata_problem(files, base, header, path)
@@ -307,7 +311,7 @@ def check_metadata(files: LocalFiles, base: str, header: Header) -> None:
             raise CorruptEntry(f"{base}/{path} {problem}.", "Run `whence cache repair`.")
 
 
-def metadata_problem(files: LocalFiles, base: str, header: Header, path: str) -> str:
+def metadata_problem(files: Files, base: str, header: Header, path: str) -> str:
     """What is wrong with one Zarr metadata file; empty when nothing is."""
     try:
         found = digest_bytes(files.read(f"{base}/{path}"))
@@ -316,7 +320,7 @@ def metadata_problem(files: LocalFiles, base: str, header: Header, path: str) ->
     return "" if found == header.metadata[path] else "is not what was written"
 
 
-def read_seal(files: LocalFiles, base: str, header: Header, header_bytes: bytes) -> dict[str, Any] | None:
+def read_seal(files: Files, base: str, header: Header, header_bytes: bytes) -> dict[str, Any] | None:
     """The seal, None when there is none. Raises CorruptEntry when it is not this entry's."""
     where = f"{base}/{COMPLETE}"
     try:
@@ -328,7 +332,7 @@ def read_seal(files: LocalFiles, base: str, header: Header, header_bytes: bytes)
     return seal
 
 
-def check_seal(files: LocalFiles, base: str, header: Header, seal: Mapping[str, Any]) -> None:
+def check_seal(files: Files, base: str, header: Header, seal: Mapping[str, Any]) -> None:
     """Raise CorruptEntry unless the seal's digest is that of the commits that lie there."""
     records = [files.read(f"{base}/{commit_path(shard.index)}") for shard in header.grid]
     if commits_digest(records) != seal.get("commits"):

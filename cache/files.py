@@ -11,28 +11,20 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from .errors import ResourceError, StoreError
-from .shardfile import Piece
+from .medium import Files, Piece, Written
 
 TEMPORARY = ".tmp-"
 # many small pieces become one system call of at most this many bytes
 BATCH_PIECES = 64
 # how file systems without hard links refuse them
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
-
-
-@dataclass(frozen=True)
-class Written:
-    """What was published: its length and xxh3-128, computed while it was written."""
-
-    bytes: int
-    xxh3_128: str
 
 
 @contextlib.contextmanager
@@ -55,19 +47,17 @@ def explained(root: Path, doing: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class LocalFiles:
+class LocalFiles(Files):
     """A root folder on a local or mounted disk. Paths are relative, made of safe parts, and stay inside."""
 
     root: Path
-
-    remote = False
+    remote: bool = field(default=False, init=False)
 
     @property
     def address(self) -> str:
         return str(self.root)
 
     def local(self, path: str) -> Path:
-        """Where the file can be read from. Raises StoreError when it would lie outside the root."""
         return self._inside(path)
 
     def _inside(self, path: str) -> Path:
@@ -84,7 +74,6 @@ class LocalFiles:
         return full
 
     def read(self, path: str) -> bytes:
-        """The whole file; FileNotFoundError where there is none."""
         try:
             handle = os.open(self._inside(path), os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
         except NotADirectoryError as error:
@@ -96,18 +85,12 @@ class LocalFiles:
         return self._inside(path).is_file()
 
     def list(self, path: str) -> list[str]:
-        """Names of the files and folders in a folder, sorted; empty where there is none."""
         try:
             return sorted(os.listdir(self._inside(path)))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def publish(self, path: str, pieces: Iterable[Piece], once: bool = False) -> Written:
-        """Write a file whole and durably, replacing any of that name. Follow with `settle`.
-
-        once: replace nothing; where a file of that name and length lies already, it stands and its digest is
-            returned.
-        """
         full = self._inside(path)
         with explained(self.root, f"writing {path}"):
             temporary, written = self._write_temporary(full, pieces)
@@ -130,7 +113,6 @@ class LocalFiles:
         return True
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file once, durably: False, and nothing changed, when the name is taken already."""
         full = self._inside(path)
         with explained(self.root, f"writing {path}"):
             if os.path.lexists(full):
@@ -164,7 +146,6 @@ class LocalFiles:
         return True
 
     def settle(self, paths: Iterable[str]) -> None:
-        """Sync the folders of these files, so that their names survive a power cut."""
         for folder in sorted({self._inside(path).parent for path in paths}):
             self._sync_folder(folder)
 
@@ -217,7 +198,6 @@ class LocalFiles:
             self._make_folder(self._inside(path))
 
     def remove(self, path: str) -> None:
-        """Delete a file; nothing happens where there is none."""
         with explained(self.root, f"deleting {path}"), contextlib.suppress(FileNotFoundError):
             os.unlink(self._inside(path))
 
@@ -229,17 +209,27 @@ class LocalFiles:
             self._sync_folder(target.parent)
 
     def remove_tree(self, path: str) -> None:
-        """Delete a folder with all in it, following no link."""
         with explained(self.root, f"deleting {path}"):
             _remove_tree(self._inside(path))
 
     def stamp(self, path: str) -> tuple[int, int, int]:
-        """(inode, bytes, modification time in ns): the same while nobody touched the file."""
         seen = os.stat(self._inside(path), follow_symlinks=False)
         return seen.st_ino, seen.st_size, seen.st_mtime_ns
 
+    def size(self, path: str) -> int:
+        return os.stat(self._inside(path), follow_symlinks=False).st_size
+
+    def used(self, path: str) -> float:
+        return os.stat(self._inside(path), follow_symlinks=False).st_mtime
+
+    def touch(self, path: str) -> None:
+        with contextlib.suppress(OSError):
+            os.utime(self._inside(path))
+
+    def forget(self, path: str) -> bool:
+        return False
+
     def free_bytes(self) -> int | None:
-        """Bytes that can still be written under the root; None where nobody knows."""
         folder = self.root
         while not folder.exists():
             folder = folder.parent
@@ -247,7 +237,6 @@ class LocalFiles:
         return space.f_bavail * space.f_frsize
 
     def walk(self, path: str) -> Iterator[tuple[str, int]]:
-        """(path, bytes) of every regular file below a folder; links are not followed."""
         pending = [path]
         while pending:
             folder = pending.pop()

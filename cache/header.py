@@ -19,9 +19,9 @@ from zarr.storage import MemoryStore
 
 from .commit import check, sign
 from .errors import CorruptEntry
-from .files import Written
 from .keys import key_of, plain
 from .layout import DATA, FORMAT, ArraySpec, Grid, Shard, Stored, fill_value, parse_specs, specs_from_json
+from .medium import Written
 
 # whose versions are written down, when they are in use
 LIBRARIES = ("whence", "numpy", "torch", "jax", "zarr", "transformers", "transformer-lens")

@@ -22,8 +22,10 @@ SCHEMA = "whence/1"
 
 def plain(value: Any, where: str = "inputs", nan: bool = False) -> Any:
     """The JSON form of a value: mappings, sequences, numbers, text, None, enums, dtypes, paths, numpy values,
-    dataclasses (as their fields under their class's name), objects that name their own form by `__key__()`. Raises UsageError naming the field of any other,
-    and of NaN or infinity unless `nan`."""
+    dataclasses (their fields under their class's name), objects that give their own form by `__key__()`.
+
+    Raises UsageError naming the field of any other, and of NaN or infinity unless `nan`.
+    """
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, enum.Enum):

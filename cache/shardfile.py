@@ -13,9 +13,9 @@ import google_crc32c
 import numpy as np
 
 from .layout import Stored, fill_value
+from .medium import Piece
 
 MISSING = 2**64 - 1
-Piece = memoryview | bytes
 
 
 def encode(stored: Stored, shard: int, rows: np.ndarray) -> Iterator[Piece]:

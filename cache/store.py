@@ -45,6 +45,7 @@ from .layout import (
     ref_path,
 )
 from .locks import BuildLock, FileLock
+from .medium import Files
 from .writer import Writer, create_or_resume, open_writer, sweep
 
 # of the free space, what a job may plan to fill
@@ -76,7 +77,7 @@ class Store:
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None):
-        self.files = _files_at(root)
+        self.files: Files = _files_at(root)
         self.events: list[Event] = []
 
     @property
@@ -132,7 +133,7 @@ class Store:
                 if isinstance(value, Fingerprint):
                     self.remember(value)
             writer = Writer(self.files, header, in_use)
-            resumed = any(writer.committed(shard) for shard in writer.grid)
+            resumed = writer.missing < writer.grid.count
             found_complete = writer.complete
             yield writer
             if found_complete:
@@ -329,12 +330,10 @@ class Store:
 
     def _touch(self, kind: str, key: str) -> None:
         """Note that the entry was used now, for collection by age."""
-        if not self.files.remote:
-            with contextlib.suppress(OSError, StoreError):
-                os.utime(self.files.local(f"{entry_path(kind, key)}/{ENTRY}"))
+        self.files.touch(f"{entry_path(kind, key)}/{ENTRY}")
 
 
-def reopen(files: LocalFiles, kind: str, key: str, partial: bool) -> Entry:
+def reopen(files: Files, kind: str, key: str, partial: bool) -> Entry:
     """Open an entry in another process; what an Entry is pickled as."""
     return Entry.open(files, kind, key, partial)
 
@@ -352,16 +351,16 @@ def _lockable(root: str) -> Iterator[None]:
         raise
 
 
-def _files_at(root: str | os.PathLike[str] | None) -> Any:
+def _files_at(root: str | os.PathLike[str] | None) -> Files:
     if root is None:
         root = os.environ.get("WHENCE_CACHE") or _user_folder()
     text = os.fspath(root)
     if text.startswith("file://"):
         text = text.removeprefix("file://")
     if REMOTE.match(text):
-        from .remote import RemoteFiles
+        from .remote import connect_to
 
-        return RemoteFiles.at(text)
+        return connect_to(text)
     path = Path(os.path.realpath(os.path.expanduser(text)))
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file.", "Give a folder for the store.")

@@ -65,7 +65,7 @@ def listing(store: Store) -> list[Listed]:
 def _listed(store: Store, kind: str, key: str, names: tuple[str, ...], pinned: bool) -> Listed:
     base = entry_path(kind, key)
     size = sum(count for _, count in store.files.walk(base))
-    used = store.files.stamp(f"{base}/{ENTRY}")[2] / 1e9
+    used = store.files.used(f"{base}/{ENTRY}")
     try:
         header = store.header(kind, key)
     except StoreError:
@@ -143,8 +143,9 @@ def _file_faults(store: Store, base: str, header: Header, commit: Commit, full: 
     for path, expected in commit.files.items():
         try:
             if full:
+                store.files.forget(f"{base}/{path}")
                 entry.verify(path, commit.shard.index)
-            elif (size := store.files.stamp(f"{base}/{path}")[1]) != expected.bytes:
+            elif (size := store.files.size(f"{base}/{path}")) != expected.bytes:
                 yield path, f"{size} bytes instead of {expected.bytes}"
         except (StoreError, FileNotFoundError) as error:
             yield path, _problem(error)

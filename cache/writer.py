@@ -16,11 +16,12 @@ import numpy as np
 from .commit import Commit, commits_digest, sign
 from .entry import Entry, check_metadata, read_seal
 from .errors import DataError, NotCached, StoreError
-from .files import TEMPORARY, LocalFiles, digest_bytes
+from .files import TEMPORARY, digest_bytes
 from .header import Header, shard_paths
 from .keys import plain
 from .layout import COMPLETE, ENTRY, FORMAT, Shard, Stored, commit_path, entry_path
 from .locks import FileLock
+from .medium import Files
 from .shardfile import encode
 
 OLD_TEMPORARY_SECONDS = 3600.0
@@ -43,7 +44,7 @@ class Writer:
     complete: it is sealed already; there is nothing to do but `seal()`, which then just opens it.
     """
 
-    def __init__(self, files: LocalFiles, header: Header, in_use: FileLock | None = None):
+    def __init__(self, files: Files, header: Header, in_use: FileLock | None = None):
         self._files, self._header, self._in_use = files, header, in_use
         self._base = entry_path(header.kind, header.key)
         self.key, self.kind, self.grid = header.key, header.kind, header.grid
@@ -55,7 +56,7 @@ class Writer:
         return self._header
 
     @property
-    def files(self) -> LocalFiles:
+    def files(self) -> Files:
         return self._files
 
     def committed(self, shard: Shard) -> bool:
@@ -70,7 +71,10 @@ class Writer:
     @property
     def missing(self) -> int:
         """How many shards are still to do."""
-        return 0 if self.complete else sum(not self.committed(shard) for shard in self.grid)
+        if self.complete:
+            return 0
+        committed = set(self._files.list(f"{self._base}/commits"))
+        return sum(commit_path(shard.index).rpartition("/")[2] not in committed for shard in self.grid)
 
     def write(self, shard: Shard, arrays: Mapping[str, np.ndarray]) -> Commit | None:
         """Commit one shard: all its rows of all arrays, durable when this returns.
@@ -178,7 +182,7 @@ def _checked_rows(stored: Stored, shard: Shard, rows: Any) -> np.ndarray:
     return rows
 
 
-def create_or_resume(files: LocalFiles, header: Header, metadata: Mapping[str, bytes]) -> Header:
+def create_or_resume(files: Files, header: Header, metadata: Mapping[str, bytes]) -> Header:
     """Make the entry's folder, metadata and header durable, or find those that lie there.
 
     Raises StoreError when the same inputs were written with other arrays, CorruptEntry when what lies there is
@@ -213,7 +217,7 @@ def _shapes(header: Header, names: list[str]) -> str:
     return ", ".join("none" if s is None else f"{list(s.shape)} {s.dtype.name}" for s in specs)
 
 
-def sweep(files: LocalFiles, kind: str, key: str, alone: bool) -> int:
+def sweep(files: Files, kind: str, key: str, alone: bool) -> int:
     """Delete temporary files that dead writers left; when other writers may live (`alone` is false), only
     those older than an hour. Returns how many."""
     base, swept = entry_path(kind, key), 0
@@ -222,13 +226,13 @@ def sweep(files: LocalFiles, kind: str, key: str, alone: bool) -> int:
         if not name.startswith(TEMPORARY):
             continue
         with contextlib.suppress(FileNotFoundError):
-            if alone or time.time() - files.stamp(path)[2] / 1e9 > OLD_TEMPORARY_SECONDS:
+            if alone or time.time() - files.used(path) > OLD_TEMPORARY_SECONDS:
                 files.remove(path)
                 swept += 1
     return swept
 
 
-def open_writer(files: LocalFiles, kind: str, key: str, in_use: FileLock | None = None) -> Writer:
+def open_writer(files: Files, kind: str, key: str, in_use: FileLock | None = None) -> Writer:
     """A writer for an entry whose header exists. Raises NotCached when it does not."""
     base = entry_path(kind, key)
     try:
