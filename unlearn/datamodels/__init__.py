@@ -1,0 +1,19 @@
+"""Datamodels: predictions of how outputs change when training examples are left out."""
+
+from .base import Calibrated as Calibrated
+from .base import Cost as Cost
+from .base import Datamodel as Datamodel
+from .base import Lds as Lds
+from .base import Pilot as Pilot
+from .base import calibrate as calibrate
+from .base import lds as lds
+from .base import lds_of as lds_of
+from .influence import Averaged as Averaged
+from .influence import Influence as Influence
+from .influence import InverseProduct as InverseProduct
+from .influence import ekfac as ekfac
+from .influence import exact as exact
+from .influence import projected as projected
+from .regression import Regression as Regression
+from .regression import lasso as lasso
+from .regression import ridge as ridge

@@ -1,0 +1,19 @@
+"""Unlearning methods, one file each."""
+
+from .ascent import GradientAscent as GradientAscent
+from .descent_ascent import DescentAscent as DescentAscent
+from .dm_direct import DMDirect as DMDirect
+from .dmm import DMM as DMM
+from .finetune import FineTune as FineTune
+from .grad_diff import GradDiff as GradDiff
+from .l1 import L1Sparse as L1Sparse
+from .matching import Matching as Matching
+from .neggrad import NegGradPlus as NegGradPlus
+from .newton import Newton as Newton
+from .npo import NPO as NPO
+from .npo import SimNPO as SimNPO
+from .oracle_matching import OracleMatching as OracleMatching
+from .retrain import Retrain as Retrain
+from .rmu import RMU as RMU
+from .salun import SalUn as SalUn
+from .scrub import Scrub as Scrub

@@ -1,0 +1,79 @@
+"""Matching logits, the second half of Oracle Matching and of Datamodel Matching (Georgiev et al. 2024).
+
+The fine-tuning set is the forget set, `forget_multiplier` times, with `retain_multiplier` |F| retained points drawn
+once; the loss is the squared distance of all logits to their targets. Forgotten points alone would drag the function
+elsewhere; retained points, whose targets hardly move, pin it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cache.training import AdamW, Optimiser, Schedule
+
+from ..deletion import Deletion
+from ..loop import FORWARD, Phase, Plan
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How targets are matched.
+
+    steps: optimiser steps. batch_size: examples a step. retain_multiplier: retained
+    points used, in sizes of the forget set (all of them when there are fewer).
+    unlabelled: further points to match, in sizes of the forget set; needs Deletion.unlabelled.
+    """
+
+    steps: int = 80
+    batch_size: int = 128
+    forget_multiplier: int = 3
+    retain_multiplier: int = 20
+    unlabelled: int = 0
+    optimiser: Optimiser = AdamW(3e-3)
+    schedule: Schedule = Schedule("cosine", final=0.1)
+
+    def rows(self, deletion: Deletion) -> np.ndarray:
+        """Pool rows used, once each: forgotten, then a fixed draw of retained, then of unlabelled ones."""
+        pool = deletion.pool
+        generator = np.random.default_rng(0)
+        forgotten = pool.rows(0)
+        parts = [forgotten]
+        for part, multiplier in ((1, self.retain_multiplier), (2, self.unlabelled)):
+            rows = pool.rows(part)
+            count = min(len(rows), multiplier * len(forgotten))
+            parts.append(np.sort(generator.permutation(rows)[:count]))
+        return np.concatenate(parts)
+
+    def plan(self, deletion: Deletion, rows: np.ndarray, targets: Float[Tensor, "e n ..."], spent: float) -> Plan:
+        """Fine-tune every model to its own targets [e, pool rows, ...]."""
+        forgotten = deletion.pool.sizes[0]
+        bag = np.concatenate([np.repeat(rows[rows < forgotten], self.forget_multiplier), rows[rows >= forgotten]])
+        size, task = min(self.batch_size, len(bag)), deletion.task
+
+        def draw(generator: np.random.Generator) -> Iterator[np.ndarray]:
+            left = np.empty(0, np.int64)
+            for _ in range(self.steps):
+                while len(left) < size:
+                    left = np.concatenate([left, generator.permutation(bag)])
+                yield left[:size]
+                left = left[size:]
+
+        def objective(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
+            logits = task.logits(model, batch)
+            error = (logits - extra["targets"]).square().mean(-1)
+            counted = task.positions(batch).to(error.dtype).reshape(error.shape)
+            return (error * counted).sum() / counted.sum().clamp(min=1.0)
+
+        phase = Phase(objective, draw, self.optimiser, self.schedule, {"targets": targets})
+        return Plan((phase,), deletion.models, spent + FORWARD * len(rows))
+
+
+def spread(table: Float[np.ndarray, "e k ..."], rows: np.ndarray, total: int) -> Float[Tensor, "e n ..."]:
+    """Values for some pool rows as a table over all of them."""
+    out = torch.zeros((table.shape[0], total, *table.shape[2:]), dtype=torch.float32)
+    out[:, torch.as_tensor(rows)] = torch.as_tensor(np.ascontiguousarray(table), dtype=torch.float32)
+    return out

@@ -1,0 +1,57 @@
+"""SCRUB (Kurmanji et al. 2023): a student moves away from the teacher's outputs on forgotten examples and stays near
+them on retained ones; max epochs first, min epochs after. The optimiser is the student's: a public program builds it
+over the frozen teacher, so that nothing moves."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cache.training import AdamW, Optimiser
+
+from ..deletion import Deletion
+from ..loop import FORWARD, Phase, Plan, batches, logits_table, mean_loss
+
+
+@dataclass(frozen=True)
+class Scrub:
+    """max_epochs over the forget set, of `epochs` over the retained; loss on retained data is alpha * KL to the
+    teacher + gamma * task loss, at a temperature."""
+
+    epochs: int = 4
+    max_epochs: int = 2
+    alpha: float = 0.5
+    gamma: float = 1.0
+    temperature: float = 4.0
+    forget_batch: int = 32
+    retain_batch: int = 64
+    optimiser: Optimiser = AdamW(1e-3)
+    name: str = "SCRUB"
+
+    def plan(self, deletion: Deletion) -> Plan:
+        task, pool, t = deletion.task, deletion.pool, self.temperature
+        teacher = logits_table(deletion, deletion.models)
+
+        def divergence(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
+            own = F.log_softmax(task.logits(model, batch) / t, -1)
+            theirs = F.log_softmax(extra["teacher"] / t, -1)
+            each = (theirs.exp() * (theirs - own)).sum(-1) * t * t
+            counted = task.positions(batch).to(each.dtype).reshape(each.shape)
+            return (each * counted).sum() / counted.sum().clamp(min=1.0)
+
+        def away(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
+            return -divergence(model, batch, extra)
+
+        def near(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
+            fit = mean_loss(task, model, batch, torch.ones_like(extra["forget"]))
+            return self.alpha * divergence(model, batch, extra) + self.gamma * fit
+
+        phases = []
+        for epoch in range(self.epochs):
+            if epoch < self.max_epochs:
+                draw = batches(pool.rows(0), self.forget_batch)
+                phases.append(Phase(away, draw, self.optimiser, tables={"teacher": teacher}))
+            draw = batches(pool.rows(1), self.retain_batch)
+            phases.append(Phase(near, draw, self.optimiser, tables={"teacher": teacher}))
+        return Plan(tuple(phases), deletion.models, FORWARD * len(pool))
