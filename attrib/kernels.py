@@ -6,7 +6,7 @@ functions keep the dtype of their inputs; sums over many batches are carried as 
 """
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ class Sum(NamedTuple):
     low: Float[Array, "..."]
 
 
-def zero_sum(shape: tuple[int, ...], dtype: jnp.dtype) -> Sum:
+def zero_sum(shape: tuple[int, ...], dtype: Any) -> Sum:
     return Sum(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 

@@ -1,0 +1,196 @@
+"""EK-FAC side by side with kronfluence 1.0.1: same model, same data, same statistics, one run.
+
+    python -m benchmarks.attribution [--quick]
+
+Each side is a process of its own (peak memory is its own); times are inside the process, imports not counted,
+compilation counted. The Markov-chain data need no download.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.peers import install, run_side
+from benchmarks.tiny_gpt import Size, TinyGPT, sequences, trained
+
+
+class Clock:
+    """Seconds by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def time(self, name: str, work: Any) -> Any:
+        start = time.perf_counter()
+        result = work()
+        self.seconds[name] = time.perf_counter() - start
+        return result
+
+
+def load(out: Path) -> tuple[Size, TinyGPT]:
+    size = Size(**json.loads((out / "size.json").read_text()))
+    model = TinyGPT(size)
+    model.load_state_dict(torch.load(out / "model.pt", weights_only=True))
+    return size, model.eval()
+
+
+def whence_side(out: Path) -> None:
+    import attrib
+    from cache import Examples, LanguageModelling, Store, find_sites
+
+    size, model = load(out)
+    train = Examples.of({"input_ids": sequences(size.train, size, 0)})
+    queries = Examples.of({"input_ids": sequences(size.queries, size, 1)})
+    task, sites = LanguageModelling(), find_sites(model, ["*.up", "*.down"])
+    clock, store = Clock(), Store(out / "cache")
+    factors = clock.time("fit", lambda: attrib.EKFAC().fit(model, task, train, sites=sites, store=store))
+    scores = clock.time("pairwise", lambda: attrib.score(factors, model, task, queries, train))
+    self_scores = clock.time("self", lambda: attrib.self_influence(factors, model, task, train))
+    finish(out / "whence", clock, scores=scores.values, self_scores=self_scores.values)
+
+
+def kronfluence_side(out: Path) -> None:
+    import torch.nn.functional as F
+    from kronfluence.analyzer import Analyzer, prepare_model
+    from kronfluence.arguments import FactorArguments, ScoreArguments
+    from kronfluence.task import Task
+    from kronfluence.utils.dataset import DataLoaderKwargs
+
+    class Loss(Task):
+        def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> Any:
+            logits = model(batch)[:, :-1].flatten(0, 1)
+            if not sample:
+                return F.cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum")
+            with torch.no_grad():
+                drawn = torch.multinomial(logits.softmax(-1), 1).flatten()
+            return F.cross_entropy(logits, drawn, reduction="sum")
+
+        def compute_measurement(self, batch: Any, model: Any) -> Any:
+            return self.compute_train_loss(batch, model)
+
+        def get_influence_tracked_modules(self) -> list[str]:
+            return [f"blocks.{i}.{name}" for i in range(size.layers) for name in ("up", "down")]
+
+    size, model = load(out)
+    train, queries = (torch.as_tensor(sequences(n, size, s)) for n, s in ((size.train, 0), (size.queries, 1)))
+    task = Loss()
+    model = prepare_model(model, task)
+    analyzer = Analyzer("bench", model, task, cpu=True, output_dir=str(out / "kronfluence_results"), disable_tqdm=True)
+    analyzer.set_dataloader_kwargs(DataLoaderKwargs(num_workers=0))
+    clock = Clock()
+    clock.time(
+        "fit",
+        lambda: analyzer.fit_all_factors(
+            "factors", train, per_device_batch_size=32, factor_args=FactorArguments(strategy="ekfac")
+        ),
+    )
+    found = {}
+    for name, rank in (("pairwise", None), ("pairwise rank 32", 32)):
+        arguments = ScoreArguments(damping_factor=None, query_gradient_low_rank=rank)
+
+        def pairwise(name: str = name, arguments: Any = arguments) -> Any:
+            return analyzer.compute_pairwise_scores(
+                name.replace(" ", "_"), "factors", queries, train, per_device_query_batch_size=32,
+                per_device_train_batch_size=32, score_args=arguments, overwrite_output_dir=True,
+            )  # fmt: skip
+
+        clock.time(name, pairwise)
+        found[name] = analyzer.load_pairwise_scores(name.replace(" ", "_"))["all_modules"].numpy()
+    clock.time(
+        "self",
+        lambda: analyzer.compute_self_scores(
+            "self", "factors", train, per_device_train_batch_size=32, score_args=ScoreArguments(damping_factor=None)
+        ),
+    )
+    finish(
+        out / "kronfluence", clock, scores=found["pairwise"], rank=found["pairwise rank 32"],
+        self_scores=analyzer.load_self_scores("self")["all_modules"].numpy(),
+    )  # fmt: skip
+
+
+def finish(stem: Path, clock: Clock, **arrays: np.ndarray) -> None:
+    np.savez(stem.with_suffix(".npz"), **arrays)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    stem.with_suffix(".json").write_text(json.dumps({"seconds": clock.seconds, "peak": peak}))
+
+
+def fit_operations(size: Size) -> float:
+    """Floating-point operations of the fit: model passes, both moments, rotation of positions, contraction."""
+    d, positions = size.d, size.train * size.length
+    layer = 0.0
+    for i, o in ((d + 1, 4 * d), (4 * d + 1, d)):
+        layer += 2 * (i * i + o * o)  # moments
+        layer += 2 * (i * i + o * o) + 2 * i * o  # eigenvalues
+    model = 2 * 2 * (12 * d * d * size.layers + d * size.vocabulary)  # forward and the backward of activations
+    return positions * (size.layers * layer + model)
+
+
+def product_rate() -> float:
+    """The machine's best matrix-product rate, operations a second: the better of torch and JAX, 2048 squared."""
+    import jax
+    import jax.numpy as jnp
+
+    a, x = torch.randn(2048, 2048), jnp.ones((2048, 2048))
+    multiply = jax.jit(lambda x: x @ x)
+    best = 0.0
+    for work in (lambda: a @ a, lambda: jax.block_until_ready(multiply(x))):
+        for _ in range(5):
+            start = time.perf_counter()
+            work()
+            best = max(best, 2 * 2048**3 / (time.perf_counter() - start))
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", choices=["whence", "kronfluence"])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--quick", action="store_true", help="a quarter of the data, for trying the script")
+    options = parser.parse_args()
+    if options.side:
+        {"whence": whence_side, "kronfluence": kronfluence_side}[options.side](options.out)
+        return
+    size = Size(train=128, queries=16) if options.quick else Size()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        (out / "size.json").write_text(json.dumps(size.__dict__))
+        torch.save(trained(size).state_dict(), out / "model.pt")
+        peer = install("kronfluence==1.0.1", "einconv==0.1.0")
+        for side in ("kronfluence", "whence"):
+            run_side("benchmarks.attribution", side, out, peer)
+        report(out, size)
+
+
+def report(out: Path, size: Size) -> None:
+    sides = {n: json.loads((out / f"{n}.json").read_text()) for n in ("whence", "kronfluence")}
+    arrays = {n: np.load(out / f"{n}.npz") for n in sides}
+    ours, theirs = sides["whence"]["seconds"], sides["kronfluence"]["seconds"]
+    best_pairwise = min(theirs["pairwise"], theirs["pairwise rank 32"])
+    print(f"{size}\n")
+    print("| what | Whence, s | kronfluence 1.0.1, s | ratio |\n|---|---|---|---|")
+    for name, other in (("fit", theirs["fit"]), ("pairwise", best_pairwise), ("self", theirs["self"])):
+        print(f"| {name} | {ours[name]:.1f} | {other:.1f} | {other / ours[name]:.2f} |")
+    print(f"\nkronfluence pairwise: full {theirs['pairwise']:.1f} s, rank 32 {theirs['pairwise rank 32']:.1f} s")
+    peaks = ", ".join(f"{n} {s['peak'] / 1e9:.2f} GB" for n, s in sides.items())
+    print(f"peak memory: {peaks}")
+    for name in ("scores", "self_scores"):
+        a, b = arrays["whence"][name].ravel(), arrays["kronfluence"][name].ravel()
+        print(f"correlation of {name}: {np.corrcoef(a, b)[0, 1]:.4f}")
+    full, rank = (arrays["kronfluence"][name].ravel() for name in ("scores", "rank"))
+    print(f"kronfluence's rank 32 with its own full: {np.corrcoef(full, rank)[0, 1]:.4f}")
+    rate, work = product_rate(), fit_operations(size)
+    print(
+        f"fit: {work / 1e12:.2f} T operations, {work / ours['fit'] / 1e9:.0f} G/s, "
+        f"{work / ours['fit'] / rate:.0%} of this machine's product rate ({rate / 1e9:.0f} G/s)"
+    )
+
+
+if __name__ == "__main__":
+    main()
