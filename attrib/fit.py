@@ -4,7 +4,7 @@ Every sum is kept per partition (a fixed run of examples) in float64 and reduced
 batching, on how often the job was killed, or on how many workers made it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from cache import ArraySpec, NumericalError, Store
+from cache import ArraySpec, DataError, NumericalError, Store
 from cache.build import Frame, Replay
 
 from . import kernels
@@ -107,6 +107,7 @@ def moments(
         return out | {f"{name}/positions": np.asarray(count, np.float64) for name, count in positions.items()}
 
     totals, key = sum_partitions(store, {**inputs, "stage": "moments"}, shapes, parts, work)
+    check_some_gradient(totals[f"{site.name}/S"] for site in sites)
     found = {}
     for site in sites:
         count = float(totals[f"{site.name}/positions"])
@@ -132,6 +133,15 @@ def check_finite(sums: Mapping[str, np.ndarray]) -> None:
                 f"The sum {name} is not finite.",
                 "A gradient overflowed or is NaN: look at the examples of this partition, or use float32 weights.",
             )
+
+
+def check_some_gradient(sums: Iterable[np.ndarray]) -> None:
+    """Raise DataError when nothing in the data moves the model."""
+    if not any(value.any() for value in sums):
+        raise DataError(
+            "The loss has no gradient at any site: no label is counted in any example.",
+            "Look at the labels (-100 is not counted) and the attention mask.",
+        )
 
 
 def eigenbases(matrices: Mapping[str, np.ndarray], dtype: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -180,4 +190,5 @@ def fold_sites(
         return out
 
     totals, key = sum_partitions(store, inputs, {site.name: site.shape for site in sites}, parts, work)
+    check_some_gradient(totals.values())
     return {name: total / examples for name, total in totals.items()}, key
