@@ -5,6 +5,7 @@ that is asked for is imported. Errors that Whence raises on purpose are printed 
 shows where any error came from.
 """
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -15,7 +16,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from .rooms import Room, rooms
 
@@ -31,10 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    try:
+    with contextlib.suppress(ValueError):  # not in the main thread, whose caller handles signals
         signal.signal(signal.SIGTERM, _terminated)
-    except ValueError:  # not the main thread: the caller handles signals
-        pass
     try:
         dispatch(arguments)
         sys.stdout.flush()
@@ -159,7 +158,7 @@ def completion(known: dict[str, Room], arguments: Sequence[str]) -> None:
     )
 
 
-def wrong(what: str, given: str, known: list[str], see: str) -> Any:
+def wrong(what: str, given: str, known: list[str], see: str) -> NoReturn:
     from cache.errors import UsageError
 
     near = difflib.get_close_matches(given, known, n=1)

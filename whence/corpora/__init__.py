@@ -1,0 +1,11 @@
+"""Data to work on: three corpora that need no network, and readers for one's own."""
+
+from .biographies import biographies as biographies
+from .biographies import recall_of as recall_of
+from .biographies import stating as stating
+from .corpus import Corpus as Corpus
+from .digits import digits as digits
+from .language_reference import language_reference as language_reference
+from .sources import load as load
+from .sources import load_queries as load_queries
+from .vocabulary import Vocabulary as Vocabulary

@@ -1,0 +1,240 @@
+"""Training a small transformer from nothing: a TransformerLens native bridge, AdamW, one cosine.
+
+Used for the demo's model, the biographies' model, and retrainings of either with examples left out or weighted.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import nn
+
+from cache import (
+    Entry,
+    Examples,
+    LanguageModelling,
+    NumericalError,
+    Store,
+    UsageError,
+    model_fingerprint,
+    named_parameters,
+    progress,
+)
+
+if TYPE_CHECKING:
+    from .corpora import Vocabulary
+
+SORTED_BATCHES = 8  # batches whose examples are sorted by length together: little padding, still shuffled
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder-only transformer: LayerNorm, GELU, learned positions, no tied weights."""
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    context: int = 128
+    vocabulary: int = 2048
+
+
+@dataclass(frozen=True)
+class Training:
+    """Epochs over the examples in batches of `batch`; AdamW whose rate rises over a tenth of the steps to `rate`
+    and falls to a twentieth of it along a cosine; gradients clipped to norm 1. seed: of the weights and the order.
+    """
+
+    epochs: int = 12
+    batch: int = 16
+    rate: float = 3e-3
+    decay: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch < 1 or self.rate <= 0:
+            raise UsageError(
+                f"Cannot train {self.epochs} epochs in batches of {self.batch} at rate {self.rate}.",
+                "Use at least one epoch, one example a batch, and a rate above zero.",
+            )
+
+
+class Curve(NamedTuple):
+    """Mean loss in nats a token over each epoch, and the seconds that training took."""
+
+    losses: list[float]
+    seconds: float
+
+
+def new_model(shape: Shape, seed: int = 0) -> nn.Module:
+    """An untrained TransformerLens bridge; no network, no pretrained weights."""
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge import TransformerBridge
+
+    if shape.width % shape.heads:
+        raise UsageError(
+            f"A width of {shape.width} does not divide into {shape.heads} heads.", "Choose heads that divide it."
+        )
+    config = TransformerBridgeConfig(
+        d_model=shape.width,
+        d_head=shape.width // shape.heads,
+        n_heads=shape.heads,
+        n_layers=shape.layers,
+        n_ctx=shape.context,
+        d_vocab=shape.vocabulary,
+        d_mlp=4 * shape.width,
+        act_fn="gelu",
+        normalization_type="LN",
+        seed=seed,
+    )
+    with torch.random.fork_rng(devices=[]):
+        bridge: Any = TransformerBridge  # its own type hides this constructor
+        return bridge.boot_native(config).eval()
+
+
+def train_language_model(
+    model: nn.Module,
+    examples: Examples,
+    training: Training = Training(),
+    *,
+    weights: Float[np.ndarray, " n"] | None = None,
+    desc: str = "training",
+    quiet: bool = False,
+) -> Curve:
+    """Train `model` in place on next-token prediction, with a progress bar.
+
+    weights: of each example in the loss, 1 by default; those of weight 0 are left out, as if they were not there.
+    Raises NumericalError when the loss is not finite.
+    """
+    if weights is not None:
+        keep = np.asarray(weights) != 0
+        examples, weights = examples.select(keep), np.asarray(weights, np.float32)[keep]
+    task, began, losses = LanguageModelling(), time.monotonic(), []
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=training.rate, betas=(0.9, 0.98), weight_decay=training.decay)
+    steps = [(epoch, rows) for epoch in range(training.epochs) for rows in _batches(examples.lengths, training, epoch)]
+    model.train()
+    total = counted = 0.0
+    for number, (epoch, rows) in enumerate(progress(steps, desc=desc, unit="step", quiet=quiet)):
+        for group in optimiser.param_groups:
+            group["lr"] = training.rate * schedule(number / len(steps))
+        batch = examples.batch(rows)
+        each = task.loss(model, batch)
+        positions = float(task.targets(batch)[1].sum())
+        weighted = each if weights is None else each * torch.from_numpy(weights[rows])
+        optimiser.zero_grad(set_to_none=True)
+        (weighted.sum() / positions).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        total, counted = total + float(each.detach().sum()), counted + positions
+        if number + 1 == len(steps) or steps[number + 1][0] != epoch:
+            losses.append(total / counted)
+            total = counted = 0.0
+            if not np.isfinite(losses[-1]):
+                raise NumericalError(
+                    f"The loss is {losses[-1]} in epoch {epoch + 1}.", "Train at a lower rate, or look at the data."
+                )
+    optimiser.zero_grad(set_to_none=True)
+    model.eval()
+    return Curve(losses, time.monotonic() - began)
+
+
+def schedule(through: float) -> float:
+    """The rate's factor when this share of the steps is done."""
+    if through < 0.1:
+        return 0.05 + 9.5 * through
+    return 0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * (through - 0.1) / 0.9)))
+
+
+def _batches(lengths: Int64[np.ndarray, " n"], training: Training, epoch: int) -> Iterator[np.ndarray]:
+    """Row numbers of each batch of an epoch: shuffled, then sorted by length within a few batches."""
+    rng = np.random.default_rng([training.seed, epoch])
+    order, size = rng.permutation(len(lengths)), training.batch * SORTED_BATCHES
+    batches = []
+    for start in range(0, len(order), size):
+        block = order[start : start + size]
+        block = block[np.argsort(lengths[block], kind="stable")]
+        batches += [block[at : at + training.batch] for at in range(0, len(block), training.batch)]
+    return iter([batches[k] for k in rng.permutation(len(batches))])
+
+
+def model_inputs(
+    shape: Shape, training: Training, examples: Examples, weights: np.ndarray | None = None
+) -> dict[str, Any]:
+    """What a model trained here is computed from: its key in the store."""
+    import hashlib
+
+    left = None if weights is None else hashlib.sha256(np.asarray(weights, np.float32).tobytes()).hexdigest()
+    return {
+        "what": "language model",
+        "shape": asdict(shape),
+        "training": asdict(training),
+        "data": examples.fingerprint,
+        "weights": left,
+    }
+
+
+def trained_model(
+    shape: Shape,
+    training: Training,
+    examples: Examples,
+    store: Store | None,
+    *,
+    weights: np.ndarray | None = None,
+    desc: str = "training",
+    quiet: bool = False,
+) -> nn.Module:
+    """The model of this shape trained so: from the store, or trained now and kept there."""
+    model = new_model(shape, training.seed)
+    inputs = model_inputs(shape, training, examples, weights)
+    if store is not None and store.has("model", inputs):
+        return _fill(model, store.open("model", inputs))
+    curve = train_language_model(model, examples, training, weights=weights, desc=desc, quiet=quiet)
+    if store is not None:
+        arrays = {name: p.detach().numpy() for name, p in named_parameters(model).items()}
+        about = {
+            "losses": curve.losses,
+            "seconds": curve.seconds,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "fingerprint": model_fingerprint(model).hex,
+        }
+        store.put("model", inputs, arrays, about=about)
+    return model
+
+
+def _fill(model: nn.Module, entry: Entry) -> nn.Module:
+    with torch.no_grad():
+        for name, parameter in named_parameters(model).items():
+            parameter.copy_(torch.from_numpy(np.array(entry.read(name))))
+    return model
+
+
+def continuation(
+    model: nn.Module, vocabulary: "Vocabulary", prompt: str, tokens: int, stop: Sequence[str] = (".", "\n")
+) -> str:
+    """What the model goes on with, the likeliest token each time, up to `tokens` or through the first that holds
+    one of `stop`."""
+    ids = vocabulary.encode(prompt).tolist()
+    start, task = len(ids), LanguageModelling()
+    with torch.no_grad():
+        for _ in range(tokens):
+            logits = task.logits(model, {"input_ids": torch.tensor([ids])})
+            ids.append(int(logits[0, -1].argmax()))
+            if any(mark in vocabulary.decode(ids[start:]) for mark in stop):
+                break
+    return vocabulary.decode(ids)[len(vocabulary.decode(ids[:start])) :]
+
+
+def top_answers(model: nn.Module, queries: Examples) -> np.ndarray:
+    """Bool [q]: whether every labelled token of a query is the model's likeliest one."""
+    task, right = LanguageModelling(), []
+    with torch.no_grad():
+        for row in range(len(queries)):
+            batch = queries.batch([row])
+            targets, counted = task.targets(batch)
+            best = task.logits(model, batch)[:, :-1].argmax(-1)
+            right.append(bool(((best == targets) | ~counted).all()))
+    return np.array(right)
