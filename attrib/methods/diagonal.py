@@ -1,17 +1,20 @@
 """Diagonal: the Fisher matrix's diagonal in the weights' own basis."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from cache import Examples, Sites, Store, Task
-from cache.build import Replay
 
 from .. import kernels
 from ..factors import Damping, Factors, SiteFactors
 from ..fit import fold_sites
 from ..method import FitOptions, inputs_of, make_run
+
+
+def add_squares(site: str, total: kernels.Sum, a: Any, g: Any) -> kernels.Sum:
+    return kernels.add_squares(total, a, g)
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,6 @@ class Diagonal:
         objective = "sampled" if self.labels == "sampled" else "loss"
         run = make_run(model, task, examples, sites, objective, self.seed, options)
         inputs = inputs_of(run, method=self.name)
-        squares, key = fold_sites(
-            Replay(run, 0), store, inputs, lambda site, total, a, g: kernels.add_squares(total, a, g), self.name,
-            options.quiet,
-        )  # fmt: skip
+        squares, key = fold_sites(run, store, inputs, add_squares, self.name, options)
         per_site = {name: SiteFactors(None, None, value) for name, value in squares.items()}
         return Factors(self.name, run.sites, per_site, len(examples), self.damping, inputs, key)

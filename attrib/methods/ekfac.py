@@ -2,18 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
-from cache import Entry, Examples, Sites, Store, Task
-from cache.build import Replay, memory_limit
+from cache import Entry, Examples, Sites, Store, Task, gradients
+from cache.build import FrameSource, Replay, Run, memory_limit
+from cache.gradients import stored_bytes
 
 from .. import kernels
 from ..factors import Damping, Factors, SiteFactors, sites_from_json, sites_to_json
-from ..fit import eigenbases, first_frame, fold_sites, moments
+from ..fit import Moments, eigenbases, first_frame, fold_sites, moments
 from ..method import FitOptions, inputs_of, make_run
 
 
@@ -56,8 +58,7 @@ class EKFAC:
         inputs = {**inputs_of(run), "method": self.name, "eigen": self.eigen}
         if store is not None and store.has("factors", inputs):
             return from_entry(store.open("factors", inputs), self.damping)
-        replay = Replay(run, memory_limit(options.memory) // 2)
-        per_site = self._per_site(replay, store, inputs_of(run), options.quiet)
+        per_site = self._per_site(frames_twice(run, store, options), store, inputs_of(run), options)
         if store is None:
             return Factors(self.name, run.sites, per_site, len(examples), self.damping, inputs)
         arrays = {f"{name}/{part}": value for name, f in per_site.items() for part, value in f._asdict().items()}
@@ -65,26 +66,79 @@ class EKFAC:
         return from_entry(store.put("factors", inputs, arrays, about=about), self.damping)
 
     def _per_site(
-        self, replay: Replay, store: Store | None, inputs: Mapping[str, Any], quiet: bool
+        self, source: FrameSource, store: Store | None, inputs: Mapping[str, Any], options: FitOptions
     ) -> dict[str, SiteFactors]:
-        found, _ = moments(replay, store, inputs, quiet)
-        qa = {name: basis for name, (_, basis) in eigenbases({n: m.a for n, m in found.items()}, self.eigen).items()}
-        qs = {name: basis for name, (_, basis) in eigenbases({n: m.s for n, m in found.items()}, self.eigen).items()}
-        frame = first_frame(replay)
-        dtype = next(iter(frame.inputs.values())).dtype
-        bases = {name: (jnp.asarray(qa[name], dtype), jnp.asarray(qs[name], dtype)) for name in qa}
-        order = {
-            site.name: kernels.rotation_order(frame.inputs[site.name].shape[1], *site.shape)
-            for site in replay.run.sites
-        }
-
-        def add(site: str, total: kernels.Sum, a: Any, g: Any) -> kernels.Sum:
-            return kernels.add_rotated_squares(total, a, g, *bases[site], order=order[site])
-
+        found, _ = moments(source, store, inputs, options)
+        frame = first_frame(source)
+        dtype = str(next(iter(frame.inputs.values())).dtype)
+        bases = Bases.of(found, self.eigen, store, inputs)
+        order = {s.name: kernels.rotation_order(frame.inputs[s.name].shape[1], *s.shape) for s in source.sites}
         stage = {**inputs, "stage": "eigenvalues", "eigen": self.eigen}
-        values, _ = fold_sites(replay, store, stage, add, "eigenvalues", quiet)
-        replay.forget()
-        return {name: SiteFactors(qa[name], qs[name], values[name].astype(np.float64)) for name in values}
+        add = RotatedSquares(bases, order, dtype)
+        values, _ = fold_sites(source, store, stage, add, "eigenvalues", options)
+        return {name: SiteFactors(*bases.at(name), value) for name, value in values.items()}
+
+
+def frames_twice(run: Run, store: Store | None, options: FitOptions) -> FrameSource:
+    """Frames for two passes: kept in memory where they fit, else in the store where they fit, else made again."""
+    limit = memory_limit(options.memory) // 2
+    if store is not None and options.spill > 0 and options.cluster == "inline":
+        needed = stored_bytes(run)
+        if limit < needed <= options.spill:
+            return gradients(run, store, log=options.log)
+    return Replay(run, limit)
+
+
+@dataclass(frozen=True)
+class Bases:
+    """Eigenbases of the sites: at hand, or by the key of their entry, which is what travels to a worker."""
+
+    root: str
+    key: str
+    arrays: Mapping[str, np.ndarray]
+
+    @staticmethod
+    def of(found: Mapping[str, Moments], eigen: str, store: Store | None, inputs: Mapping[str, Any]) -> "Bases":
+        stage = {**inputs, "stage": "bases", "eigen": eigen}
+        if store is not None and store.has("factors", stage):
+            entry = store.open("factors", stage)
+            return Bases(store.root, entry.key, {name: entry.read(name) for name in entry.arrays})
+        a = eigenbases({name: m.a for name, m in found.items()}, eigen)
+        s = eigenbases({name: m.s for name, m in found.items()}, eigen)
+        arrays = {f"{n}/A": a[n][1] for n in found} | {f"{n}/S": s[n][1] for n in found}
+        if store is None:
+            return Bases("", "", arrays)
+        return Bases(store.root, store.put("factors", stage, arrays).key, arrays)
+
+    def at(self, site: str) -> tuple[np.ndarray, np.ndarray]:
+        return self.arrays[f"{site}/A"], self.arrays[f"{site}/S"]
+
+    def __reduce__(self) -> Any:
+        return _load_bases, (self.root, self.key)
+
+
+def _load_bases(root: str, key: str) -> Bases:
+    entry = Store(root).get(key)
+    return Bases(root, key, {name: entry.read(name) for name in entry.arrays})
+
+
+@dataclass(frozen=True)
+class RotatedSquares:
+    """Folds (Q_S^T G Q_A)^2 of a frame into a site's sum."""
+
+    bases: Bases
+    order: Mapping[str, kernels.Order]
+    dtype: str
+
+    @cached_property
+    def _device(self) -> dict[str, tuple[Any, Any]]:
+        return {n: tuple(jnp.asarray(q, self.dtype) for q in self.bases.at(n)) for n in self.order}  # type: ignore[misc]
+
+    def __call__(self, site: str, total: kernels.Sum, a: Any, g: Any) -> kernels.Sum:
+        return kernels.add_rotated_squares(total, a, g, *self._device[site], order=self.order[site])
+
+    def __reduce__(self) -> Any:
+        return RotatedSquares, (self.bases, self.order, self.dtype)
 
 
 def from_entry(entry: Entry, damping: Damping) -> Factors:

@@ -7,7 +7,6 @@ import numpy as np
 from torch import nn
 
 from cache import Examples, Sites, Store, Task
-from cache.build import Replay
 
 from ..factors import Damping, Factors, SiteFactors
 from ..fit import eigenbases, moments
@@ -39,7 +38,7 @@ class KFAC:
         objective = "sampled" if self.labels == "sampled" else "loss"
         run = make_run(model, task, examples, sites, objective, self.seed, options)
         inputs = inputs_of(run)
-        found, key = moments(Replay(run, 0), store, inputs, options.quiet)
+        found, key = moments(run, store, inputs, options)
         a = eigenbases({name: m.a for name, m in found.items()}, self.eigen)
         s = eigenbases({name: m.s for name, m in found.items()}, self.eigen)
         per_site = {
