@@ -1,0 +1,24 @@
+"""Fewer data: a small synthetic set that trains like the large one.
+
+pool = Pool.of((x_train, y_train))
+(small,) = condense(pool, Settings(method="dcc", network=ConvNet(3, 32), per_class=1, outer=100))
+evaluate([small], Pool.of((x_test, y_test), scaling=pool.scaling), ConvNet(3, 32))
+"""
+
+from .condensed import Condensed as Condensed
+from .evaluate import Accuracies as Accuracies
+from .evaluate import cross_architecture as cross_architecture
+from .evaluate import evaluate as evaluate
+from .evaluate import train_networks as train_networks
+from .making import Diverged as Diverged
+from .making import condense as condense
+from .making import recondense as recondense
+from .methods import METHODS as METHODS
+from .networks import MLP as MLP
+from .networks import ConvNet as ConvNet
+from .networks import LeNet as LeNet
+from .networks import ResNet as ResNet
+from .networks import network as network
+from .pool import Pool as Pool
+from .settings import Settings as Settings
+from .training import Training as Training

@@ -1,0 +1,152 @@
+"""How well networks do that were trained on a small set alone: the published protocol, for any set and network.
+
+Every network of an evaluation is trained inside one compiled program, all in the same way and for the same
+number of passes, whatever made the set.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cache.errors import DataError
+from cache.progress import progress
+
+from .axes import each
+from .condensed import Condensed
+from .networks import Network
+from .pool import Pool
+from .settings import describe
+from .training import Training, accuracy, fit
+
+if TYPE_CHECKING:
+    import xarray
+
+
+class Accuracies(NamedTuple):
+    """Test accuracy in percent of every network [e] trained on every set [k]."""
+
+    values: Float[np.ndarray, "k e"]
+
+    @property
+    def mean(self) -> float:
+        return float(self.values.mean())
+
+    @property
+    def std(self) -> float:
+        """Over all sets and networks, as published tables give it."""
+        return float(self.values.std())
+
+    def interval(self, share: float = 0.95, draws: int = 2000) -> tuple[float, float]:
+        """Bootstrap interval of the mean: sets are drawn again, then networks within each."""
+        rng = np.random.default_rng(0)
+        k, e = self.values.shape
+        sets, nets = rng.integers(0, k, (draws, k, 1)), rng.integers(0, e, (draws, k, e))
+        means = self.values[sets, nets].mean((1, 2))
+        low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
+        return float(low), float(high)
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        return f"{self.mean:.1f} ± {self.std:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def evaluate(
+    sets: "Sequence[Condensed | Pool]",
+    test: Pool,
+    network: Network,
+    training: Training = Training(),
+    networks: int = 20,
+    seed: int = 0,
+    *,
+    quiet: bool = True,
+) -> Accuracies:
+    """Train `networks` networks from scratch on each set and test them.
+
+    sets: condensed sets, or pools of real examples. test: scaled as the training data were (Pool.of(..., scaling=)).
+    Raises DataError where a set and the test data differ in shape, classes or scaling.
+    """
+    rows = []
+    for number, given in enumerate(progress(sets, desc="evaluating", unit="set", quiet=quiet)):
+        _same(given, test)
+        x, labels = jnp.asarray(given.x), jnp.asarray(labels_of_set(given))
+        keys = jax.random.split(jax.random.key(seed * 1000 + number), networks)
+        rows.append(100.0 * np.asarray(_program(network, training)(keys, x, labels, test.x, test.y)))
+    return Accuracies(np.stack(rows))
+
+
+def train_networks(
+    given: "Condensed | Pool", network: Network, training: Training, networks: int, seed: int = 0
+) -> dict[str, Array]:
+    """The networks themselves, parameters stacked along a first axis."""
+    keys = jax.random.split(jax.random.key(seed), networks)
+    x, labels = jnp.asarray(given.x), jnp.asarray(labels_of_set(given))
+    return jax.jit(each(lambda key: _trained(network, training, key, x, labels)))(keys)
+
+
+def cross_architecture(
+    sets: "Mapping[str, Sequence[Condensed | Pool]]",
+    test: Pool,
+    networks: Mapping[str, Network],
+    training: Training = Training(),
+    count: int = 5,
+    *,
+    quiet: bool = True,
+) -> "xarray.DataArray":
+    """Mean test accuracy of every named set with every named network: [set, network], percent; the standard
+    deviation is its attribute `std`, a list of lists in the same order."""
+    import xarray as xr
+
+    table = [
+        [evaluate(given, test, network, training, count, quiet=quiet) for network in networks.values()]
+        for given in sets.values()
+    ]
+    return xr.DataArray(
+        [[cell.mean for cell in row] for row in table],
+        dims=("set", "network"),
+        coords={"set": list(sets), "network": list(networks)},
+        name="accuracy",
+        attrs={
+            "unit": "percent",
+            "std": [[round(cell.std, 3) for cell in row] for row in table],
+            "networks": [describe(network) for network in networks.values()],
+            "training": str(training),
+        },
+    )
+
+
+def labels_of_set(given: "Condensed | Pool") -> Float[np.ndarray, "n c"]:
+    """Distributions over classes: learned, or one-hot."""
+    if isinstance(given, Condensed):
+        return given.labels
+    return np.eye(given.classes, dtype=np.float32)[given.y]
+
+
+def _trained(network: Network, training: Training, key: Array, x: Array, labels: Array) -> dict[str, Array]:
+    fresh, inside = jax.random.split(key)
+    return fit(network, network.init(fresh, x.shape[1:], labels.shape[1]), inside, x, labels, training)
+
+
+@lru_cache(maxsize=32)
+def _program(network: Network, training: Training) -> Any:
+    def one(key: Array, x: Array, labels: Array, test_x: Array, test_y: Array) -> Array:
+        return accuracy(network, _trained(network, training, key, x, labels), test_x, test_y)
+
+    return jax.jit(lambda keys, *data: each(lambda key: one(key, *data))(keys))
+
+
+def _same(given: "Condensed | Pool", test: Pool) -> None:
+    if given.x.shape[1:] != test.shape or labels_of_set(given).shape[1] != test.classes:
+        raise DataError(
+            f"A set of examples {list(given.x.shape[1:])} in {labels_of_set(given).shape[1]} classes cannot be judged "
+            f"by test data {list(test.shape)} in {test.classes}.",
+            "Use test data of the same kind.",
+        )
+    if not all(np.allclose(a, b) for a, b in zip(given.scaling[:2], test.scaling[:2])):
+        raise DataError(
+            "The set and the test data are scaled differently.", "Make the test pool with scaling=train.scaling."
+        )

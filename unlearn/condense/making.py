@@ -1,0 +1,213 @@
+"""Condensing from start to end: chunks of outer steps, a bar, checkpoints in the store, and what to do when the
+pixel step diverges."""
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from cache import Store
+from cache.errors import NumericalError, UsageError
+from cache.progress import LOG_SECONDS, say
+from cache.stopping import Stopping, stopping
+
+from .condensed import Condensed
+from .outer import State, labels_of, parts_of, program, start
+from .pool import Pool, Reals
+from .settings import Settings
+
+MOST_AT_ONCE = 64
+CHUNK_SECONDS = 1.0
+KIND = "model"
+
+
+class Diverged(NumericalError):
+    """The synthetic examples left the numbers. `last_good`: the sets before the step that broke."""
+
+    def __init__(self, cause: str, cure: str, last_good: "tuple[Condensed, ...]"):
+        super().__init__(cause, cure)
+        self.last_good = last_good
+
+
+class Job(NamedTuple):
+    """What is condensed, how, and for which seeds."""
+
+    settings: Settings
+    pool: Pool
+    seeds: tuple[int, ...]
+
+    def inputs(self, outer: int) -> dict[str, Any]:
+        """What the sets after `outer` steps are computed from: how many are to come is no part of it."""
+        settings = {name: value for name, value in self.settings.to_json().items() if name != "outer"}
+        scaling = np.concatenate([self.pool.scaling.mean.ravel(), self.pool.scaling.spread.ravel()])
+        return {
+            "made": "condensed set",
+            "settings": settings,
+            "data": self.pool.fingerprint,
+            "scaling": hashlib.sha256(scaling.astype("<f8").tobytes()).hexdigest(),
+            "classes": self.pool.classes,
+            "seeds": list(self.seeds),
+            "outer": outer,
+        }
+
+
+class Progress(NamedTuple):
+    """Where a run stands: states of all seeds side by side, steps done, losses [outer e] so far."""
+
+    states: State
+    done: int
+    losses: np.ndarray
+
+
+def condense(
+    pool: Pool,
+    settings: Settings,
+    seeds: Sequence[int] = (0,),
+    store: Store | None = None,
+    *,
+    checkpoint: int = 100,
+    quiet: bool = False,
+) -> tuple[Condensed, ...]:
+    """One synthetic set a seed, all made side by side.
+
+    store: keeps a checkpoint every `checkpoint` outer steps and the end; a run with the same settings, data and
+        seeds goes on from the last one, also when `outer` has grown.
+    Raises DataError where a class has too few examples, ModelError where the network does not fit the data, and
+    Diverged when a pixel step leaves the numbers: the sets of the last good step are in it, and in the store.
+    """
+    if checkpoint < 1 or not len(seeds) or len(set(seeds)) != len(seeds):
+        raise UsageError("Seeds must differ and checkpoints be a step or more apart.", "Give at least one seed.")
+    settings.check(pool)
+    job = Job(settings, pool, tuple(int(seed) for seed in seeds))
+    jax.eval_shape(lambda key: settings.network.init(key, pool.shape, pool.classes), jax.random.key(0))
+    begun = [start(settings, pool, seed) for seed in job.seeds]
+    ids = [np.full(pool.classes * settings.per_class, -1) if i is None else i.reshape(-1) for _, i in begun]
+    fresh = Progress(_stack([state for state, _ in begun]), 0, np.zeros((0, len(begun)), np.float32))
+    began, at = time.perf_counter(), _resume(job, fresh, store, checkpoint)
+    with stopping() as stop, ExitStack() as stack:
+        bar = stack.enter_context(_bar(settings, at.done, quiet))
+        parts, reals = jnp.asarray(parts_of(settings, pool)), pool.reals()
+        keys = jnp.stack([jax.random.key(seed) for seed in job.seeds])
+        count = 1
+        while at.done < settings.outer:
+            upto = min(settings.outer, (at.done // checkpoint + 1) * checkpoint)
+            count, clock = min(count, upto - at.done, MOST_AT_ONCE), time.perf_counter()
+            at = _advance(job, at, parts, reals, keys, count, ids, store, stop)
+            bar.update(count)
+            bar.set_postfix(loss=f"{at.losses[-1].mean():.4g}", refresh=False)
+            if time.perf_counter() - clock < CHUNK_SECONDS:
+                count *= 2
+            if at.done == upto:
+                _keep(job, at, store, stop)
+    return _results(job, at, ids, time.perf_counter() - began)
+
+
+def recondense(
+    condensed: Condensed, pool: Pool, without: Any, settings: Settings, store: Store | None = None, **options: Any
+) -> Condensed:
+    """The same condensation of a pool without some examples (their ids): what has been deleted shaped nothing of it,
+    not even the start. The former set is only asked for its seed."""
+    (made,) = condense(pool.without(without), settings, (int(condensed.about["seed"]),), store, **options)
+    return replace(made, about={**made.about, "without": np.atleast_1d(without).tolist()})
+
+
+def _advance(
+    job: Job,
+    at: Progress,
+    parts: jax.Array,
+    reals: Reals,
+    keys: jax.Array,
+    count: int,
+    ids: list[np.ndarray],
+    store: Store | None,
+    stop: Stopping,
+) -> Progress:
+    run = program(replace(job.settings, outer=1), MOST_AT_ONCE)
+    done = run(parts, reals, at.states, keys, jnp.asarray(at.done), jnp.asarray(count))
+    losses, bad = np.asarray(done.losses).T[:count], np.asarray(done.bad)
+    if (bad < 0).all():
+        return Progress(done.state, at.done + count, np.concatenate([at.losses, losses]))
+    step = int(bad[bad >= 0].min())
+    good = Progress(done.state, step, np.concatenate([at.losses, losses[: step - at.done]]))
+    if (bad >= 0).all() and (bad == step).all():
+        _keep(job, good, store, stop)
+    seeds = [seed for seed, b in zip(job.seeds, bad) if b >= 0]
+    raise Diverged(
+        f"The synthetic set of seed {seeds[0]} diverged in outer step {step} with lr={job.settings.lr:g} "
+        f"({job.settings.method}).",
+        f"Lower lr, to {job.settings.lr / 10:g} say. The sets before that step are kept in the error's last_good"
+        + ("." if store is None else ", and in the store at the last checkpoint."),
+        _results(job, good, ids, 0.0),
+    )
+
+
+def _resume(job: Job, fresh: Progress, store: Store | None, checkpoint: int) -> Progress:
+    """The furthest checkpoint that the store has, else the start."""
+    last = job.settings.outer
+    marks = [last, *range(last // checkpoint * checkpoint, 0, -checkpoint)]
+    found = next((mark for mark in marks if store is not None and store.has(KIND, job.inputs(mark))), 0)
+    if store is None or not found:
+        return fresh
+    entry = store.open(KIND, job.inputs(found))
+    leaves, shape = jax.tree.flatten(fresh.states)
+    kept = [jnp.asarray(entry.read(f"state{number}")) for number in range(len(leaves))]
+    if found < last:
+        say(f"Going on from outer step {found} of {last}.")
+    return Progress(jax.tree.unflatten(shape, kept), found, entry.read("losses"))
+
+
+def _keep(job: Job, at: Progress, store: Store | None, stop: Stopping) -> None:
+    if store is None or not at.done:
+        return
+    arrays = {f"state{n}": np.asarray(leaf) for n, leaf in enumerate(jax.tree.leaves(at.states))}
+    with stop.held():
+        store.put(KIND, job.inputs(at.done), {**arrays, "losses": at.losses}, {"card": "a synthetic set being made"})
+
+
+def _results(job: Job, at: Progress, ids: list[np.ndarray], seconds: float) -> tuple[Condensed, ...]:
+    settings, pool, sets = job.settings, job.pool, []
+    for number, seed in enumerate(job.seeds):
+        made = {name: a[number] for name, a in at.states.made.items()}
+        labels = np.asarray(labels_of(made, pool.classes)).reshape(-1, pool.classes)
+        about = {
+            "method": settings.method,
+            "settings": settings.to_json(),
+            "data": pool.fingerprint,
+            "examples": len(pool),
+            "classes": pool.classes,
+            "seed": seed,
+            "outer_done": at.done,
+            "seconds": round(seconds, 2),
+            "seconds_shared_by": len(job.seeds),
+        }
+        x = np.asarray(made["x"]).reshape(-1, *pool.shape)
+        sets.append(Condensed(x, labels, pool.scaling, at.losses[:, number], ids[number].astype(np.int64), about))
+    return tuple(sets)
+
+
+def _stack(states: list[State]) -> State:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def _bar(settings: Settings, done: int, quiet: bool) -> tqdm:
+    """Like cache.progress, with the loss beside the time left."""
+    interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return tqdm(
+        total=settings.outer,
+        initial=done,
+        desc=f"condensing ({settings.method})",
+        unit="loop",
+        disable=quiet or os.environ.get("WHENCE_QUIET") == "1",
+        mininterval=0.1 if interactive else LOG_SECONDS,
+        dynamic_ncols=interactive,
+        leave=interactive,
+    )

@@ -1,0 +1,200 @@
+"""The outer loop, shared by all methods: one compiled program from fresh network to changed synthetic set.
+
+Every outer step draws a network, and for each inner step draws real examples, takes the gradient of the method's
+loss with respect to the synthetic examples (part of the classes by part), moves them, and trains the network on
+them. Differentiation of second order goes through the small synthetic set only. Random numbers are keyed by
+(seed, outer, inner), so a run that was stopped goes on as if it had not been.
+"""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from .augment import augment
+from .axes import each
+from .layers import Params
+from .matching import Part
+from .pool import Pool, Reals, draw
+from .settings import Settings
+from .training import fit
+
+# root mean square of the synthetic set, in units of the scaled data, above which it is taken to have diverged
+LARGEST = 100.0
+
+
+class State(NamedTuple):
+    """The synthetic set of one seed while it is made.
+
+    made: {"x": [c i ...]} and, where labels are learned, {"labels": [c i c]} (logits). moments: of the optimiser.
+    """
+
+    made: dict[str, Array]
+    moments: Any
+
+
+class Done(NamedTuple):
+    """After some outer steps: the state, loss of each step, and the step that diverged (-1: none did)."""
+
+    state: State
+    losses: Float[Array, "..."]
+    bad: Int[Array, "..."]
+
+
+def optimiser(settings: Settings) -> optax.GradientTransformation:
+    pixels = optax.sgd(settings.lr, settings.momentum or None)
+    if not settings.soft_labels:
+        return pixels
+    rates = {"x": pixels, "labels": optax.sgd(settings.lr_labels, settings.momentum or None)}
+    return optax.multi_transform(rates, {"x": "x", "labels": "labels"})
+
+
+def start(settings: Settings, pool: Pool, seed: int) -> tuple[State, Int[np.ndarray, "c i"] | None]:
+    """The state before the first step, and the ids of the examples it was copied from."""
+    rng = np.random.default_rng([seed, 0])
+    count, ids = settings.per_class, None
+    rows = [rng.permutation(np.flatnonzero(pool.y == c)) for c in range(pool.classes)]
+    if settings.init == "real":
+        chosen = np.stack([r[:count] for r in rows])
+        x, ids = pool.x[chosen], pool.ids[chosen]
+    elif settings.init == "means":
+        x = np.stack([[pool.x[part].mean(0) for part in np.array_split(r, count)] for r in rows])
+    else:
+        x = rng.normal(size=(pool.classes, count, *pool.shape))
+    made = {"x": jnp.asarray(x, jnp.float32)}
+    if settings.soft_labels:
+        hard = np.repeat(np.eye(pool.classes)[:, None], count, 1)
+        made["labels"] = jnp.asarray(np.log(0.9 * hard + 0.1 / pool.classes), jnp.float32)
+    return State(made, optimiser(settings).init(made)), ids
+
+
+def labels_of(made: dict[str, Array], classes: int) -> Float[Array, "c i c"]:
+    """Distributions over classes: one-hot, or what was learned."""
+    if "labels" in made:
+        return jax.nn.softmax(made["labels"])
+    return jnp.repeat(jnp.eye(classes)[:, None], made["x"].shape[1], 1)
+
+
+class Step(NamedTuple):
+    """What one matching step looks at."""
+
+    params: Params
+    reals: Reals
+    key: Array
+
+
+def loss_and_gradient(
+    settings: Settings, parts: Int[Array, "g m"], made: dict[str, Array], step: Step
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Σ over parts of the method's loss, and its gradient with respect to the synthetic set."""
+    classes = made["x"].shape[0]
+    drawn, shake = jax.random.split(step.key)
+    rows, weights = draw(drawn, step.reals.rows, step.reals.counts, settings.real_batch)
+    names = settings.augment if settings.rule.augmented and made["x"].ndim == 5 else ()
+
+    def of_part(members: Int[Array, " m"]) -> tuple[Array, dict[str, Array]]:
+        live, classes_here = members >= 0, jnp.maximum(members, 0)
+        share = (live / live.sum())[:, None]
+        real_x = step.reals.x[rows[classes_here]]
+
+        def loss(mine: dict[str, Array]) -> Array:
+            x, real = mine["x"], real_x
+            if names:  # one key a class, for its real and its synthetic examples
+                keys = jax.vmap(lambda c: jax.random.fold_in(shake, c))(classes_here)
+                x = each(lambda k, a: augment(k, a, names))(keys, x)
+                real = each(lambda k, a: augment(k, a, names))(keys, real)
+            labels = jax.nn.softmax(mine["labels"]) if "labels" in mine else _hard(classes_here, x.shape[1], classes)
+            weight = jnp.broadcast_to(share / x.shape[1], x.shape[:2])
+            part = Part(x, labels, weight, real, classes_here, share * weights[classes_here])
+            return settings.rule.loss(settings.network, step.params, part)
+
+        mine = {name: a[classes_here] for name, a in made.items()}
+        return jax.value_and_grad(loss)(mine)
+
+    values, gradients = each(of_part)(parts)
+    members = jnp.maximum(parts, 0).reshape(-1)  # padding adds zeros
+    return values.sum(), {
+        name: jnp.zeros_like(made[name]).at[members].add(g.reshape(-1, *g.shape[2:])) for name, g in gradients.items()
+    }
+
+
+def _hard(classes_here: Int[Array, " m"], count: int, classes: int) -> Float[Array, "m i c"]:
+    return jnp.repeat(jax.nn.one_hot(classes_here, classes)[:, None], count, 1)
+
+
+def outer_step(
+    settings: Settings, parts: Int[Array, "g m"], reals: Reals, state: State, key: Array, outer: Array
+) -> tuple[State, Float[Array, ""]]:
+    """One fresh network and its inner steps. Returns the mean loss of the inner steps beside the state."""
+    classes, shape = state.made["x"].shape[0], state.made["x"].shape[2:]
+    fresh, inside = jax.random.split(jax.random.fold_in(key, outer))
+    alone = jnp.asarray(by_class_parts(classes))
+    warmed_at_once = settings.warm_outer <= 0 or settings.warm_inner <= 0 or parts.shape == alone.shape
+    network, steps, step_size = settings.network, settings.inner_steps, optimiser(settings)
+
+    def inner_step(carry: tuple[State, Params], inner: Array) -> tuple[tuple[State, Params], Array]:
+        state, params = carry
+        matching, training, again = jax.random.split(jax.random.fold_in(inside, inner), 3)
+        if not settings.rule.trains:
+            params = network.init(again, shape, classes)
+        step = Step(params, reals, matching)
+        if warmed_at_once:
+            loss, gradient = loss_and_gradient(settings, parts, state.made, step)
+        else:
+            loss, gradient = jax.lax.cond(
+                (outer >= settings.warm_outer) | (inner >= settings.warm_inner),
+                lambda: loss_and_gradient(settings, parts, state.made, step),
+                lambda: loss_and_gradient(settings, alone, state.made, step),
+            )
+        updates, moments = step_size.update(gradient, state.moments, state.made)
+        made = optax.apply_updates(state.made, updates)
+        if settings.rule.trains and settings.training.epochs:
+            x, labels = made["x"].reshape(-1, *shape), labels_of(made, classes).reshape(-1, classes)
+            params = jax.lax.cond(
+                inner < steps - 1,
+                lambda: fit(network, params, training, x, labels, settings.training),
+                lambda: params,
+            )
+        return (State(made, moments), params), loss
+
+    params = network.init(fresh, shape, classes)
+    (state, _), losses = jax.lax.scan(inner_step, (state, params), jnp.arange(steps))
+    return state, losses.mean()
+
+
+def by_class_parts(classes: int) -> Int[np.ndarray, "c 1"]:
+    return np.arange(classes)[:, None]
+
+
+def parts_of(settings: Settings, pool: Pool) -> Int[np.ndarray, "g m"]:
+    """The method's parts; its own are class by class until it has warmed up."""
+    return settings.rule.parts(pool, settings.groups)
+
+
+@lru_cache(maxsize=32)
+def program(settings: Settings, most: int) -> Any:
+    """The compiled outer loop: (parts, reals, states, keys [e], first outer step, how many <= most) -> Done.
+
+    A seed whose step leaves the numbers keeps the state before it, and the number of that step is returned.
+    """
+
+    def one_seed(parts: Array, reals: Reals, state: State, key: Array, first: Array, count: Array) -> Done:
+        def body(number: Array, done: Done) -> Done:
+            after, loss = outer_step(settings, parts, reals, done.state, key, first + number)
+            size = jnp.sqrt(jnp.mean(jnp.square(after.made["x"])))
+            sound = jnp.isfinite(loss) & (size < LARGEST) & (done.bad < 0)
+            state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), after, done.state)
+            bad = jnp.where((done.bad < 0) & ~sound, first + number, done.bad)
+            return Done(state, done.losses.at[number].set(loss), bad)
+
+        return jax.lax.fori_loop(0, count, body, Done(state, jnp.zeros(most), jnp.asarray(-1)))
+
+    @jax.jit
+    def run(parts: Array, reals: Reals, states: State, keys: Array, first: Array, count: Array) -> Done:
+        return each(lambda state, key: one_seed(parts, reals, state, key, first, count))(states, keys)
+
+    return run

@@ -1,0 +1,94 @@
+"""How a set is condensed: one frozen description, with the published defaults."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cache.errors import DataError, UsageError
+
+from .augment import OPERATIONS, check_operations
+from .methods import METHODS, Method
+from .networks import ConvNet, Network
+from .pool import Pool
+from .training import Training
+
+INITS = ("real", "noise", "means")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to make and how.
+
+    method: dc, dsa, dcc, dsac, dm or subgroup. network: what gradients are matched on. per_class: examples to make.
+    outer: fresh networks; inner: matching steps with each; epochs: of training it between them. Where inner or
+        epochs is None, the published ones for `per_class`: 10 and 5 for one, 10 and 50 up to ten, 50 and 10 above.
+    real_batch: real examples a class and step. lr, momentum: of the synthetic examples, in units of the scaled data.
+    lr_network, batch: of the network's training.
+    warm_outer, warm_inner: the bi-level warm-up: classes are contrasted iff outer >= warm_outer or inner >= warm_inner.
+    init: "real" examples, "noise", or "means" of a class's examples cut into `per_class` parts.
+    augment: operations of DSA and DSAC. soft_labels: labels are learned too, at rate lr_labels. groups: of subgroup.
+    Sources: Lee et al. 2022, arXiv 2202.02916, §4.1 and its code's defaults.
+    """
+
+    method: str = "dcc"
+    network: Network = ConvNet()
+    per_class: int = 10
+    outer: int = 1000
+    inner: int | None = None
+    epochs: int | None = None
+    real_batch: int = 256
+    lr: float = 0.1
+    momentum: float = 0.5
+    lr_network: float = 0.01
+    batch: int = 256
+    warm_outer: int = 250
+    warm_inner: int = 10
+    init: str = "real"
+    augment: tuple[str, ...] = tuple(OPERATIONS)
+    soft_labels: bool = False
+    lr_labels: float = 0.1
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"{self.method!r} is no condensation method.", f"Use one of {', '.join(METHODS)}.")
+        if self.init not in INITS:
+            raise UsageError(f"{self.init!r} is no way to begin.", f"Use one of {', '.join(INITS)}.")
+        check_operations(self.augment)
+        for name, least in (("per_class", 1), ("outer", 1), ("inner", 1), ("real_batch", 1), ("epochs", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name} = {value} cannot be.", f"Use {least} or more.")
+        if not (self.lr > 0 and self.lr_network > 0 and self.lr_labels > 0):
+            raise UsageError("A learning rate of zero or less changes nothing.", "Use a rate above 0.")
+
+    @property
+    def rule(self) -> Method:
+        return METHODS[self.method]
+
+    @property
+    def inner_steps(self) -> int:
+        return self.inner or (1 if not self.rule.trains else 10 if self.per_class <= 10 else 50)
+
+    @property
+    def training(self) -> Training:
+        """Of the network, between matching steps."""
+        published = 5 if self.per_class == 1 else 50 if self.per_class <= 10 else 10
+        epochs = published if self.epochs is None else self.epochs
+        return Training(epochs, self.lr_network, 0.0, 0.0, self.batch, drop=False)
+
+    def check(self, pool: Pool) -> None:
+        """Raises DataError where a class has fewer examples than are to be made of it."""
+        few = int(pool.counts.argmin())
+        if pool.counts[few] < self.per_class:
+            raise DataError(
+                f"{self.per_class} examples a class are asked for, and class {few} has {pool.counts[few]}.",
+                "Ask for fewer, or leave that class out.",
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"network": describe(self.network)}
+
+
+def describe(network: Network) -> str:
+    """The network's settings in one line, for keys and cards."""
+    return repr(network)
