@@ -6,9 +6,9 @@ was committed is ever seen; an unsealed entry opens with `partial=True` and then
 there.
 """
 
-import threading
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +16,13 @@ import zarr
 
 from .commit import Commit, check, commits_digest
 from .errors import CorruptEntry, DataError, NotCached, UsageError
-from .files import digest_bytes, digest_file
+from .files import digest_bytes
 from .header import Header, shard_paths
 from .layout import COMPLETE, DATA, ENTRY, ArraySpec, Stored, commit_path, entry_path, fill_value
 from .locks import FileLock
 from .medium import Files
-from .shardfile import mapped
+from .shardfile import rows_in
+from .verified import Verified
 
 if TYPE_CHECKING:
     import xarray
@@ -37,9 +38,7 @@ class Entry:
         self._files, self._header, self._lock = files, header, lock
         self._base = entry_path(header.kind, header.key)
         self._commits: dict[int, Commit | None] = {}
-        self._verified: dict[str, tuple[int, int, int]] = {}
-        self._maps: dict[tuple[str, int], np.ndarray] = {}
-        self._guard = threading.Lock()
+        self._verified = Verified(files, self._base)
         self.sealed = seal is not None
         self.kind, self.key, self.inputs = header.kind, header.key, header.inputs
         self.arrays: Mapping[str, ArraySpec] = header.arrays
@@ -92,7 +91,7 @@ class Entry:
 
     def close(self) -> None:
         """Let go of the files; an open entry is never collected."""
-        self._maps.clear()
+        self._verified.close()
         if self._lock is not None:
             self._lock.release()
 
@@ -124,33 +123,13 @@ class Entry:
             mask[shard.rows] = self.sealed or self.commit(shard.index) is not None
         return mask
 
-    def verify(self, path: str, shard: int) -> bool:
-        """Check one file of a committed shard against its commit, once while it is untouched.
+    def verified(self, path: str, shard: int) -> Path | None:
+        """Where a file of this shard lies, checked against its commit; None when it is not committed.
 
-        False when the shard is not committed. Raises CorruptEntry when its bytes are not those committed.
+        Raises CorruptEntry when its bytes are not those committed.
         """
         commit = self.commit(shard)
-        if commit is None:
-            return False
-        full = f"{self._base}/{path}"
-        try:
-            local = self._files.local(full)
-            stamp = self._files.stamp(full)
-            if self._verified.get(path) == stamp:
-                return True
-            found = digest_file(local)
-            if found != commit.files[path] and self._files.forget(full):
-                found = digest_file(self._files.local(full))  # the local copy of a remote file was damaged
-                stamp = self._files.stamp(full)
-        except FileNotFoundError as error:
-            raise CorruptEntry(f"{full} is missing.", "Run `whence cache repair`.") from error
-        if found != commit.files[path]:
-            raise CorruptEntry(
-                f"{full} is not what was committed ({found.bytes} bytes, {commit.files[path].bytes} expected).",
-                "Run `whence cache repair`, then the job again: only this shard is computed again.",
-            )
-        self._verified[path] = stamp
-        return True
+        return None if commit is None else self._verified.path(path, commit.files[path])
 
     # -- reading
 
@@ -159,24 +138,20 @@ class Entry:
             raise UsageError(f"This {self.kind} has no array {name!r}.", f"It has {', '.join(self.arrays)}.")
         return self._header.stored[name]
 
-    def _map(self, stored: Stored, shard: int) -> np.ndarray | None:
-        """[chunk, row, ...] of a verified shard; None when it is not committed."""
-        path = stored.file(shard)
-        if not self.verify(path, shard):
+    def _rows(self, stored: Stored, shard: int) -> np.ndarray | None:
+        """[chunk, row, ...] of a shard, checked; None when it is not committed."""
+        commit = self.commit(shard)
+        if commit is None:
             return None
-        with self._guard:
-            view = self._maps.get((stored.name, shard))
-            if view is None:
-                view = mapped(stored, shard, self._files.local(f"{self._base}/{path}"))
-                self._maps[stored.name, shard] = view
-            return view
+        path = stored.file(shard)
+        return rows_in(stored, shard, self._verified.bytes(path, commit.files[path]))
 
     def read(self, name: str) -> np.ndarray:
         """The whole array, verified, in memory of its own. Rows not committed hold NaN (or 0)."""
         stored = self._stored(name)
         out = np.empty(stored.spec.shape, stored.spec.dtype)
         if not stored.spec.shape:
-            view = self._map(stored, 0)
+            view = self._rows(stored, 0)
             out[...] = fill_value(stored.spec.dtype) if view is None else view[0, 0]
             return out
         for start, stop in self._runs(stored):
@@ -210,7 +185,7 @@ class Entry:
     def _copy(self, stored: Stored, start: int, stop: int, out: np.ndarray) -> None:
         """Rows [start, stop), which lie in one shard, into `out`."""
         shard, first = divmod(start, stored.shard_rows)
-        view = self._map(stored, shard)
+        view = self._rows(stored, shard)
         if view is None:
             out[...] = fill_value(stored.spec.dtype)
             return
@@ -248,7 +223,7 @@ class Entry:
         shards = ids // stored.shard_rows
         for shard in np.unique(shards):
             here = np.flatnonzero(shards == shard)
-            view = self._map(stored, int(shard))
+            view = self._rows(stored, int(shard))
             if view is None:
                 raise DataError(f"Rows {shard * stored.shard_rows} and on are not there yet.", "Mind the entry's mask.")
             chunk, row = np.divmod(ids[here] - shard * stored.shard_rows, stored.chunk_rows)

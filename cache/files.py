@@ -22,7 +22,7 @@ from .medium import Files, Piece, Written
 
 TEMPORARY = ".tmp-"
 # many small pieces become one system call of at most this many bytes
-BATCH_PIECES = 64
+BATCH_PIECES = 8
 # how file systems without hard links refuse them
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
@@ -211,10 +211,6 @@ class LocalFiles(Files):
     def remove_tree(self, path: str) -> None:
         with explained(self.root, f"deleting {path}"):
             _remove_tree(self._inside(path))
-
-    def stamp(self, path: str) -> tuple[int, int, int]:
-        seen = os.stat(self._inside(path), follow_symlinks=False)
-        return seen.st_ino, seen.st_size, seen.st_mtime_ns
 
     def size(self, path: str) -> int:
         return os.stat(self._inside(path), follow_symlinks=False).st_size

@@ -43,10 +43,6 @@ class Files(abc.ABC):
         """Drop the local copy of a remote file; whether there was one."""
 
     @abc.abstractmethod
-    def stamp(self, path: str) -> tuple[int, int, int]:
-        """(inode, bytes, modification time in ns) of `local`: the same while nobody touched it."""
-
-    @abc.abstractmethod
     def exists(self, path: str) -> bool: ...
 
     @abc.abstractmethod

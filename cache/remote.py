@@ -150,10 +150,6 @@ class RemoteFiles(Files):
             return True
         return False
 
-    def stamp(self, path: str) -> tuple[int, int, int]:
-        seen = os.stat(self.local(path))
-        return seen.st_ino, seen.st_size, seen.st_mtime_ns
-
     # -- writing
 
     def publish(self, path: str, pieces: Iterable[Piece], once: bool = False) -> Written:

@@ -1,4 +1,4 @@
-"""The bytes of one shard file: encoded as Zarr's sharding codec lays them, mapped back without a copy.
+"""The bytes of one shard file: encoded as Zarr's sharding codec lays them, seen again without a copy.
 
 A file is chunks of rows, each uncompressed, little-endian, followed by its crc32c; when there is more than one
 chunk, an index at the end: (offset, length) of each as two uint64, then the index's own crc32c. A shard is
@@ -7,7 +7,6 @@ encoded into pieces that point into the caller's array, so nothing is copied on 
 
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 
 import google_crc32c
 import numpy as np
@@ -50,8 +49,8 @@ def _index(stored: Stored, chunks: int) -> bytes:
     return index.tobytes()
 
 
-def mapped(stored: Stored, shard: int, path: Path) -> np.ndarray:
-    """Rows of the file as [chunk, row of the chunk, ...], a read-only memory map of a file that was verified.
+def rows_in(stored: Stored, shard: int, file: np.ndarray) -> np.ndarray:
+    """The rows as [chunk, row of the chunk, ...], a view of the file's bytes (uint8 [bytes]).
 
     The last chunk's rows beyond the shard's end hold the fill value.
     """
@@ -59,7 +58,4 @@ def mapped(stored: Stored, shard: int, path: Path) -> np.ndarray:
     itemsize, row_shape = stored.spec.dtype.itemsize, stored.row_shape
     inner = np.cumprod((itemsize, *row_shape[::-1]))[::-1]  # row bytes, ..., item bytes
     strides = (stored.chunk_bytes + 4, *(int(step) for step in inner))
-    buffer = np.memmap(path, np.uint8, mode="r", shape=(stored.file_bytes(shard),))
-    view = np.ndarray((chunks, stored.chunk_rows, *row_shape), stored.spec.dtype, buffer, 0, strides)
-    view.flags.writeable = False
-    return view
+    return np.ndarray((chunks, stored.chunk_rows, *row_shape), stored.spec.dtype, file.data, 0, strides)

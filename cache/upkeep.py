@@ -144,7 +144,7 @@ def _file_faults(store: Store, base: str, header: Header, commit: Commit, full: 
         try:
             if full:
                 store.files.forget(f"{base}/{path}")
-                entry.verify(path, commit.shard.index)
+                entry.verified(path, commit.shard.index)
             elif (size := store.files.size(f"{base}/{path}")) != expected.bytes:
                 yield path, f"{size} bytes instead of {expected.bytes}"
         except (StoreError, FileNotFoundError) as error:

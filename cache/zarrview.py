@@ -2,6 +2,7 @@
 first byte is handed out, nothing writable. What zarr, xarray and dask read goes through here."""
 
 from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
@@ -45,10 +46,10 @@ class CommittedStore(Store):
         if path in self.entry.header.metadata:
             data = self.entry._files.read(f"{self.entry._base}/{path}")
             return prototype.buffer.from_bytes(_cut(data, byte_range))
-        shard = _shard_of(key)
-        if shard is None or not self.entry.verify(path, shard):
+        found = self._verified(path, key)
+        if found is None:
             return None
-        with open(self.entry._files.local(f"{self.entry._base}/{path}"), "rb") as file:
+        with open(found, "rb") as file:
             size = file.seek(0, 2)
             start, stop = _bounds(size, byte_range)
             file.seek(start)
@@ -63,8 +64,15 @@ class CommittedStore(Store):
         path = f"{DATA}/{key}"
         if path in self.entry.header.metadata:
             return True
+        return self._verified(path, key) is not None
+
+    def _verified(self, path: str, key: str) -> Path | None:
+        """Where a chunk's file lies, checked; None for what is no committed chunk of the entry."""
         shard = _shard_of(key)
-        return shard is not None and self.entry.verify(path, shard)
+        if shard is None or shard >= self.entry.grid.count:
+            return None
+        known = path in self.entry.header.shard_files(shard).values()
+        return self.entry.verified(path, shard) if known else None
 
     async def set(self, key: str, value: Buffer) -> None:
         self._check_writable()

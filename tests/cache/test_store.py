@@ -186,7 +186,7 @@ def test_a_sealed_entry_is_read_only_through_zarr(place):
     with pytest.raises(ValueError, match="read-only"):
         entry["x"][0] = 5
     with pytest.raises(ValueError, match="read-only"):
-        entry._map(entry.header.stored["x"], 0)[0, 0] = 5
+        entry._rows(entry.header.stored["x"], 0)[0, 0] = 5
 
 
 def test_entries_travel_between_processes(place):
