@@ -15,5 +15,13 @@ from .dictionary import Text as Text
 from .editing import delete_documents as delete_documents
 from .editing import insert as insert
 from .editing import merge as merge
+from .evaluate import evaluate as evaluate
+from .evaluate import loss_recovered as loss_recovered
 from .files import load as load
 from .files import save as save
+from .observe import observe as observe
+from .overlap import compare as compare
+from .sae import SAE as SAE
+from .sae import SparseAutoencoder as SparseAutoencoder
+from .splice import spliced as spliced
+from .splice import through as through

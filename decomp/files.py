@@ -7,6 +7,7 @@ sound one.
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.numpy import save as save_tensors
 from cache.errors import CorruptEntry, DataError, NewerFormat, StoreError
 from cache.store import Store
 
-from .activations import Origin
+from .activations import Activations, Origin
 from .dictionary import Dictionary, Provenance, Text
 
 FORMAT = 1
@@ -117,3 +118,16 @@ def from_entry(entry: Any) -> Dictionary:
     arrays["seed"] = arrays["seed"].astype(bool)
     manifest = json.loads(arrays.pop("manifest").tobytes())
     return dictionary_of(arrays, manifest, f"the dictionary {entry.key[:12]}")
+
+
+def build_once(
+    builder: Any, acts: Activations, store: Store, inputs: Mapping[str, Any], quiet: bool = True
+) -> Dictionary:
+    """The dictionary that `builder` makes of these activations: from the store when it is there, else built now and
+    kept there. inputs: what fixes the rows of `acts` beyond their origin (what was left out, how they were split)."""
+    key = {"builder": {"class": type(builder).__name__, **asdict(builder)}, "origin": asdict(acts.origin), **inputs}
+    if store.has("dictionary", key):
+        return from_entry(store.open("dictionary", key))
+    dictionary = builder.build(acts, quiet=quiet)
+    put(dictionary, store, key)
+    return dictionary

@@ -98,11 +98,23 @@ def _shared(a: np.ndarray, b: np.ndarray) -> float:
     return float((a[:, :, None] == b[:, None, :]).any(axis=2).mean())
 
 
-def _regression(x: np.ndarray, y: np.ndarray) -> float:
-    """R² of a linear map from x to y, fitted on even rows and judged on odd ones."""
-    weights = np.linalg.lstsq(x[::2], y[::2], rcond=None)[0]
-    left = np.sum((y[1::2] - x[1::2] @ weights) ** 2)
-    return float(1 - left / np.sum((y[1::2] - y[1::2].mean(axis=0)) ** 2))
+class _Sides(NamedTuple):
+    """inverse: pseudo-inverse of the even rows; even, odd: the rows, centred."""
+
+    inverse: np.ndarray
+    even: np.ndarray
+    odd: np.ndarray
+
+
+def _sides(x: np.ndarray) -> _Sides:
+    x = centred(x)
+    return _Sides(np.linalg.pinv(x[::2], rcond=1e-8), x[::2], x[1::2])
+
+
+def _regression(x: _Sides, y: _Sides) -> float:
+    """R² of the least-squares map from x to y, fitted on even rows and judged on odd ones."""
+    left = np.sum((y.odd - x.odd @ (x.inverse @ y.even)) ** 2)
+    return float(1 - left / np.sum((y.odd - y.odd.mean(axis=0)) ** 2))
 
 
 cka = Measure(centred, _cka)
@@ -110,7 +122,7 @@ svcca = Measure(_directions, _svcca)
 svcca_as_published = Measure(_scores, _svcca_as_published)
 relative = Measure(_relative, _mean_cosine)
 mutual_neighbours = Measure(_neighbours, _shared)
-regression = Measure(centred, _regression)
+regression = Measure(_sides, _regression)
 
 MEASURES: Mapping[str, Measure] = {
     "linear regression": regression,

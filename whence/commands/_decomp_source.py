@@ -1,0 +1,100 @@
+"""What the commands of `decomp` share: where activations come from, and how figures are shown."""
+
+import json as json_module
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cache import Store
+    from decomp import Activations, Dictionary
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where activations come from."""
+
+    model: str = "demo"
+    """demo, biographies, a hub name, or a folder with a model."""
+    data: str = "language-reference"
+    """language-reference, biographies, a .txt, .jsonl or .parquet file, or a hub name."""
+    skip_positions: tuple[int, ...] = ()
+    """Positions left out, 0 where texts begin with a beginning-of-sequence token."""
+    skip_tokens: tuple[int, ...] = ()
+    """Token ids left out, such as padding."""
+    store: str | None = None
+    """The cache: a folder or URL; $WHENCE_CACHE or your cache folder by default."""
+    held_out: float = 0.1
+    """Share of the documents kept for judging, the same ones every time."""
+    quiet: bool = False
+    """No progress bars."""
+
+    def load(self) -> "Loaded":
+        from cache import Store
+        from whence.inputs import load_data, load_model
+
+        store = Store(self.store)
+        model, vocabulary = load_model(self.model, store, quiet=self.quiet)
+        corpus = load_data(self.data, vocabulary)
+        return Loaded(self, store, model, corpus)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, its data, and the cache."""
+
+    source: Source
+    store: "Store"
+    model: Any
+    corpus: Any
+
+    def activations(self, sites: Sequence[str]) -> "dict[str, Activations]":
+        """All rows of every site, less what is skipped."""
+        from decomp import observe
+
+        found = observe(self.model, self.corpus.train, sites, self.store, quiet=self.source.quiet)
+        return {site: self.kept(acts) for site, acts in found.items()}
+
+    def kept(self, acts: "Activations") -> "Activations":
+        return acts.without(self.source.skip_positions, self.source.skip_tokens)
+
+    def split(self, site: str) -> "tuple[Activations, Activations]":
+        """(to build from, held out) at one site."""
+        return self.activations([site])[site].split(self.source.held_out)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.corpus.vocabulary.decode(ids)
+
+    def held_out_examples(self, held: "Activations") -> Any:
+        import numpy as np
+
+        rows = held.document if held.rows is None else held.document[held.rows]
+        return self.corpus.train.select(np.isin(self.corpus.train.ids, np.unique(rows)))
+
+
+def open_dictionary(folder: Path) -> "Dictionary":
+    """One of ours, or a SAELens folder. Raises StoreError where there is neither."""
+    from decomp import load
+    from decomp.interop import saelens
+
+    return saelens.load(folder) if (folder / saelens.CONFIG).exists() else load(folder)  # type: ignore[return-value]
+
+
+def show(found: Any, json: bool, **more: Any) -> None:
+    """A dataset of estimates as a table, or everything as JSON."""
+    rows = {
+        str(name): {part: _number(found[part].sel(metric=name)) for part in ("value", "low", "high")}
+        for name in found.metric.values
+    }
+    if json:
+        print(json_module.dumps({**more, **rows, **found.attrs}, indent=1))
+        return
+    for name, row in rows.items():
+        interval = "" if row["low"] is None else f"   [{row['low']:.4f}, {row['high']:.4f}]"
+        print(f"{name:24} {row['value']:10.4f}{interval}")
+    print("  ".join(f"{name}={value}" for name, value in {**more, **found.attrs}.items()))
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if float(value) == float(value) else None
