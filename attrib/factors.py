@@ -6,7 +6,7 @@ ones. What is done with them is the same for all: (G + damping I)^-1 times gradi
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cache import DataError, Site, Sites
+from cache import DataError, Entry, Site, Sites, Store
 
 from . import kernels
 
@@ -50,7 +50,8 @@ class Factors:
     """The fitted curvature of a model on data, and how it is damped.
 
     method: its name. sites: where. per_site: site -> SiteFactors. count: examples it was fitted on.
-    inputs: what it was computed from (model, data, task, ...), as in its key. key: its entry in the store, or "".
+    inputs: what it was computed from (model, data, task, ...), as in its key. key: its entry in the store at `root`,
+    or "": factors of a store travel to other processes by their key.
     """
 
     method: str
@@ -60,6 +61,12 @@ class Factors:
     damping: Damping
     inputs: Mapping[str, Any]
     key: str = ""
+    root: str = ""
+
+    def __reduce__(self) -> Any:
+        if self.root and self.method == "ekfac":
+            return load_factors, (self.root, self.key, self.damping)
+        return Factors, tuple(getattr(self, field.name) for field in fields(self))
 
     def damped(self, site: str) -> np.ndarray:
         """Eigenvalues plus damping, [o i]."""
@@ -92,7 +99,7 @@ class Factors:
 
     def with_damping(self, value: float, rule: Literal["relative", "absolute"] = "relative") -> "Factors":
         """The same curvature, damped otherwise; nothing is refitted."""
-        return Factors(self.method, self.sites, self.per_site, self.count, Damping(value, rule), self.inputs, self.key)
+        return replace(self, damping=Damping(value, rule))
 
     @property
     def nbytes(self) -> int:
@@ -121,3 +128,17 @@ def sites_from_json(data: Mapping[str, Any]) -> Sites:
         )
 
     return Sites(tuple(site(d) for d in data["sites"]), data["total"], tuple((n, c) for n, c in data["left_out"]))
+
+
+def from_entry(entry: Entry, damping: Damping, root: str) -> Factors:
+    """Factors as a fit stored them: arrays `<site>/<part>`, sites and count beside them."""
+    sites = sites_from_json(entry.about["sites"])
+    per_site = {
+        site.name: SiteFactors(*(entry.read(f"{site.name}/{part}") for part in SiteFactors._fields)) for site in sites
+    }
+    return Factors("ekfac", sites, per_site, int(entry.about["count"]), damping, entry.inputs, entry.key, root)
+
+
+def load_factors(root: str, key: str, damping: Damping | None = None) -> Factors:
+    """The fitted EK-FAC factors with this key (or its beginning) in the store at `root`."""
+    return from_entry(Store(root).get(key), damping or Damping(), root)

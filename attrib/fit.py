@@ -6,16 +6,19 @@ batching, on how often the job was killed, or on how many workers made it.
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from cache import ArraySpec, DataError, NumericalError, Store
-from cache.build import Frame, Replay
+from cache import ArraySpec, DataError, NumericalError, Shard, Store, UsageError, ordered_sum, run_job
+from cache.build import Frame, FrameSource
+from cache.cluster import INLINE
 
 from . import kernels
+from .method import FitOptions
 
 PARTITION_EXAMPLES = 512
 MAX_PARTITIONS = 16
@@ -34,9 +37,22 @@ def partition_count(examples: int) -> int:
     return int(min(MAX_PARTITIONS, max(1, -(-examples // PARTITION_EXAMPLES))))
 
 
-def partition_rows(examples: int, partition: int) -> np.ndarray:
-    """Row numbers of one partition: fixed by the number of examples alone."""
-    return np.array_split(np.arange(examples), partition_count(examples))[partition]
+def partition_rows(examples: int, partition: int, count: int) -> np.ndarray:
+    """Row numbers of one of `count` partitions, fixed when the sums' entry is made."""
+    return np.array_split(np.arange(examples), count)[partition]
+
+
+Sums = Callable[[int], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A partition's sums as the one row of its shard."""
+
+    work: Sums
+
+    def __call__(self, shard: Shard) -> dict[str, np.ndarray]:
+        return {name: np.asarray(value)[None] for name, value in self.work(shard.start).items()}
 
 
 def sum_partitions(
@@ -44,26 +60,28 @@ def sum_partitions(
     inputs: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
     count: int,
-    work: Callable[[int], dict[str, np.ndarray]],
+    work: Sums,
+    options: FitOptions,
+    desc: str,
 ) -> tuple[dict[str, np.ndarray], str]:
-    """work(partition) -> named float64 sums, for `count` partitions, each kept in the store as soon as it is done;
-    returns the totals, added in order of partition, and the entry's key."""
+    """work(partition) -> named float64 sums, for `count` partitions, each kept in the store as soon as it is done,
+    on whatever cluster the options name; returns the totals, added in order of partition, and the entry's key.
+
+    Raises UsageError for a cluster without a store: partitions meet there.
+    """
     if store is None:
+        if options.cluster not in ("inline", INLINE):
+            raise UsageError("A cluster needs a store, where its workers' partitions meet.", "Give store=Store().")
         totals = {name: np.zeros(shape) for name, shape in shapes.items()}
         for partition in range(count):
             for name, value in work(partition).items():
                 totals[name] += value
         return totals, ""
     specs = {name: ArraySpec((count, *shape), "float64") for name, shape in shapes.items()}
-    with store.writer("factors", inputs, specs, shard_rows=1) as writer:
-        for shard in writer.todo():
-            writer.write(shard, {name: value[None] for name, value in work(shard.start).items()})
-        entry = writer.seal()
-    totals = {name: np.zeros(shape) for name, shape in shapes.items()}
-    for name, total in totals.items():
-        for partition in range(count):
-            total += entry.slice(name, partition, partition + 1)[0]
-    return totals, entry.key
+    entry = run_job(
+        store, "factors", inputs, specs, _Row(work), shard_rows=1, cluster=options.cluster, log=options.log, desc=desc
+    )
+    return {name: np.asarray(ordered_sum(entry, name)) for name in shapes}, entry.key
 
 
 def shared_inputs(frame: Frame) -> dict[str, str]:
@@ -72,16 +90,41 @@ def shared_inputs(frame: Frame) -> dict[str, str]:
     return {site: first.setdefault(id(array), site) for site, array in frame.inputs.items()}
 
 
-def first_frame(replay: Replay) -> Frame:
-    return next(iter(replay.frames(np.arange(1), desc="probe", quiet=True)))
+def first_frame(source: FrameSource) -> Frame:
+    return next(iter(source.frames(np.arange(1), desc="probe", quiet=True)))
+
+
+@dataclass(frozen=True)
+class MomentSums:
+    """The input and output-gradient moments of one partition."""
+
+    source: FrameSource
+    owner: Mapping[str, str]
+    count: int
+    quiet: bool
+
+    def __call__(self, partition: int) -> dict[str, np.ndarray]:
+        sums: dict[str, kernels.Sum] = {}
+        positions = dict.fromkeys(self.owner, 0.0)
+        rows = partition_rows(len(self.source.examples), partition, self.count)
+        for frame in self.source.frames(rows, "moments", self.quiet):
+            for name, owner in self.owner.items():
+                weight = frame.weights[name]
+                if owner == name:
+                    _fold(sums, f"{name}/A", kernels.add_moment, frame.inputs[name], weight)
+                _fold(sums, f"{name}/S", kernels.add_moment, frame.grads[name], weight)
+                positions[name] += float(jnp.sum(weight[: len(frame.rows)]))
+        out = {name: to_float64(total) for name, total in sums.items()}
+        check_finite(out)
+        return out | {f"{name}/positions": np.asarray(count) for name, count in positions.items()}
 
 
 def moments(
-    replay: Replay, store: Store | None, inputs: Mapping[str, Any], quiet: bool = False
+    source: FrameSource, store: Store | None, inputs: Mapping[str, Any], options: FitOptions
 ) -> tuple[dict[str, Moments], str]:
     """Input and output-gradient moments of every site over all examples (Grosse et al. 2023, Section 2.2)."""
-    sites, examples = replay.run.sites, len(replay.run.examples)
-    owner = shared_inputs(first_frame(replay))
+    sites, examples = source.sites, len(source.examples)
+    owner = shared_inputs(first_frame(source))
     shapes: dict[str, tuple[int, ...]] = {}
     for site in sites:
         o, i = site.shape
@@ -90,29 +133,18 @@ def moments(
         shapes[f"{site.name}/S"] = (o, o)
         shapes[f"{site.name}/positions"] = ()
     parts = partition_count(examples)
-
-    def work(partition: int) -> dict[str, np.ndarray]:
-        sums: dict[str, kernels.Sum] = {}
-        positions = {site.name: 0.0 for site in sites}
-        rows = partition_rows(examples, partition)
-        for frame in replay.frames(rows, f"moments {partition + 1}/{parts}", quiet):
-            for site in sites:
-                name, weight = site.name, frame.weights[site.name]
-                if owner[name] == name:
-                    _fold(sums, f"{name}/A", kernels.add_moment, frame.inputs[name], weight)
-                _fold(sums, f"{name}/S", kernels.add_moment, frame.grads[name], weight)
-                positions[name] += float(jnp.sum(weight[: len(frame.rows)]))
-        out = {name: to_float64(total) for name, total in sums.items()}
-        check_finite(out)
-        return out | {f"{name}/positions": np.asarray(count, np.float64) for name, count in positions.items()}
-
-    totals, key = sum_partitions(store, {**inputs, "stage": "moments"}, shapes, parts, work)
+    work = MomentSums(source, owner, parts, options.quiet)
+    stage = {**inputs, "stage": "moments"}
+    totals, key = sum_partitions(store, stage, shapes, parts, work, options, "moments")
     check_some_gradient(totals[f"{site.name}/S"] for site in sites)
+    averages: dict[str, np.ndarray] = {}  # one array for all that share it, so that it is decomposed once
     found = {}
     for site in sites:
         count = float(totals[f"{site.name}/positions"])
-        a, s = totals[f"{owner[site.name]}/A"], totals[f"{site.name}/S"]
-        found[site.name] = Moments(a / max(count, 1), s / max(count, 1), count / examples)
+        first = owner[site.name]
+        if first not in averages:
+            averages[first] = totals[f"{first}/A"] / max(count, 1)
+        found[site.name] = Moments(averages[first], totals[f"{site.name}/S"] / max(count, 1), count / examples)
     return found, key
 
 
@@ -166,29 +198,49 @@ def eigenbasis(matrix: np.ndarray, dtype: str = "float32") -> tuple[np.ndarray, 
     return np.maximum(values, 0), vectors if dtype == "float64" else vectors.astype(np.float32)
 
 
-def fold_sites(
-    replay: Replay,
-    store: Store | None,
-    inputs: Mapping[str, Any],
-    add: Callable[[str, kernels.Sum, Any, Any], kernels.Sum],
-    desc: str,
-    quiet: bool = False,
-) -> tuple[dict[str, np.ndarray], str]:
-    """Mean over examples of an [o i] sum at every site: add(site, sum, a, g) folds one frame in."""
-    sites, examples = replay.run.sites, len(replay.run.examples)
-    parts = partition_count(examples)
+@runtime_checkable
+class SiteSum(Protocol):
+    """Folds one frame into the running sum of a site. Picklable: it goes to worker processes."""
 
-    def work(partition: int) -> dict[str, np.ndarray]:
+    def __call__(self, site: str, total: kernels.Sum, a: Any, g: Any) -> kernels.Sum: ...
+
+
+@dataclass(frozen=True)
+class SiteSums:
+    """The [o i] sums of one partition at every site."""
+
+    source: FrameSource
+    add: SiteSum
+    count: int
+    desc: str
+    quiet: bool
+
+    def __call__(self, partition: int) -> dict[str, np.ndarray]:
         sums: dict[str, kernels.Sum] = {}
-        for frame in replay.frames(partition_rows(examples, partition), f"{desc} {partition + 1}/{parts}", quiet):
-            for site in sites:
+        rows = partition_rows(len(self.source.examples), partition, self.count)
+        for frame in self.source.frames(rows, self.desc, self.quiet):
+            for site in self.source.sites:
                 a, g = frame.inputs[site.name], frame.grads[site.name]
                 start = sums.pop(site.name) if site.name in sums else kernels.zero_sum(site.shape, a.dtype)
-                sums[site.name] = add(site.name, start, a, g)
+                sums[site.name] = self.add(site.name, start, a, g)
         out = {name: to_float64(total) for name, total in sums.items()}
         check_finite(out)
         return out
 
-    totals, key = sum_partitions(store, inputs, {site.name: site.shape for site in sites}, parts, work)
+
+def fold_sites(
+    source: FrameSource,
+    store: Store | None,
+    inputs: Mapping[str, Any],
+    add: SiteSum,
+    desc: str,
+    options: FitOptions,
+) -> tuple[dict[str, np.ndarray], str]:
+    """Mean over examples of an [o i] sum at every site: add(site, sum, a, g) folds one frame in."""
+    shapes = {site.name: site.shape for site in source.sites}
+    count = len(source.examples)
+    parts = partition_count(count)
+    work = SiteSums(source, add, parts, desc, options.quiet)
+    totals, key = sum_partitions(store, inputs, shapes, parts, work, options, desc)
     check_some_gradient(totals.values())
-    return {name: total / examples for name, total in totals.items()}, key
+    return {name: total / count for name, total in totals.items()}, key

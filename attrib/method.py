@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from cache import Examples, Sites, Store, Task, find_sites
+from cache import Cluster, Examples, Sites, Store, Task, find_sites
 from cache.build import Run
 from cache.fingerprint import model_fingerprint
 
@@ -36,13 +36,22 @@ class FitOptions:
     """How a fit is run; none of it changes the result beyond rounding, so none of it is in a key.
 
     memory: bytes that may be held (default: half of what is free). positions: positions in a batch (default: from
-    `memory`). quiet: no progress bars. device: where the model and its batches are.
+    `memory`). spill: bytes of inputs and gradients that the first pass of a fit may leave in the store for the
+    second, where memory does not hold them. quiet: no progress bars. device: where the model and its batches are.
+    cluster: where partitions are computed: "inline", "local:2", "dask:ADDRESS", "slurm:FILE" (see cache.cluster);
+    needs a store. log: a file that gets one JSON line a partition.
     """
 
     memory: int | None = None
     positions: int | None = None
+    spill: int = 4 << 30
     quiet: bool = False
     device: Any = None
+    cluster: str | Cluster = "inline"
+    log: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:  # a worker has no workers of its own
+        return {**self.__dict__, "cluster": "inline"}
 
 
 def make_run(

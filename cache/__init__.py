@@ -42,6 +42,9 @@ from .task import Task as Task
 from .task import margin as margin
 
 # loops over data
+from .gradients import StoredFrames as StoredFrames
+from .gradients import gradients as gradients
+from .gradients import open_gradients as open_gradients
 from .hooked import activations as activations
 
 # the store

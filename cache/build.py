@@ -7,7 +7,7 @@ compiles a handful of shapes. How many rows a batch has follows from a limit on 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import psutil
@@ -194,6 +194,17 @@ def _to_frame(run: Run, batch: Batch, tensors: dict[str, Tensor], seen: Captured
     )
 
 
+@runtime_checkable
+class FrameSource(Protocol):
+    """Whatever yields the frames of a run: the run itself, a replay of it, or the store."""
+
+    @property
+    def examples(self) -> Examples: ...
+    @property
+    def sites(self) -> Sites: ...
+    def frames(self, rows: Any = None, desc: str = "", quiet: bool = False) -> Iterator[Frame]: ...
+
+
 class Replay:
     """Frames of a run, kept after the first time they are made as far as `limit` bytes reach.
 
@@ -205,7 +216,19 @@ class Replay:
         self._kept: dict[bytes, Frame] = {}
         self._bytes = 0
 
-    def frames(self, rows: np.ndarray, desc: str, quiet: bool = False) -> Iterator[Frame]:
+    def __reduce__(self) -> Any:  # another process makes its own
+        return Replay, (self.run, self.limit)
+
+    @property
+    def examples(self) -> Examples:
+        return self.run.examples
+
+    @property
+    def sites(self) -> Sites:
+        return self.run.sites
+
+    def frames(self, rows: Any = None, desc: str = "", quiet: bool = False) -> Iterator[Frame]:
+        rows = np.arange(len(self.examples)) if rows is None else np.asarray(rows, np.int64)
         for batch in progress(self.run.plan(rows), desc=desc, unit="batch", quiet=quiet):
             key = batch.rows.tobytes()
             if key in self._kept:

@@ -1,7 +1,7 @@
 """EK-FAC: eigenvalue-corrected Kronecker-factored curvature (George et al. 2018; Grosse et al. 2023)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
-from cache import Entry, Examples, Sites, Store, Task, gradients
+from cache import Examples, Sites, Store, Task, connect, gradients
 from cache.build import FrameSource, Replay, Run, memory_limit
+from cache.cluster import INLINE
 from cache.gradients import stored_bytes
 
 from .. import kernels
-from ..factors import Damping, Factors, SiteFactors, sites_from_json, sites_to_json
+from ..factors import Damping, Factors, SiteFactors, from_entry, sites_to_json
 from ..fit import Moments, eigenbases, first_frame, fold_sites, moments
 from ..method import FitOptions, inputs_of, make_run
 
@@ -57,13 +58,15 @@ class EKFAC:
         run = make_run(model, task, examples, sites, objective, self.seed, options)
         inputs = {**inputs_of(run), "method": self.name, "eigen": self.eigen}
         if store is not None and store.has("factors", inputs):
-            return from_entry(store.open("factors", inputs), self.damping)
-        per_site = self._per_site(frames_twice(run, store, options), store, inputs_of(run), options)
+            return from_entry(store.open("factors", inputs), self.damping, store.root)
+        with connect(options.cluster) as workers:
+            together = replace(options, cluster=workers)
+            per_site = self._per_site(frames_twice(run, store, together), store, inputs_of(run), together)
         if store is None:
             return Factors(self.name, run.sites, per_site, len(examples), self.damping, inputs)
         arrays = {f"{name}/{part}": value for name, f in per_site.items() for part, value in f._asdict().items()}
         about = {"sites": sites_to_json(run.sites), "count": len(examples), "coverage": run.sites.coverage}
-        return from_entry(store.put("factors", inputs, arrays, about=about), self.damping)
+        return from_entry(store.put("factors", inputs, arrays, about=about), self.damping, store.root)
 
     def _per_site(
         self, source: FrameSource, store: Store | None, inputs: Mapping[str, Any], options: FitOptions
@@ -82,7 +85,7 @@ class EKFAC:
 def frames_twice(run: Run, store: Store | None, options: FitOptions) -> FrameSource:
     """Frames for two passes: kept in memory where they fit, else in the store where they fit, else made again."""
     limit = memory_limit(options.memory) // 2
-    if store is not None and options.spill > 0 and options.cluster == "inline":
+    if store is not None and options.spill > 0 and options.cluster == INLINE:
         needed = stored_bytes(run)
         if limit < needed <= options.spill:
             return gradients(run, store, log=options.log)
@@ -139,12 +142,3 @@ class RotatedSquares:
 
     def __reduce__(self) -> Any:
         return RotatedSquares, (self.bases, self.order, self.dtype)
-
-
-def from_entry(entry: Entry, damping: Damping) -> Factors:
-    """Factors as they were stored."""
-    sites = sites_from_json(entry.about["sites"])
-    per_site = {
-        site.name: SiteFactors(*(entry.read(f"{site.name}/{part}") for part in SiteFactors._fields)) for site in sites
-    }
-    return Factors("ekfac", sites, per_site, int(entry.about["count"]), damping, entry.inputs, entry.key)

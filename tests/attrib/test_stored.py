@@ -1,0 +1,79 @@
+"""Fits and scores that keep frames in the store, or spread over workers, give what the model itself gives."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import attrib
+from attrib import EKFAC, FitOptions
+from attrib.method import make_run
+from cache import Store, connect, gradients, open_gradients
+from tests import cases
+
+QUIET = FitOptions(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def case() -> cases.Case:
+    found = cases.build("attention")
+    return cases.Case("float32", found.model.float(), cases.sequences(12), found.task, {"pattern": ["qkv", "up"]})
+
+
+def test_stored_frames_are_the_runs_own(case: cases.Case, tmp_path) -> None:
+    run = make_run(case.model, case.task, case.examples, case.sites, "loss", 0, QUIET)
+    stored = gradients(run, Store(tmp_path))
+    again = open_gradients(run, Store(tmp_path))
+    for rows in (np.arange(12), np.array([7, 2, 3])):
+        for own, kept, reopened in zip(run.frames(rows), stored.frames(rows), again.frames(rows)):
+            np.testing.assert_array_equal(own.rows, kept.rows)
+            for name in case.sites.names:
+                for part in ("inputs", "grads", "weights"):
+                    value = np.asarray(getattr(own, part)[name])
+                    np.testing.assert_allclose(getattr(kept, part)[name], value, rtol=1e-5, atol=1e-7)
+                    np.testing.assert_array_equal(getattr(reopened, part)[name], getattr(kept, part)[name])
+
+
+def test_fit_through_the_store_when_memory_is_short(case: cases.Case, tmp_path) -> None:
+    wanted = EKFAC().fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
+    store = Store(tmp_path)
+    short = FitOptions(quiet=True, memory=36_000, positions=40)
+    found = EKFAC().fit(case.model, case.task, case.examples, sites=case.sites, store=store, options=short)
+    assert "gradients" in {event.kind for event in store.events}
+    for name, state in wanted.per_site.items():
+        np.testing.assert_allclose(found.per_site[name].eigenvalues.sum(), state.eigenvalues.sum(), rtol=1e-5)
+
+
+def test_scores_from_stored_gradients_do_not_run_the_model(case: cases.Case, tmp_path, monkeypatch) -> None:
+    store = Store(tmp_path)
+    queries = case.examples.select(range(3))
+    factors = EKFAC().fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
+    wanted = attrib.score(factors, case.model, case.task, queries, case.examples, options=QUIET)
+    gradients(make_run(case.model, case.task, case.examples, case.sites, "loss", 0, QUIET), store)
+    runs = []
+    forward = type(case.model).forward
+    monkeypatch.setattr(
+        type(case.model), "forward", lambda self, *a, **k: (runs.append(len(a[0])), forward(self, *a, **k))[1]
+    )
+    found = attrib.score(factors, case.model, case.task, queries, case.examples, store=store, options=QUIET)
+    np.testing.assert_allclose(found.values, wanted.values, rtol=1e-4, atol=1e-9)
+    assert sum(runs) < len(case.examples)  # queries and probes only
+
+
+def test_workers_give_the_same_bits(case: cases.Case, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attrib.fit.PARTITION_EXAMPLES", 4)
+    options = FitOptions(quiet=True, positions=40)
+    queries = case.examples.select(range(3))
+
+    def run(name: str, options: FitOptions) -> tuple[attrib.Factors, np.ndarray]:
+        store = Store(tmp_path / name)
+        factors = EKFAC().fit(case.model, case.task, case.examples, sites=case.sites, store=store, options=options)
+        scores = attrib.score(factors, case.model, case.task, queries, case.examples, store=store, options=options)
+        return factors, scores.values
+
+    one, one_scores = run("one", options)
+    with connect("local:2") as workers:
+        two, two_scores = run("two", replace(options, cluster=workers))
+    for name, state in one.per_site.items():
+        np.testing.assert_array_equal(two.per_site[name].eigenvalues, state.eigenvalues)
+    np.testing.assert_array_equal(two_scores, one_scores)
