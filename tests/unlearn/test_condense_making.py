@@ -12,7 +12,7 @@ from cache.errors import CorruptEntry, DataError, UsageError
 from unlearn.condense import MLP, Condensed, ConvNet, Diverged, Pool, Settings, Training, condense, evaluate, recondense
 from unlearn.condense.augment import OPERATIONS, augment
 from unlearn.condense.evaluate import Accuracies, cross_architecture
-from unlearn.condense.outer import outer_step, parts_of, start
+from unlearn.condense.outer import Rates, outer_step, parts_of, start
 
 from .condense_cases import image_pool, images, vector_pool
 
@@ -51,7 +51,8 @@ def test_warm_up_is_class_by_class_until_either_count_is_reached():
 
     def program(settings):
         parts = jnp.asarray(parts_of(settings, pool))
-        return jax.jit(lambda outer: outer_step(settings, parts, reals, state, key, outer)[0].made["x"])
+        rates = Rates.of(settings)
+        return jax.jit(lambda outer: outer_step(settings, rates, parts, reals, state, key, outer)[0].made["x"])
 
     # inner steps 0 and 1 of outer step 1 are by class; from outer step 2 all are contrasted
     warming, by_class, contrast = program(SMALL), program(replace(SMALL, method="dc")), program(ALWAYS)

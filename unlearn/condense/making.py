@@ -21,7 +21,7 @@ from cache.progress import LOG_SECONDS, say
 from cache.stopping import Stopping, stopping
 
 from .condensed import Condensed
-from .outer import State, labels_of, parts_of, program, start
+from .outer import Rates, State, labels_of, parts_of, program, start
 from .pool import Pool, Reals
 from .settings import Settings
 
@@ -131,8 +131,8 @@ def _advance(
     store: Store | None,
     stop: Stopping,
 ) -> Progress:
-    run = program(replace(job.settings, outer=1), MOST_AT_ONCE)
-    done = run(parts, reals, at.states, keys, jnp.asarray(at.done), jnp.asarray(count))
+    run, rates = program(job.settings, MOST_AT_ONCE), Rates.of(job.settings)
+    done = run(rates, parts, reals, at.states, keys, jnp.asarray(at.done), jnp.asarray(count))
     losses, bad = np.asarray(done.losses).T[:count], np.asarray(done.bad)
     if (bad < 0).all():
         return Progress(done.state, at.done + count, np.concatenate([at.losses, losses]))

@@ -6,6 +6,7 @@ them. Differentiation of second order goes through the small synthetic set only.
 (seed, outer, inner), so a run that was stopped goes on as if it had not been.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -45,12 +46,25 @@ class Done(NamedTuple):
     bad: Int[Array, "..."]
 
 
-def optimiser(settings: Settings) -> optax.GradientTransformation:
-    pixels = optax.sgd(settings.lr, settings.momentum or None)
-    if not settings.soft_labels:
-        return pixels
-    rates = {"x": pixels, "labels": optax.sgd(settings.lr_labels, settings.momentum or None)}
-    return optax.multi_transform(rates, {"x": "x", "labels": "labels"})
+class Rates(NamedTuple):
+    """Settings that a compiled program takes as arguments, so that a sweep compiles once."""
+
+    lr: Array
+    lr_labels: Array
+    warm_outer: Array
+    warm_inner: Array
+
+    @staticmethod
+    def of(settings: Settings) -> "Rates":
+        return Rates(*(jnp.asarray(getattr(settings, name)) for name in Rates._fields))
+
+    def apply(self, made: dict[str, Array], direction: dict[str, Array]) -> dict[str, Array]:
+        rates = {"x": self.lr, "labels": self.lr_labels}
+        return {name: a - rates[name] * direction[name] for name, a in made.items()}
+
+
+def momentum(settings: Settings) -> optax.GradientTransformation:
+    return optax.trace(settings.momentum)
 
 
 def start(settings: Settings, pool: Pool, seed: int) -> tuple[State, Int[np.ndarray, "c i"] | None]:
@@ -69,7 +83,7 @@ def start(settings: Settings, pool: Pool, seed: int) -> tuple[State, Int[np.ndar
     if settings.soft_labels:
         hard = np.repeat(np.eye(pool.classes)[:, None], count, 1)
         made["labels"] = jnp.asarray(np.log(0.9 * hard + 0.1 / pool.classes), jnp.float32)
-    return State(made, optimiser(settings).init(made)), ids
+    return State(made, momentum(settings).init(made)), ids
 
 
 def labels_of(made: dict[str, Array], classes: int) -> Float[Array, "c i c"]:
@@ -127,14 +141,14 @@ def _hard(classes_here: Int[Array, " m"], count: int, classes: int) -> Float[Arr
 
 
 def outer_step(
-    settings: Settings, parts: Int[Array, "g m"], reals: Reals, state: State, key: Array, outer: Array
+    settings: Settings, rates: Rates, parts: Int[Array, "g m"], reals: Reals, state: State, key: Array, outer: Array
 ) -> tuple[State, Float[Array, ""]]:
     """One fresh network and its inner steps. Returns the mean loss of the inner steps beside the state."""
     classes, shape = state.made["x"].shape[0], state.made["x"].shape[2:]
     fresh, inside = jax.random.split(jax.random.fold_in(key, outer))
     alone = jnp.asarray(by_class_parts(classes))
-    warmed_at_once = settings.warm_outer <= 0 or settings.warm_inner <= 0 or parts.shape == alone.shape
-    network, steps, step_size = settings.network, settings.inner_steps, optimiser(settings)
+    warmed_at_once = not settings.warms_up or parts.shape == alone.shape
+    network, steps, average = settings.network, settings.inner_steps, momentum(settings)
 
     def inner_step(carry: tuple[State, Params], inner: Array) -> tuple[tuple[State, Params], Array]:
         state, params = carry
@@ -146,12 +160,12 @@ def outer_step(
             loss, gradient = loss_and_gradient(settings, parts, state.made, step)
         else:
             loss, gradient = jax.lax.cond(
-                (outer >= settings.warm_outer) | (inner >= settings.warm_inner),
+                (outer >= rates.warm_outer) | (inner >= rates.warm_inner),
                 lambda: loss_and_gradient(settings, parts, state.made, step),
                 lambda: loss_and_gradient(settings, alone, state.made, step),
             )
-        updates, moments = step_size.update(gradient, state.moments, state.made)
-        made = optax.apply_updates(state.made, updates)
+        direction, moments = average.update(gradient, state.moments)
+        made = rates.apply(state.made, direction)
         if settings.rule.trains and settings.training.epochs:
             x, labels = made["x"].reshape(-1, *shape), labels_of(made, classes).reshape(-1, classes)
             params = jax.lax.cond(
@@ -175,16 +189,23 @@ def parts_of(settings: Settings, pool: Pool) -> Int[np.ndarray, "g m"]:
     return settings.rule.parts(pool, settings.groups)
 
 
-@lru_cache(maxsize=32)
 def program(settings: Settings, most: int) -> Any:
-    """The compiled outer loop: (parts, reals, states, keys [e], first outer step, how many <= most) -> Done.
+    """The compiled outer loop: (rates, parts, reals, states, keys [e], first outer step, how many <= most) -> Done.
 
     A seed whose step leaves the numbers keeps the state before it, and the number of that step is returned.
     """
+    warm = 1 if settings.warms_up else 0
+    return _program(replace(settings, outer=1, lr=1.0, lr_labels=1.0, warm_outer=warm, warm_inner=warm), most)
 
-    def one_seed(parts: Array, reals: Reals, state: State, key: Array, first: Array, count: Array) -> Done:
+
+@lru_cache(maxsize=32)
+def _program(settings: Settings, most: int) -> Any:
+
+    def one_seed(
+        rates: Rates, parts: Array, reals: Reals, state: State, key: Array, first: Array, count: Array
+    ) -> Done:
         def body(number: Array, done: Done) -> Done:
-            after, loss = outer_step(settings, parts, reals, done.state, key, first + number)
+            after, loss = outer_step(settings, rates, parts, reals, done.state, key, first + number)
             size = jnp.sqrt(jnp.mean(jnp.square(after.made["x"])))
             sound = jnp.isfinite(loss) & (size < LARGEST) & (done.bad < 0)
             state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), after, done.state)
@@ -194,7 +215,9 @@ def program(settings: Settings, most: int) -> Any:
         return jax.lax.fori_loop(0, count, body, Done(state, jnp.zeros(most), jnp.asarray(-1)))
 
     @jax.jit
-    def run(parts: Array, reals: Reals, states: State, keys: Array, first: Array, count: Array) -> Done:
-        return each(lambda state, key: one_seed(parts, reals, state, key, first, count))(states, keys)
+    def run(
+        rates: Rates, parts: Array, reals: Reals, states: State, keys: Array, first: Array, count: Array
+    ) -> Done:
+        return each(lambda state, key: one_seed(rates, parts, reals, state, key, first, count))(states, keys)
 
     return run

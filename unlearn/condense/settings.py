@@ -66,6 +66,11 @@ class Settings:
         return METHODS[self.method]
 
     @property
+    def warms_up(self) -> bool:
+        """Whether any step is class by class before classes are contrasted."""
+        return self.warm_outer > 0 and self.warm_inner > 0
+
+    @property
     def inner_steps(self) -> int:
         return self.inner or (1 if not self.rule.trains else 10 if self.per_class <= 10 else 50)
 
