@@ -100,13 +100,14 @@ class MomentSums:
 
     source: FrameSource
     owner: Mapping[str, str]
+    rows: np.ndarray
     count: int
     quiet: bool
 
     def __call__(self, partition: int) -> dict[str, np.ndarray]:
         sums: dict[str, kernels.Sum] = {}
         positions = dict.fromkeys(self.owner, 0.0)
-        rows = partition_rows(len(self.source.examples), partition, self.count)
+        rows = self.rows[partition_rows(len(self.rows), partition, self.count)]
         for frame in self.source.frames(rows, "moments", self.quiet):
             for name, owner in self.owner.items():
                 weight = frame.weights[name]
@@ -120,10 +121,17 @@ class MomentSums:
 
 
 def moments(
-    source: FrameSource, store: Store | None, inputs: Mapping[str, Any], options: FitOptions
+    source: FrameSource,
+    store: Store | None,
+    inputs: Mapping[str, Any],
+    options: FitOptions,
+    examples: int | None = None,
 ) -> tuple[dict[str, Moments], str]:
-    """Input and output-gradient moments of every site over all examples (Grosse et al. 2023, Section 2.2)."""
-    sites, examples = source.sites, len(source.examples)
+    """Input and output-gradient moments of every site (Grosse et al. 2023, Section 2.2), over all examples or over
+    `examples` of them, evenly spaced."""
+    sites, total = source.sites, len(source.examples)
+    examples = total if examples is None else min(examples, total)
+    rows = np.linspace(0, total - 1, examples).round().astype(np.int64)
     owner = shared_inputs(first_frame(source))
     shapes: dict[str, tuple[int, ...]] = {}
     for site in sites:
@@ -133,8 +141,8 @@ def moments(
         shapes[f"{site.name}/S"] = (o, o)
         shapes[f"{site.name}/positions"] = ()
     parts = partition_count(examples)
-    work = MomentSums(source, owner, parts, options.quiet)
-    stage = {**inputs, "stage": "moments"}
+    work = MomentSums(source, owner, rows, parts, options.quiet)
+    stage = {**inputs, "stage": "moments"} | ({} if examples == total else {"examples": examples})
     totals, key = sum_partitions(store, stage, shapes, parts, work, options, "moments")
     check_some_gradient(totals[f"{site.name}/S"] for site in sites)
     averages: dict[str, np.ndarray] = {}  # one array for all that share it, so that it is decomposed once

@@ -104,3 +104,18 @@ def test_order_of_methods_against_the_dense_gauss_newton_solve(seed: int) -> Non
     found = [correlation(m) for m in (EKFAC(damping=by), KFAC(damping=by), Diagonal(damping=by), Identity())]
     assert found[0] > 0.8
     assert found[0] > found[1] + 0.05 > found[2] + 0.1 > found[3] + 0.1
+
+
+def test_a_basis_from_part_of_the_data_keeps_eigenvalues_and_scores() -> None:
+    case = tanh_network(0)
+    queries = case.examples.select(range(20))
+    factors = [
+        EKFAC(basis_examples=count).fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
+        for count in (None, 100)
+    ]
+    for site in case.sites.names:  # a rotation keeps the trace of the Fisher matrix
+        traces = [f.per_site[site].eigenvalues.sum() for f in factors]
+        np.testing.assert_allclose(traces[1], traces[0], rtol=1e-6)
+    scores = [attrib.score(f, case.model, case.task, queries, case.examples, options=QUIET).values for f in factors]
+    assert np.corrcoef(scores[0].ravel(), scores[1].ravel())[0, 1] > 0.95
+    assert not np.allclose(*scores, rtol=1e-3)
