@@ -98,7 +98,7 @@ def parse(command: type[Any], program: str, arguments: Sequence[str]) -> Any:
         prog=program,
         description=help_of(command),
         args=list(arguments),
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
 
 
@@ -154,7 +154,7 @@ def completion(known: dict[str, Room], arguments: Sequence[str]) -> None:
         choose(tree),
         prog="whence",
         args=list(arguments),
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
     )
 
 

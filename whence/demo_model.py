@@ -10,9 +10,9 @@ from .corpora import Corpus, biographies, language_reference
 from .language_model import Shape, Training, trained_model
 
 REFERENCE_SHAPE = Shape(layers=4, width=128, heads=4, context=128, vocabulary=2048)
-REFERENCE_TRAINING = Training(epochs=12, batch=16, rate=3e-3, decay=0.1, seed=0)
+REFERENCE_TRAINING = Training(epochs=12, batch=8, rate=2e-3, decay=0.1, seed=0)
 BIOGRAPHIES_SHAPE = Shape(layers=2, width=96, heads=4, context=16, vocabulary=0)
-BIOGRAPHIES_TRAINING = Training(epochs=40, batch=64, rate=3e-3, decay=0.1, seed=0)
+BIOGRAPHIES_TRAINING = Training(epochs=20, batch=64, rate=3e-3, decay=0.1, seed=0)
 
 
 def reference_model(store: Store | None = None, corpus: Corpus | None = None, quiet: bool = False) -> nn.Module:

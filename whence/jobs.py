@@ -67,8 +67,10 @@ def step_of(table: Mapping[str, Any], where: str) -> Step:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             return Step(name, parse(command, f"whence {name}", arguments))
     except SystemExit as stop:
-        reason = " ".join(word for word in said.getvalue().split() if word.strip("─╭╮╰╯│"))
-        raise UsageError(f"{where}: {reason.replace('│', '').strip()}", f"See `whence {name} --help`.") from stop
+        reason = " ".join(word for word in said.getvalue().split() if word.strip("-─╭╮╰╯│"))
+        raise UsageError(
+            f"{where}: {reason.partition(' For full helptext')[0]}", f"See `whence {name} --help`."
+        ) from stop
 
 
 def find(name: str, where: str) -> type[Any]:
@@ -94,7 +96,7 @@ def plan(path: str | Path, steps: list[Step]) -> str:
 
 
 def _options(command: type[Any], values: Mapping[str, Any], where: str, prefix: str = "") -> Iterator[str]:
-    """Command-line arguments that say what `values` say; positional ones at the end, in the fields' order."""
+    """Command-line arguments that say what `values` say; positional ones first, in the fields' order."""
     hints = typing.get_type_hints(command, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(command)}
     given = {key.replace("-", "_"): value for key, value in values.items()}
@@ -103,22 +105,19 @@ def _options(command: type[Any], values: Mapping[str, Any], where: str, prefix: 
             near = difflib.get_close_matches(key, fields, n=1)
             cure = f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(fields)}."
             raise UsageError(f"{where}: unknown key {prefix}{key!r}.", cure)
-    positional: list[str] = []
-    for name in fields:
-        if name not in given:
-            continue
+    named = [name for name in fields if name in given]
+    for name in sorted(named, key=lambda name: not _is_positional(hints[name])):  # an option could swallow them
         value, flag = given[name], f"--{prefix}{name}".replace("_", "-")
         if isinstance(value, Mapping):
             yield from _options(_plain_type(hints[name]), value, where, f"{name}.")
         elif _is_positional(hints[name]):
-            positional += _words(value)
+            yield from _words(value)
         elif isinstance(value, bool):
             if value != fields[name].default:
                 yield flag if value else flag.replace("--", "--no-", 1)
         else:
             words = _words(value)
             yield from [f"{flag}={words[0]}"] if not isinstance(value, list) and words else [flag, *words]
-    yield from positional
 
 
 def _words(value: Any) -> list[str]:

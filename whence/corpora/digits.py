@@ -21,5 +21,5 @@ def digits(images: bool = False) -> Corpus:
     y = data.target.astype(np.int64)
     about = {"title": [f"a handwritten {label}" for label in y], "text": [str(label) for label in y]}
     whole = Examples({"x": x, "y": y}, np.arange(len(y), dtype=np.int64), about)
-    held_out = np.arange(len(y)) % HELD_OUT == HELD_OUT - 1
+    held_out = np.arange(len(y)) % HELD_OUT == 0
     return Corpus("digits", whole.select(~held_out), whole.select(held_out))

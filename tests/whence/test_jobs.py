@@ -1,0 +1,101 @@
+"""Jobs from TOML: one parser for file and command line, and nothing runs before all of it is checked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import tyro
+
+from cache import UsageError
+from whence import cli, jobs
+from whence.commands.demo import Demo
+
+
+@dataclass(frozen=True)
+class Inner:
+    value: float = 0.1
+    rule: Literal["relative", "absolute"] = "relative"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Works."""
+
+    name: tyro.conf.Positional[str]
+    sites: tuple[str, ...] = ("*",)
+    damping: Inner = Inner()
+    fast: bool = False
+    careful: bool = True
+    limit: int | None = None
+
+    def run(self) -> None:
+        print("ran", self.name)
+
+
+@pytest.fixture
+def work(monkeypatch) -> None:
+    real = jobs.find
+    monkeypatch.setattr(jobs, "find", lambda name, where: Work if name == "work" else real(name, where))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_file_is_the_dataclass(tmp_path: Path) -> None:
+    job = write(tmp_path / "job.toml", 'command = "demo"\nout = "x.html"\nquiet = true\n')
+    assert jobs.read_job(job) == [jobs.Step("demo", Demo(Path("x.html"), quiet=True))]
+
+
+@pytest.mark.usefixtures("work")
+def test_every_kind_of_value(tmp_path: Path) -> None:
+    text = """
+        command = "work"
+        name = "odd name"
+        sites = ["a.*", "b"]
+        fast = true
+        careful = false
+        limit = -3
+        damping = {value = 1e-8, rule = "absolute"}
+    """
+    (step,) = jobs.read_job(write(tmp_path / "job.toml", text))
+    assert step.work == Work("odd name", ("a.*", "b"), Inner(1e-8, "absolute"), True, False, -3)
+
+
+@pytest.mark.usefixtures("work")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('command = "demo"\nquite = true', "Did you mean 'quiet'"),
+        ('command = "dmo"', "Did you mean 'demo'"),
+        ("out = 'x'", "no `command`"),
+        ('command = "work"\nname = "a"\nlimit = "many"', "limit"),
+        ('command = "work"', "step 1|name|NAME|STR"),
+        ('command = "work"\nname = "a"\ndamping = {rule = "none"}', "rule"),
+        ('command = "work"\nname = "a"\ndamping = {valu = 1}', "Did you mean 'value'"),
+        ('command = "run"\njob = "x"', "no command 'run'"),
+        ('quiet = true\n[[step]]\ncommand = "demo"', "outside"),
+        ("command = ", "not TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        jobs.read_job(write(tmp_path / "job.toml", text))
+
+
+@pytest.mark.usefixtures("work")
+def test_nothing_runs_before_all_is_checked(tmp_path: Path, capsys) -> None:
+    steps = '[[step]]\ncommand = "work"\nname = "first"\n[[step]]\ncommand = "work"\nnam = "second"\n'
+    job = write(tmp_path / "job.toml", steps)
+    assert cli.main(["run", str(job)]) == 2
+    captured = capsys.readouterr()
+    assert "ran" not in captured.out
+    assert "step 2" in captured.err
+    write(job, steps.replace("nam =", "name ="))
+    assert cli.main(["run", str(job)]) == 0
+    said = capsys.readouterr().out
+    assert said.index("2. whence work") < said.index("ran first") < said.index("ran second")
+    assert cli.main(["run", str(job), "--dry-run"]) == 0
+    assert "ran" not in capsys.readouterr().out
