@@ -46,7 +46,7 @@ from .layout import (
 )
 from .locks import BuildLock, FileLock
 from .medium import Files
-from .writer import Writer, create_or_resume, open_writer, sweep
+from .writer import Writer, as_array, create_or_resume, open_writer, sweep
 
 # of the free space, what a job may plan to fill
 FILL = 0.9
@@ -121,14 +121,14 @@ class Store:
         base = entry_path(kind, key)
         if self.files.exists(f"{base}/{COMPLETE}"):
             writer = open_writer(self.files, kind, key)
-            create_or_resume(self.files, new_header(kind, key, inputs, grid, specs, None, None)[0], {})
+            create_or_resume(self.files, new_header(kind, key, inputs, grid, specs, None, None))
             self._note(writer, "hit", began)
             yield writer
             return
         with self._building(kind, key, timeout) as in_use:
             if not self.files.exists(f"{base}/{ENTRY}"):
                 self._check_space(specs)
-            header = create_or_resume(self.files, *new_header(kind, key, inputs, grid, specs, about, provenance))
+            header = create_or_resume(self.files, new_header(kind, key, inputs, grid, specs, about, provenance))
             for value in inputs.values():
                 if isinstance(value, Fingerprint):
                     self.remember(value)
@@ -182,7 +182,7 @@ class Store:
 
         dims: array name -> names of its axes.
         """
-        values = {name: np.asarray(value) for name, value in arrays.items()}
+        values = {name: as_array(value, str(name)) for name, value in arrays.items()}
         specs = {name: ArraySpec(value.shape, value.dtype, (dims or {}).get(name)) for name, value in values.items()}
         with self.writer(kind, inputs, specs, about=about, whole=True) as writer:
             for shard in writer.todo():

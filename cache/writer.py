@@ -8,7 +8,7 @@ dies anywhere leaves either a committed shard or a shard that is still to do.
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from .commit import Commit, commits_digest, sign
 from .entry import Entry, check_metadata, read_seal
 from .errors import DataError, NotCached, StoreError
 from .files import TEMPORARY, digest_bytes
-from .header import Header, shard_paths
+from .header import Header, shard_paths, zarr_metadata
 from .keys import plain
 from .layout import COMPLETE, ENTRY, FORMAT, Shard, Stored, commit_path, entry_path
 from .locks import FileLock
@@ -164,9 +164,17 @@ class Writer:
             self._in_use.release()
 
 
+def as_array(values: Any, name: str) -> np.ndarray:
+    """The values as an array. Raises DataError where they form none."""
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{name!r} was given what forms no array: {error}.", "Give rows of one shape.") from error
+
+
 def _checked_rows(stored: Stored, shard: Shard, rows: Any) -> np.ndarray:
     """The rows as an array of exactly the stored dtype and shape. Raises DataError: nothing is ever cast."""
-    rows = np.asarray(rows)
+    rows = as_array(rows, stored.name)
     spec = stored.spec
     shape = spec.shape if not spec.shape else (stored.rows_in(shard.index), *spec.shape[1:])
     if rows.dtype.newbyteorder("=") != spec.dtype:
@@ -182,7 +190,7 @@ def _checked_rows(stored: Stored, shard: Shard, rows: Any) -> np.ndarray:
     return rows
 
 
-def create_or_resume(files: Files, header: Header, metadata: Mapping[str, bytes]) -> Header:
+def create_or_resume(files: Files, header: Header) -> Header:
     """Make the entry's folder, metadata and header durable, or find those that lie there.
 
     Raises StoreError when the same inputs were written with other arrays, CorruptEntry when what lies there is
@@ -192,12 +200,12 @@ def create_or_resume(files: Files, header: Header, metadata: Mapping[str, bytes]
     try:
         data = files.read(f"{base}/{ENTRY}")
     except FileNotFoundError:
-        for path, content in metadata.items():
-            files.publish(f"{base}/{path}", [content])
+        metadata = zarr_metadata(header.arrays, header.grid)
+        vouched = {path: files.publish(f"{base}/{path}", [content]) for path, content in metadata.items()}
         files.settle(f"{base}/{path}" for path in metadata)
         files.make_folder(f"{base}/commits")
         files.make_folder(f"{base}/leases")
-        files.create(f"{base}/{ENTRY}", header.to_bytes())
+        files.create(f"{base}/{ENTRY}", replace(header, metadata=vouched).to_bytes())
         data = files.read(f"{base}/{ENTRY}")
     found = Header.from_bytes(data, header.kind, header.key, f"{base}/{ENTRY}")
     if dict(found.arrays) != dict(header.arrays):

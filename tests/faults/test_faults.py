@@ -1,0 +1,12 @@
+"""The short form of every proof."""
+
+import pytest
+
+from . import PROOFS
+
+
+@pytest.mark.parametrize("name", PROOFS)
+def test_proof(name, capsys):
+    told = PROOFS[name](False)
+    with capsys.disabled():
+        print(f"\n  {name}: {told}", end="")
