@@ -146,9 +146,8 @@ def primitives() -> None:
     square = jnp.ones((1024, 1024))
     product = jax.jit(jnp.matmul)
     rate = 2 * 1024**3 / best_of(lambda: product(square, square).block_until_ready(), 5) / 1e9
-    print(
-        f"product of 1024 x 1024: {rate:.0f} GFLOP/s; one convolution forward: {2 * 640 * 64 * 144 * 16 / 1e9:.2f} GFLOP"
-    )
+    work = 2 * 640 * 64 * 144 * 16 / 1e9
+    print(f"product of 1024 x 1024: {rate:.0f} GFLOP/s; one convolution: {work:.2f} GFLOP")
     kinds = {
         "XLA's convolution": lambda x, w: jax.lax.conv_general_dilated(
             x, w.reshape(3, 3, 16, 16), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")

@@ -5,6 +5,7 @@ pool = Pool.of((x_train, y_train))
 evaluate([small], Pool.of((x_test, y_test), scaling=pool.scaling), ConvNet(3, 32))
 """
 
+from . import continual as continual
 from .condensed import Condensed as Condensed
 from .evaluate import Accuracies as Accuracies
 from .evaluate import cross_architecture as cross_architecture
@@ -20,5 +21,13 @@ from .networks import LeNet as LeNet
 from .networks import ResNet as ResNet
 from .networks import network as network
 from .pool import Pool as Pool
+from .provenance import contributions as contributions
+from .report import figure as figure
+from .report import report as report
+from .rs2 import fixed_set as fixed_set
+from .rs2 import repeated_sampling as repeated_sampling
+from .selection import select as select
 from .settings import Settings as Settings
 from .training import Training as Training
+from .velocity import kernel_velocity as kernel_velocity
+from .velocity import plot_velocity as plot_velocity

@@ -215,9 +215,7 @@ def _program(settings: Settings, most: int) -> Any:
         return jax.lax.fori_loop(0, count, body, Done(state, jnp.zeros(most), jnp.asarray(-1)))
 
     @jax.jit
-    def run(
-        rates: Rates, parts: Array, reals: Reals, states: State, keys: Array, first: Array, count: Array
-    ) -> Done:
+    def run(rates: Rates, parts: Array, reals: Reals, states: State, keys: Array, first: Array, count: Array) -> Done:
         return each(lambda state, key: one_seed(rates, parts, reals, state, key, first, count))(states, keys)
 
     return run

@@ -1,0 +1,65 @@
+"""Real examples chosen to stand for all: random, herding, k-centre. What a synthetic set must beat."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cache.errors import UsageError
+
+from .pool import Pool
+from .settings import Settings
+
+
+def random_rows(features: Float[np.ndarray, "n f"], count: int, rng: np.random.Generator) -> Int[np.ndarray, " k"]:
+    return rng.permutation(len(features))[:count]
+
+
+def herding_rows(features: Float[np.ndarray, "n f"], count: int, rng: np.random.Generator) -> Int[np.ndarray, " k"]:
+    """Greedily, the example that brings the mean of the chosen nearest to the mean of all, without repetition
+    (Welling 2009, "Herding dynamical weights to learn"; as used by Rebuffi et al. 2017)."""
+    mean, total, chosen = features.mean(0), np.zeros(features.shape[1]), []
+    left = np.ones(len(features), bool)
+    for number in range(count):
+        gap = np.square(mean - (total + features) / (number + 1)).sum(1)
+        gap[~left] = np.inf
+        best = int(gap.argmin())
+        chosen.append(best)
+        left[best] = False
+        total = total + features[best]
+    return np.array(chosen)
+
+
+def centre_rows(features: Float[np.ndarray, "n f"], count: int, rng: np.random.Generator) -> Int[np.ndarray, " k"]:
+    """k-centre: from the example nearest to the mean on, always the one farthest from all chosen (Sener and Savarese
+    2018, greedy)."""
+    chosen = [int(np.square(features - features.mean(0)).sum(1).argmin())]
+    nearest = np.square(features - features[chosen[0]]).sum(1)
+    while len(chosen) < count:
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.square(features - features[chosen[-1]]).sum(1))
+    return np.array(chosen)
+
+
+RULES: dict[str, Callable[..., Int[np.ndarray, " k"]]] = {
+    "random": random_rows, "herding": herding_rows, "k-centre": centre_rows,
+}  # fmt: skip
+
+
+def select(
+    pool: Pool, rule: str, per_class: int, seed: int = 0, features: Float[np.ndarray, "n f"] | None = None
+) -> Pool:
+    """`per_class` examples of every class, chosen by random, herding or k-centre.
+
+    features: what distances are measured in (a trained network's, say); the scaled examples unless given.
+    Raises DataError where a class has fewer, UsageError for an unknown rule.
+    """
+    if rule not in RULES:
+        raise UsageError(f"{rule!r} is no way to select.", f"Use one of {', '.join(RULES)}.")
+    Settings(per_class=per_class).check(pool)
+    flat = pool.x.reshape(len(pool), -1) if features is None else np.asarray(features)
+    rng, rows = np.random.default_rng([seed, 1]), []
+    for c in range(pool.classes):
+        mine = np.flatnonzero(pool.y == c)
+        rows.append(mine[RULES[rule](flat[mine], per_class, rng)])
+    return pool.select(np.concatenate(rows))

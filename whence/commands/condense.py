@@ -1,0 +1,197 @@
+"""Fewer data: a small synthetic set that trains like the large one."""
+
+import json as json_module
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import tyro
+
+from cache.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from unlearn.condense import Pool
+
+Sets = tyro.conf.Positional[tuple[Path, ...]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Condense labelled data into a few synthetic examples a class.
+
+    Stops and goes on: what is half done is in the cache. The set is written with its card (.json) beside it.
+
+    Example:
+
+        whence condense run --data digits --network convnet-2-16 --per-class 1 --outer 100 --out out/digits.npz
+    """
+
+    data: str = "digits"
+    """digits, or an .npz with x_train, y_train, x_test and y_test."""
+    out: Path = Path("out/condensed.npz")
+    """The .npz or .safetensors to write; with several seeds, the seed is put before the ending."""
+    method: Literal["dc", "dsa", "dcc", "dsac", "dm", "subgroup"] = "dcc"
+    """What is matched: see docs/condense.md."""
+    network: str = "convnet-2-16"
+    """mlp-64-64, convnet-2-16 (depth, width), convnet-2-16-none (norm), lenet, resnet."""
+    per_class: int = 1
+    """Synthetic examples a class."""
+    outer: int = 100
+    """Fresh networks."""
+    inner: int | None = None
+    """Matching steps with each; the published number for this many a class by default."""
+    epochs: int | None = None
+    """Training of the network between them; the published number by default."""
+    real_batch: int = 256
+    """Real examples a class and step."""
+    lr: float = 0.1
+    """Of the synthetic examples, in units of the scaled data."""
+    warm_outer: int = 0
+    """Outer steps that are class by class before classes are contrasted (the papers use 250 of 1000)."""
+    warm_inner: int = 10
+    """Inner steps likewise, within each outer step."""
+    init: Literal["real", "noise", "means"] = "real"
+    """What to begin at."""
+    soft_labels: bool = False
+    """Learn the labels too."""
+    augment: tuple[str, ...] = ("colour", "crop", "cutout", "scale", "rotate")
+    """dsa and dsac: operations, of colour, crop, cutout, flip, scale, rotate."""
+    groups: int = 2
+    """subgroup: how many groups of like classes."""
+    seeds: tuple[int, ...] = (0,)
+    """One set each, made side by side."""
+    store: str | None = None
+    """The cache: a folder or URL; $WHENCE_CACHE or your cache folder by default."""
+    quiet: bool = False
+    """No progress bar."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        from cache import Store
+        from unlearn.condense import Settings, condense, network
+
+        names = ["method", "per_class", "outer", "inner", "epochs", "real_batch", "lr", "warm_outer", "warm_inner"]
+        names += ["init", "soft_labels", "augment", "groups"]
+        settings = Settings(network=network(self.network), **{name: getattr(self, name) for name in names})
+        train, _ = load(self.data)
+        made = condense(train, settings, self.seeds, Store(self.store), quiet=self.quiet)
+        paths = []
+        for seed, one in zip(self.seeds, made):
+            stem = self.out.stem if len(made) == 1 else f"{self.out.stem}-{seed}"
+            paths.append(one.save(self.out.with_name(stem + self.out.suffix)))
+        if self.json:
+            print(json_module.dumps([{"path": str(p), "loss": float(m.losses[-1])} for p, m in zip(paths, made)]))
+            return
+        for path, one in zip(paths, made):
+            print(f"{path}: {len(one)} examples from {one.about['examples']}, loss {one.losses[-1]:.4g}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Train networks from scratch on condensed sets and test them, beside real examples of the same number.
+
+    The mean accuracy is written to the card of each set.
+
+    Example:
+
+        whence condense evaluate out/digits.npz --data digits --networks convnet-2-16 mlp-64-64
+    """
+
+    sets: Sets
+    """Condensed sets (.npz or .safetensors)."""
+    data: str = "digits"
+    """digits, or an .npz with x_train, y_train, x_test and y_test: the data they were made from."""
+    networks: tuple[str, ...] = ("convnet-2-16",)
+    """What is trained on them."""
+    count: int = 10
+    """Networks trained on each set."""
+    passes: int = 300
+    """Epochs of training."""
+    lr: float = 0.01
+    """Of that training."""
+    baselines: tuple[Literal["random", "herding", "k-centre"], ...] = ("random", "herding")
+    """Real examples to compare with."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        from unlearn.condense import Condensed, Training, evaluate, network, select
+
+        if not self.sets:
+            raise UsageError("No set is given.", "Name one or more .npz or .safetensors files.")
+        made = {str(path): Condensed.load(path) for path in self.sets}
+        train, test = load(self.data, next(iter(made.values())))
+        judged: dict[str, Any] = {name: [one] for name, one in made.items()}
+        per_class = len(next(iter(made.values()))) // train.classes
+        for rule in self.baselines:
+            judged[rule] = [select(train, rule, per_class, seed) for seed in range(3 if rule == "random" else 1)]
+        table = {
+            name: {
+                net: evaluate(given, test, network(net), Training(self.passes, self.lr), self.count)
+                for net in self.networks
+            }
+            for name, given in judged.items()
+        }
+        for path in self.sets:
+            figures = {f"accuracy {net}": round(found.mean, 2) for net, found in table[str(path)].items()}
+            made[str(path)].measured(**figures).save(path)
+        if self.json:
+            plain = {n: {net: found.values.tolist() for net, found in row.items()} for n, row in table.items()}
+            print(json_module.dumps(plain))
+            return
+        wide = max(len(name) for name in table)
+        print(f"{'':{wide}}  " + "  ".join(f"{net:>26}" for net in self.networks))
+        for name, row in table.items():
+            print(f"{name:{wide}}  " + "  ".join(f"{found!s:>26}" for found in row.values()))
+        print("accuracy in percent: mean ± standard deviation over networks [95 % interval of the mean]")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write a page of HTML with the examples, the training curve and the card.
+
+    Example:
+
+        whence condense report out/digits.npz --out out/digits.html
+    """
+
+    set: tyro.conf.Positional[Path]
+    """A condensed set (.npz or .safetensors)."""
+    out: Path | None = None
+    """The page; beside the set by default."""
+
+    def run(self) -> None:
+        from unlearn.condense import Condensed, report
+
+        made = Condensed.load(self.set)
+        print(report(made, self.out or self.set.with_suffix(".html"), f"{self.set.name}: {len(made)} examples"))
+
+
+def load(name: str, like: Any = None) -> "tuple[Pool, Pool]":
+    """Training and test pools of named or stored data, in the scaling of `like` when given.
+
+    Raises DataError where the file or one of its arrays is missing.
+    """
+    from unlearn.condense import Pool
+
+    scaling = None if like is None else like.scaling
+    if name == "digits":
+        from whence.corpora import digits
+
+        corpus = digits(images=True)
+        train = Pool.of(corpus.train, scaling=scaling)
+        return train, Pool.of(corpus.queries, train.classes, train.scaling)
+    path = Path(name)
+    if path.suffix != ".npz" or not path.exists():
+        raise DataError(f"{name!r} is no data set to condense.", "Use digits, or the path of an .npz file.")
+    with np.load(path) as file:
+        missing = [array for array in ("x_train", "y_train", "x_test", "y_test") if array not in file]
+        if missing:
+            raise DataError(f"{name} has no array {missing[0]}.", "It needs x_train, y_train, x_test and y_test.")
+        train = Pool.of((file["x_train"], file["y_train"]), scaling=scaling)
+        return train, Pool.of((file["x_test"], file["y_test"]), train.classes, train.scaling)
+
+
+COMMANDS: dict[str, type] = {"run": Run, "evaluate": Evaluate, "report": Report}
