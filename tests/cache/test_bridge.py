@@ -1,0 +1,48 @@
+"""Crossing between torch and JAX keeps values, shares memory where that is safe, and copies where it is asked to."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from cache.bridge import to_jax, to_numpy, to_torch
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int32])
+def test_there_and_back(dtype: torch.dtype) -> None:
+    tensor = torch.arange(24).reshape(2, 3, 4).to(dtype)
+    crossed = to_jax(tensor)
+    assert str(crossed.dtype) == str(dtype).removeprefix("torch.")
+    assert torch.equal(to_torch(crossed), tensor)
+
+
+def test_no_copy_of_aligned_memory_and_a_copy_when_asked() -> None:
+    tensor = torch.zeros(1024)
+    shared, own = to_jax(tensor), to_jax(tensor, copy=True)
+    assert shared.unsafe_buffer_pointer() == tensor.data_ptr()
+    assert own.unsafe_buffer_pointer() != tensor.data_ptr()
+    assert to_torch(shared, copy=False).data_ptr() == tensor.data_ptr()
+    assert to_torch(shared).data_ptr() != tensor.data_ptr()
+
+
+def test_strided_and_differentiated_tensors() -> None:
+    tensor = torch.randn(4, 6, requires_grad=True)
+    np.testing.assert_array_equal(to_jax(tensor.T[1:, ::2]), tensor.detach().numpy().T[1:, ::2])
+
+
+def test_double_precision_only_when_jax_has_it() -> None:
+    tensor = torch.ones(3, dtype=torch.float64) / 3
+    assert to_jax(tensor).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert to_jax(tensor).dtype == jnp.float64
+
+
+def test_numpy_from_either() -> None:
+    np.testing.assert_array_equal(to_numpy(torch.ones(2, requires_grad=True)), to_numpy(jnp.ones(2)))
+
+
+def test_jax_leaves_the_gpu_to_both() -> None:
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"

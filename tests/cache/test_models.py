@@ -1,0 +1,80 @@
+"""Models as people have them: Hugging Face GPT-2 (transposed linears, tied head), a TransformerLens bridge of it, and
+PEFT LoRA layers. Per-example gradients equal autograd's."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cache import (
+    LanguageModelling,
+    Sites,
+    Store,
+    activations,
+    called_sites,
+    capture,
+    find_sites,
+    matrices_of,
+    named_parameters,
+)
+from tests import cases
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=11, n_positions=12, attn_implementation="eager")
+    return GPT2LMHeadModel(config).double().eval()
+
+
+def check(model: nn.Module, sites: Sites) -> None:
+    examples, task = cases.sequences(4), LanguageModelling()
+    seen = capture(model, sites, examples.batch(range(4)), task.loss)
+    for row in range(4):
+        parameters = named_parameters(model)
+        for p in parameters.values():
+            p.requires_grad_(True)
+        value = task.loss(model, examples.batch([row])).sum()
+        grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+        by_name = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), grads)}
+        wanted = matrices_of(model, sites, by_name)
+        for site in sites:
+            found = torch.einsum("so,si->oi", seen.grads[site.name][row], seen.inputs[site.name][row])
+            np.testing.assert_allclose(found, wanted[site.name], rtol=1e-9, atol=1e-11, err_msg=site.name)
+
+
+def test_hugging_face_gpt2_with_every_parameter_covered(gpt2: nn.Module) -> None:
+    sites = find_sites(gpt2, kinds=cases.ALL_KINDS, quiet=True)
+    assert sites.coverage == 1.0
+    assert "transformer.h.0.mlp.c_fc" in sites.names
+    assert len([site for site in sites if len(site.modules) == 2]) == 1  # the head is the embedding
+    check(gpt2, sites)
+
+
+def test_bridge_from_transformers(gpt2: nn.Module, tmp_path) -> None:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    gpt2.float().save_pretrained(tmp_path)
+    gpt2.double()
+    model = TransformerBridge.boot_transformers(str(tmp_path)).double().eval()
+    sites = find_sites(model, ["*.mlp.*", "*.attn.*"], quiet=True)
+    examples, task = cases.sequences(4), LanguageModelling()
+    called = called_sites(model, sites, examples.batch([0]), task.loss)
+    assert "blocks.0.mlp.c_fc" in called
+    check(model, sites.only(called))
+    entry = activations(model, examples, "blocks.1.hook_out", store=Store(tmp_path / "store"), quiet=True)
+    assert entry.read("blocks.1.hook_out").shape == (int(examples.lengths.sum()), 8)
+
+
+def test_lora_layers(gpt2: nn.Module) -> None:
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["c_fc"], fan_in_fan_out=True, init_lora_weights=False)
+    model = get_peft_model(copy.deepcopy(gpt2), config).double().eval()
+    sites = find_sites(model, "*lora*", quiet=True)
+    assert len(sites) == 4
+    check(model, sites)
