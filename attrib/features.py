@@ -1,6 +1,7 @@
 """Features of examples: one row of numbers each, whose products are scores (TRAK, LoGra, representations)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,8 +11,18 @@ import torch
 from jaxtyping import Array, Float
 from torch import Tensor, nn
 
-from cache import Examples, ResourceError, Site, Sites, Task, UsageError
-from cache.build import Frame, Run, memory_limit
+from cache import (
+    Classification,
+    Examples,
+    LanguageModelling,
+    ResourceError,
+    Site,
+    Sites,
+    Task,
+    UsageError,
+    borrowed,
+)
+from cache.build import Frame, Run, memory_limit, plan_batches
 
 from .method import FitOptions, make_run
 from .scores import site_products
@@ -62,9 +73,6 @@ def values_of(
     model: nn.Module, examples: Examples, of: Callable[[nn.Module, dict[str, Tensor]], Tensor], options: FitOptions
 ) -> Float[np.ndarray, " n"]:
     """of(model, batch) -> [b] of every example, without gradients, in the examples' order."""
-    from cache import borrowed
-    from cache.build import plan_batches
-
     device = options.device or next((p.device for p in model.parameters()), torch.device("cpu"))
     out = np.empty(len(examples), np.float64)
     with borrowed(model), torch.no_grad():
@@ -76,12 +84,8 @@ def values_of(
 
 def margin_task(task: Task) -> Task:
     """The same task measured by its margin. Raises UsageError where it has none."""
-    from dataclasses import is_dataclass, replace
-
-    if is_dataclass(task) and not isinstance(task, type) and "measure" in task.settings:
-        for_margin = replace(task, measure="margin")  # type: ignore[call-arg]
-        if hasattr(task, "targets") or task.settings.get("task") == "Classification":
-            return for_margin
+    if isinstance(task, (Classification, LanguageModelling)):
+        return replace(task, measure="margin")
     raise UsageError(
         f"{type(task).__name__} has no margin log p / (1 - p), which TRAK linearises.",
         "Use it for classification or language modelling; LoGra and EK-FAC take any task.",

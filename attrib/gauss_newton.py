@@ -74,8 +74,9 @@ class GaussNewton:
         def loss(z: Tensor) -> Tensor:
             return task.loss(Answered(z), batch).sum()
 
-        z, pull = vjp(outputs, theta)
-        _, curve = vjp(grad(loss), z.detach())
+        at_z: Any = vjp(outputs, theta)
+        z, pull = at_z
+        curve: Any = vjp(grad(loss), z.detach())[1]
 
         def one(vector: dict[str, Tensor]) -> dict[str, Tensor]:
             pushed = jvp(outputs, (theta,), (parameters_of(model, sites, vector),))[1]

@@ -3,7 +3,7 @@ same damping, started and preconditioned by the fitted factors. `score` and ever
 `inverse_product` works with them as they are."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import jax
@@ -27,6 +27,9 @@ class Solved(Factors):
 
     base: Factors
     run: Run
+
+    def __reduce__(self) -> Any:
+        return _rebuilt, (type(self), {field.name: getattr(self, field.name) for field in fields(self)})
 
     def solve(self, b: dict[str, Tensor]) -> Solution:
         """(G + damping) x = b, for vectors site -> [q o i]."""
@@ -77,6 +80,10 @@ class Solved(Factors):
 
     def __repr__(self) -> str:
         return f"Solved({self.method}, {len(self.sites)} sites, {self.count} examples, on {self.base!r})"
+
+
+def _rebuilt(kind: type[Solved], values: dict[str, Any]) -> Solved:
+    return kind(**values)
 
 
 def _like(value: Tensor, given: jax.Array) -> jax.Array:

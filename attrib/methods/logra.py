@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from cache import ArraySpec, Examples, Sites, Store, Task, UsageError
-from cache.build import Frame, Replay, Run
+from cache.build import Frame, Run
 
 from .. import kernels
 from ..factors import Damping
@@ -148,7 +148,7 @@ class LoGra:
 
     def _sides(self, run: Run, store: Store | None, options: FitOptions) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         if self.start == "pca":
-            found, _ = moments(Replay(run, 0), store, inputs_of(run), options)
+            found, _ = moments(run, store, inputs_of(run), options)
             a = eigenbases({name: m.a for name, m in found.items()}, "float32")
             s = eigenbases({name: m.s for name, m in found.items()}, "float32")
             return {name: (a[name][1][:, -self.rank :], s[name][1][:, -self.rank :]) for name in found}

@@ -48,11 +48,11 @@ class Point(NamedTuple):
 
 
 class Step(NamedTuple):
-    """rows [b] of the data in this step; rate: the optimiser's learning rate in it; count: steps taken with it."""
+    """rows [b] of the data in this step; rate: the optimiser's learning rate in it; taken: steps before it."""
 
     rows: np.ndarray
     rate: float
-    count: int
+    taken: int
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def update(optimiser: Optimiser, point: Point, slope: Parameters, step: Step) ->
         return Point({n: p - rate * moved[n] for n, p in theta.items()}, first, second)
     assert isinstance(optimiser, AdamW)
     a, b = optimiser.betas
-    count = step.count + 1
+    count = step.taken + 1
     first = {n: a * first[n] + (1 - a) * g for n, g in slope.items()}
     second = {n: b * second[n] + (1 - b) * g * g for n, g in slope.items()}
     scale = (1 - b**count) ** 0.5
@@ -162,7 +162,7 @@ def unroll(training: Training, task: Task, queries: Examples, quiet: bool = Fals
         theta = end.theta
         batch = queries.batch(range(len(queries)))
         bound = _Bound(training.model, task.measurement)
-        _, pull = vjp(lambda t: functional_call(bound, {f"model.{n}": p for n, p in t.items()}, (batch,)), theta)
+        pull: Any = vjp(lambda t: functional_call(bound, {f"model.{n}": p for n, p in t.items()}, (batch,)), theta)[1]
         dtype = next(iter(theta.values())).dtype
         at_end = vmap(lambda u: pull(u)[0])(torch.eye(len(queries), dtype=dtype))
         none = {n: torch.zeros_like(g) for n, g in at_end.items()}
@@ -176,13 +176,13 @@ def unroll(training: Training, task: Task, queries: Examples, quiet: bool = Fals
             for number in range(stop - 1, start - 1, -1):
                 step, point = training.steps[number], points[number - start]
                 adjoint, to_weights = _backward(training, point, step, adjoint)
-                np.add.at(out, (slice(None), step.rows), to_weights.double().numpy())
+                out[:, step.rows] += to_weights.double().numpy()  # no row twice in a step
         return out
 
 
 def _backward(training: Training, point: Point, step: Step, adjoint: Point) -> tuple[Point, Tensor]:
     ones = torch.ones(len(step.rows), dtype=next(iter(point.theta.values())).dtype)
-    _, pull = vjp(lambda p, w: training.advance(p, w, step), point, ones)
+    pull: Any = vjp(lambda p, w: training.advance(p, w, step), point, ones)[1]
     return vmap(lambda u: pull(u))(adjoint)
 
 
@@ -245,9 +245,9 @@ def record(model: nn.Module, task: Task, examples: Examples, recipe: Recipe, see
     walk, totals = steps_of(masks, np.array([seed]), recipe)
     total = torch.as_tensor(totals, dtype=torch.float64)[:, None]
     steps = []
-    for number, step in enumerate(walk):
+    for number, seen in enumerate(walk):
         factor = float(recipe.schedule.factor(torch.full_like(total, number), total))
-        rows = step.rows.reshape(-1)[step.weights.reshape(-1) > 0]
+        rows = seen.rows.reshape(-1)[seen.weights.reshape(-1) > 0]
         steps.append(Step(rows, recipe.optimiser.lr * factor, number))
     theta = {n: p.detach().clone() for n, p in named_parameters(model).items()}
     none = {n: torch.zeros_like(p) for n, p in theta.items()}

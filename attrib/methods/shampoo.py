@@ -12,11 +12,12 @@ from jaxtyping import Array, Float
 from torch import nn
 
 from cache import Examples, Sites, Store, Task
-from cache.build import Replay, memory_limit
+from cache.build import FrameSource
 
 from .. import kernels
 from ..factors import Damping, Factors, SiteFactors
 from ..fit import (
+    Moments,
     check_finite,
     eigenbases,
     first_frame,
@@ -27,6 +28,7 @@ from ..fit import (
     to_float64,
 )
 from ..method import FitOptions, inputs_of, make_run
+from .ekfac import Bases, RotatedSquares, frames_twice
 
 
 @dataclass(frozen=True)
@@ -59,47 +61,40 @@ class Shampoo:
         """Raises as EKFAC.fit."""
         objective = "sampled" if self.labels == "sampled" else "loss"
         run = make_run(model, task, examples, sites, objective, self.seed, options)
-        replay = Replay(run, memory_limit(options.memory) // 2)
+        source = frames_twice(run, store, options)
         inputs = {**inputs_of(run), "method": self.name, "corrected": self.corrected, "eigen": self.eigen}
-        found = gradient_moments(replay, store, inputs_of(run), options)
-        left = eigenbases({name: pair[0] for name, pair in found.items()}, self.eigen)
-        right = eigenbases({name: pair[1] for name, pair in found.items()}, self.eigen)
+        found, key = gradient_moments(source, store, inputs_of(run), options)
         if self.corrected:
-            values, key = self._measured(replay, store, inputs, left, right, options)
+            frame = first_frame(source)
+            bases = Bases.of(found, self.eigen, store, {**inputs, "stage": "gradient moments"})
+            order = {s.name: kernels.rotation_order(frame.inputs[s.name].shape[1], *s.shape) for s in run.sites}
+            add = RotatedSquares(bases, order, str(next(iter(frame.inputs.values())).dtype))
+            stage = {**inputs, "stage": "eigenvalues"}
+            values, key = fold_sites(source, store, stage, add, "eigenvalues", options)
+            per_site = {name: SiteFactors(*bases.at(name), value) for name, value in values.items()}
         else:
-            key = ""
-            values = {n: np.outer(left[n][0], right[n][0]) / max(left[n][0].sum(), 1e-300) for n in found}
-        replay.forget()
-        per_site = {name: SiteFactors(right[name][1], left[name][1], values[name]) for name in found}
+            left = eigenbases({name: m.s for name, m in found.items()}, self.eigen)
+            right = eigenbases({name: m.a for name, m in found.items()}, self.eigen)
+            per_site = {}
+            for name in found:
+                grid = np.outer(left[name][0], right[name][0]) / max(left[name][0].sum(), 1e-300)
+                per_site[name] = SiteFactors(right[name][1], left[name][1], grid)
         return Factors(self.name, run.sites, per_site, len(examples), self.damping, inputs, key)
 
-    def _measured(
-        self, replay: Replay, store: Store | None, inputs: Mapping[str, Any], left: Any, right: Any, options: FitOptions
-    ) -> tuple[dict[str, np.ndarray], str]:
-        frame = first_frame(replay)
-        dtype = next(iter(frame.inputs.values())).dtype
-        bases = {name: (jnp.asarray(right[name][1], dtype), jnp.asarray(left[name][1], dtype)) for name in left}
 
-        def add(site: str, total: kernels.Sum, a: Any, g: Any) -> kernels.Sum:
-            order = kernels.rotation_order(a.shape[1], g.shape[2], a.shape[2])
-            return kernels.add_rotated_squares(total, a, g, *bases[site], order=order)
+@dataclass(frozen=True)
+class GramSums:
+    """Sums of G G^T and G^T G over one partition at every site."""
 
-        return fold_sites(replay, store, {**inputs, "stage": "shampoo eigenvalues"}, add, "eigenvalues", options)
+    source: FrameSource
+    count: int
+    quiet: bool
 
-
-def gradient_moments(
-    replay: Replay, store: Store | None, inputs: Mapping[str, Any], options: FitOptions
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """site -> (E[G G^T] [o o], E[G^T G] [i i]) over examples."""
-    sites, examples = replay.run.sites, len(replay.run.examples)
-    parts = partition_count(examples)
-    shapes = {f"{s.name}/L": (s.shape[0],) * 2 for s in sites} | {f"{s.name}/R": (s.shape[1],) * 2 for s in sites}
-
-    def work(partition: int) -> dict[str, np.ndarray]:
+    def __call__(self, partition: int) -> dict[str, np.ndarray]:
         sums: dict[str, kernels.Sum] = {}
-        rows = partition_rows(examples, partition)
-        for frame in replay.frames(rows, f"gradient moments {partition + 1}/{parts}", options.quiet):
-            for site in sites:
+        rows = partition_rows(len(self.source.examples), partition, self.count)
+        for frame in self.source.frames(rows, "gradient moments", self.quiet):
+            for site in self.source.sites:
                 a, g = frame.inputs[site.name], frame.grads[site.name]
                 for side, width in zip("LR", site.shape):
                     name = f"{site.name}/{side}"
@@ -109,10 +104,21 @@ def gradient_moments(
         check_finite(out)
         return out
 
-    totals, _ = sum_partitions(
-        store, {**inputs, "stage": "gradient moments"}, shapes, parts, work, options, "gradient moments"
-    )
-    return {s.name: (totals[f"{s.name}/L"] / examples, totals[f"{s.name}/R"] / examples) for s in sites}
+
+def gradient_moments(
+    source: FrameSource, store: Store | None, inputs: Mapping[str, Any], options: FitOptions
+) -> tuple[dict[str, Moments], str]:
+    """site -> E[G^T G] [i i] as `a` and E[G G^T] [o o] as `s`, means over examples."""
+    count = len(source.examples)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for site in source.sites:
+        o, i = site.shape
+        shapes |= {f"{site.name}/L": (o, o), f"{site.name}/R": (i, i)}
+    stage = {**inputs, "stage": "gradient moments"}
+    work = GramSums(source, partition_count(len(source.examples)), options.quiet)
+    totals, key = sum_partitions(store, stage, shapes, partition_count(count), work, options, "gradient moments")
+    names = source.sites.names
+    return {n: Moments(totals[f"{n}/R"] / count, totals[f"{n}/L"] / count, 1.0) for n in names}, key
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames="side")

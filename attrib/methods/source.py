@@ -10,15 +10,15 @@ import numpy as np
 from torch import nn
 
 from cache import Examples, Sites, Store, Task, UsageError, model_fingerprint
-from cache.build import Replay, memory_limit
 
 from .. import kernels
 from ..checkpoints import Checkpoint, models_at
 from ..factors import Damping, Factors, SiteFactors
-from ..fit import Moments, eigenbases, fold_sites, moments
+from ..fit import Moments, first_frame, fold_sites, moments
 from ..method import FitOptions, inputs_of, make_run
 from ..scores import prepared_queries, site_products
 from ..states import NATS, check_fitted, kept, labelled
+from .ekfac import Bases, RotatedSquares
 from .identity import Identity
 
 if TYPE_CHECKING:
@@ -144,24 +144,19 @@ def averaged(
 ) -> Factors:  # fmt: skip
     """EK-FAC of several checkpoints' mean curvature: moments averaged, one basis, eigenvalues averaged in it."""
     runs = [make_run(at, task, examples, sites, "sampled", seed, options) for at in models]
-    replays = [Replay(run, memory_limit(options.memory) // (4 * len(runs))) for run in runs]
-    found = [moments(replay, store, inputs_of(replay.run), options)[0] for replay in replays]
-    mean = {
-        name: Moments(*(np.mean([getattr(each[name], part) for each in found], axis=0) for part in ("a", "s")), 1.0)
-        for name in found[0]
-    }
-    qa = {name: basis for name, (_, basis) in eigenbases({n: m.a for n, m in mean.items()}, "float32").items()}
-    qs = {name: basis for name, (_, basis) in eigenbases({n: m.s for n, m in mean.items()}, "float32").items()}
-
-    def add(site: str, total: kernels.Sum, a: Any, g: Any) -> kernels.Sum:
-        bases = jnp.asarray(qa[site], a.dtype), jnp.asarray(qs[site], a.dtype)
-        order = kernels.rotation_order(a.shape[1], g.shape[2], a.shape[2])
-        return kernels.add_rotated_squares(total, a, g, *bases, order=order)
-
-    together = [model_fingerprint(at).hex for at in models]
+    found = [moments(run, store, inputs_of(run), options)[0] for run in runs]
+    mean = {}
+    for name in found[0]:
+        a, s = (np.mean([getattr(each[name], part) for each in found], axis=0) for part in ("a", "s"))
+        mean[name] = Moments(a, s, 1.0)
+    together = {"together": [model_fingerprint(at).hex for at in models]}
+    bases = Bases.of(mean, "float32", store, {**inputs_of(runs[-1]), **together})
+    frame = first_frame(runs[0])
+    order = {s.name: kernels.rotation_order(frame.inputs[s.name].shape[1], *s.shape) for s in sites}
+    add = RotatedSquares(bases, order, str(next(iter(frame.inputs.values())).dtype))
     values = []
-    for replay in replays:
-        stage = {**inputs_of(replay.run), "stage": "segment eigenvalues", "together": together}
-        values.append(fold_sites(replay, store, stage, add, "eigenvalues", options)[0])
-    per_site = {n: SiteFactors(qa[n], qs[n], np.mean([v[n] for v in values], axis=0)) for n in qa}
+    for run in runs:
+        stage = {**inputs_of(run), **together, "stage": "segment eigenvalues"}
+        values.append(fold_sites(run, store, stage, add, "eigenvalues", options)[0])
+    per_site = {n: SiteFactors(*bases.at(n), np.mean([v[n] for v in values], axis=0)) for n in mean}
     return Factors("ekfac", sites, per_site, len(examples), Damping(0.0, "absolute"), inputs_of(runs[-1]))

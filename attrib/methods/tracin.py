@@ -44,10 +44,10 @@ class CheckpointFactors:
         check_fitted(self.inputs, model)
 
         def make() -> np.ndarray:
-            total = 0.0
+            total = np.zeros((len(queries), len(train)))
             for at, factors, rate in zip(self.models, self.factors, self.rates):
                 total = total + rate * score(factors, at, task, queries, train, options=options).values
-            return np.asarray(total)
+            return total
 
         values = kept(store, {**self.inputs, "task": task.settings}, queries, train, make)
         return labelled(values, queries, train, self.method, NATS, task)
