@@ -110,11 +110,14 @@ def _largest(x: Array, encoder: Array, bias: Array, k: int, threshold: Array) ->
 
 
 class Mark(NamedTuple):
-    """The autoencoder after some training: tokens seen and seconds spent (compilation not counted)."""
+    """The autoencoder after some training: tokens seen and seconds spent (compilation not counted), and the mark that
+    was passed, `unit` ("tokens" or "seconds") and `goal`."""
 
     tokens: int
     seconds: float
     autoencoder: SparseAutoencoder
+    unit: str
+    goal: float
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ class SAE:
         return list(self.train(source, at_tokens=[tokens]))[-1].autoencoder
 
     def train(self, source: Any, at_tokens: Sequence[int] = (), at_seconds: Sequence[float] = ()) -> Iterator[Mark]:
-        """Yields the autoencoder whenever one of the marks is passed, and ends with the last one.
+        """Yields the autoencoder for every mark as it is passed, and ends with the last one.
 
         Raises UsageError without a mark, DataError for activations that are too few for a batch.
         """
@@ -164,9 +167,10 @@ class SAE:
             state = jax.block_until_ready(advance(state, jnp.asarray((x[rows] - centre) / scale)))
             tokens, spent = tokens + rows.size, spent + time.perf_counter() - began
             passed = [m for m in marks if (tokens if m[1] == "tokens" else spent) >= m[0]]
-            if passed:
-                marks = [m for m in marks if m not in passed]
-                yield Mark(tokens, spent, self._finished(state, centre, scale, acts.origin))
+            marks = [m for m in marks if m not in passed]
+            for goal, unit in passed:
+                made = self._finished(state, centre, scale, acts.origin, tokens // self.batch)
+                yield Mark(tokens, spent, made, unit, goal)
 
     def _start(self, width: int) -> tuple[Training, optax.GradientTransformation]:
         decoder = jax.random.normal(jax.random.key(self.seed), (self.size, width))
@@ -176,10 +180,14 @@ class SAE:
         optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b1=0.9, b2=0.999, eps=6.25e-10))
         return Training(weights, optimiser.init(weights), jnp.zeros(self.size), jnp.zeros(())), optimiser
 
-    def _finished(self, state: Training, centre: np.ndarray, scale: float, origin: Origin) -> SparseAutoencoder:
-        """In the units of the activations: pre-activations of x are `scale` times those of the scaled x."""
+    def _finished(
+        self, state: Training, centre: np.ndarray, scale: float, origin: Origin, steps: int
+    ) -> SparseAutoencoder:
+        """In the units of the activations: pre-activations of x are `scale` times those of the scaled x. The mean of
+        the thresholds began at 0, and is divided by the weight that it has gathered."""
         encoder, bias, decoder = (np.array(leaf) for leaf in state.weights)
-        threshold = float(state.cut) * scale if self.kind == "batchtopk" else 0.0
+        cut = float(state.cut) * scale / (1 - 0.99**steps)
+        threshold = cut if self.kind == "batchtopk" else 0.0
         return SparseAutoencoder(encoder, bias * scale, decoder, centre, self.k, self.kind, threshold, origin)
 
 

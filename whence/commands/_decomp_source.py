@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from decomp import Activations, Dictionary
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """Where activations come from."""
 

@@ -1,7 +1,7 @@
 """What activations are made of: dictionaries whose atoms are activations with a place in the data."""
 
 import json as json_module
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,7 @@ Folder = tyro.conf.Positional[Path]
 
 
 @dataclass(frozen=True)
-class Build:
+class Build(Source):
     """Make a dictionary from a model's activations on data.
 
     Greedy construction takes an activation whenever the atoms so far leave more than `unexplained` of its squared
@@ -47,20 +47,19 @@ class Build:
     """partition: a new exemplar starts below this cosine."""
     json: bool = False
     """Print JSON."""
-    source: Source = field(default_factory=Source)
 
     def run(self) -> None:
         from decomp import save
         from decomp.files import build_once
 
-        loaded = self.source.load()
+        loaded = self.load()
         stream, _ = loaded.split(self.at)
         left = {
-            "skip": [list(self.source.skip_positions), list(self.source.skip_tokens)],
-            "held_out": self.source.held_out,
+            "skip": [list(self.skip_positions), list(self.skip_tokens)],
+            "held_out": self.held_out,
         }
         builder = self._builder(stream)
-        built = build_once(builder, stream, loaded.store, left, quiet=self.source.quiet)
+        built = build_once(builder, stream, loaded.store, left, quiet=self.quiet)
         if loaded.corpus.vocabulary is not None:
             built = built.with_text(loaded.corpus.train, loaded.decode)
         folder = save(built, self.out)
@@ -94,7 +93,7 @@ class Build:
 
 
 @dataclass(frozen=True)
-class Encode:
+class Encode(Source):
     """Write the sparse codes of a model's activations: atoms, coefficients and what is left, for every token.
 
     The file holds indices and values [tokens, k], residual and energy [tokens] (squared norms of what is left and of
@@ -117,14 +116,13 @@ class Encode:
     """Another encoder than the dictionary's own."""
     json: bool = False
     """Print JSON."""
-    source: Source = field(default_factory=Source)
 
     def run(self) -> None:
         import numpy as np
         from safetensors.numpy import save_file
 
         dictionary = open_dictionary(self.dictionary)
-        acts = self.source.load().activations([dictionary.origin.site])[dictionary.origin.site]
+        acts = self.load().activations([dictionary.origin.site])[dictionary.origin.site]
         dictionary.origin.check_same(acts.origin)
         batch = acts.whole()
         code = dictionary.encode(batch.x, self.k, self.target, self.pursuit)
@@ -141,7 +139,7 @@ class Encode:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Source):
     """Judge a dictionary on documents that it was not built from, and in the model.
 
     fvu (about the mean), cosine error, L0, dead and rare atoms; and what share of the loss that an ablation costs is
@@ -160,7 +158,6 @@ class Evaluate:
     """Also run the model with the reconstruction in place."""
     json: bool = False
     """Print JSON."""
-    source: Source = field(default_factory=Source)
 
     def run(self) -> None:
         import numpy as np
@@ -169,14 +166,14 @@ class Evaluate:
         from cache import LanguageModelling
         from decomp import evaluate, loss_recovered
 
-        dictionary, loaded = open_dictionary(self.dictionary), self.source.load()
+        dictionary, loaded = open_dictionary(self.dictionary), self.load()
         site = dictionary.origin.site
         stream, held = loaded.split(site)
         found = evaluate(dictionary, held, k=self.k)
         examples = loaded.held_out_examples(held)
         seen = int(np.isin(dictionary.provenance.document, examples.ids).sum())
         if self.loss:
-            skip, mean = self.source.skip_positions, stream.whole().x.mean(axis=0)
+            skip, mean = self.skip_positions, stream.whole().x.mean(axis=0)
             task = LanguageModelling()
             recovered = loss_recovered(dictionary, loaded.model, task, examples, site, self.k, skip, mean)
             attrs = {**found.attrs, **recovered.attrs}
@@ -231,7 +228,7 @@ class Compare:
 
 
 @dataclass(frozen=True)
-class Match:
+class Match(Source):
     """Match the layers of several models, by every measure and with controls; or follow one over its checkpoints.
 
     A layer is matched to the most similar layer of another model. Pairs of different models are the result; a model
@@ -256,7 +253,6 @@ class Match:
     """Threshold of the dictionaries."""
     json: bool = False
     """Print JSON."""
-    source: Source = field(default_factory=Source)
 
     def run(self) -> None:
         from dataclasses import replace
@@ -267,7 +263,7 @@ class Match:
 
         builder, models = ITDA(k=self.k, unexplained=self.unexplained), []
         for name in self.models:
-            loaded = replace(self.source, model=name).load()
+            loaded = replace(self, model=name).load()
             found = loaded.activations(self.at)
             cut = {site: acts.select(np.arange(min(self.rows, len(acts)))) for site, acts in found.items()}
             models.append([layers.Layer(acts, builder.build(acts)) for acts in cut.values()])
@@ -319,7 +315,7 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Source):
     """Write a dictionary's feature page: one HTML file with every atom's source, contexts and neighbours.
 
     Example:
@@ -337,15 +333,14 @@ class Report:
     """Contexts shown of each atom."""
     json: bool = False
     """Print JSON."""
-    source: Source = field(default_factory=Source)
 
     def run(self) -> None:
         from decomp.features import features, top_contexts
         from decomp.page import page, save
 
-        dictionary, loaded = open_dictionary(self.dictionary), self.source.load()
+        dictionary, loaded = open_dictionary(self.dictionary), self.load()
         site = dictionary.origin.site
-        found = features(dictionary, loaded.activations([site])[site], self.top, quiet=self.source.quiet)
+        found = features(dictionary, loaded.activations([site])[site], self.top, quiet=self.quiet)
         contexts = top_contexts(found, loaded.corpus.train, loaded.decode)
         path = save(page(dictionary, found, contexts, self.title or f"Atoms of {site}"), self.out)
         facts = {"file": str(path), "bytes": path.stat().st_size, "atoms": len(dictionary)}
@@ -353,7 +348,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Steer:
+class Steer(Source):
     """Continue a prompt with an atom added to the model's activations, or taken out of them.
 
     Example:
@@ -373,14 +368,13 @@ class Steer:
     """Tokens to write."""
     json: bool = False
     """Print JSON."""
-    source: Source = field(default_factory=Source)
 
     def run(self) -> None:
         from decomp import spliced
         from decomp.splice import steered, without_atoms
         from whence.language_model import continuation
 
-        dictionary, loaded = open_dictionary(self.dictionary), self.source.load()
+        dictionary, loaded = open_dictionary(self.dictionary), self.load()
         if not 0 <= self.atom < len(dictionary):
             raise UsageError(f"There is no atom {self.atom}.", f"Choose one from 0 to {len(dictionary) - 1}.")
         change = (
