@@ -116,12 +116,9 @@ def new_header(
     arrays: Mapping[str, ArraySpec],
     about: Mapping[str, Any] | None,
     provenance: Mapping[str, Any] | None,
-) -> tuple[Header, dict[str, bytes]]:
-    """A header, and the Zarr metadata files it vouches for (path -> bytes)."""
-    from .files import digest_bytes
-
-    files = zarr_metadata(arrays, grid)
-    header = Header(
+) -> Header:
+    """A header, made now, that vouches for no Zarr metadata yet."""
+    return Header(
         kind,
         key,
         plain(inputs),
@@ -129,10 +126,9 @@ def new_header(
         arrays,
         plain(about or {}, "about", nan=True),
         versions() | plain(provenance or {}, "provenance", nan=True),
-        {path: digest_bytes(data) for path, data in files.items()},
+        {},
         time.time(),
     )
-    return header, files
 
 
 def zarr_metadata(arrays: Mapping[str, ArraySpec], grid: Grid) -> dict[str, bytes]:
@@ -162,7 +158,10 @@ def zarr_metadata(arrays: Mapping[str, ArraySpec], grid: Grid) -> dict[str, byte
 
 def versions() -> dict[str, Any]:
     """Versions of the interpreter and of the libraries that are loaded: provenance, never part of a key."""
-    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
     for name in LIBRARIES:
         if name == "whence" or name.replace("-", "_") in sys.modules:
             try:

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -85,10 +86,10 @@ class FileLock:
             return False
         return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
-    def note(self) -> None:
+    def note(self, holder: dict[str, Any] | None) -> None:
         """Write down who holds the lock, for the message that others wait with."""
         if self._handle is not None:
-            text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
+            text = "" if holder is None else json.dumps(holder)
             with contextlib.suppress(OSError):
                 os.ftruncate(self._handle, 0)
                 os.pwrite(self._handle, text.encode(), 0)
@@ -142,12 +143,13 @@ class BuildLock:
                 log.warning("Waiting: %s is being built by %s.", self.what, self._lock.holder())
                 told = now
             time.sleep(POLL_SECONDS)
-        self._lock.note()
+        self._lock.note({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
         with _held_guard:
             _held_here[self._name] = threading.get_ident()
         return not waited
 
     def release(self) -> None:
+        self._lock.note(None)
         with _held_guard:
             _held_here.pop(self._name, None)
         self._lock.release()

@@ -96,7 +96,7 @@ def _prepared(store: Store, seed: int) -> str:
 
 
 def every_system_call(long: bool) -> str:
-    """The writer of one shard dies before, and after, each of its system calls; in the long form with torn writes too."""
+    """The writer of one shard dies before, and after, each of its system calls; torn ones in the long form."""
     points = 0
     for torn in (False, True) if long else (False,):
         at = 0
