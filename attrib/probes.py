@@ -3,7 +3,7 @@ survive when a sentence's parts change places."""
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -125,7 +125,7 @@ def word_order(
     state: Factors | State,
     model: nn.Module,
     task: Task,
-    encode: Callable[[str], Sequence[int]],
+    encode: Callable[[str], Any],
     facts: Sequence[Fact],
     *,
     store: Store | None = None,

@@ -1,0 +1,138 @@
+"""Every attribution method under the protocols that judge it, and EK-FAC beside kronfluence 1.0.1 on the same masks.
+
+    python -m benchmarks.evaluation [--on digits language facts] [--subsets 60] [--skip-kronfluence]
+
+Small models of embedded data, retrained from one start in one order. One process, times of fit and scoring with
+compilation. kronfluence runs in a folder of its own, on the same weights, labels drawn by its own generator.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.peers import install, run_side
+
+TESTS = {
+    "digits": ["lds", "leave-out", "brittleness", "pbrf", "mislabelled"],
+    "language": ["lds", "qld"],
+    "facts": ["recall"],
+}
+
+
+def kronfluence_side(out: Path) -> None:
+    """Scores of the saved model by kronfluence, EK-FAC with the paper's damping."""
+    import torch.nn.functional as F
+    from kronfluence.analyzer import Analyzer, prepare_model
+    from kronfluence.arguments import FactorArguments, ScoreArguments
+    from kronfluence.task import Task
+    from kronfluence.utils.dataset import DataLoaderKwargs
+
+    saved = torch.load(out / "problem.pt", weights_only=False)  # written by the process that started this one
+    language = saved["language"]
+
+    class Loss(Task):
+        def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> Any:
+            x, y = batch
+            logits = model(x)[:, :-1].flatten(0, 1) if language else model(x)
+            labels = x[:, 1:].flatten() if language else y
+            if sample:
+                with torch.no_grad():
+                    labels = torch.multinomial(logits.softmax(-1), 1).flatten()
+            return F.cross_entropy(logits, labels, reduction="sum")
+
+        def compute_measurement(self, batch: Any, model: Any) -> Any:
+            return self.compute_train_loss(batch, model)
+
+        def get_influence_tracked_modules(self) -> list[str]:
+            return saved["modules"]
+
+    torch.manual_seed(0)
+    task = Loss()
+    model = prepare_model(saved["model"], task)
+    analyzer = Analyzer("lds", model, task, cpu=True, output_dir=str(out / "results"), disable_tqdm=True)
+    analyzer.set_dataloader_kwargs(DataLoaderKwargs(num_workers=0))
+    train, queries = (torch.utils.data.TensorDataset(*saved[name]) for name in ("train", "queries"))
+    analyzer.fit_all_factors("factors", train, per_device_batch_size=64, factor_args=FactorArguments(strategy="ekfac"))
+    analyzer.compute_pairwise_scores(
+        "scores", "factors", queries, train, per_device_query_batch_size=64, per_device_train_batch_size=64,
+        score_args=ScoreArguments(damping_factor=None),
+    )  # fmt: skip
+    np.save(out / "scores.npy", analyzer.load_pairwise_scores("scores")["all_modules"].numpy())
+
+
+def beside_kronfluence(name: str, subsets: int, seeds: int) -> None:
+    """LDS of both on one bank, and the paired bootstrap of their difference."""
+    import attrib
+    from attrib.evaluate import compare, lds
+    from cache import LanguageModelling
+    from whence.evaluation import PROBLEMS
+    from whence.judging import retrained
+
+    problem = PROBLEMS[name]()
+    bank = retrained(problem, subsets, 0.5, None, True)
+    language = isinstance(problem.task, LanguageModelling)
+    found = []
+    for seed in range(seeds):
+        factors = attrib.EKFAC(seed=seed).fit(problem.model, problem.task, problem.train, sites=problem.sites)
+        found.append(attrib.score(factors, problem.model, problem.task, problem.queries, problem.train))
+    ours = found[0]
+
+    def columns(examples: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = examples.batch(range(len(examples)))
+        return (batch["input_ids"], batch["input_ids"]) if language else (batch["x"], batch["y"])
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        torch.save(
+            {
+                "model": problem.model,
+                "language": language,
+                "modules": list(problem.sites.names),
+                "train": columns(problem.train),
+                "queries": columns(problem.queries),
+            },
+            out / "problem.pt",
+        )
+        run_side("benchmarks.evaluation", "kronfluence", out, install("kronfluence==1.0.1"))
+        # theirs is the gradient of the query's loss with the example's loss, not divided by N: the same sign as ours
+        theirs = ours.copy(data=np.load(out / "scores.npy").astype(np.float32))
+    correlation = float(np.corrcoef(ours.values.ravel(), theirs.values.ravel())[0, 1])
+    drawn = " ".join(f"{lds(scores, bank, draws=20).mean:.3f}" for scores in found)
+    print(f"\n{name}: EK-FAC {lds(ours, bank)}, kronfluence {lds(theirs, bank)}")
+    print(f"{name}: {compare(ours, theirs, bank)}; scores correlate {correlation:.4f}; our LDS by label seed: {drawn}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--on", nargs="+", default=list(TESTS), choices=list(TESTS))
+    parser.add_argument("--tests", nargs="+", default=None, help="instead of every test of the problem")
+    parser.add_argument("--methods", nargs="+", default=None, help="instead of every method that applies")
+    parser.add_argument("--subsets", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=3, help="label seeds of EK-FAC beside kronfluence")
+    parser.add_argument("--skip-kronfluence", action="store_true")
+    parser.add_argument("--skip-table", action="store_true")
+    parser.add_argument("--side", default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side == "kronfluence":
+        kronfluence_side(options.out)
+        return
+    from whence.evaluation import PROBLEMS
+    from whence.judging import HEAD, judge
+
+    for name in options.on:
+        if not options.skip_table:
+            print(f"\n{name}\n{HEAD}")
+            for test in options.tests or TESTS[name]:
+                for row in judge(PROBLEMS[name](), [test], options.methods, subsets=options.subsets, quiet=True):
+                    print(row, flush=True)
+        if not options.skip_kronfluence and name in ("digits", "language"):
+            beside_kronfluence(name, options.subsets, options.seeds)
+
+
+if __name__ == "__main__":
+    main()

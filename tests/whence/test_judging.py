@@ -1,0 +1,93 @@
+"""`whence attrib evaluate` and `probe`: tables from tiny problems, and what is refused before any work."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import attrib
+from attrib import FitOptions
+from cache import Store, UsageError
+from cache.training import SGD, Recipe
+from whence import evaluation
+from whence.commands import _attrib_evaluate as commands
+from whence.commands._attrib_evaluate import Evaluate, Probe
+from whence.judging import judge, retrained
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    def digits(train: int = 40, queries: int = 6, flipped: float = 0.0):
+        problem = DIGITS(train=train, queries=queries, flipped=flipped)
+        return replace(problem, recipe=Recipe(6, 20, SGD(0.2, 0.8), batches="shared"))
+
+    monkeypatch.setitem(evaluation.PROBLEMS, "digits", digits)
+    monkeypatch.setattr("whence.judging.digits_problem", digits)
+    return digits()
+
+
+DIGITS = evaluation.digits_problem
+
+
+def test_the_command_prints_a_table_and_retrains_once(tiny, store, capsys) -> None:
+    Evaluate(tests=("lds", "mislabelled"), methods=("identity", "ekfac"), subsets=14, json=True).run()
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["test"], row["method"]) for row in rows] == [
+        ("lds", "identity"), ("lds", "ekfac"), ("mislabelled", "identity"), ("mislabelled", "ekfac"),
+    ]  # fmt: skip
+    assert all(row["low"] <= row["value"] <= row["high"] for row in rows[:2])
+    Evaluate(methods=("ekfac",), subsets=14).run()
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].startswith("test")
+    assert f"{rows[1]['value']:.3f}" in printed
+    pairs = list(store.keys())
+    banks = [key for kind, key in pairs if kind == "bank"]
+    assert len(banks) == 1
+
+
+def test_scores_and_a_bank_of_the_store(tiny, store, capsys) -> None:
+    bank = retrained(tiny, 14, 0.5, store, True)
+    options = FitOptions(quiet=True)
+    factors = attrib.EKFAC().fit(tiny.model, tiny.task, tiny.train, store=store, options=options)
+    scores = attrib.score(factors, tiny.model, tiny.task, tiny.queries, tiny.train, store=store, options=options)
+    pairs = list(store.keys())
+    (key,) = [key for kind, key in pairs if kind == "scores"]
+    np.testing.assert_allclose(commands.stored_scores(store, key, bank.about["key"]).values, scores.values * 40)
+    Evaluate(scores=key, bank=bank.about["key"]).run()
+    assert "LDS" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="a bank with scores"):
+        Evaluate(scores=key).run()
+
+
+def test_what_does_not_apply_is_said_before_work(tiny, store: Store) -> None:
+    for tests, names, words in (
+        (["recall"], ["ekfac"], "no test 'recall' for digits"),
+        (["lds"], ["newton"], "'newton' is no method"),
+        (["lds"], ["bm25"], "'bm25' is no method"),
+        (["sleep"], None, "no test 'sleep'"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            judge(tiny, tests, names, quiet=True)
+    with pytest.raises(UsageError, match="'source' is no method for language"):
+        evaluation.methods_for(evaluation.language_problem(train=40, queries=4), ["source"])
+
+
+def test_removals_and_responses(tiny, tmp_path) -> None:
+    rows = judge(tiny, ["brittleness", "pbrf", "mislabelled"], ["ekfac", "el2n"], curve=tmp_path, quiet=True)
+    found = {(row.test, row.method) for row in rows}
+    assert {("brittleness", "ekfac"), ("pbrf", "ekfac"), ("mislabelled", "el2n")} <= found
+    assert (tmp_path / "mislabelled-ekfac.svg").exists()
+    by_name = {row.method: row.value for row in rows if row.test == "pbrf"}
+    assert by_name["ekfac"] > by_name["el2n"]
+
+
+def test_probes_of_a_small_model(store, capsys, monkeypatch) -> None:
+    problem = evaluation.facts_problem(people=12, asked=4)
+    corpus = evaluation.biographies(people=12, asked=4, values=6)
+    monkeypatch.setattr("whence.inputs.load_model", lambda *a, **k: (problem.untrained(0), corpus.vocabulary))
+    monkeypatch.setattr("whence.inputs.load_data", lambda *a, **k: corpus)
+    Probe(probes=("tail", "layers"), sites=("blocks.*.up",), limit=60, json=True).run()
+    told = json.loads(capsys.readouterr().out)
+    assert sum(told["layers"].values()) == pytest.approx(1.0, abs=1e-3)
+    assert "exponent" in next(iter(told["tail"].values()))
