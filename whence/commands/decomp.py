@@ -215,7 +215,7 @@ class Compare:
         changes = difference(one, other)
         if self.json:
             columns = {str(name): changes[name].values.tolist() for name in changes}
-            show(found, True, atoms=columns)
+            show(found, True, changes=columns)
             return
         show(found, False)
         for status in ("removed", "added", "moved"):

@@ -1,0 +1,126 @@
+"""The commands, on a model of a few hundred parameters that stands in for the demo's."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+import decomp
+from cache import Examples
+from tests.cases import Attention
+from whence.cli import main
+from whence.corpora import Corpus, Vocabulary
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{n}" for n in rng.integers(0, 10, 9)) for _ in range(60)]
+    words = Vocabulary.words(texts)
+    ids = [words.encode(text) for text in texts]
+    corpus = Corpus("tiny", Examples({"input_ids": ids}, np.arange(60), {"text": texts}), None, words)
+    torch.manual_seed(0)
+    model = Attention().eval()
+    monkeypatch.setattr("whence.inputs.load_model", lambda name, store=None, quiet=False: (model, words))
+    monkeypatch.setattr("whence.inputs.load_data", lambda name, vocabulary=None, length=128: corpus)
+    monkeypatch.setenv("WHENCE_CACHE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+
+
+def run(capsys, *arguments: str) -> str:
+    assert main(["decomp", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def build(capsys, *more: str, out: str = "d") -> dict:
+    options = ["--at", "down", "--size", "30", "--k", "3", "--out", out, "--json", "--quiet"]
+    return json.loads(run(capsys, "build", *options, *more))
+
+
+def test_from_a_model_to_a_page(capsys, tmp_path):
+    built = build(capsys)
+    assert built["atoms"] == 30
+    assert 0 < built["unexplained"] < 1
+    assert build(capsys)["fingerprint"] == built["fingerprint"]  # from the store
+    dictionary = decomp.load("d")
+    assert dictionary.text is not None
+    assert all(text.token.startswith("w") for text in dictionary.text)
+
+    encoded = json.loads(run(capsys, "encode", "d", "--out", "codes.safetensors", "--json", "--quiet"))
+    codes = load_file("codes.safetensors")
+    assert codes["indices"].shape == (540, 3) == codes["values"].shape
+    assert encoded["tokens"] == 540
+    assert codes["document"][:10].tolist() == [0] * 9 + [1]
+
+    found = json.loads(run(capsys, "evaluate", "d", "--json", "--quiet"))
+    assert found["atoms_from_these_documents"] == 0
+    assert 0 < found["fvu"]["value"] < 1
+    assert found["fvu"]["low"] < found["fvu"]["value"] < found["fvu"]["high"]
+    assert {"recovered_zero", "recovered_mean", "loss_spliced"} <= set(found)
+    assert found["examples"] == 6
+
+    exported = json.loads(run(capsys, "export", "d", "--out", "s", "--json"))
+    assert exported["files"] == ["cfg.json", "provenance.safetensors", "sae_weights.safetensors"]
+    run(capsys, "evaluate", "s", "--no-loss", "--quiet")
+    report = json.loads(run(capsys, "report", "d", "--out", "page.html", "--json", "--quiet"))
+    assert (tmp_path / "page.html").stat().st_size == report["bytes"]
+    steered = json.loads(run(capsys, "steer", "d", "--prompt", "w1 w2", "--atom", "3", "--tokens", "3", "--json"))
+    assert steered["before"]
+
+
+@pytest.mark.parametrize("builder", ["random", "partition", "kmeans"])
+def test_other_builders_and_their_differences(capsys, builder):
+    build(capsys, "--unexplained", "0.2", out="one")
+    assert build(capsys, "--builder", builder, out="other")["builder"].lower() == builder
+    text = run(capsys, "compare", "one", "other", "--diff", "--limit", "2")
+    assert "size_only" in text
+    assert "removed:" in text
+    changes = json.loads(run(capsys, "compare", "one", "other", "--diff", "--json"))
+    assert set(changes["changes"]["status"]) <= {"removed", "added", "moved", "kept"}
+
+
+def test_layers_of_models_and_checkpoints(capsys):
+    options = ["--models", "a", "b", "--at", "up", "down", "--quiet", "--k", "2", "--json"]
+    found = json.loads(run(capsys, "match", *options))
+    assert "dictionary size alone" in found["coords"]["measure"]["data"]
+    assert found["attrs"]["chance"] == 0.5
+    stages = json.loads(run(capsys, "match", *options, "--checkpoints"))
+    assert stages["data_vars"]["jaccard"]["data"] == [[1, 1], [1, 1]]  # the same model twice
+
+
+def test_a_toml_job(capsys, tmp_path):
+    (tmp_path / "job.toml").write_text('command = "decomp build"\nat = "down"\nsize = 30\nk = 3\nout = "j"\n')
+    assert main(["run", "job.toml"]) == 0
+    assert len(decomp.load("j")) == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["build", "--at", "nowhere"], 1, "no module or hook point"),
+        (["build", "--at", "down", "--unexplained", "1.5"], 2, "adds nothing"),
+        (["build", "--at", "down", "--builder", "random", "--size", "None"], 2, "needs a size"),
+        (["evaluate", "missing"], 1, "no dictionary"),
+        (["export", "d", "--to", "sparsify"], 2, "one after another"),
+        (["encode", "d", "--k", "31"], 2, "steps from a dictionary of 30"),
+        (["steer", "d", "--prompt", "w1", "--atom", "99"], 2, "no atom 99"),
+    ],
+)
+def test_wrong_requests_are_answered_in_two_sentences(capsys, arguments, code, said):
+    build(capsys)
+    assert main(["decomp", *arguments]) == code
+    told = capsys.readouterr().err
+    assert said in told
+    assert "Traceback" not in told
+
+
+def test_a_dictionary_of_another_model_is_refused(capsys, monkeypatch):
+    build(capsys)
+    torch.manual_seed(1)
+    other = Attention().eval()
+    words = Vocabulary.words(["w0 w1"])
+    monkeypatch.setattr("whence.inputs.load_model", lambda name, store=None, quiet=False: (other, words))
+    assert main(["decomp", "evaluate", "d", "--quiet"]) == 1
+    assert "was made from model" in capsys.readouterr().err
