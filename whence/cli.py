@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
+    # a thread that waits for others sleeps: where several processes share the cores, one that spins costs ten
+    # times the work (read by torch's OpenMP when it is imported, which nothing has done yet)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with contextlib.suppress(ValueError):  # not in the main thread, whose caller handles signals
         signal.signal(signal.SIGTERM, _terminated)
     try:

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 class Recall(NamedTuple):
     """at: k -> mean over queries of the share of true examples among the first k (of min(k, how many are true)).
-    mrr: mean reciprocal rank of the first true one. per_query: k -> [q]."""
+    mrr: mean reciprocal rank of the first true one. per_query: k -> [q]. reciprocal: [q], what mrr is the mean of."""
 
     at: dict[int, float]
     mrr: float
     per_query: dict[int, Float[np.ndarray, " q"]]
+    reciprocal: Float[np.ndarray, " q"]
 
     def __str__(self) -> str:
         return ", ".join(f"recall@{k} {v:.3f}" for k, v in self.at.items()) + f", MRR {self.mrr:.3f}"
@@ -41,5 +42,5 @@ def recall(scores: "xarray.DataArray", truth: Mapping[int, Sequence[int]], ks: S
     order = np.argsort(-scores.values, axis=1, kind="stable")
     hits = np.take_along_axis(true, order, axis=1)
     per_query = {k: hits[:, :k].sum(1) / np.minimum(k, true.sum(1)) for k in ks}
-    first = hits.argmax(1) + 1
-    return Recall({k: float(v.mean()) for k, v in per_query.items()}, float((1.0 / first).mean()), per_query)
+    reciprocal = 1.0 / (hits.argmax(1) + 1)
+    return Recall({k: float(v.mean()) for k, v in per_query.items()}, float(reciprocal.mean()), per_query, reciprocal)

@@ -1,7 +1,6 @@
 """Data to work on: three corpora that need no network, and readers for one's own."""
 
 from .biographies import biographies as biographies
-from .biographies import recall_of as recall_of
 from .biographies import stating as stating
 from .corpus import Corpus as Corpus
 from .digits import digits as digits

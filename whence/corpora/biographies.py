@@ -6,11 +6,11 @@ Queries ask in a wording that no fact they ask about was ever stated in; the mod
 people, whose facts are stated in it and are not asked about.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from cache import Examples
 
@@ -119,20 +119,6 @@ def biographies(people: int = 120, values: int = 12, asked: int = 60, statements
 def stating(queries: Examples, train: Examples) -> Bool[np.ndarray, "q n"]:
     """Which passages state the fact that each query asks for."""
     return np.asarray(queries.about["fact"])[:, None] == np.asarray(train.about["fact"])[None]
-
-
-def recall_of(
-    scores: Float[np.ndarray, "q n"], relevant: Bool[np.ndarray, "q n"], at: Sequence[int] = (1, 10)
-) -> dict[str, Float[np.ndarray, " q"]]:
-    """How well a ranking by score finds the relevant passages, query by query.
-
-    recall@k: share of the relevant among the k best (of as many as k allows: a query with three relevant passages
-    has recall@1 one when the best is relevant). reciprocal rank: 1 over the place of the first relevant one.
-    """
-    order = np.argsort(-scores, axis=1, kind="stable")
-    found = np.take_along_axis(relevant, order, 1)
-    out = {f"recall@{k}": found[:, :k].sum(1) / np.minimum(relevant.sum(1), k) for k in at}
-    return out | {"reciprocal rank": 1.0 / (1 + found.argmax(1))}
 
 
 def _number(fact: Fact) -> int:

@@ -1,0 +1,80 @@
+"""What the README says can be pasted works when pasted."""
+
+import os
+import re
+import shlex
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from whence import cli, demo_model, jobs
+from whence.corpora import language_reference
+from whence.language_model import Training
+from whence.rooms import rooms
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path, store):
+    """The same corpus and model in small, in an empty folder: what the code says is tested, not how well it learns."""
+    corpus = language_reference()
+    few = replace(corpus, train=corpus.train.select(range(16)), queries=corpus.queries.select(range(2)))
+    monkeypatch.setattr("whence.corpora.language_reference", lambda: few)
+    monkeypatch.setattr(demo_model, "language_reference", lambda: few)
+    monkeypatch.setattr(demo_model, "REFERENCE_SHAPE", replace(demo_model.REFERENCE_SHAPE, layers=1, width=16, heads=2))
+    monkeypatch.setattr(demo_model, "REFERENCE_TRAINING", Training(epochs=1))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_python_runs(number: int, quick: Path) -> None:
+    exec(compile(blocks("python")[number], f"README.md, python block {number}", "exec"), {})
+    assert number > 0 or (quick / "out" / "influence.html").stat().st_size > 10_000
+
+
+def test_commands_exist() -> None:
+    known = rooms()
+    for line in "\n".join(blocks("sh")).splitlines():
+        words = shlex.split(line, comments=True)
+        if words and words[0] == "whence" and not words[1].startswith("-"):
+            room = known[words[1]]
+            assert room.single or words[2] in room.commands, line
+        elif words:
+            assert words[0] in ("make", "whence"), line
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`?make (\w+)`?", README)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_job_is_one(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(blocks("toml")[0])
+    assert tomllib.loads(blocks("toml")[0])["command"] == jobs.read_job(tmp_path / "job.toml")[0].command
+
+
+def test_picture_and_links_are_there() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_files_the_text_names_are_there() -> None:
+    for name in re.findall(r"`([a-z_]+(?:/[a-z_]+)*/?(?:\.py)?)`", README):
+        if "/" in name and not name.startswith("out/"):
+            assert (ROOT / name).exists(), name
+
+
+def test_version_prints(capsys) -> None:
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
