@@ -13,3 +13,13 @@ from .methods import Identity as Identity
 from .scores import score as score
 from .scores import self_influence as self_influence
 from .scores import token_scores as token_scores
+
+# at scale
+from .finite import finite_examples as finite_examples
+from .finite import nonfinite_ids as nonfinite_ids
+from .groups import group_scores as group_scores
+from .groups import groups_by as groups_by
+from .heads import find_heads as find_heads
+from .heads import head_scores as head_scores
+from .relative import relative as relative
+from .topk import top as top

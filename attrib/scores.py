@@ -8,7 +8,9 @@ Queries are preconditioned once; the training data are passed over once for all 
 their side is ever rotated.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,17 +18,32 @@ import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
-from cache import ArraySpec, DataError, Examples, ModelError, ResourceError, Store, Task, model_fingerprint
-from cache.build import Frame, Run, memory_limit
+from cache import (
+    ArraySpec,
+    Examples,
+    ModelError,
+    NotCached,
+    NumericalError,
+    Shard,
+    Store,
+    Task,
+    key_of,
+    model_fingerprint,
+    open_gradients,
+    run_job,
+)
+from cache.build import Frame, FrameSource
 
 from . import kernels
+from .contraction import group_size
 from .factors import Factors
 from .method import FitOptions, make_run
+from .precision import Precision, products_in
+from .queries import Rank, hold_queries, prepared_queries, settled_rank
 
 if TYPE_CHECKING:
     import xarray
 
-TILE_BYTES = 2 << 20  # of formed gradients: stays in a core's cache
 SHARD_ROWS = 2048
 
 
@@ -39,42 +56,62 @@ def score(
     *,
     store: Store | None = None,
     per_site: bool = False,
+    rank: Rank = "auto",
+    precision: Precision = "float32",
     train_size: int | None = None,
     options: FitOptions = FitOptions(),
 ) -> "xarray.DataArray":
     """Influence of every training example on every query's measurement.
 
     Returns a DataArray [query, train] in nats, with ids as coordinates; with `per_site`, [query, train, site], whose
-    sum over sites is the influence. train_size: N, the examples the model was trained on, by default as many as the
+    sum over sites is the influence. rank: queries are held at this rank (see lowrank.py), whole with None; "auto" holds
+    them whole where they fit half the memory limit, and at rank 32 where they do not. precision: of the products with
+    the training examples' gradients. train_size: N, the examples the model was trained on, by default as many as the
     factors were fitted on. With a store, scores are kept there shard by shard, resumed after a kill and read when
     asked for again.
 
     Raises ModelError when the factors were fitted on other weights; DataError for a query without a position
-    that counts; NumericalError for a loss that is not finite; ResourceError when the queries' gradients do not fit.
+    that counts; NumericalError for a loss or gradient that is not finite, with the example's id; ResourceError, saying
+    what would fit, when the queries' gradients do not; UsageError for a rank below 1.
     """
     check_model(factors, model)
     size = factors.count if train_size is None else train_size
     columns = len(factors.sites) if per_site else 1
-    inputs = {
-        **score_inputs(factors, task, train),
-        "queries": queries.fingerprint,
-        "per_site": per_site,
-        "what": "pairwise",
-    }
-
-    def prepare(run: Run) -> Callable[[Frame], np.ndarray]:
-        prepared = prepared_queries(factors, model, task, queries, options)
-
-        def each(frame: Frame) -> np.ndarray:
-            parts = [site_products(prepared[s.name], frame, s.name) for s in run.sites]
-            stacked = jnp.stack(parts, -1) if per_site else sum(parts[1:], parts[0])[..., None]
-            return -np.asarray(stacked, np.float32).swapaxes(0, 1)[: len(frame.rows)]
-
-        return each
-
+    rank = settled_rank(factors, len(queries), rank, precision, options)
+    inputs = {**pair_inputs(factors, task, queries, train, rank, precision), "per_site": per_site, "what": "pairwise"}
+    prepare = Pairwise(factors, model, task, queries, rank, precision, per_site, options)
     values = over_rows(factors, model, task, train, inputs, (len(queries), columns), prepare, store, options, "scores")
     array = label(values.transpose(1, 0, 2) / np.float32(size), queries, train, factors, task)
     return array.assign_coords(site=list(factors.sites.names)) if per_site else array[..., 0]
+
+
+@dataclass(frozen=True)
+class Pairwise:
+    """Scores (times -N) of a frame's examples, [b q 1], or [b q m] by site."""
+
+    factors: Factors
+    model: nn.Module
+    task: Task
+    queries: Examples
+    rank: int | None
+    precision: Precision
+    per_site: bool
+    options: FitOptions
+
+    def __call__(self, source: FrameSource) -> Callable[[Frame], np.ndarray]:
+        ready = hold_queries(
+            self.factors, self.model, self.task, self.queries, source.examples.lengths,
+            rank=self.rank, precision=self.precision, options=self.options,
+        )  # fmt: skip
+
+        def each(frame: Frame) -> np.ndarray:
+            with products_in(self.precision):
+                if not self.per_site:
+                    return -ready.total(frame).T[..., None]
+                parts = [np.asarray(ready.products(frame, s.name), np.float32) for s in source.sites]
+            return -np.stack(parts, -1).swapaxes(0, 1)[: len(frame.rows)]
+
+        return each
 
 
 def self_influence(
@@ -93,27 +130,47 @@ def self_influence(
     """
     import xarray
 
-    check_model(factors, model)
     size = factors.count if train_size is None else train_size
-    inputs = {**score_inputs(factors, task, train), "what": "self"}
-
-    def prepare(run: Run) -> Callable[[Frame], np.ndarray]:
-        weights = {site.name: factors.inverse(site.name) for site in run.sites}
-
-        def each(frame: Frame) -> np.ndarray:
-            parts = [site_squares(factors, weights[s.name], frame, s.name) for s in run.sites]
-            return np.asarray(sum(parts[1:], parts[0]), np.float32)[: len(frame.rows)]
-
-        return each
-
-    values = over_rows(factors, model, task, train, inputs, (), prepare, store, options, "self-influence")
     return xarray.DataArray(
-        values / np.float32(size),
+        squared_norms(factors, model, task, train, 1, store=store, options=options) / np.float32(size),
         dims=("train",),
         coords={"train": train.ids},
         name="self_influence",
         attrs={"units": "nats", "method": factors.method, "damping": factors.damping.value},
     )
+
+
+def squared_norms(
+    factors: Factors,
+    model: nn.Module,
+    task: Task,
+    train: Examples,
+    power: int,
+    *,
+    store: Store | None = None,
+    options: FitOptions = FitOptions(),
+) -> np.ndarray:
+    """grad L_n^T (G + damping I)^-power grad L_n of every training example, [n]. Raises as `score`."""
+    check_model(factors, model)
+    inputs = {**score_inputs(factors, task, train), "what": "self" if power == 1 else f"self, power {power}"}
+    return over_rows(factors, model, task, train, inputs, (), Squares(factors, power), store, options, "self-influence")
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Squared norms of a frame's gradients in the metric (G + damping I)^-power, [b]."""
+
+    factors: Factors
+    power: int
+
+    def __call__(self, source: FrameSource) -> Callable[[Frame], np.ndarray]:
+        weights = {site.name: self.factors.inverse(site.name) ** self.power for site in source.sites}
+
+        def each(frame: Frame) -> np.ndarray:
+            parts = [site_squares(self.factors, weights[s.name], frame, s.name) for s in source.sites]
+            return np.asarray(sum(parts[1:], parts[0]), np.float32)[: len(frame.rows)]
+
+        return each
 
 
 def token_scores(
@@ -182,44 +239,19 @@ def score_inputs(factors: Factors, task: Task, train: Examples) -> dict[str, Any
     }
 
 
-def prepared_queries(
-    factors: Factors, model: nn.Module, task: Task, queries: Examples, options: FitOptions = FitOptions()
-) -> dict[str, jax.Array]:
-    """(G + damping I)^-1 grad f of every query: site -> [q o i].
-
-    Raises DataError where a query counts no position (its gradient would be zero).
-    """
-    run = make_run(model, task, queries, factors.sites, "measurement", 0, options)
-    needed = len(queries) * sum(o * i for o, i in (s.shape for s in run.sites)) * 4
-    if needed > memory_limit(options.memory):
-        raise ResourceError(
-            f"The preconditioned gradients of {len(queries)} queries take {needed / 1e9:.1f} GB.",
-            "Score fewer queries at a time, choose fewer sites, or raise the memory limit.",
-        )
-    parts: dict[str, list[np.ndarray]] = {site.name: [] for site in run.sites}
-    order: list[np.ndarray] = []
-    for frame in run.frames(desc="queries", quiet=options.quiet):
-        raw = {s.name: kernels.gradients(frame.inputs[s.name], frame.grads[s.name]) for s in run.sites}
-        for name, value in factors.inverse_product(raw).items():
-            parts[name].append(np.asarray(value)[: len(frame.rows)])
-        order.append(frame.rows)
-    back = np.argsort(np.concatenate(order))
-    whole = {name: np.concatenate(blocks)[back] for name, blocks in parts.items()}
-    silent = np.flatnonzero(sum(np.abs(v).sum((1, 2)) for v in whole.values()) == 0)
-    if len(silent):
-        raise DataError(
-            f"Queries with ids {queries.ids[silent][:5].tolist()} have a zero gradient: no token of theirs is counted.",
-            "Give each query at least one labelled token after its first (labels other than -100).",
-        )
-    return {name: jnp.asarray(value) for name, value in whole.items()}
+def pair_inputs(
+    factors: Factors, task: Task, queries: Examples, train: Examples, rank: int | None, precision: Precision
+) -> dict[str, Any]:
+    """What scores of queries are computed from."""
+    inputs = {**score_inputs(factors, task, train), "queries": queries.fingerprint}
+    changed = {"rank": rank} if rank is not None else {}
+    return inputs | changed | ({"precision": precision} if precision != "float32" else {})
 
 
 def site_products(prepared: jax.Array, frame: Frame, site: str) -> jax.Array:
     """<prepared_q, gradient_b> at one site, [q b]."""
     a, g = frame.inputs[site], frame.grads[site]
-    rows = TILE_BYTES // (a.dtype.itemsize * a.shape[0] * a.shape[2])
-    tile = int(min(g.shape[2], max(16, rows)))
-    return kernels.pair_products(prepared, a, g, tile=tile)
+    return kernels.pair_products(prepared, a, g, group=group_size(a, g, len(prepared)))
 
 
 def site_squares(factors: Factors, weight: np.ndarray, frame: Frame, site: str) -> jax.Array:
@@ -233,6 +265,77 @@ def site_squares(factors: Factors, weight: np.ndarray, frame: Frame, site: str) 
     return kernels.weighted_squares(a, g, jnp.asarray(state.qa, a.dtype), jnp.asarray(state.qs, a.dtype), scale, order)
 
 
+Prepare = Callable[[FrameSource], Callable[[Frame], np.ndarray]]
+
+
+@dataclass(frozen=True)
+class RowWork:
+    """Values of one shard of training examples. What is prepared is kept for the process, so a worker that is sent
+    many shards prepares once."""
+
+    key: str
+    factors: Factors
+    model: nn.Module
+    task: Task
+    train: Examples
+    shape: tuple[int, ...]
+    prepare: Prepare
+    root: str
+    options: FitOptions
+    desc: str
+
+    def __call__(self, shard: Shard) -> dict[str, np.ndarray]:
+        if _READY.get("key") != self.key:
+            source = self.source()
+            _READY.update(key=self.key, source=source, each=self.prepare(source))
+        source, each = _READY["source"], _READY["each"]
+        rows = np.arange(shard.start, shard.stop)
+        out = np.empty((len(rows), *self.shape), np.float32)
+        for frame in source.frames(rows, desc=self.desc, quiet=self.options.quiet):
+            values = each(frame)
+            check_rows(values, self.train.ids[frame.rows])
+            out[frame.rows - rows[0]] = values
+        return {"values": out}
+
+    def source(self) -> FrameSource:
+        """Frames of the training loss: from the store when they are there, else from the model."""
+        store = Store(self.root) if self.root else None
+        return row_source(self.factors, self.model, self.task, self.train, store, self.options)
+
+
+def row_source(
+    factors: Factors, model: nn.Module, task: Task, train: Examples, store: Store | None, options: FitOptions
+) -> FrameSource:
+    """Frames of the training loss: from the store when they are there, else from the model."""
+    run = make_run(model, task, train, factors.sites, "loss", 0, options)
+    if store is not None:
+        with suppress(NotCached):
+            return open_gradients(run, store)
+    return run
+
+
+_READY: dict[str, Any] = {}
+
+
+@contextmanager
+def prepared_once() -> Iterator[None]:
+    """Within it, a RowWork prepares once; on the way out what was prepared is let go of."""
+    try:
+        yield
+    finally:
+        _READY.clear()
+
+
+def check_rows(values: np.ndarray, ids: np.ndarray) -> None:
+    """Raise NumericalError naming the examples whose values [b ...] are not finite."""
+    bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
+    if bad.any():
+        raise NumericalError(
+            f"The gradients of the examples with ids {ids[bad][:5].tolist()} are not finite.",
+            "Look at these examples, or leave them out: attrib.finite_examples(...) finds and drops all such.",
+        )
+
+
 def over_rows(
     factors: Factors,
     model: nn.Module,
@@ -240,37 +343,27 @@ def over_rows(
     train: Examples,
     inputs: Mapping[str, Any],
     shape: tuple[int, ...],
-    prepare: Callable[[Run], Callable[[Frame], np.ndarray]],
+    prepare: Prepare,
     store: Store | None,
     options: FitOptions,
     desc: str,
 ) -> np.ndarray:
     """Float32 values [n, *shape] of every training example, from one pass of frames of its loss: read from the store,
-    resumed, or made. `prepare` is called only when there is something to make."""
+    resumed, or made, on whatever cluster the options name. `prepare` is called only when there is something to make."""
     if store is not None and store.has("scores", inputs):
         return store.open("scores", inputs).read("values")
-
-    def ready() -> tuple[Run, Callable[[Frame], np.ndarray]]:
-        run = make_run(model, task, train, factors.sites, "loss", 0, options)
-        return run, prepare(run)
-
-    def fill(run: Run, each: Callable[[Frame], np.ndarray], rows: np.ndarray) -> np.ndarray:
-        out = np.empty((len(rows), *shape), np.float32)
-        for frame in run.frames(rows, desc=desc, quiet=options.quiet):
-            out[frame.rows - rows[0]] = each(frame)
-        return out
-
-    if store is None:
-        run, each = ready()
-        return fill(run, each, np.arange(len(train)))
-    spec = {"values": ArraySpec((len(train), *shape), "float32")}
-    about = {"train": train.ids.tolist()}
-    with store.writer("scores", inputs, spec, shard_rows=min(SHARD_ROWS, len(train)), about=about) as writer:
-        if not writer.complete:
-            run, each = ready()
-            for shard in writer.todo():
-                writer.write(shard, {"values": fill(run, each, np.arange(shard.start, shard.stop))})
-        return writer.seal().read("values")
+    root = "" if store is None else store.root
+    work = RowWork(key_of("scores", inputs) + root, factors, model, task, train, shape, prepare, root, options, desc)
+    with prepared_once():
+        if store is None:
+            return work(Shard(0, 0, len(train)))["values"]
+        spec, rows = {"values": ArraySpec((len(train), *shape), "float32")}, min(SHARD_ROWS, len(train))
+        about = {"train": train.ids.tolist()}
+        entry = run_job(
+            store, "scores", inputs, spec, work,
+            shard_rows=rows, about=about, cluster=options.cluster, log=options.log, desc=desc,
+        )  # fmt: skip
+        return entry.read("values")
 
 
 def label(

@@ -72,14 +72,30 @@ def capture(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Ob
     """
     with borrowed(model), torch.enable_grad():
         calls, value = _run(model, sites, batch, objective)
-        _check_finite(value, batch)
         if not value.requires_grad:
             raise ModelError(
                 "The objective does not depend on any of the sites.",
                 "Choose sites that the loss passes through (an unused copy of a layer never is).",
             )
         torch.autograd.backward(value.sum())
-    return _rows(model, sites, calls, value.detach())
+    seen = _rows(model, sites, calls, value.detach())
+    _check_finite(seen, batch)
+    return seen
+
+
+def finite(seen: Captured) -> Bool[Tensor, " b"]:
+    """Whether an example's objective and its output gradients at every site are finite."""
+    sums = [g.flatten(1).sum(1, dtype=torch.float64) for g in seen.grads.values()]
+    return torch.isfinite(torch.stack([seen.value.double(), *sums])).all(0)
+
+
+def nonfinite(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective) -> Any:
+    """Bool [b]: the examples whose objective, or gradient of it at a site, is NaN or infinite. (Examples are taken as
+    not disturbing one another, which layers that mix a batch would break.)"""
+    with borrowed(model), torch.enable_grad():
+        calls, value = _run(model, sites, batch, objective)
+        torch.autograd.backward(value.nan_to_num(0.0, 0.0, 0.0).sum())
+    return (~finite(_rows(model, sites, calls, value.detach()))).cpu().numpy()
 
 
 def _run(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective) -> tuple[list[_Call], Tensor]:
@@ -163,13 +179,14 @@ def _by_example(t: Tensor, size: int, site: Site) -> Tensor:
     )
 
 
-def _check_finite(value: Tensor, batch: Batch) -> None:
-    bad = ~torch.isfinite(value.detach())
-    if bad.any():
+def _check_finite(seen: Captured, batch: Batch) -> None:
+    bad = ~finite(seen)
+    if bad.any():  # the one synchronisation of a batch
         ids = batch["example_id"][bad].tolist() if "example_id" in batch else bad.nonzero().flatten().tolist()
+        what = "gradient" if torch.isfinite(seen.value).all() else "objective"
         raise NumericalError(
-            f"The objective is not finite for {len(ids)} examples of this batch: ids {ids[:5]}.",
-            "Look at these examples (empty, all masked, out of range?) or leave them out.",
+            f"The {what} is not finite for {len(ids)} examples of this batch: ids {ids[:5]}.",
+            "Look at these examples (empty, all masked, out of range?) or leave them out (Examples.without).",
         )
 
 

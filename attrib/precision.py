@@ -1,0 +1,31 @@
+"""Precision of products by choice.
+
+float32: whole products (on a GPU too, where JAX by itself rounds inputs to TF32). tf32: inputs rounded to 10 bits on
+GPUs that have it; elsewhere the same as float32. bfloat16: inputs rounded to 8 bits, sums in float32; half the memory
+for queries. Eigenvalues, sums over examples and inverses are never narrower than float32.
+"""
+
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+_PRODUCTS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
+
+
+def products_in(precision: Precision) -> AbstractContextManager[object]:
+    """Within it, products of float32 arrays are as precise as asked."""
+    return jax.default_matmul_precision(_PRODUCTS[precision])
+
+
+def narrowed(array: jax.Array, precision: Precision) -> jax.Array:
+    """The array as the products take it."""
+    return array.astype(jnp.bfloat16) if precision == "bfloat16" else array
+
+
+def itemsize(precision: Precision) -> int:
+    """Bytes of a number that products take in this precision."""
+    return 2 if precision == "bfloat16" else 4
