@@ -48,7 +48,7 @@ class Provenance(NamedTuple):
 
     document [a], position [a], token [a]: the place; sign [a]: -1 where the atom is its activation reversed;
     norm [a]: of the activation; error [a]: share of its squared norm that the dictionary left unexplained when
-    it was inserted; seed [a]: inserted without being judged.
+    it was inserted, NaN where nothing was asked; seed [a]: inserted without being judged.
     """
 
     document: np.ndarray

@@ -83,7 +83,7 @@ def _data(dictionary: Dictionary, found: Features, contexts: list[list[Text]] | 
         "document": places.document.tolist(),
         "position": places.position.tolist(),
         "norm": _short(places.norm),
-        "error": _short(places.error),
+        "error": [e if e == e else None for e in _short(places.error)],
         "seed": places.seed.astype(int).tolist(),
         "density": [float(f"{d:.3g}") for d in found.density],
         "histogram": found.histogram.tolist(),

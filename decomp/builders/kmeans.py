@@ -75,7 +75,7 @@ class KMeans:
         grown = Grown(Basis(jnp.zeros((64, unit.shape[1])), None), 0, Provenance.unknown(0), rows.taken, ())
         if self.snap:
             chosen = np.unique(chosen)
-            return finished(extended(grown, batch.x[chosen], places(batch, chosen, 1.0)), self, rows, origin)
+            return finished(extended(grown, batch.x[chosen], places(batch, chosen, np.nan)), self, rows, origin)
         return finished(extended(grown, centres, Provenance.unknown(self.size)), self, rows, origin)
 
 

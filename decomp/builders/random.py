@@ -43,5 +43,5 @@ class Random:
                 "Give more data, or a smaller size.",
             )
         start = Grown(Basis(jnp.zeros((64, kept.x.shape[1])), None), 0, places(kept, np.zeros(0, int), 1.0), 0, ())
-        grown = extended(start, kept.x, places(kept, np.arange(self.size), 1.0))
+        grown = extended(start, kept.x, places(kept, np.arange(self.size), np.nan))
         return finished(grown, self, rows, origin)

@@ -25,7 +25,10 @@ def dictionary(acts) -> Dictionary:
     atoms = x / np.linalg.norm(x, axis=1, keepdims=True)
     text = tuple(Text("before ", NASTY if n == 3 else f"token{n}", " after") for n in range(20))
     return Dictionary(
-        atoms, Provenance.of(np.arange(20), np.zeros(20), np.zeros(20), np.linalg.norm(x, axis=1)), k=3, text=text
+        atoms,
+        Provenance.of(np.arange(20), np.zeros(20), np.zeros(20), np.linalg.norm(x, axis=1), np.nan),
+        k=3,
+        text=text,
     )
 
 
