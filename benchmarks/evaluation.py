@@ -97,7 +97,7 @@ def beside_kronfluence(name: str, subsets: int, seeds: int) -> None:
             },
             out / "problem.pt",
         )
-        run_side("benchmarks.evaluation", "kronfluence", out, install("kronfluence==1.0.1"))
+        run_side("benchmarks.evaluation", "kronfluence", out, install("kronfluence==1.0.1", "einconv==0.1.0"))
         # theirs is the gradient of the query's loss with the example's loss, not divided by N: the same sign as ours
         theirs = ours.copy(data=np.load(out / "scores.npy").astype(np.float32))
     correlation = float(np.corrcoef(ours.values.ravel(), theirs.values.ravel())[0, 1])

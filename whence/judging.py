@@ -134,7 +134,7 @@ def _pbrf(problem: Problem, named: Any, quiet: bool) -> list[Row]:
     """Pearson correlation with the proximal response, 100 training examples by 10 queries, damping the same on both
     sides. Methods without a damping of their own are held against it as they are."""
     rows_asked = np.random.default_rng(0).permutation(len(problem.train))[:100]
-    queries = problem.queries.select(range(10))
+    queries = problem.queries.select(range(min(10, len(problem.queries))))
     response, seconds = timed(
         lambda: judges.pbrf(
             problem.model, problem.task, problem.train, queries, rows_asked, ABSOLUTE, sites=problem.sites, quiet=quiet
