@@ -117,9 +117,7 @@ class Bank:
             "keep": sorted(self.keep),
         }
 
-    def train_lanes(
-        self, masks: Bool[np.ndarray, "e n"], seeds: Int64[np.ndarray, " e"], *, quiet: bool = True
-    ) -> Lanes:
+    def train_lanes(self, masks: np.ndarray, seeds: np.ndarray | None = None, *, quiet: bool = True) -> Lanes:
         """The trained models themselves, side by side (as many as fit; `run` does it in chunks)."""
         masks, seeds = self._check(masks, seeds)
         if isinstance(self.recipe, Recipe):

@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .errors import ModelError
+from .sites import named_parameters
 
 Batch: TypeAlias = Mapping[str, Tensor]
 # what runs for each lane: (the lane's model, the lane's batch, what else the lane has) -> tensor(s)
@@ -52,14 +53,14 @@ class Lanes:
         Raises ModelError when the modules differ in their parameters' names or shapes, or none is trainable.
         """
         template = copy.deepcopy(modules[0])
-        first = dict(template.named_parameters())
+        first = named_parameters(template)
         chosen = [name for name, p in first.items() if (trainable(name) if trainable else p.requires_grad)]
         if not chosen:
             raise ModelError(
                 f"No parameter of this {type(template).__name__} is trainable.",
                 "Set requires_grad, or pass `trainable`.",
             )
-        everyone = [dict(module.named_parameters()) for module in modules]
+        everyone = [named_parameters(module) for module in modules]
         shapes = {name: first[name].shape for name in chosen}
         for own in everyone:
             if {name: p.shape for name, p in own.items()} != {name: p.shape for name, p in first.items()}:
@@ -68,7 +69,7 @@ class Lanes:
                     "Stack copies of one architecture only.",
                 )
         flat = torch.stack([torch.cat([own[name].detach().reshape(-1) for name in chosen]) for own in everyone])
-        buffers = [dict(module.named_buffers()) for module in modules]
+        buffers = [dict(nn.Module.named_buffers(module)) for module in modules]
         return Lanes(
             template,
             flat,
@@ -117,11 +118,10 @@ class Lanes:
     def module(self, lane: int) -> nn.Module:
         """A module of its own with this lane's weights and buffers."""
         out = copy.deepcopy(self.template)
+        own = named_parameters(out) | dict(nn.Module.named_buffers(out))
         with torch.no_grad():
-            for name, values in self.views().items():
-                out.get_parameter(name).copy_(values[lane])
-            for name, values in self.buffers.items():
-                out.get_buffer(name).copy_(values[lane])
+            for name, values in (self.views() | self.buffers).items():
+                own[name].copy_(values[lane])
         return out
 
     def apply(

@@ -9,7 +9,7 @@ its loss or gradient leaves the numbers.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -61,6 +61,7 @@ class Plan:
     shift: Callable[[Examples], np.ndarray] | None = None
 
 
+@runtime_checkable
 class Method(Protocol):
     """An unlearning method: a frozen dataclass of settings with a plan. A new one is one file in methods/."""
 
@@ -229,7 +230,7 @@ def _run_phase(phase: Phase, number: int, lanes: Lanes, group: list[int], deleti
 
 
 def batches(
-    rows: np.ndarray, size: int, epochs: float = 1.0, replace: bool = False
+    rows: np.ndarray, size: int, epochs: int | float = 1.0
 ) -> Callable[[np.random.Generator], Iterator[np.ndarray]]:
     """Rows in shuffled batches of `size`, for so many epochs; the last partial batch of an epoch is filled from
     its beginning, so every batch has one shape."""

@@ -51,7 +51,14 @@ def lora(model: nn.Module, rank: int = 8, alpha: float = 16.0, layers: str = ".*
 def merge(model: nn.Module) -> nn.Module:
     """A copy with the low-rank updates folded into plain weights."""
     out = copy.deepcopy(model)
-    for module in out.modules():
-        if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    for name, module in list(out.named_modules()):
+        if not parametrize.is_parametrized(module, "weight"):
+            continue
+        weight = module.parametrizations.weight().detach()  # type: ignore[union-attr, operator]
+        plain = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None)
+        plain.weight = nn.Parameter(weight)
+        if module.bias is not None:
+            plain.bias = nn.Parameter(module.bias.detach().clone())  # type: ignore[operator]
+        parent, _, leaf = name.rpartition(".")
+        setattr(out.get_submodule(parent), leaf, plain)
     return out

@@ -23,8 +23,9 @@ tr.null{background:#eef6ee}tr.nothing{background:#f7f0ec}img{max-width:100%}smal
 def table(evaluation: Evaluation) -> str:
     """Markdown: p95 and mean of KLoM by part (nats), the 90 % interval of the forget set's p95, compute over
     retraining, U-LiRA, energy distance and two-sample accuracy on the forget set."""
-    head = "| method | forget p95 | 90 % | mean | retain p95 | mean | validation p95 | mean | compute | U-LiRA | energy | told apart |"
-    lines = [head, "|---" * 12 + "|"]
+    head = [part for name in PARTS for part in (f"{name} p95", "mean")]
+    head = ["method", head[0], "90 %", *head[1:], "compute", "U-LiRA", "energy", "told apart"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in evaluation.rows:
         lines.append("| " + " | ".join(_cells(row)) + " |")
     return "\n".join(lines)
@@ -51,7 +52,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def to_dataset(evaluation: Evaluation) -> "xarray.Dataset":
-    """klom [method, part, statistic] in nats, ratio, passes, seconds, u_lira, energy, told_apart [method]."""
+    """klom [row, part, statistic] in nats; ratio, passes, seconds, u_lira, energy, told_apart [row]."""
     import xarray as xr
 
     rows = evaluation.rows
@@ -59,11 +60,11 @@ def to_dataset(evaluation: Evaluation) -> "xarray.Dataset":
     single = ("ratio", "passes", "seconds", "u_lira", "energy", "told_apart")
     return xr.Dataset(
         {
-            "klom": (("method", "part", "statistic"), values),
-            **{name: ("method", [getattr(row, name) for row in rows]) for name in single},
+            "klom": (("row", "part", "statistic"), values),
+            **{name: ("row", [getattr(row, name) for row in rows]) for name in single},
         },
         {
-            "method": [row.method for row in rows],
+            "row": [row.method for row in rows],
             "part": list(PARTS),
             "statistic": ["mean", "p95", "p99", "low", "high"],
         },
@@ -85,7 +86,7 @@ def plot(evaluation: Evaluation) -> bytes:
         axis.axhline(evaluation[NOTHING].klom[part].p95, color="brown", ls=":", lw=1, label="do nothing")
         for k, row in enumerate(methods):
             x = max(100 * row.ratio, 0.01)
-            axis.plot(x, row.klom[part].p95, "o", color=f"C{k % 10}", marker="os^Dv"[k // 10 % 5])
+            axis.plot(x, row.klom[part].p95, color=f"C{k % 10}", marker="os^Dv"[k // 10 % 5])
             axis.annotate(row.method, (x, row.klom[part].p95), fontsize=7, xytext=(3, 3), textcoords="offset points")
         axis.set(xscale="log", xlabel="compute, % of retraining", title=part)
     axes[0].set_ylabel("KLoM p95, nats")

@@ -14,7 +14,7 @@ from ..loop import Phase, Plan, batches, mean_loss
 class GradientAscent:
     """Ascend the forgotten loss for some epochs over the forget set."""
 
-    epochs: float = 5.0
+    epochs: int | float = 5.0
     batch_size: int = 64
     optimiser: Optimiser = AdamW(1e-3)
     name: str = "gradient ascent"

@@ -14,7 +14,7 @@ from ..loop import Phase, Plan, batches, mean_loss
 class FineTune:
     """Descend the retained loss for some epochs."""
 
-    epochs: float = 2.0
+    epochs: int | float = 2.0
     batch_size: int = 64
     optimiser: Optimiser = AdamW(1e-3)
     name: str = "fine-tune"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from cache.sites import named_parameters
 from cache.training import AdamW, Optimiser
 
 from ..deletion import Deletion
@@ -17,7 +16,7 @@ class L1Sparse:
     """gamma: weight of |θ|₁ at the start, falling linearly to 0."""
 
     gamma: float = 5e-4
-    epochs: float = 4.0
+    epochs: int | float = 4.0
     batch_size: int = 64
     optimiser: Optimiser = AdamW(1e-3)
     name: str = "L1-sparse"
@@ -26,7 +25,7 @@ class L1Sparse:
         task, gamma = deletion.task, self.gamma
 
         def objective(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
-            size = sum((p.abs().sum() for p in named_parameters(model).values()), start=extra["progress"] * 0)
+            size = sum((p.abs().sum() for _, p in nn.Module.named_parameters(model)), start=extra["progress"] * 0)
             return mean_loss(task, model, batch, ~extra["forget"]) + gamma * (1 - extra["progress"]) * size
 
         draw = batches(deletion.pool.rows(1), self.batch_size, self.epochs)

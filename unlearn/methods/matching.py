@@ -75,5 +75,5 @@ class Matching:
 def spread(table: Float[np.ndarray, "e k ..."], rows: np.ndarray, total: int) -> Float[Tensor, "e n ..."]:
     """Values for some pool rows as a table over all of them."""
     out = torch.zeros((table.shape[0], total, *table.shape[2:]), dtype=torch.float32)
-    out[:, torch.as_tensor(rows)] = torch.as_tensor(np.ascontiguousarray(table), dtype=torch.float32)
+    out[:, torch.as_tensor(rows)] = torch.tensor(np.array(table, np.float32))
     return out

@@ -1,0 +1,134 @@
+"""The evaluation: a null row in every table, one number of models in every row, rules declared before scoring."""
+
+import numpy as np
+import pytest
+
+from cache import DataError, UsageError
+from cache.training import AdamW
+from tests.unlearn import cases
+from unlearn import forget_sets
+from unlearn.datamodels import ridge
+from unlearn.deletion import Deletion
+from unlearn.evaluate import NOTHING, NULL, Panel, Rule, evaluate, sweep
+from unlearn.loop import run
+from unlearn.methods import DMM, DescentAscent, FineTune, GradientAscent, Matching, OracleMatching
+from unlearn.metrics import KLoM
+from unlearn.report import page, save, table, to_dataset
+
+MATCHING = Matching(steps=60, batch_size=24, optimiser=AdamW(1e-2))
+
+
+def panel() -> Panel:
+    return Panel.of(cases.deletion(), cases.oracles(), cases.points(), KLoM(bins=4))
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    methods = [OracleMatching(cases.oracles(), MATCHING), GradientAscent(30, optimiser=AdamW(1e-1))]
+    return evaluate(panel(), methods, resamples=5, title="four points")
+
+
+def test_null_and_nothing_stand_first_and_order_is_right(evaluation):
+    assert [row.method for row in evaluation.rows] == [NULL, NOTHING, "oracle matching", "gradient ascent"]
+    mean = {row.method: row.klom["forget"].mean for row in evaluation.rows}
+    assert mean["oracle matching"] < mean["gradient ascent"]
+    assert mean[NULL] < mean[NOTHING]
+    assert evaluation.models == 8
+    with pytest.raises(UsageError, match="No row"):
+        evaluation["SCRUB"]
+
+
+def test_tables_datasets_and_pages_hold_every_row(evaluation, tmp_path):
+    text = table(evaluation)
+    assert text.count("\n") == 5
+    data = to_dataset(evaluation)
+    assert float(data.klom.sel(row=NULL, part="forget", statistic="p95")) == evaluation[NULL].klom["forget"].p95
+    where = save([evaluation], tmp_path / "out" / "report.html")
+    html = where.read_text()
+    assert "oracles (null)" in html
+    assert "data:image/png" in html
+    assert "four points" in page([evaluation])
+
+
+def test_a_sweep_declares_its_rule_and_refuses_its_own_forget_set():
+    candidates = [DescentAscent(s, 4, 16, optimiser=AdamW(1e-2)) for s in (2, 60)]
+    chosen = sweep(panel(), candidates, Rule(slack=2.0))
+    assert len(chosen.rows) == len(chosen.admissible) == 2
+    allowed = [row.klom["forget"].p95 for row, ok in zip(chosen.rows, chosen.admissible) if ok]
+    if chosen.method is None:
+        assert not allowed
+    else:
+        assert chosen.rows[candidates.index(chosen.method)].klom["forget"].p95 == min(allowed)
+    assert chosen.on(cases.deletion(np.array([2, 3]))) is chosen.method
+    with pytest.raises(UsageError, match="this very forget set"):
+        chosen.on(cases.deletion())
+    nothing_allowed = sweep(panel(), [GradientAscent(50, optimiser=AdamW(1.0))], Rule(slack=-20.0))
+    assert nothing_allowed.method is None
+    with pytest.raises(UsageError, match="nothing to choose"):
+        sweep(panel(), [])
+
+
+def test_panels_refuse_what_would_fool():
+    with pytest.raises(DataError, match="trained on what should be forgotten"):
+        Panel.of(cases.deletion(np.array([2, 3])), cases.oracles(), cases.points())
+    with pytest.raises(DataError, match="cannot be split"):
+        Panel.of(cases.deletion(), cases.oracles().select(np.arange(10)), cases.points())
+    with pytest.raises(DataError, match="validation part"):
+        Panel.of(cases.deletion(), cases.oracles(), cases.train())
+    other = cases.points().select(np.arange(3))
+    strange = type(other)(other.columns, other.ids + 500)
+    with pytest.raises(DataError, match="no outputs for"):
+        Panel.of(cases.deletion(), cases.oracles(), strange)
+
+
+def test_an_effect_below_noise_is_warned_about():
+    hidden = cases.deletion()
+    models = cases.bank().train_lanes(~np.isin(cases.train().ids, cases.FORGET)[None].repeat(8, 0), 900 + np.arange(8))
+    fresh = Deletion(models, hidden.task, hidden.train, hidden.forget, hidden.recipe)
+    same = Panel.of(fresh, cases.oracles(), cases.points(), KLoM(bins=4))
+    with pytest.warns(UserWarning, match="within noise"):
+        evaluate(same, [], resamples=0)
+
+
+def test_language_is_judged_token_by_token():
+    from cache import LanguageModelling
+    from cache.bank import Bank
+    from cache.retrained import oracle_masks
+
+    text = cases.text()
+    train = text.select(np.arange(24))
+    bank = Bank(lambda seed: cases.Reader(), LanguageModelling(), train, text, cases.LM_RECIPE, keep=("margins",))
+    oracles = bank.run(oracle_masks(train.ids, np.arange(4), 16), quiet=True)
+    models = bank.train_lanes(np.ones((8, 24), bool), 40 + np.arange(8))
+    one = Panel.of(Deletion(models, LanguageModelling(), train, np.arange(4), cases.LM_RECIPE), oracles, text)
+    assert sum(len(c) for c in one.columns.values()) == int((text.lengths - 1).sum())
+    assert one.nothing().klom["forget"].mean > one.null().klom["forget"].mean
+
+
+def test_forget_sets():
+    train = cases.train()
+    assert len(forget_sets.random_set(train, 5, 1)) == 5
+    near = forget_sets.neighbours(train, 7, 4, within="y")
+    assert 7 in near
+    assert len(set(np.asarray(train.columns["y"])[near])) == 1
+    top = forget_sets.principal(ridge(cases.subsets()), 6)
+    both = forget_sets.principal(ridge(cases.subsets()), 6, ends="both")
+    assert len(set(top)) == len(set(both)) == 6
+    assert set(np.asarray(train.columns["y"])[forget_sets.class_slice(train, 2, 4)]) == {2}
+    assert forget_sets.document(cases.text(), "secret").tolist() == [0, 1, 2, 3]
+    for wrong in (
+        lambda: forget_sets.random_set(train, 40),
+        lambda: forget_sets.document(cases.text(), "missing"),
+        lambda: forget_sets.document(cases.text(), "secret", "author"),
+        lambda: forget_sets.neighbours(train, 7, 30, within="y"),
+        lambda: forget_sets.class_slice(train, 9, 2),
+    ):
+        with pytest.raises(DataError):
+            wrong()
+
+
+def test_dmm_beats_doing_nothing_in_the_table():
+    unlearned = run(DMM(ridge(cases.subsets()), MATCHING), cases.deletion())
+    here = panel()
+    assert here.score("DMM", here.margins(unlearned)).klom["forget"].mean < here.nothing().klom["forget"].mean
+    assert isinstance(run(FineTune(1), cases.deletion()).seconds, float)
