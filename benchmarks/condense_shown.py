@@ -159,7 +159,54 @@ def velocity(options: argparse.Namespace) -> None:
         plot_velocity(curves).figure.savefig(options.out)
 
 
-SHOWN = {"nuisance": nuisance, "cifar": cifar, "continual": continual, "velocity": velocity}
+def bridge(options: argparse.Namespace) -> None:
+    """DMM on digits (as benchmarks.unlearning_digits, smaller): real against condensed retained data."""
+    from cache import Classification, Examples
+    from cache.bank import Bank
+    from cache.retrained import oracle_masks, subset_masks
+    from cache.training import SGD, AdamW, Recipe
+    from unlearn.datamodels import ridge
+    from unlearn.deletion import Deletion
+    from unlearn.evaluate import Panel
+    from unlearn.loop import run
+    from unlearn.methods import DMM, Matching
+    from unlearn.metrics import KLoM
+
+    from .unlearning_digits import mlp
+
+    x, y = digit_images()
+    points = Examples.of((x[:800].reshape(-1, 64), y[:800].astype(np.int64)))
+    train, count = points.select(np.arange(400)), 32
+    bank = Bank(mlp, Classification(), train, points, Recipe(40, 50, SGD(0.02, 0.9)))
+    models = bank.train_lanes(np.ones((count, 400), bool), 10_000 + np.arange(count))
+    datamodel = ridge(bank.run(subset_masks(400, 256, 0.6), quiet=True))
+    matching = Matching(steps=80, batch_size=128, optimiser=AdamW(1e-2))
+    per_class = options.per_class if options.per_class > 1 else 9
+    print("| forget set | retained data | examples | KLoM forget | retain | validation |\n|---|---|---|---|---|---|")
+    for seed in range(options.seeds):
+        forget = np.sort(np.random.default_rng(seed).choice(train.ids, 20, replace=False))
+        oracles = bank.run(oracle_masks(train.ids, forget, 2 * count), 20_000 + np.arange(2 * count), quiet=True)
+        kept = train.without(forget)
+        settings = Settings("dcc", network("mlp-32"), per_class, options.outer, 10, 5, 64, options.lr, warm_outer=0)
+        (made,) = condense(Pool.of(kept), settings, quiet=True)
+        real = select(Pool.of(kept), "random", per_class).ids
+        for name, retain in {
+            "real, all": None,
+            "real, random": kept.select(kept.rows_of(real)),
+            "condensed": made.examples,
+        }.items():
+            lanes = 10_000 + np.arange(count)
+            deletion = Deletion(models, Classification(), train, forget, bank.recipe, mlp, lanes, retain)
+            panel = Panel.of(deletion, oracles, points, KLoM(bins=10))
+            row = panel.score(name, panel.margins(run(DMM(datamodel, matching), deletion)))
+            cells = " | ".join(f"{row.klom[part].p95:.2f}" for part in ("forget", "retain", "validation"))
+            print(f"| random {seed} | {name} | {len(deletion.kept)} | {cells} |", flush=True)
+        null = panel.null()
+        cells = " | ".join(f"{null.klom[part].p95:.2f}" for part in ("forget", "retain", "validation"))
+        print(f"| random {seed} | null: oracles against oracles | | {cells} |", flush=True)
+
+
+SHOWN = {"nuisance": nuisance, "cifar": cifar, "continual": continual, "velocity": velocity, "bridge": bridge}
 
 
 def main() -> None:
