@@ -22,4 +22,6 @@ from .groups import groups_by as groups_by
 from .heads import find_heads as find_heads
 from .heads import head_scores as head_scores
 from .relative import relative as relative
+from .tokens import input_token_scores as input_token_scores
+from .tokens import output_token_scores as output_token_scores
 from .topk import top as top

@@ -1,0 +1,213 @@
+"""Factors that merge: A, S and Lambda of data kept as sums over examples, so data are added, or a document taken
+out, without looking again at the rest.
+
+A, S and the number of positions add up whatever the basis. Lambda is a sum of squares in one eigenbasis, so it adds
+up only in a basis that stays as it is: the basis is fixed once (frozen), each shard's Lambda is summed in it, and
+every later change of the data keeps it. Any orthogonal basis gives unbiased eigenvalues; a basis of most of the data
+is close to the best one. With labels drawn by example id, sums do not depend on which shard an example is in.
+
+    shards = [moment_sums(model, task, part, sites=sites, store=store) for part in parts]
+    basis = Basis.of(merge(*shards))
+    squares = [square_sums(basis, model, task, part, sites=sites, store=store) for part in parts]
+    factors = factors_of(basis, merge(*squares))
+    less = factors_of(basis, subtract(merge(*squares), square_sums(basis, model, task, document, sites=sites)))
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from cache import DataError, Examples, NumericalError, Sites, Store, Task
+from cache.build import Replay
+
+from . import kernels
+from .factors import Damping, Factors, SiteFactors
+from .fit import Moments, fold_sites, moments
+from .method import FitOptions, inputs_of, make_run
+from .methods.ekfac import Bases, RotatedSquares
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the examples of one or more shards.
+
+    arrays: per site "site/A" [i i], "site/S" [o o] and "site/positions" (what = "moments"), or "site" [o i] (what =
+    the fingerprint of a basis). owners: site -> the site whose A is its own, for layers that read the same input.
+    ids: of the examples that are in them. inputs: of the model, task and sites.
+    """
+
+    what: str
+    arrays: Mapping[str, np.ndarray]
+    ids: frozenset[int]
+    sites: Sites
+    inputs: Mapping[str, Any]
+    owners: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """A frozen eigenbasis of every site."""
+
+    bases: Bases
+    sites: Sites
+
+    @staticmethod
+    def of(sums: Sums, eigen: Literal["float32", "float64"] = "float32") -> "Basis":
+        """Eigenvectors of the merged moments. Raises DataError for sums that are not moments."""
+        if sums.what != "moments":
+            raise DataError("A basis comes from moments.", "Merge what moment_sums returned.")
+        return Basis(Bases.of(means(sums), eigen, None, {}), sums.sites)
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for name, array in sorted(self.bases.arrays.items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def means(sums: Sums) -> dict[str, Moments]:
+    """Moments over all the examples of the sums."""
+    positions = {s.name: max(float(sums.arrays[f"{s.name}/positions"]), 1.0) for s in sums.sites}
+    a = {owner: sums.arrays[f"{owner}/A"] / positions[owner] for owner in set(sums.owners.values())}
+    return {
+        name: Moments(a[sums.owners[name]], sums.arrays[f"{name}/S"] / count, count / max(sums.count, 1))
+        for name, count in positions.items()
+    }
+
+
+def moment_sums(
+    model: nn.Module,
+    task: Task,
+    examples: Examples,
+    *,
+    sites: Sites | None = None,
+    store: Store | None = None,
+    seed: int = 0,
+    options: FitOptions = FitOptions(),
+) -> Sums:
+    """Sums of A and S over one shard of data, kept in the store under the shard's own key. Raises as EKFAC.fit."""
+    run = make_run(model, task, examples, sites, "sampled", seed, options)
+    found, _ = moments(Replay(run, 0), store, inputs_of(run), options)
+    first: dict[int, str] = {}
+    owners = {name: first.setdefault(id(mean.a), name) for name, mean in found.items()}
+    arrays: dict[str, np.ndarray] = {}
+    for name, mean in found.items():
+        positions = mean.per_example * len(examples)
+        if owners[name] == name:
+            arrays[f"{name}/A"] = mean.a * positions
+        arrays |= {f"{name}/S": mean.s * positions, f"{name}/positions": np.asarray(positions)}
+    return Sums("moments", arrays, frozenset(map(int, examples.ids)), run.sites, common(inputs_of(run)), owners)
+
+
+def square_sums(
+    basis: Basis,
+    model: nn.Module,
+    task: Task,
+    examples: Examples,
+    *,
+    store: Store | None = None,
+    seed: int = 0,
+    options: FitOptions = FitOptions(),
+) -> Sums:
+    """Sum of Lambda over one shard in the frozen basis, kept in the store under the shard's and the basis's key."""
+    run = make_run(model, task, examples, basis.sites, "sampled", seed, options)
+    width = max(1, int(examples.lengths.max()))
+    order = {s.name: kernels.rotation_order(width, *s.shape) for s in run.sites}
+    stage = {**inputs_of(run), "stage": "squares", "basis": basis.fingerprint}
+    add = RotatedSquares(basis.bases, order, "float32")
+    values, _ = fold_sites(Replay(run, 0), store, stage, add, "eigenvalues", options)
+    arrays = {name: value * len(examples) for name, value in values.items()}
+    ids = frozenset(map(int, examples.ids))
+    return Sums(basis.fingerprint, arrays, ids, run.sites, common(inputs_of(run)))
+
+
+def common(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What shards that are merged must agree on: everything but the data."""
+    return {name: value for name, value in inputs.items() if name != "data"}
+
+
+def merge(*sums: Sums) -> Sums:
+    """The sums of all these shards together. Raises DataError where they overlap, or are of other models, sites or
+    bases, naming what differs."""
+    if not sums:
+        raise DataError("There is nothing to merge.", "Give the sums of at least one shard.")
+    return reduce(_add, sums)
+
+
+def _add(one: Sums, other: Sums) -> Sums:
+    _check_alike(one, other)
+    both = one.ids & other.ids
+    if both:
+        raise DataError(
+            f"{len(both)} examples are in both shards, for instance {sorted(both)[:3]}.",
+            "Cut the data so that every example is in one shard.",
+        )
+    arrays = {name: value + other.arrays[name] for name, value in one.arrays.items()}
+    return replace(one, arrays=arrays, ids=one.ids | other.ids)
+
+
+def subtract(whole: Sums, part: Sums) -> Sums:
+    """The sums without the examples of `part`. Raises DataError where some of them are not in `whole` or none would be
+    left, NumericalError where a sum of squares would become negative by more than rounding."""
+    _check_alike(whole, part)
+    missing = part.ids - whole.ids
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the examples to take out are not in the sums, for instance {sorted(missing)[:3]}.",
+            "Take out what was put in.",
+        )
+    if part.ids == whole.ids:
+        raise DataError("Nothing would be left.", "Take out fewer examples.")
+    arrays = {}
+    for name, value in whole.arrays.items():
+        left = value - part.arrays[name]
+        if whole.what != "moments":
+            if left.min() < -1e-6 * np.abs(value).max():
+                raise NumericalError(
+                    f"{name} would be negative without these examples: they were not summed like the rest.",
+                    "Sum them with the same model, labels (seed) and basis.",
+                )
+            left = np.maximum(left, 0.0)
+        arrays[name] = left
+    return replace(whole, arrays=arrays, ids=whole.ids - part.ids)
+
+
+def _check_alike(one: Sums, other: Sums) -> None:
+    if one.what != other.what:
+        raise DataError(
+            "These sums are of different things (moments, or squares in another basis).",
+            "Merge moments with moments, and squares only in one frozen basis.",
+        )
+    differing = [name for name in one.inputs if one.inputs[name] != other.inputs.get(name)]
+    if differing:
+        raise DataError(
+            f"These sums differ in {', '.join(differing)}.", "Sum all shards with one model, task, sites and seed."
+        )
+
+
+def factors_of(basis: Basis, squares: Sums, damping: Damping = Damping()) -> Factors:
+    """EK-FAC factors from merged squares. Raises DataError for squares of another basis."""
+    if squares.what != basis.fingerprint:
+        raise DataError("These squares were summed in another basis.", "Give the basis they were summed in.")
+    per_site = {
+        site.name: SiteFactors(*basis.bases.at(site.name), squares.arrays[site.name] / squares.count)
+        for site in squares.sites
+    }
+    inputs = {**squares.inputs, "method": "ekfac", "basis": basis.fingerprint, "data": data_of(squares.ids)}
+    return Factors("ekfac", squares.sites, per_site, squares.count, damping, inputs)
+
+
+def data_of(ids: Iterable[int]) -> str:
+    """A name for a set of examples by their ids alone."""
+    return hashlib.sha256(np.array(sorted(ids), np.int64).tobytes()).hexdigest()
