@@ -12,6 +12,7 @@ from .builders import calibrate as calibrate
 from .dictionary import Dictionary as Dictionary
 from .dictionary import Provenance as Provenance
 from .dictionary import Text as Text
+from .diff import difference as difference
 from .editing import delete_documents as delete_documents
 from .editing import insert as insert
 from .editing import merge as merge

@@ -153,8 +153,10 @@ class Dictionary:
 
     @cached_property
     def basis(self) -> Basis:
-        """Atoms on the device with their Gram matrix where it fits; made once."""
-        return kernels.basis_of(jnp.asarray(self.atoms), gram=kernels.gram_pays(len(self)))
+        """Atoms on the device with their Gram matrix, in float32 where that fits, else in bfloat16 where that does;
+        made once."""
+        whole, half = kernels.gram_pays(len(self)), kernels.gram_pays(len(self), itemsize=2)
+        return kernels.basis_of(jnp.asarray(self.atoms), whole or half, jnp.float32 if whole else jnp.bfloat16)
 
     def pursuit_for(self, k: int | None = None, target: float = 0.0, pursuit: str | None = None) -> Pursuit:
         """The encoder, its choices checked. Raises UsageError for k beyond the dictionary or a bad target."""

@@ -145,11 +145,12 @@ def roomier(basis: Basis, needed: int) -> Basis:
 
 
 def extended(grown: Grown, x: np.ndarray, provenance: Provenance) -> Grown:
-    """With rows [m d] appended, scaled to unit norm. m is padded to a power of two, again to bound compilation."""
+    """With rows [m d] appended, scaled to unit norm. m is padded to 64, 512 or a power of two above, so that few
+    shapes are compiled."""
     count = len(x)
     if not count:
         return grown
-    padded = max(64, 1 << (count - 1).bit_length())
+    padded = 64 if count <= 64 else max(512, 1 << (count - 1).bit_length())
     unit = np.zeros((padded, x.shape[1]), np.float32)
     unit[:count] = x / np.linalg.norm(x, axis=1, keepdims=True)
     basis = roomier(grown.basis, grown.filled + padded)

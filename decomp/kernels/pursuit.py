@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from .code import Code
+from .code import Code, decode
 from .forms import Basis, Form, first_largest, form_of
 from .orthogonal_basis import least_squares
 
@@ -118,9 +118,15 @@ def encode(pursuit: Pursuit, x: Float[Array, "b d"], basis: Basis, chunk: int = 
     padded = jnp.zeros((count * chunk, x.shape[1]), jnp.float32).at[:b].set(x.astype(jnp.float32))
     form = form_of(basis)
 
+    rounded = basis.gram is not None and basis.gram.dtype != jnp.float32
+
     def one(signals: Float[Array, "c d"]) -> Code:
         code = pursue(pursuit, form, signals)
-        return least_squares(code, signals, basis) if pursuit.refit else code
+        if pursuit.refit:
+            return least_squares(code, signals, basis)
+        if rounded:  # what was carried along is off by the Gram matrix's rounding: measure it
+            return code._replace(residual=jnp.sum((signals - decode(code, basis.atoms)) ** 2, axis=1))
+        return code
 
     codes = jax.lax.map(one, padded.reshape(count, chunk, -1))
     return Code(*(leaf.reshape(count * chunk, *leaf.shape[2:])[:b] for leaf in codes))

@@ -6,9 +6,10 @@ import pytest
 
 import decomp
 from cache import Examples
-from cache.errors import CorruptEntry, DataError, ModelError, NewerFormat, StoreError, UsageError
+from cache.errors import CorruptEntry, DataError, ModelError, NewerFormat, NotCached, StoreError, UsageError
 from cache.store import Store
 from decomp import Activations, Dictionary, Origin, Provenance, Random, files
+from decomp.activations import from_entry
 from tests.decomp.reference import problem
 
 
@@ -191,3 +192,25 @@ def test_positions_and_tokens_are_left_out():
     assert not set(rest.whole().document) & set(held.whole().document)
     with pytest.raises(DataError, match="different lengths"):
         Activations.of(np.ones((4, 2)), document=[1, 2])
+
+
+def test_activations_still_being_built_are_refused(tmp_path):
+    from cache.layout import ArraySpec
+
+    store, inputs = Store(tmp_path), {"model": "m", "data": "d", "at": ["here"]}
+    specs = {
+        "here": ArraySpec((8, 3), "float32"),
+        **{n: ArraySpec((8,), "int64") for n in ("example", "position", "token")},
+    }
+    with store.writer("activations", inputs, specs, shard_rows=4) as writer:
+        for shard in writer.todo():
+            rows = {n: np.ones((len(shard), *spec.shape[1:]), spec.dtype) for n, spec in specs.items()}
+            writer.write(shard, rows)
+            with pytest.raises(NotCached, match="still being built"):
+                decomp.ITDA().build(store.open("activations", inputs, partial=True))
+        entry = writer.seal()
+    acts = from_entry(entry)
+    assert acts.origin == Origin("here", "m", "d")
+    assert len(acts) == 8
+    with pytest.raises(UsageError, match="They hold here"):
+        from_entry(entry, "there")

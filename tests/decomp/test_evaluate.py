@@ -5,6 +5,7 @@ import torch
 
 from cache.errors import DataError, ModelError, UsageError
 from decomp import Activations, Dictionary, Origin, Provenance, Random, intervals, splice
+from decomp.curves import sparsity_curve, training_curve
 from decomp.evaluate import evaluate, loss_recovered, losses
 from decomp.observe import observe
 from decomp.probing import probe
@@ -186,6 +187,16 @@ def test_an_autoencoders_code_is_its_formula():
     np.testing.assert_allclose(sae.reconstruct(x), z @ parts[2] + parts[3], atol=1e-4)
     code = sae.encode(x)
     np.testing.assert_allclose(code.residual, np.sum((x - sae.reconstruct(x)) ** 2, 1), rtol=1e-3)
+
+
+def test_curves_fall_with_steps_and_tokens():
+    acts = stream(t=1500)
+    by_k = sparsity_curve(Random(50, k=3).build(acts), acts, [1, 2, 4])
+    assert by_k.k.values.tolist() == [1, 2, 4]
+    assert (by_k.value.sel(metric="fvu").diff("k") < 0).all()
+    by_time = training_curve(SAE(40, k=3, batch=128, rate=3e-3), acts, acts, at_tokens=[1024, 30_000])
+    assert (by_time.value.sel(metric="fvu").diff("mark") < 0).all()
+    assert (by_time.tokens.values >= [1024, 30_000]).all()
 
 
 def test_bad_training_requests():

@@ -89,8 +89,9 @@ def test_a_bfloat16_gram_keeps_the_error_and_most_of_the_support():
     x, atoms = reference.problem(6, b=100)
     exact = K.encode(K.matching_pursuit(5), jnp.asarray(x), K.basis_of(jnp.asarray(atoms)))
     half = K.encode(K.matching_pursuit(5), jnp.asarray(x), K.basis_of(jnp.asarray(atoms), gram_dtype=jnp.bfloat16))
-    left = jnp.sum((x - K.decode(half, jnp.asarray(atoms))) ** 2)
-    assert float(left) < 1.02 * float(exact.residual.sum())
+    left = jnp.sum((x - K.decode(half, jnp.asarray(atoms))) ** 2, axis=1)
+    np.testing.assert_allclose(half.residual, left, rtol=1e-4)  # measured, as what is carried along is rounded
+    assert float(left.sum()) < 1.02 * float(exact.residual.sum())
     assert np.mean(np.asarray(exact.indices) == np.asarray(half.indices)) > 0.8
 
 
