@@ -24,15 +24,16 @@ from .demo_model import REFERENCE_SHAPE, REFERENCE_TRAINING
 from .language_model import Shape, Training, continuation, model_inputs, trained_model
 
 FORMAT = 1  # of the stored report; raised when what it holds or how it is computed changes
+# four beginnings in the reference's own words, four in ours
 PROMPTS = (
-    "When a generator function is called, it returns",
-    'The "finally" clause is executed',
-    "If a class defines __slots__",
-    "Default parameter values are evaluated",
-    'A "break" statement',
-    "An object is mutable",
-    "The global statement",
-    "When no matching exception handler is found",
+    'In a generator function, the "return"',
+    "There are two basic sequence types:",
+    "When an exception is not handled",
+    'The "not in" and "is" operations',
+    "A *mapping* object maps *hashable* values",
+    "A class statement defines",
+    "Split the string at the first",
+    "A function definition defines a function",
 )
 
 
@@ -47,7 +48,7 @@ class Plan:
     pattern: str = "*.mlp.*"
     method: attrib.EKFAC = attrib.EKFAC()
     shown: int = 8
-    tokens: int = 14
+    tokens: int = 12
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -103,14 +104,14 @@ def _contents(store: Store, plan: Plan, quiet: bool) -> Report:
     size = len(corpus.train)
     tokens = attrib.token_scores(factors, model, task, queries, seen, train_size=size, options=options)
     notes = {
-        int(i): f"The model gives these {n} tokens a log-probability of {value:.2f} nats".replace("-", "−") + "."
+        int(i): f"The model gives these {n} tokens a log-probability of {nats(float(value))} nats."
         for i, n, value in zip(queries.ids, map(len, queries.about["completion tokens"]), likelihoods)
     }
     lead = (
         f"A transformer of {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters has read the "
-        f"Python language reference: {size:,} passages, {corpus.tokens:,} tokens, {plan.training.epochs} times. It was "
-        f"given the beginnings of {len(queries)} sentences and went on with the coloured words. For each, these are "
-        "the passages that taught it to."
+        f"Python language reference {plan.training.epochs} times: {size:,} passages, {corpus.tokens:,} tokens. Given "
+        f"the beginnings of {len(queries)} sentences, it went on with the coloured words. Below each are the passages "
+        "that taught it those words, and those that speak for others."
     )
     return report(
         scores,

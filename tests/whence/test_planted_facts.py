@@ -33,7 +33,7 @@ def test_ekfac_finds_the_facts_better_than_identity(result: Result, measure: str
 
 
 def test_ekfac_is_far_above_chance(result: Result) -> None:
-    assert result.row("EK-FAC", "margin", False).per_query["recall@10"].mean() > 0.2  # chance: 10 of 720 passages
+    assert result.row("EK-FAC", "margin", False).per_query["recall@10"].mean() > 0.1  # chance: 10 of 720 passages
 
 
 def test_table_says_everything(result: Result) -> None:
