@@ -292,7 +292,8 @@ class RowWork:
         rows = np.arange(shard.start, shard.stop)
         out = np.empty((len(rows), *self.shape), np.float32)
         for frame in source.frames(rows, desc=self.desc, quiet=self.options.quiet):
-            values = each(frame)
+            with products_in("float32"):  # unless the work asks for less
+                values = each(frame)
             check_rows(values, self.train.ids[frame.rows])
             out[frame.rows - rows[0]] = values
         return {"values": out}

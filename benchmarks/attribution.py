@@ -1,6 +1,8 @@
 """EK-FAC side by side with kronfluence 1.0.1: same model, same data, same statistics, one run.
 
-    python -m benchmarks.attribution [--quick]
+    python -m benchmarks.attribution [--quick] [--many 512]
+
+--many scores as many queries besides, and builds and asks an index of 2048 numbers an example.
 
 Each side is a process of its own (peak memory is its own); times are inside the process, imports not counted,
 compilation counted. The Markov-chain data need no download.
@@ -41,7 +43,7 @@ def load(out: Path) -> tuple[Size, TinyGPT]:
     return size, model.eval()
 
 
-def whence_side(out: Path) -> None:
+def whence_side(out: Path, many: int) -> None:
     import attrib
     from attrib import FitOptions
     from attrib.method import make_run
@@ -61,10 +63,30 @@ def whence_side(out: Path) -> None:
     part = attrib.EKFAC(basis_examples=size.train // 8)
     other = clock.time("fit, basis from an eighth", lambda: part.fit(model, task, train, sites=sites, store=store))
     basis = attrib.score(other, model, task, queries, train, store=store)
-    finish(out / "whence", clock, scores=scores.values, self_scores=self_scores.values, basis=basis.values)
+    recall = many_queries(clock, factors, model, task, train, store, size, many) if many else np.zeros(0)
+    finish(
+        out / "whence", clock, scores=scores.values, self_scores=self_scores.values, basis=basis.values, recall=recall
+    )
 
 
-def kronfluence_side(out: Path) -> None:
+def many_queries(
+    clock: Clock, factors: Any, model: TinyGPT, task: Any, train: Any, store: Any, size: Size, many: int
+) -> np.ndarray:
+    """Times of many queries in one pass, from the model and from stored gradients, and of an index; recall@10 of the
+    index alone and of its 100 best."""
+    import attrib
+    from attrib.index import build_index, recall_of
+    from cache import Examples
+
+    asked = Examples.of({"input_ids": sequences(many, size, 2)})
+    exact = clock.time("many", lambda: attrib.score(factors, model, task, asked, train, rank=None))
+    clock.time("many, stored", lambda: attrib.score(factors, model, task, asked, train, rank=None, store=store))
+    index = clock.time("index", lambda: build_index(factors, model, task, train, store))
+    hits = clock.time("index, asked", lambda: index.search(model, task, asked, 100))
+    return np.array([recall_of(hits.ids[:, :k], exact, 10).mean() for k in (10, 100)])
+
+
+def kronfluence_side(out: Path, many: int) -> None:
     import torch.nn.functional as F
     from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
@@ -100,12 +122,14 @@ def kronfluence_side(out: Path) -> None:
         ),
     )
     found = {}
-    for name, rank in (("pairwise", None), ("pairwise rank 32", 32)):
+    asked = torch.as_tensor(sequences(many, size, 2))
+    jobs = [("pairwise", None, queries), ("pairwise rank 32", 32, queries)]
+    for name, rank, given in jobs + ([("many", None, asked), ("many rank 32", 32, asked)] if many else []):
         arguments = ScoreArguments(damping_factor=None, query_gradient_low_rank=rank)
 
-        def pairwise(name: str = name, arguments: Any = arguments) -> Any:
+        def pairwise(name: str = name, arguments: Any = arguments, given: Any = given) -> Any:
             return analyzer.compute_pairwise_scores(
-                name.replace(" ", "_"), "factors", queries, train, per_device_query_batch_size=32,
+                name.replace(" ", "_"), "factors", given, train, per_device_query_batch_size=32,
                 per_device_train_batch_size=32, score_args=arguments, overwrite_output_dir=True,
             )  # fmt: skip
 
@@ -161,9 +185,10 @@ def main() -> None:
     parser.add_argument("--side", choices=["whence", "kronfluence"])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--quick", action="store_true", help="a quarter of the data, for trying the script")
+    parser.add_argument("--many", type=int, default=0, help="score as many queries besides, and an index")
     options = parser.parse_args()
     if options.side:
-        {"whence": whence_side, "kronfluence": kronfluence_side}[options.side](options.out)
+        {"whence": whence_side, "kronfluence": kronfluence_side}[options.side](options.out, options.many)
         return
     size = Size(train=128, queries=16) if options.quick else Size()
     with tempfile.TemporaryDirectory() as folder:
@@ -172,7 +197,7 @@ def main() -> None:
         torch.save(trained(size).state_dict(), out / "model.pt")
         peer = install("kronfluence==1.0.1", "einconv==0.1.0")
         for side in ("kronfluence", "whence"):
-            run_side("benchmarks.attribution", side, out, peer)
+            run_side("benchmarks.attribution", side, out, peer, "--many", str(options.many))
         report(out, size)
 
 
@@ -183,17 +208,24 @@ def report(out: Path, size: Size) -> None:
     best_pairwise = min(theirs["pairwise"], theirs["pairwise rank 32"])
     print(f"{size}\n")
     print("| what | Whence, s | kronfluence 1.0.1, s | ratio |\n|---|---|---|---|")
-    rows = (
+    rows = [
         ("fit", theirs["fit"]),
         ("fit, basis from an eighth", theirs["fit"]),
         ("pairwise", best_pairwise),
         ("pairwise, stored", best_pairwise),
         ("self", theirs["self"]),
         ("self, stored", theirs["self"]),
-    )
+    ]
+    if "many" in ours:
+        best_many = min(theirs["many"], theirs["many rank 32"])
+        rows += [("many", best_many), ("many, stored", best_many)]
     for name, other in rows:
         print(f"| {name} | {ours[name]:.1f} | {other:.1f} | {other / ours[name]:.2f} |")
     print(f"\nkronfluence pairwise: full {theirs['pairwise']:.1f} s, rank 32 {theirs['pairwise rank 32']:.1f} s")
+    if "many" in ours:
+        alone, among = arrays["whence"]["recall"]
+        print(f"index: built in {ours['index']:.1f} s, asked in {ours['index, asked']:.1f} s; recall@10 {alone:.3f}, "
+              f"among its 100 best {among:.3f}")  # fmt: skip
     peaks = ", ".join(f"{n} {s['peak'] / 1e9:.2f} GB" for n, s in sides.items())
     print(f"peak memory: {peaks}; keeping the gradients took {ours['keep gradients']:.1f} s")
     full, part = (arrays["whence"][name].ravel() for name in ("scores", "basis"))

@@ -18,6 +18,7 @@ from .. import kernels
 from ..factors import Damping, Factors, SiteFactors, from_entry, sites_to_json
 from ..fit import Moments, eigenbases, first_frame, fold_sites, moments
 from ..method import FitOptions, inputs_of, make_run
+from ..precision import products_in
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class EKFAC:
     Fisher, which the paper advises against). seed: of the draws. eigen: precision of the eigenvectors; float32 is
     checked for orthogonality and done again in float64 where it falls short. basis_examples: how many examples, evenly
     spaced, make A and S (default: all). Any orthogonal basis is valid and lambda is measured on every example, so a
-    part of the data saves most of pass one and changes scores little.
+    part of the data saves most of pass one and changes scores little. products: in whole float32, or on a GPU that has
+    it in TF32, which is faster by several times.
     """
 
     damping: Damping = Damping()
@@ -40,6 +42,7 @@ class EKFAC:
     seed: int = 0
     eigen: Literal["float32", "float64"] = "float32"
     basis_examples: int | None = None
+    products: Literal["float32", "tf32"] = "float32"
     name = "ekfac"
 
     def fit(
@@ -62,7 +65,7 @@ class EKFAC:
         inputs = {**inputs_of(run), "method": self.name, **self._basis}
         if store is not None and store.has("factors", inputs):
             return from_entry(store.open("factors", inputs), self.damping, store.root)
-        with connect(options.cluster) as workers:
+        with connect(options.cluster) as workers, products_in(self.products):
             together = replace(options, cluster=workers)
             per_site = self._per_site(frames_twice(run, store, together), store, inputs_of(run), together)
         if store is None:
@@ -74,7 +77,8 @@ class EKFAC:
     @property
     def _basis(self) -> dict[str, Any]:
         """What the eigenbasis depends on, beside the run."""
-        return {"eigen": self.eigen} | ({"basis_examples": self.basis_examples} if self.basis_examples else {})
+        part = {"basis_examples": self.basis_examples} if self.basis_examples else {}
+        return {"eigen": self.eigen} | part | ({"products": self.products} if self.products != "float32" else {})
 
     def _per_site(
         self, source: FrameSource, store: Store | None, inputs: Mapping[str, Any], options: FitOptions

@@ -1,0 +1,103 @@
+"""The plan against counts by hand, and what it says of jobs that do not fit."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from attrib import FitOptions
+from attrib.plan import duration, everything, make_plan, padded_positions, refuse, rotated_operations
+from attrib.room import fit_bytes
+from cache import Examples, LanguageModelling, ResourceError, Store, find_sites
+from tests import cases
+
+
+class Big(nn.Module):
+    """Wide enough that limits bite; cheap as nothing is ever run but the probe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.up, self.down, self.head = nn.Linear(8, 400), nn.Linear(400, 8), nn.Linear(8, 11)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.down(torch.tanh(self.up(self.embed(input_ids)))))
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Big()
+
+
+@pytest.fixture(scope="module")
+def train() -> Examples:
+    return cases.sequences(50)
+
+
+def plan_of(model, train, memory: int | None, **more):
+    sites = find_sites(model, ["up", "down"], quiet=True)
+    options = FitOptions(memory=memory, quiet=True)
+    return make_plan(model, LanguageModelling(), train, sites=sites, measure=False, options=options, **more)
+
+
+def test_counts(model, train) -> None:
+    plan = plan_of(model, train, 10**9, queries=3)
+    stages = {stage.name: stage for stage in plan.stages}
+    weights = 9 * 400 + 401 * 8
+    assert plan.covered == weights
+    assert everything(model) == 4 * (weights + 9 * 11)
+    positions = sum(8 if n <= 8 else 9 for n in train.lengths)
+    assert plan.positions == padded_positions(train) == positions
+    squares = 400**2 + 9**2 + 8**2 + 401**2
+    assert stages["moments"].operations == everything(model) * positions + 2 * 5 / 8 * squares * positions
+    assert stages["moments"].disk == squares * 8
+    contraction = 50 * (2 * 9 * weights + 2 * 3 * weights)
+    assert stages["score"].operations == everything(model) * positions + contraction
+    assert sum(stage.passes for stage in plan.stages) == 3
+    assert plan.rank is None
+    assert plan.forms == {"tiles": 2}
+    up = 2 * 9 * 9 * 400 + 2 * 9 * 400 * (400 + 9)  # rotating the formed gradient is cheaper than nine positions
+    assert rotated_operations(find_sites(model, ["up"], quiet=True), 1, 9) == min(
+        up, 2 * 9 * (9 * 9 + 400 * 400) + 2 * 9 * 9 * 400
+    )
+    assert plan.fits
+    refuse(plan)
+    assert plan.to_json()["coverage"] == weights / sum(p.numel() for p in model.parameters())
+
+
+def test_a_fit_that_does_not_fit(model, train) -> None:
+    plan = plan_of(model, train, 4_000_000)
+    assert fit_bytes(find_sites(model, ["up", "down"], quiet=True)) > 4_000_000
+    assert not plan.fits
+    assert "Choose fewer sites" in str(plan)
+    with pytest.raises(ResourceError, match="Choose fewer sites"):
+        refuse(plan)
+
+
+def test_queries_that_do_not_fit(model, train) -> None:
+    plan = plan_of(model, train, 40_000_000, queries=3000, rank=None)
+    assert not plan.fits
+    assert any("--rank 32" in line for line in plan.advice)
+    assert any("queries at a time" in line for line in plan.advice)
+    # the sites are 8 and 9 wide: no factors of rank 32 are smaller, a lower rank is
+    low = plan_of(model, train, 40_000_000, queries=3000, rank=1)
+    assert max(s.memory for s in low.stages if s.name == "score") < max(
+        s.memory for s in plan.stages if s.name == "score"
+    )
+
+
+def test_time_is_measured_and_disk_is_looked_at(model, train, tmp_path) -> None:
+    sites = find_sites(model, ["up", "down"], quiet=True)
+    options = FitOptions(quiet=True)
+    plan = make_plan(model, LanguageModelling(), train, sites=sites, queries=2, index_width=64, store=Store(tmp_path),
+                     options=options)  # fmt: skip
+    assert all(stage.seconds > 0 for stage in plan.stages)
+    assert plan.seconds == pytest.approx(sum(stage.seconds for stage in plan.stages))
+    assert plan.free is not None
+    assert plan.disk >= 64 * 50 * 2
+    assert "It fits." in str(plan)
+    full = type(plan)(**{**plan.__dict__, "free": 10})
+    assert not full.fits
+    assert [duration(s) for s in (0, 3, 600, 7200)] == ["-", "3.0 s", "10 min", "2.0 h"]
+    assert np.isfinite(plan.seconds)

@@ -1,0 +1,98 @@
+"""`whence attrib ...` from the command line, on a tiny model and a few biographies."""
+
+import json
+
+import numpy as np
+import pytest
+
+import whence.inputs
+from whence.cli import main
+from whence.commands._attrib_job import read_bytes, read_pairs
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path, request):
+    model, corpus = request.getfixturevalue("loaded")
+    monkeypatch.setattr(whence.inputs, "load_model", lambda name, store, quiet=False: (model, corpus.vocabulary))
+    monkeypatch.setattr(whence.inputs, "load_data", lambda name, vocabulary: corpus)
+    monkeypatch.setenv("WHENCE_CACHE", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    from whence.corpora import biographies
+    from whence.corpora.corpus import Corpus
+    from whence.language_model import Shape, new_model
+
+    whole = biographies()
+    corpus = Corpus("tiny", whole.train.select(range(24)), whole.queries.select(range(2)), whole.vocabulary)
+    shape = Shape(layers=1, width=16, heads=2, context=int(whole.train.lengths.max()), vocabulary=len(whole.vocabulary))
+    return new_model(shape), corpus
+
+
+def said(capsys, *arguments: str) -> dict:
+    assert main(["attrib", *arguments, "--quiet", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_fit_score_and_self(capsys, tmp_path, loaded) -> None:
+    _, corpus = loaded
+    first = said(capsys, "fit")
+    assert first["examples"] == 24
+    assert not first["from_store"]
+    assert said(capsys, "fit")["from_store"]
+    out = tmp_path / "scores.npz"
+    found = said(capsys, "score", "--top", "3", "--recall", "--out", str(out))
+    assert [len(q["helpful"]) for q in found["queries"]] == [3, 3]
+    assert found["recall"]["bm25"]["1.0"] == 1.0
+    assert np.load(out)["values"].shape == (2, 24)
+    ends = said(capsys, "score", "--top", "3", "--only-top")
+    assert [e["id"] for e in ends["queries"][0]["helpful"]] == [e["id"] for e in found["queries"][0]["helpful"]]
+    few = said(capsys, "score", "--prefilter", "tfidf-query", "--keep", "5", "--relative", "loss")
+    assert 5 / 24 <= few["scanned"] < 1
+    name = "title" if "title" in corpus.train.about else next(iter(corpus.train.about))
+    assert said(capsys, "score", "--group-by", name, "--one-query")["queries"][0]["groups"]
+    assert len(said(capsys, "self", "--top", "4")["top"]) == 4
+    assert main(["attrib", "score", "--quiet", "--first", "1", "--out", str(tmp_path / "scores.csv")]) == 0
+    assert "helpful" in capsys.readouterr().out
+
+
+def test_index_and_query(capsys) -> None:
+    built = said(capsys, "index", "--width", "300", "--check", "3")
+    assert built["width"] == 300
+    assert 0 <= built["recall_at_10"] <= built["recall_at_10_of_100"] == 1.0
+    found = said(capsys, "query", "--width", "300", "--candidates", "12", "--top", "10", "--check")
+    assert found["index"] == built["key"]
+    assert 0 < found["recall_at_10"] <= 1
+    assert found["recall_at_10"] == found["recall_at_10_of_candidates"] <= 1
+
+
+def test_plan_and_report(capsys, tmp_path) -> None:
+    plan = said(capsys, "plan", "--score", "4", "--index", "64")
+    assert plan["fits"]
+    assert {stage["name"] for stage in plan["stages"]} == {"moments", "eigenvectors", "eigenvalues", "score", "index"}
+    assert main(["attrib", "plan", "--memory", "200kB", "--no-measure", "--quiet"]) == 1
+    told = capsys.readouterr()
+    assert "It does not fit" in told.out
+    assert "raise --memory" in told.err
+    page = tmp_path / "page.html"
+    assert main(["attrib", "report", "--first", "1", "--quiet", "--out", str(page)]) == 0
+    assert "<html" in page.read_text()
+
+
+def test_what_is_asked_wrongly(capsys, tmp_path) -> None:
+    for arguments, cause in [
+        (["score", "--prompt", "x"], "two halves"),
+        (["score", "--only-top", "--heads", "2"], "do not go together"),
+        (["query", "--candidates", "2"], "2 candidates for a list of 10"),
+        (["fit", "--memory", "lots"], "no amount of memory"),
+    ]:
+        assert main(["attrib", *arguments, "--quiet"]) == 2
+        assert cause in capsys.readouterr().err
+    lines = tmp_path / "queries.jsonl"
+    lines.write_text('{"prompt": "a", "completion": " b"}\n\n{"prompt": "c"}\n')
+    assert main(["attrib", "score", "--queries", str(lines), "--quiet"]) == 2
+    assert "line 3 is no query" in capsys.readouterr().err
+    lines.write_text('{"prompt": "a", "completion": " b"}\n')
+    assert read_pairs(lines) == [("a", " b")]
+    assert [read_bytes(t) for t in ("4GB", "1.5 MiB", "10", None)] == [4 * 10**9, 1_500_000, 10, None]

@@ -1,0 +1,142 @@
+"""`whence attrib index` and `whence attrib query`: a compressed index, and questions answered from it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from cache.errors import UsageError
+
+from ._attrib_job import Job, Loaded, Questions, lists, print_json, show_lists
+
+if TYPE_CHECKING:
+    from attrib.index import Index as Built
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compressed:
+    """How examples are compressed."""
+
+    kind: Literal["largest", "random"] = "largest"
+    """Keep the coordinates with the largest expected contribution, or random two-sided projections."""
+    width: int = 2048
+    """Numbers an example, 16 bits each."""
+
+    def build_index(self, loaded: Loaded) -> "Built":
+        from attrib.index import Sketch, build_index
+
+        sketch = Sketch(self.kind, self.width, loaded.job.seed)
+        return build_index(*loaded.scoring, loaded.train, loaded.store, sketch, loaded.job.options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index(Compressed, Job):
+    """Compress every training example's gradient into a few hundred to a few thousand numbers, kept in the store.
+
+    Afterwards `whence attrib query` answers from the store. Recall@10 is measured on training examples as queries
+    (each without itself), against their exact scores.
+
+    Example:
+
+        whence attrib index --width 1024 --check 8
+    """
+
+    check: int = 8
+    """Training examples to measure recall with; 0 for none."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        loaded = self.load()
+        index = self.build_index(loaded)
+        width = index.entry.arrays["rows"].shape[1]
+        facts: dict[str, Any] = {
+            "key": index.entry.key,
+            "examples": len(index.ids),
+            "width": width,
+            "bytes": index.entry.nbytes,
+            "kind": self.kind,
+        }
+        if self.check > 0:
+            facts |= self._recall(loaded, index)
+        if self.json:
+            print_json(facts)
+            return
+        print(f"{facts['examples']} examples, {width} numbers each, {facts['bytes'] / 1e6:.1f} MB: {facts['key'][:12]}")
+        if "recall_at_10" in facts:
+            print(f"recall@10 on {facts['checked']} training examples as queries: {facts['recall_at_10']:.3f}, "
+                  f"among its 100 best (what a rerank sees) {facts['recall_at_10_of_100']:.3f}")  # fmt: skip
+
+    def _recall(self, loaded: Loaded, index: "Built") -> dict[str, Any]:
+        import attrib
+        from attrib.index import recall_of
+
+        rows = np.random.default_rng(0).permutation(len(loaded.train))[: self.check]
+        queries = loaded.train.select(np.sort(rows))
+        exact = attrib.score(*loaded.scoring, queries, loaded.train, store=loaded.store, options=self.options)
+        hits = index.search(loaded.model, loaded.task, queries, 101, self.options)
+        own = {int(i): int(i) for i in queries.ids}
+        others = np.array([[i for i in row if i != q][:100] for row, q in zip(hits.ids.tolist(), queries.ids)])
+        return {
+            "checked": len(queries),
+            "recall_at_10": float(recall_of(others[:, :10], exact, 10, own).mean()),
+            "recall_at_10_of_100": float(recall_of(others, exact, 10, own).mean()),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query(Questions, Compressed, Job):
+    """Answer queries from the index, then score the best candidates exactly.
+
+    Finding candidates needs the store and the model, no training data; the exact scores run the candidates only.
+    With --check the whole data are scored too, and recall@10 is measured.
+
+    Example:
+
+        whence attrib query --prompt "The yield expression is used when" --completion " defining a generator" --check
+    """
+
+    candidates: int = 100
+    """Found by the index for each query."""
+    top: int = 10
+    """Listed."""
+    rerank: bool = True
+    """Score the candidates exactly."""
+    check: bool = False
+    """Score everything as well, and report recall@10 of what was listed and of the candidates."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        from attrib.index import Hits, rerank
+
+        if self.candidates < self.top:
+            raise UsageError(f"{self.candidates} candidates for a list of {self.top}.", "Find at least as many.")
+        loaded = self.load()
+        queries = self.asked(loaded.corpus)
+        index = self.build_index(loaded)
+        hits = index.search(loaded.model, loaded.task, queries, self.candidates, self.options)
+        best = Hits(hits.ids[:, : self.top], hits.scores[:, : self.top])
+        if self.rerank:
+            best = rerank(hits, *loaded.scoring, queries, loaded.train, self.top, self.options)
+        entries = lists(loaded, queries, {"helpful": (best.ids, best.scores)})
+        facts: dict[str, Any] = {"index": index.entry.key, "exact": self.rerank, "queries": entries}
+        if self.check:
+            facts |= self._recall(loaded, queries, best.ids, hits.ids)
+        if self.json:
+            print_json(facts)
+            return
+        show_lists(entries)
+        if self.check:
+            print(f"\nrecall@10 against the exact scores: {facts['recall_at_10']:.3f}; "
+                  f"of the {self.candidates} candidates {facts['recall_at_10_of_candidates']:.3f}")  # fmt: skip
+
+    def _recall(self, loaded: Loaded, queries: Any, listed: np.ndarray, found: np.ndarray) -> dict[str, Any]:
+        import attrib
+        from attrib.index import recall_of
+
+        exact = attrib.score(*loaded.scoring, queries, loaded.train, store=loaded.store, options=self.options)
+        return {
+            "recall_at_10": float(recall_of(listed, exact, 10).mean()),
+            "recall_at_10_of_candidates": float(recall_of(found, exact, 10).mean()),
+        }

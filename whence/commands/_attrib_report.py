@@ -1,0 +1,44 @@
+"""`whence attrib report`: the influence report of a model and its data as one HTML file."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ._attrib_job import Job, Questions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Questions, Job):
+    """Draw what taught the model its answers: one self-contained HTML page.
+
+    For every query the passages that helped and hindered, token by token, by layer, and the tail of the scores.
+
+    Example:
+
+        whence attrib report --first 3 --out out/influence.html
+    """
+
+    out: Path = Path("out/influence.html")
+    """The page to write."""
+    top: int = 8
+    """Passages shown that help a query."""
+    bottom: int = 3
+    """Passages shown that hinder it."""
+
+    def run(self) -> None:
+        import attrib
+        from attrib.report import coverage, report, shown_passages
+
+        loaded = self.load()
+        queries = self.asked(loaded.corpus)
+        options = self.options
+        scores = attrib.score(
+            *loaded.scoring, queries, loaded.train, store=loaded.store, per_site=True, options=options
+        )
+        seen = loaded.train.select(shown_passages(scores, self.top, self.bottom))
+        tokens = attrib.token_scores(*loaded.scoring, queries, seen, train_size=loaded.factors.count, options=options)
+        docs = replace(loaded.corpus, train=loaded.train, queries=queries)
+        page = report(
+            scores, docs, tokens=tokens, top=self.top, bottom=self.bottom,
+            lead=f"{self.model} on {self.data}", tables=[coverage(loaded.sites)],
+        )  # fmt: skip
+        print(f"{page.save(self.out)}: {len(queries)} queries, {len(loaded.train)} training examples")

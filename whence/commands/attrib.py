@@ -1,0 +1,278 @@
+"""Which training data: influence of every training example on what the model said, planned, stored and reported."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cache.errors import UsageError
+
+from ._attrib_evaluate import Evaluate, Probe
+from ._attrib_index import Index, Query
+from ._attrib_job import Job, Loaded, Precision, Questions, lists, print_json, save_scores, show_lists
+from ._attrib_report import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Job):
+    """What a fit, and scoring, will cost here: passes, operations, memory, disk, coverage, and time.
+
+    Time comes from a short measurement of this model on this machine. Where the job does not fit, it says which
+    setting to change, and the exit code is 1.
+
+    Example:
+
+        whence attrib plan --score 64 --memory 4GB
+    """
+
+    score: int = 0
+    """Plan to score as many queries too."""
+    rank: int | None = None
+    """Hold queries at this rank; whole where they fit, else 32, by default."""
+    precision: Precision = "float32"
+    """Of the products with the training examples' gradients."""
+    index: int = 0
+    """Plan an index of this many numbers an example."""
+    measure: bool = True
+    """Run a small batch to estimate the time."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        from attrib.plan import make_plan, refuse
+
+        loaded = self.load()
+        plan = make_plan(
+            loaded.model, loaded.task, loaded.train, queries=self.score, sites=loaded.sites,
+            rank="auto" if self.rank is None else self.rank, precision=self.precision, index_width=self.index,
+            store=loaded.store, measure=self.measure, options=self.options,
+        )  # fmt: skip
+        print_json(plan.to_json()) if self.json else print(plan)
+        refuse(plan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(Job):
+    """Fit EK-FAC: the curvature that every score needs. Fitted once, it is read from the store afterwards.
+
+    A job that is killed goes on where it stopped when it is run again. One that cannot fit the memory is refused
+    before it starts, with what to change.
+
+    Example:
+
+        whence attrib fit --sites "*.mlp.*" --damping 0.1
+    """
+
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        loaded = self.load()
+        began = time.perf_counter()
+        factors = loaded.factors
+        facts = {
+            "key": factors.key,
+            "method": factors.method,
+            "sites": len(factors.sites),
+            "coverage": factors.sites.coverage,
+            "examples": factors.count,
+            "damping": factors.damping.value,
+            "bytes": factors.nbytes,
+            "seconds": round(time.perf_counter() - began, 2),
+            "from_store": all(event.what == "hit" for event in loaded.store.events if event.kind == "factors"),
+        }
+        if self.json:
+            print_json(facts)
+            return
+        print(f"{factors}\n{factors.sites.summary}")
+        print(f"key {factors.key[:12]}, {'read from the store' if facts['from_store'] else 'fitted'}, "
+              f"{facts['seconds']:.1f} s")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Questions, Job):
+    """Influence of every training example on every query, in nats; lists who helped and who hindered most.
+
+    Influence is the predicted change of the query's log-probability when the example is added to the training data
+    once more. All queries are answered in one pass over the data.
+
+    Example:
+
+        whence attrib score --prompt "The yield expression is used when" --completion " defining a generator"
+    """
+
+    top: int = 8
+    """How many of either end to list."""
+    only_top: bool = False
+    """Keep only the ends, never every score: memory does not grow with the data."""
+    rank: int | None = None
+    """Hold queries at this rank; whole where they fit, else 32, by default."""
+    precision: Precision = "float32"
+    """Of the products with the training examples' gradients."""
+    relative: Literal["loss", "parameters"] | None = None
+    """Divide by how far the example alone moves the model's predictions, or its parameters (RelatIF)."""
+    group_by: str | None = None
+    """Sum over training examples that share this, such as title."""
+    one_query: bool = False
+    """Ask all queries as one."""
+    heads: int | None = None
+    """Split by attention head; give the number of heads (with --sites "*.attn.*")."""
+    key_value_heads: int | None = None
+    """Heads of keys and values, where fewer."""
+    prefilter: Literal["tfidf-query", "tfidf-document", "bm25"] | None = None
+    """Score only the examples that share words with a query."""
+    keep: int = 100
+    """Examples that the prefilter keeps for each query."""
+    recall: bool = False
+    """Score everything and report what share of the exact top 10 each prefilter would have found."""
+    out: Path | None = None
+    """Write the scores: .npz or .csv."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        loaded = self.load()
+        queries = self.asked(loaded.corpus)
+        special = [name for name in ("only_top", "group_by", "heads", "prefilter", "relative") if getattr(self, name)]
+        if len(special) > 1 and special != ["prefilter", "relative"]:
+            raise UsageError(f"{' and '.join(special)} do not go together.", "Ask for one at a time.")
+        if self.only_top:
+            self._ends(loaded, queries)
+        elif self.group_by is not None or self.one_query:
+            self._groups(loaded, queries)
+        elif self.heads is not None:
+            self._heads(loaded, queries)
+        else:
+            self._scores(loaded, queries)
+
+    def _scores(self, loaded: Loaded, queries: Any) -> None:
+        import attrib
+        from attrib.prefilter import RULES, candidates, lexical_scores, recall_by_share
+
+        train = loaded.train
+        if self.prefilter is not None and not self.recall:
+            rows = candidates(lexical_scores(queries, train, self.prefilter), self.keep)
+            train = train.select(np.unique(rows))
+        scores = attrib.score(
+            *loaded.scoring, queries, train, store=loaded.store, rank="auto" if self.rank is None else self.rank,
+            precision=self.precision, options=self.options,
+        )  # fmt: skip
+        ladders = []
+        if self.recall:
+            ladders = [recall_by_share(lexical_scores(queries, train, rule), scores, rule=rule) for rule in RULES]
+        if self.relative is not None:
+            scores = attrib.relative(
+                scores, *loaded.scoring, train, per=self.relative, store=loaded.store, options=self.options
+            )
+        order = np.argsort(-scores.values, axis=1, kind="stable")
+        ends = {"helpful": order[:, : self.top], "harmful": order[:, ::-1][:, : self.top]}
+        self._show(
+            lists(loaded, queries, {
+                name: (train.ids[rows], np.take_along_axis(scores.values, rows, 1)) for name, rows in ends.items()
+            }),
+            scores, recall={x.rule: dict(zip(x.shares.tolist(), x.recall.tolist())) for x in ladders},
+            scanned=len(train) / len(loaded.train), notes=[str(ladder) for ladder in ladders],
+        )  # fmt: skip
+
+    def _ends(self, loaded: Loaded, queries: Any) -> None:
+        import attrib
+
+        found = attrib.top(
+            *loaded.scoring, queries, loaded.train, self.top, store=loaded.store,
+            rank="auto" if self.rank is None else self.rank, precision=self.precision, options=self.options,
+        )  # fmt: skip
+        ends = {name: (found[f"{name}_id"].values, found[name].values) for name in ("helpful", "harmful")}
+        self._show(lists(loaded, queries, ends), None)
+
+    def _groups(self, loaded: Loaded, queries: Any) -> None:
+        import attrib
+
+        groups = attrib.groups_by(loaded.train, self.group_by) if self.group_by else None
+        asked = None if self.one_query else {str(i): [i] for i in queries.ids}
+        scores = attrib.group_scores(
+            *loaded.scoring, queries, loaded.train, query_groups=asked, train_groups=groups, store=loaded.store,
+            options=self.options,
+        )  # fmt: skip
+        entries = []
+        for place, name in enumerate(scores["query"].values):
+            order = np.argsort(-scores.values[place], kind="stable")[: self.top]
+            names, values = scores["train"].values[order], scores.values[place, order]
+            found = [{"id": str(n)[:60], "title": "", "nats": float(v)} for n, v in zip(names, values)]
+            entries.append({"query": str(name), "asked": f"query {name}", "groups": found})
+        self._show(entries, scores)
+
+    def _heads(self, loaded: Loaded, queries: Any) -> None:
+        import attrib
+
+        heads = attrib.find_heads(loaded.factors.sites, self.heads or 1, self.key_value_heads)
+        scores = attrib.head_scores(
+            *loaded.scoring, queries, loaded.train, heads, store=loaded.store, options=self.options
+        )
+        entries = []
+        for place in range(len(queries)):
+            strength = np.abs(scores.values[place]).sum(0)
+            order = np.argsort(-strength, kind="stable")[: self.top]
+            found = [{"id": heads[h].name, "title": "sum of |influence|", "nats": float(strength[h])} for h in order]
+            entries.append({"query": int(queries.ids[place]), "asked": f"query {queries.ids[place]}", "heads": found})
+        self._show(entries, scores)
+
+    def _show(self, entries: list[dict[str, Any]], scores: Any, notes: Any = (), **more: Any) -> None:
+        if self.out is not None and scores is not None:
+            save_scores(self.out, scores)
+        if self.json:
+            print_json({"queries": entries, **{name: value for name, value in more.items() if value}})
+            return
+        show_lists(entries)
+        if more.get("scanned", 1.0) < 1.0:
+            print(f"\n{more['scanned']:.1%} of the training examples scored, by {self.prefilter}")
+        for note in notes:
+            print(f"\n{note}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Self(Job):
+    """Self-influence: how much each training example changes its own loss. High values are rare or mislabelled.
+
+    Example:
+
+        whence attrib self --top 20
+    """
+
+    top: int = 10
+    """How many to list."""
+    out: Path | None = None
+    """Write all of them: .npz or .csv."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        import attrib
+
+        loaded = self.load()
+        found = attrib.self_influence(*loaded.scoring, loaded.train, store=loaded.store, options=self.options)
+        order = np.argsort(-found.values, kind="stable")[: self.top]
+        rows = [{"id": int(loaded.train.ids[n]), "title": loaded.title(int(loaded.train.ids[n])),
+                 "nats": float(found.values[n])} for n in order]  # fmt: skip
+        if self.out is not None:
+            save_scores(self.out, found)
+        if self.json:
+            print_json({"examples": len(loaded.train), "mean": float(found.values.mean()), "top": rows})
+            return
+        print(f"self-influence of {len(loaded.train)} examples, mean {found.values.mean():.3e} nats")
+        for row in rows:
+            print(f"  {row['nats']:.3e}  {row['id']:>10}  {row['title']}")
+
+
+COMMANDS = {
+    "plan": Plan,
+    "fit": Fit,
+    "score": Score,
+    "self": Self,
+    "index": Index,
+    "query": Query,
+    "evaluate": Evaluate,
+    "probe": Probe,
+    "report": Report,
+}
