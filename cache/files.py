@@ -1,8 +1,8 @@
 """Files that are whole or not there: durable publication on a local disk.
 
-`publish` writes a temporary file, syncs it, and gives it its name; `settle` then syncs the folders. `create`
-does the same for a file that must be written once: the name is given by link(2), which one of several racing
-processes wins. A process killed anywhere leaves at most a temporary file, which the next builder sweeps away.
+`publish` writes temporary files, syncs them, gives them their names, and syncs the folders. `create` does the same
+for a file that must be written once: the name is given by link(2), which one of several racing processes wins. A
+process killed anywhere leaves at most temporary files, which the next builder sweeps away.
 """
 
 import contextlib
@@ -10,7 +10,8 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from .medium import Files, Piece, Written
 TEMPORARY = ".tmp-"
 # many small pieces become one system call of at most this many bytes
 BATCH_PIECES = 8
+# how many files are synced at once
+TOGETHER = 8
 # how file systems without hard links refuse them
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
@@ -90,15 +93,35 @@ class LocalFiles(Files):
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def publish(self, path: str, pieces: Iterable[Piece], once: bool = False) -> Written:
-        full = self._inside(path)
-        with explained(self.root, f"writing {path}"):
-            temporary, written = self._write_temporary(full, pieces)
-            if once and self._link(temporary, full) and (stands := digest_file(full)).bytes == written.bytes:
-                os.unlink(temporary)
-                return stands
-            os.rename(temporary, full)
-        return written
+    def publish(self, files: Mapping[str, Iterable[Piece]], once: bool = False) -> dict[str, Written]:
+        targets = {path: self._inside(path) for path in files}
+        temporaries: dict[str, Path] = {}
+        published = {}
+        with explained(self.root, f"writing {', '.join(list(files)[:2])}"):
+            try:
+                grown = {folder for full in targets.values() for folder in self._make_folder(full.parent)}
+                for path, pieces in files.items():
+                    temporaries[path], published[path] = self._write_temporary(targets[path], pieces)
+                _each(self._sync, temporaries.values())
+                for path, temporary in list(temporaries.items()):
+                    if once and (stands := self._first(temporary, targets[path], published[path])):
+                        published[path] = stands
+                    else:
+                        os.rename(temporary, targets[path])
+                    del temporaries[path]
+            finally:
+                for temporary in temporaries.values():
+                    with contextlib.suppress(OSError):
+                        os.unlink(temporary)
+            _each(self._sync, sorted(grown | {full.parent for full in targets.values()}))
+        return published
+
+    def _first(self, temporary: Path, full: Path, written: Written) -> Written | None:
+        """Give a file its name unless one of that length has it; the digest of the one that stands then."""
+        if self._link(temporary, full) and (stands := digest_file(full)).bytes == written.bytes:
+            os.unlink(temporary)
+            return stands
+        return None
 
     def _link(self, temporary: Path, full: Path) -> bool:
         """Give the file its name unless it is taken; True when there is a file of that name now."""
@@ -117,8 +140,11 @@ class LocalFiles(Files):
         with explained(self.root, f"writing {path}"):
             if os.path.lexists(full):
                 return False
+            for folder in sorted(self._make_folder(full.parent)):
+                self._sync(folder)
             temporary, _ = self._write_temporary(full, [data])
             try:
+                self._sync(temporary)
                 os.link(temporary, full)
                 won = True
             except FileExistsError:
@@ -129,7 +155,7 @@ class LocalFiles(Files):
                 won = self._create_without_link(full, data)
             finally:
                 os.unlink(temporary)
-            self._sync_folder(full.parent)
+            self._sync(full.parent)
         return won
 
     def _create_without_link(self, full: Path, data: bytes) -> bool:
@@ -145,12 +171,7 @@ class LocalFiles(Files):
             os.close(handle)
         return True
 
-    def settle(self, paths: Iterable[str]) -> None:
-        for folder in sorted({self._inside(path).parent for path in paths}):
-            self._sync_folder(folder)
-
     def _write_temporary(self, full: Path, pieces: Iterable[Piece]) -> tuple[Path, Written]:
-        self._make_folder(full.parent)
         temporary = full.parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}"
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         digest, size = xxhash.xxh3_128(), 0
@@ -165,7 +186,6 @@ class LocalFiles(Files):
                         _write_all(handle, batch)
                         batch = []
                 _write_all(handle, batch)
-                os.fsync(handle)
             finally:
                 os.close(handle)
         except BaseException:
@@ -174,17 +194,19 @@ class LocalFiles(Files):
             raise
         return temporary, Written(size, digest.hexdigest())
 
-    def _make_folder(self, folder: Path) -> None:
+    def _make_folder(self, folder: Path) -> set[Path]:
+        """Make a folder and those above it; returns the folders that got a new name in them, to be synced."""
         if folder.is_dir():
-            return
-        if folder != self.root:
-            self._make_folder(folder.parent)
+            return set()
+        grown = self._make_folder(folder.parent)
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)
-            self._sync_folder(folder.parent)
+            grown.add(folder.parent)
+        return grown
 
-    def _sync_folder(self, folder: Path) -> None:
-        handle = os.open(folder, os.O_RDONLY)
+    def _sync(self, path: Path) -> None:
+        """Bring a file's bytes, or a folder's names, to the disk."""
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         except OSError as error:  # a mount that cannot sync folders orders them itself
@@ -195,7 +217,7 @@ class LocalFiles(Files):
 
     def make_folder(self, path: str) -> None:
         with explained(self.root, f"creating {path}"):
-            self._make_folder(self._inside(path))
+            _each(self._sync, sorted(self._make_folder(self._inside(path))))
 
     def remove(self, path: str) -> None:
         with explained(self.root, f"deleting {path}"), contextlib.suppress(FileNotFoundError):
@@ -206,7 +228,7 @@ class LocalFiles(Files):
         with explained(self.root, f"moving {path}"):
             self._make_folder(target.parent)
             os.rename(self._inside(path), target)
-            self._sync_folder(target.parent)
+            self._sync(target.parent)
 
     def remove_tree(self, path: str) -> None:
         with explained(self.root, f"deleting {path}"):
@@ -246,6 +268,17 @@ class LocalFiles(Files):
                     pending.append(below)
                 elif stat.S_ISREG(seen.st_mode):
                     yield below, seen.st_size
+
+
+def _each(work: Callable[[Path], None], paths: Iterable[Path]) -> None:
+    """Do this for every path; several at a time where there are many, for a disk commits their syncs together."""
+    paths = list(paths)
+    if len(paths) <= TOGETHER:
+        for path in paths:
+            work(path)
+        return
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        list(pool.map(work, paths))
 
 
 def _write_all(handle: int, pieces: list[Piece]) -> None:
