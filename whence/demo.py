@@ -164,7 +164,7 @@ def work_done(store: Store, seconds: float) -> Table:
     for event in _once(store.events):
         entry = _named_entry(store, event)
         source = "from the cache" if event.what == "hit" else "computed now" if event.what == "built" else "resumed"
-        rows.append((entry[0], event.key[:12], source, entry[1], f"{event.seconds:.1f} s"))
+        rows.append((entry[0], event.key[:10], source, entry[1], f"{event.seconds:.1f} s"))
     computed = sum(row[2] != "from the cache" for row in rows)
     note = f"{computed} computed, {len(rows) - computed} from the cache; {seconds:.1f} s in all. Cache: {store.root}"
     return Table("Computed and cached", tuple(rows), ("artefact", "key", "", "size", "time"), note)
