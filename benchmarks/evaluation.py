@@ -50,7 +50,7 @@ def kronfluence_side(out: Path) -> None:
         def get_influence_tracked_modules(self) -> list[str]:
             return saved["modules"]
 
-    torch.manual_seed(0)
+    torch.manual_seed(saved["seed"])
     task = Loss()
     model = prepare_model(saved["model"], task)
     analyzer = Analyzer("lds", model, task, cpu=True, output_dir=str(out / "results"), disable_tqdm=True)
@@ -65,21 +65,35 @@ def kronfluence_side(out: Path) -> None:
 
 
 def beside_kronfluence(name: str, subsets: int, seeds: int) -> None:
-    """LDS of both on one bank, and the paired bootstrap of their difference."""
+    """LDS of both on one bank for several seeds of the drawn labels, and the paired bootstrap of each difference."""
     import attrib
     from attrib.evaluate import compare, lds
-    from cache import LanguageModelling
+    from attrib.methods import RedrawnEKFAC
     from whence.evaluation import PROBLEMS
     from whence.judging import retrained
 
     problem = PROBLEMS[name]()
     bank = retrained(problem, subsets, 0.5, None, True)
-    language = isinstance(problem.task, LanguageModelling)
-    found = []
+    print(f"\n{name}, {subsets} subsets: LDS by label seed, and its difference to kronfluence's of that seed")
     for seed in range(seeds):
-        factors = attrib.EKFAC(seed=seed).fit(problem.model, problem.task, problem.train, sites=problem.sites)
-        found.append(attrib.score(factors, problem.model, problem.task, problem.queries, problem.train))
-    ours = found[0]
+        ours = {}
+        for label, method in (("EK-FAC", attrib.EKFAC(seed=seed)), ("redrawn", RedrawnEKFAC(seed=seed))):
+            factors = method.fit(problem.model, problem.task, problem.train, sites=problem.sites)
+            ours[label] = attrib.score(factors, problem.model, problem.task, problem.queries, problem.train)
+        # theirs is the gradient of the query's loss with the example's loss, not divided by N: the same sign as ours
+        theirs = ours["EK-FAC"].copy(data=kronfluence_scores(problem, seed))
+        print(f"seed {seed}: kronfluence {lds(theirs, bank)}")
+        for label, scores in ours.items():
+            correlation = float(np.corrcoef(scores.values.ravel(), theirs.values.ravel())[0, 1])
+            found, difference = lds(scores, bank), compare(scores, theirs, bank)
+            print(f"seed {seed}: {label:11} {found}; {difference}; scores correlate {correlation:.4f}", flush=True)
+
+
+def kronfluence_scores(problem: Any, seed: int) -> np.ndarray:
+    """Its scores [query, train] of a problem's model, from a process of its own."""
+    from cache import LanguageModelling
+
+    language = isinstance(problem.task, LanguageModelling)
 
     def columns(examples: Any) -> tuple[torch.Tensor, torch.Tensor]:
         batch = examples.batch(range(len(examples)))
@@ -87,23 +101,17 @@ def beside_kronfluence(name: str, subsets: int, seeds: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        torch.save(
-            {
-                "model": problem.model,
-                "language": language,
-                "modules": list(problem.sites.names),
-                "train": columns(problem.train),
-                "queries": columns(problem.queries),
-            },
-            out / "problem.pt",
-        )
+        saved = {
+            "model": problem.model,
+            "language": language,
+            "modules": list(problem.sites.names),
+            "train": columns(problem.train),
+            "queries": columns(problem.queries),
+            "seed": seed,
+        }
+        torch.save(saved, out / "problem.pt")
         run_side("benchmarks.evaluation", "kronfluence", out, install("kronfluence==1.0.1", "einconv==0.1.0"))
-        # theirs is the gradient of the query's loss with the example's loss, not divided by N: the same sign as ours
-        theirs = ours.copy(data=np.load(out / "scores.npy").astype(np.float32))
-    correlation = float(np.corrcoef(ours.values.ravel(), theirs.values.ravel())[0, 1])
-    drawn = " ".join(f"{lds(scores, bank, draws=20).mean:.3f}" for scores in found)
-    print(f"\n{name}: EK-FAC {lds(ours, bank)}, kronfluence {lds(theirs, bank)}")
-    print(f"{name}: {compare(ours, theirs, bank)}; scores correlate {correlation:.4f}; our LDS by label seed: {drawn}")
+        return np.load(out / "scores.npy").astype(np.float32)
 
 
 def main() -> None:

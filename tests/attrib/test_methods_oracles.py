@@ -12,6 +12,7 @@ from attrib import FitOptions, methods
 from attrib.features import random_projection
 from attrib.methods.bm25 import counts
 from attrib.methods.magic import record, trained, unroll
+from attrib.methods.redrawn import FRESH
 from attrib.methods.shampoo import Shampoo
 from attrib.methods.source import SOURCE, Segment
 from attrib.states import scores_of
@@ -104,6 +105,21 @@ def test_shampoo_keeps_the_trace_and_corrects_to_measured_squares() -> None:
         np.testing.assert_allclose(q.T @ left @ q, np.diag(np.diag(q.T @ left @ q)), atol=1e-9 * trace)
         rotated = np.einsum("op,noi,ij->npj", q, g, right.per_site[site].qa)
         np.testing.assert_allclose(right.per_site[site].eigenvalues, np.square(rotated).mean(0), atol=1e-9 * trace)
+
+
+def test_redrawn_eigenvalues_are_of_labels_that_the_basis_has_not_seen() -> None:
+    case = cases.build("mlp")
+    plain = methods.EKFAC(eigen="float64").fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
+    anew = methods.RedrawnEKFAC(eigen="float64").fit(
+        case.model, case.task, case.examples, sites=case.sites, options=QUIET
+    )
+    sampled = oracles.flat_gradients(case, case.examples, lambda m, b: case.task.sampled_loss(m, b, FRESH))
+    for site, part in oracles.site_slices(case.sites).items():
+        own = anew.per_site[site]
+        np.testing.assert_allclose(own.qa, plain.per_site[site].qa)
+        g = sampled[:, part].reshape(-1, *own.eigenvalues.shape)
+        squares = np.square(np.einsum("op,noi,ij->npj", own.qs, g, own.qa)).mean(0)
+        np.testing.assert_allclose(own.eigenvalues, squares, atol=1e-9 * squares.max())
 
 
 def test_grand_and_el2n_are_their_definitions() -> None:
