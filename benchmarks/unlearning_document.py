@@ -189,9 +189,7 @@ def show(store: Store, out: Path) -> None:
         evaluations.append(evaluate(panel, methods, title=f"document {title!r}"))
         attacks(title, deletion, {"trained": on.models, "oracles": oracles, "DMM": unlearned.models})
     print("\nmean loss in nats a token, forgotten / retained\n")
-    print(
-        "| document | pieces | trained | oracles | DMM | from the oracle, in gaps | retained, nats | passes of retraining |"
-    )
+    print("| document | pieces | trained | oracles | DMM | off the oracle, gaps | retained, nats | passes |")
     print("|---" * 8 + "|")
     print("\n".join(lines))
     for evaluation in evaluations:

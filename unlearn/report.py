@@ -3,13 +3,17 @@
 import base64
 import html
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cache import DataError
+
 from .evaluate import NOTHING, NULL, PARTS, Evaluation, Row
+from .metrics import KLoM, Summary
 
 if TYPE_CHECKING:
     import xarray
@@ -70,6 +74,27 @@ def to_dataset(evaluation: Evaluation) -> "xarray.Dataset":
         },
         {"models": evaluation.models, "bins": evaluation.bins, "direction": evaluation.metric.direction},
     )
+
+
+def to_json(evaluation: Evaluation) -> str:
+    """Everything in it, to be read back by `from_json`."""
+    rows = [row._asdict() | {"klom": {part: s._asdict() for part, s in row.klom.items()}} for row in evaluation.rows]
+    settings = {"direction": evaluation.metric.direction, "bins": evaluation.metric.bins}
+    document = {"metric": settings, "models": evaluation.models, "forgotten": evaluation.forgotten}
+    return json.dumps({**document, "title": evaluation.title, "rows": rows})
+
+
+def from_json(text: str) -> Evaluation:
+    """The evaluation that `to_json` wrote. Raises DataError for anything else."""
+    try:
+        found = json.loads(text)
+        rows = tuple(
+            Row(**{**row, "klom": {part: Summary(**s) for part, s in row["klom"].items()}}) for row in found["rows"]
+        )
+        metric = KLoM(found["metric"]["direction"], found["metric"]["bins"])
+        return Evaluation(rows, metric, found["models"], found["forgotten"], found["title"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError("This file holds no evaluation.", "Give one that `whence unlearn evaluate` wrote.") from error
 
 
 def plot(evaluation: Evaluation) -> bytes:

@@ -112,7 +112,8 @@ def _fit(bank: Retrained, penalties: Sequence[float], seed: int, path: Path) -> 
     for weights in fits:
         predicted = (bank.masks[chosen_by] - means) @ weights
         scores.append(float(spearman(predicted, held_out["choose"]).mean()))
-    best = min((k for k in range(len(fits)) if scores[k] >= NEARLY * max(scores)), key=lambda k: penalties[k])
+    enough = max(scores) - (1 - NEARLY) * abs(max(scores))
+    best = min((k for k in range(len(fits)) if scores[k] >= enough), key=lambda k: penalties[k])
     score = lds_of((bank.masks[judged] - means) @ fits[best], held_out["judge"])
     # with λ settled, all models
     _, gram, moment = _moments(bank, np.arange(count))

@@ -1,0 +1,67 @@
+"""Regression datamodels against scikit-learn's ridge per output, and KLoM against a plain loop."""
+
+import time
+
+import numpy as np
+
+from cache.retrained import Retrained, subset_masks
+from unlearn.datamodels import ridge
+from unlearn.metrics import KLoM
+
+MASKS, TRAIN, POINTS, CLASSES = 1000, 400, 800, 10
+
+
+def plain_klom(p: np.ndarray, q: np.ndarray, bins: int) -> float:
+    """One point, as the published loops do it (with the last bin closed)."""
+    edges = np.linspace(min(p.min(), q.min()), max(p.max(), q.max()), bins + 1)
+    mass = np.histogram(p, edges)[0] / len(p)
+    other = np.maximum(np.histogram(q, edges)[0] / len(q), 1e-5)
+    other = other / other.sum()
+    used = mass > 0
+    return float((mass[used] * np.log(mass[used] / other[used])).sum())
+
+
+def regression() -> None:
+    from sklearn.linear_model import Ridge
+
+    generator = np.random.default_rng(0)
+    masks = subset_masks(TRAIN, MASKS, 0.75)
+    logits = generator.normal(size=(MASKS, POINTS, CLASSES)).astype(np.float32)
+    bank = Retrained(masks, np.arange(MASKS), np.arange(TRAIN), np.arange(POINTS), {"logits": logits})
+    penalties = (1.0, 3.0, 10.0, 30.0, 100.0)
+    started = time.perf_counter()
+    ridge(bank, penalties)
+    took = time.perf_counter() - started
+    features, outputs, tried = masks.astype(np.float32), logits.reshape(MASKS, -1), 40
+    started = time.perf_counter()
+    for k in range(tried):
+        Ridge(5.0).fit(features, outputs[:, k])
+    each = (time.perf_counter() - started) / tried
+    whole = each * outputs.shape[1]
+    print(
+        f"ridge, {MASKS} masks x {POINTS} outputs x {CLASSES} classes: {took:.2f} s for {len(penalties)} "
+        f"penalties, the choice among them and the LDS; one scikit-learn ridge per output and one penalty: "
+        f"{whole:.0f} s ({tried} timed, scaled); {whole / took:.0f}x"
+    )
+
+
+def klom() -> None:
+    generator = np.random.default_rng(0)
+    p, q = generator.normal(size=(2, 100, 60_000)).astype(np.float32)
+    metric = KLoM(bins=20)
+    started = time.perf_counter()
+    found = metric(p, q)
+    took = time.perf_counter() - started
+    started = time.perf_counter()
+    slow = [plain_klom(p[:, k], q[:, k], 20) for k in range(1000)]
+    loop = (time.perf_counter() - started) * 60
+    off = np.abs(found[:1000] - slow)
+    print(
+        f"KLoM, 100 x 100 models x 60,000 points: {took:.2f} s; a plain loop: {loop:.1f} s (1,000 points timed, "
+        f"scaled); {loop / took:.0f}x; median difference {np.median(off):.1e}"
+    )
+
+
+def show() -> None:
+    regression()
+    klom()

@@ -1,0 +1,54 @@
+"""The commands of bank and unlearn, in order, on the embedded digits."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cache import DataError, Store, UsageError
+from whence.commands import bank, unlearn
+from whence.commands._classifier import builder, forget_ids, labelled
+
+SMALL = {"models": 8, "bank": 40, "epochs": 1, "steps": 4}
+
+
+def test_a_bank_a_datamodel_and_an_evaluation(tmp_path, capsys):
+    root = str(tmp_path / "store")
+    bank.Run(models=40, epochs=1, name="subsets", root=root, json=True).run()
+    told = json.loads(capsys.readouterr().out)
+    assert told["models"] == told["different training sets"] == 40
+    bank.Info("subsets", root=root).run()
+    assert "kept by each" in capsys.readouterr().out
+    unlearn.Datamodel("subsets", name="weights", root=root, json=True).run()
+    assert -1 <= json.loads(capsys.readouterr().out)["lds"]["value"] <= 1
+    assert Store(root).ref("weights").kind == "scores"
+    out = tmp_path / "out" / "forgot.npz"
+    unlearn.Run(method="dmm", forget="random:5", out=out, root=root, **SMALL).run()
+    with np.load(out) as kept:
+        assert kept["1.weight"].shape == (8, 32, 64)
+        assert len(json.loads(str(kept["ledger"]))[0]["forgotten"]) == 5
+    where = tmp_path / "out" / "e.json"
+    with pytest.warns(UserWarning, match="within noise"):
+        unlearn.Evaluate(methods="scrub, dm-direct", forget="random:5", out=where, root=root, **SMALL).run()
+    assert "oracles (null)" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    unlearn.Report((where,), out=page).run()
+    assert "SCRUB" in page.read_text()
+
+
+def test_commands_name_what_is_wrong(tmp_path):
+    train, points = labelled("digits")
+    for text in ("random", "neighbours:3", "class:8:x"):
+        with pytest.raises(UsageError, match="names no forget set"):
+            forget_ids(text, train)
+    assert forget_ids("3,4", train).tolist() == [3, 4]
+    with pytest.raises(UsageError, match="no network"):
+        builder("tree-3", points)
+    with pytest.raises(DataError, match="no labelled data set"):
+        labelled("nowhere")
+    with pytest.raises(UsageError, match="nothing to report"):
+        unlearn.Report(()).run()
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(DataError, match="no evaluation"):
+        unlearn.Report((tmp_path / "x.json",)).run()
+    assert builder("conv-4-4", points)(0)(points.batch([0, 1])["x"]).shape == (2, 10)

@@ -1,0 +1,250 @@
+"""Without these data: datamodels, unlearning methods, and their evaluation against retrained oracles."""
+
+import json as json_module
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import tyro
+
+if TYPE_CHECKING:
+    from unlearn.deletion import Deletion
+    from unlearn.loop import Method
+
+METHODS = (
+    "dmm", "dm-direct", "oracle-matching", "retrain", "fine-tune", "ascent", "descent-ascent", "neggrad", "scrub",
+    "salun", "l1", "newton",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Datamodel:
+    """Fit a datamodel to a bank: every logit of every point as a linear function of who was in the training set.
+
+    Prints its linear datamodeling score on held-out masks.
+
+    Example:
+
+        whence unlearn datamodel digits-subsets --method ridge
+    """
+
+    bank: tyro.conf.Positional[str]
+    """The bank's key or name (`whence bank run`)."""
+    method: Literal["ridge", "lasso"] = "ridge"
+    name: str | None = None
+    """A name for the weights in the store."""
+    root: str | None = None
+    """The store; $WHENCE_CACHE or your cache folder by default."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        from cache import Store
+        from cache.bank_store import retrained_from
+        from unlearn.datamodels import lasso, ridge
+
+        store = Store(self.root)
+        entry = store.get(self.bank)
+        found = {"ridge": ridge, "lasso": lasso}[self.method](retrained_from(entry))
+        key = found.save(store, {"bank": entry.key, "method": self.method})
+        if self.name:
+            store.name(self.name, store.get(key))
+        if self.json:
+            print(json_module.dumps({"key": key, "penalty": found.penalty, "lds": found.lds._asdict()}))
+            return
+        print(f"{self.method} on {found.trainings} models: penalty {found.penalty:g}, LDS {found.lds}")
+        for penalty, score in found.choices.items():
+            print(f"  penalty {penalty:<10g} LDS {score:.3f} on the masks it was chosen by")
+        print(f"weights: {key}")
+
+
+@dataclass(frozen=True)
+class _Setting:
+    forget: str = "random:20"
+    """random:20, random:20:3 (seed), neighbours:17:20 (nearest to example 17 in its class), class:8:20, ids such as
+    3,17,29, or a file of ids."""
+    data: str = "digits"
+    """digits, or an .npz with x_train, y_train, x_test and y_test."""
+    network: str = "mlp-32"
+    """mlp-32, mlp-64-32 (hidden widths) or conv-8-16 (channels)."""
+    models: int = 32
+    """Trained models that forget; distances need an ensemble."""
+    bank: int = 512
+    """Models retrained on random subsets for the datamodel of dmm and dm-direct."""
+    share: float = 0.75
+    """Of the training examples that each subset keeps."""
+    epochs: int = 40
+    batch: int = 50
+    rate: float = 0.02
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    steps: int = 80
+    """Of matching, for dmm and oracle-matching."""
+    root: str | None = None
+    """The store; $WHENCE_CACHE or your cache folder by default."""
+
+    def made(self) -> "Made":
+        from cache import Classification, Store
+        from unlearn.deletion import Deletion
+
+        from ._classifier import forget_ids, make_bank, models_of
+
+        store = Store(self.root)
+        bank = make_bank(self.data, self.network, self.epochs, self.batch, self.rate, self.optimiser, "logits,margins")
+        ids = forget_ids(self.forget, bank.train)
+        lanes: Any = models_of(bank, self.models, 10_000, store)
+        seeds = 10_000 + np.arange(self.models)
+        deletion = Deletion(lanes, Classification(), bank.train, ids, bank.recipe, bank.build, seeds)  # type: ignore[arg-type]
+        return Made(self, bank, store, deletion)
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """Data, bank and models of a command."""
+
+    setting: _Setting
+    bank: Any
+    store: Any
+    deletion: "Deletion"
+
+    def oracles(self) -> Any:
+        from cache.retrained import oracle_masks
+
+        count = 2 * self.setting.models
+        masks = oracle_masks(self.bank.train.ids, self.deletion.forget, count)
+        return self.bank.run(masks, 20_000 + np.arange(count), self.store)
+
+    def datamodel(self) -> Any:
+        from cache import say
+        from cache.retrained import subset_masks
+        from unlearn.datamodels import ridge
+
+        masks = subset_masks(len(self.bank.train), self.setting.bank, self.setting.share)
+        found = ridge(self.bank.run(masks, store=self.store))
+        say(f"datamodel: penalty {found.penalty:g}, LDS {found.lds}")
+        return found
+
+    def method(self, name: str) -> "Method":
+        """The method of a name. Raises UsageError for one that is not known."""
+        from cache import Classification, UsageError
+        from cache.training import AdamW
+        from unlearn import methods
+        from unlearn.datamodels import exact
+
+        matching = methods.Matching(steps=self.setting.steps, optimiser=AdamW(1e-2))
+        made: dict[str, Any] = {
+            "dmm": lambda: methods.DMM(self.datamodel(), matching),
+            "dm-direct": lambda: methods.DMDirect(self.datamodel()),
+            "oracle-matching": lambda: methods.OracleMatching(self.oracles(), matching),
+            "retrain": lambda: methods.Retrain(seed=50_000),
+            "fine-tune": methods.FineTune,
+            "ascent": methods.GradientAscent,
+            "descent-ascent": methods.DescentAscent,
+            "neggrad": methods.NegGradPlus,
+            "scrub": methods.Scrub,
+            "salun": methods.SalUn,
+            "l1": methods.L1Sparse,
+            "newton": lambda: methods.Newton(
+                lambda model: exact(model, Classification(), self.deletion.kept, damping=1.0)
+            ),
+        }
+        if name not in made:
+            raise UsageError(f"There is no unlearning method {name!r}.", f"Use one of {', '.join(METHODS)}.")
+        return made[name]()
+
+
+@dataclass(frozen=True)
+class Run(_Setting):
+    """Let trained models forget, and write their weights with the ledger of what was deleted.
+
+    Example:
+
+        whence unlearn run --method dmm --forget neighbours:17:20 --models 8 --out out/forgot.npz
+    """
+
+    method: str = "dmm"
+    """dmm, dm-direct, oracle-matching, retrain, fine-tune, ascent, descent-ascent, neggrad, scrub, salun, l1,
+    newton."""
+    out: Path = Path("out/unlearned.npz")
+    """Weights by parameter name, [models, ...], and the ledger as JSON."""
+
+    def run(self) -> None:
+        from unlearn.loop import run
+
+        made = self.made()
+        done = run(made.method(self.method), made.deletion, quiet=False)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        ledger = json_module.dumps([line._asdict() | {"hash": line.hash} for line in done.ledger.lines])
+        weights = {name: v.numpy() for name, v in done.models.views().items()}
+        np.savez(self.out, ledger=np.array(ledger), **weights)  # type: ignore[arg-type]
+        print(
+            f"{done.method}: {len(made.deletion.forget)} examples forgotten by {len(done.models)} models in "
+            f"{done.seconds:.1f} s, {done.passes:.0f} example passes each ({100 * done.ratio:.1f} % of retraining)"
+        )
+        for stop in done.stopped:
+            print(f"  model {stop.lane} stopped at step {stop.step}: {stop.why}")
+        print(f"kept: {done.ledger.lines[-1].kept}\nwritten: {self.out}")
+
+
+@dataclass(frozen=True)
+class Evaluate(_Setting):
+    """Judge methods against retrained oracles: KLoM with its null row, U-LiRA, energy distance, compute.
+
+    Example:
+
+        whence unlearn evaluate --methods dmm,descent-ascent,scrub --forget neighbours:17:20 --out out/near.json
+    """
+
+    methods: str = "dmm,oracle-matching,descent-ascent,fine-tune"
+    """Of dmm, dm-direct, oracle-matching, retrain, fine-tune, ascent, descent-ascent, neggrad, scrub, salun, l1,
+    newton; with commas."""
+    direction: Literal["unlearned||oracle", "oracle||unlearned"] = "unlearned||oracle"
+    bins: int | None = None
+    """Of the histograms; a fifth of the models, at most 20, by default."""
+    out: Path = Path("out/unlearning.json")
+    """The numbers; a page is written beside it."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        from unlearn.evaluate import Panel, evaluate
+        from unlearn.metrics import KLoM
+        from unlearn.report import save, table, to_json
+
+        made = self.made()
+        metric = KLoM(self.direction, self.bins)
+        panel = Panel.of(made.deletion, made.oracles(), made.bank.points, metric)
+        methods = [made.method(name.strip()) for name in self.methods.split(",")]
+        found = evaluate(panel, methods, title=self.forget, quiet=False)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.out.write_text(to_json(found))
+        page = save([found], self.out.with_suffix(".html"))
+        print(to_json(found) if self.json else f"{table(found)}\n\nwritten: {self.out}, {page}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One page for several evaluations: KLoM against compute for every method, the null row drawn in.
+
+    Example:
+
+        whence unlearn report out/random.json out/near.json --out out/unlearning.html
+    """
+
+    evaluations: tyro.conf.Positional[tuple[Path, ...]]
+    """What `whence unlearn evaluate` wrote."""
+    out: Path = Path("out/unlearning.html")
+
+    def run(self) -> None:
+        from cache import DataError, UsageError
+        from unlearn.report import from_json, save
+
+        if not self.evaluations:
+            raise UsageError("There is nothing to report.", "Name files that `whence unlearn evaluate` wrote.")
+        missing = [path for path in self.evaluations if not path.is_file()]
+        if missing:
+            raise DataError(f"There is no file {missing[0]}.", "Run `whence unlearn evaluate --out` first.")
+        print(save([from_json(path.read_text()) for path in self.evaluations], self.out))
+
+
+COMMANDS = {"datamodel": Datamodel, "run": Run, "evaluate": Evaluate, "report": Report}
