@@ -5,7 +5,7 @@ the medium come as StoreError or ResourceError, a file that is not there as File
 """
 
 import abc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,15 +57,11 @@ class Files(abc.ABC):
         """(path, bytes) of every file below a folder; links are not followed."""
 
     @abc.abstractmethod
-    def publish(self, path: str, pieces: Iterable[Piece], once: bool = False) -> Written:
-        """Write a file whole, replacing any of that name; durable after `settle`.
+    def publish(self, files: Mapping[str, Iterable[Piece]], once: bool = False) -> dict[str, Written]:
+        """Write files whole, replacing any of their names; each durable, under its name, when this returns.
 
         once: replace nothing; a whole file of that name stands, and its digest is returned.
         """
-
-    @abc.abstractmethod
-    def settle(self, paths: Iterable[str]) -> None:
-        """Make the names of published files survive a power cut."""
 
     @abc.abstractmethod
     def create(self, path: str, data: bytes) -> bool:

@@ -10,7 +10,8 @@ Credentials and endpoints come from the environment, as for any program that tal
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -22,6 +23,7 @@ from .files import digest_bytes
 from .medium import Files, Piece, Written
 
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "memory")
+UPLOADS = 8
 _memories: dict[str, Any] = {}
 
 
@@ -152,12 +154,16 @@ class RemoteFiles(Files):
 
     # -- writing
 
-    def publish(self, path: str, pieces: Iterable[Piece], once: bool = False) -> Written:
-        data = b"".join(pieces)
-        if not self._put(path, data, create=once):
-            return digest_bytes(self.read(path))
-        self.forget(path)
-        return digest_bytes(data)
+    def publish(self, files: Mapping[str, Iterable[Piece]], once: bool = False) -> dict[str, Written]:
+        def upload(item: tuple[str, Iterable[Piece]]) -> Written:
+            path, data = item[0], b"".join(item[1])
+            if not self._put(path, data, create=once):
+                return digest_bytes(self.read(path))
+            self.forget(path)
+            return digest_bytes(data)
+
+        with ThreadPoolExecutor(UPLOADS) as pool:
+            return dict(zip(files, pool.map(upload, files.items())))
 
     def create(self, path: str, data: bytes) -> bool:
         return self._put(path, data, create=True)
@@ -171,9 +177,6 @@ class RemoteFiles(Files):
             except obstore.exceptions.AlreadyExistsError:
                 return False
         return True
-
-    def settle(self, paths: Iterable[str]) -> None:
-        """Nothing to do: an object is durable when its upload is acknowledged."""
 
     def make_folder(self, path: str) -> None:
         """Nothing to do: object stores have no folders."""

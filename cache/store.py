@@ -257,9 +257,7 @@ class Store:
     def name(self, name: str, entry: Entry) -> None:
         """Give an entry a name; the name moves when another entry had it. What has a name is never collected."""
         document = {"format": FORMAT, "name": name, "kind": entry.kind, "key": entry.key}
-        path = ref_path(name)
-        self.files.publish(path, [sign(document)])
-        self.files.settle([path])
+        self.files.publish({ref_path(name): [sign(document)]})
 
     def unname(self, name: str) -> None:
         """Take a name away; the entry stays."""

@@ -182,9 +182,7 @@ def repair(store: Store, kind: str, key: str) -> Repaired:
         if any(digest_bytes(metadata[path]) != header.metadata[path] for path in restored):
             _discard(store, kind, key)  # written by another zarr: its form cannot be made again
             return Repaired((), (), True, True)
-        for path in restored:
-            files.publish(f"{base}/{path}", [metadata[path]])
-        files.settle(f"{base}/{path}" for path in restored)
+        files.publish({f"{base}/{path}": [metadata[path]] for path in restored})
         bad = {fault.path for fault in faults} - set(restored)
         dropped = []
         for shard in header.grid:

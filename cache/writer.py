@@ -91,11 +91,12 @@ class Writer:
         with self._lease(shard) as alone:
             if self._files.exists(where):
                 return None
-            written = {}
-            for name, path in self._header.shard_files(shard.index).items():
-                pieces = encode(self._header.stored[name], shard.index, rows[name])
-                written[path] = self._files.publish(f"{self._base}/{path}", pieces, once=not alone)
-            self._files.settle(f"{self._base}/{path}" for path in written)
+            pieces = {
+                f"{self._base}/{path}": encode(self._header.stored[name], shard.index, rows[name])
+                for name, path in self._header.shard_files(shard.index).items()
+            }
+            published = self._files.publish(pieces, once=not alone)
+            written = {path.removeprefix(f"{self._base}/"): file for path, file in published.items()}
             commit = Commit(self.key, shard, written)
             won = self._files.create(where, commit.to_bytes())
         if not won:
@@ -201,8 +202,8 @@ def create_or_resume(files: Files, header: Header) -> Header:
         data = files.read(f"{base}/{ENTRY}")
     except FileNotFoundError:
         metadata = zarr_metadata(header.arrays, header.grid)
-        vouched = {path: files.publish(f"{base}/{path}", [content]) for path, content in metadata.items()}
-        files.settle(f"{base}/{path}" for path in metadata)
+        published = files.publish({f"{base}/{path}": [content] for path, content in metadata.items()})
+        vouched = {path.removeprefix(f"{base}/"): file for path, file in published.items()}
         files.make_folder(f"{base}/commits")
         files.make_folder(f"{base}/leases")
         files.create(f"{base}/{ENTRY}", replace(header, metadata=vouched).to_bytes())

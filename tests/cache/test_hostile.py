@@ -101,7 +101,8 @@ def test_links_are_not_followed(place, entry, quick, what):
 
 
 def test_names_cannot_point_outside(place, entry):
-    place.files.publish("v1/refs/best.json", [sign({"format": 1, "name": "best", "kind": "x", "key": "../../../etc"})])
+    document = {"format": 1, "name": "best", "kind": "x", "key": "../../../etc"}
+    place.files.publish({"v1/refs/best.json": [sign(document)]})
     with pytest.raises(errors.StoreError):
         place.ref("best")
 
@@ -112,7 +113,7 @@ def test_paths_stay_inside(place, path):
         with pytest.raises(errors.StoreError):
             act(path)
     with pytest.raises(errors.StoreError):
-        place.files.publish(path, [b"x"])
+        place.files.publish({path: [b"x"]})
 
 
 def test_deep_json_is_refused(place, entry):

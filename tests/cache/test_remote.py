@@ -89,7 +89,7 @@ def test_the_read_through_copy_serves_and_is_checked(far, quick):
     copies = sorted((quick / "mirror").rglob("data.zarr/x/c.*"))
     assert len(copies) == 5
     path = next(path for path, _ in far.files.walk("v1") if path.endswith("data.zarr/x/c.1.0"))
-    far.files.publish(path, [b"damaged"])  # only the object: the copy was dropped with it
+    far.files.publish({path: [b"damaged"]})  # only the object: the copy was dropped with it
     with pytest.raises(errors.CorruptEntry, match="is not what was committed"):
         Store(far.root).open("gradients", {"n": 1}).read("x")
     assert [fault.path for fault in verify(far, "gradients", entry.key)] == ["data.zarr/x/c.1.0"]
@@ -120,7 +120,8 @@ def test_two_builders_share_the_work_and_one_commits_each_shard(far):
 def test_a_second_upload_of_the_same_file_lets_the_first_stand(far):
     assert far.files.create("v1/a", b"one")
     assert not far.files.create("v1/a", b"two")
-    assert far.files.publish("v1/a", [b"two"], once=True) == far.files.publish("v1/b", [b"one"])
+    kept = far.files.publish({"v1/a": [b"two"]}, once=True)
+    assert kept["v1/a"] == far.files.publish({"v1/b": [b"one"]})["v1/b"]
     assert far.files.read("v1/a") == b"one"
 
 
