@@ -1,6 +1,6 @@
 """Differentiable Siamese augmentation: one random operation a step, the same for real and synthetic images.
 
-Source: Zhao and Bilen 2021, "Dataset condensation with differentiable Siamese augmentation", §3 and table 8 (ranges).
+Source: Zhao and Bilen 2021, "Dataset condensation with differentiable Siamese augmentation"; ranges as in its code.
 Operations act on one image [h w c] with parameters drawn from a key; gradients flow through them to the pixels.
 Siamese means that all images of a class, real and synthetic, get the operation and parameters of one key.
 """

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from .layers import Params
 from .networks import Network
 
-# real examples whose gradient is taken at once: more bring no speed on two cores and take memory
+# real examples whose gradient is taken at once: bounds the memory of unfolded patches
 REAL_BLOCK = 256
 
 
@@ -41,7 +41,7 @@ def cross_entropy(
 def distance(a: Params, b: Params) -> Float[Array, ""]:
     """Σ over weights, Σ over their outputs, of 1 - cosine of the gradients that belong to one output.
 
-    One-dimensional parameters (biases, scales) count nothing. Lee et al. 2022 §3.1 as Zhao et al. 2021, eq. 9.
+    One-dimensional parameters (biases, scales) count nothing. Zhao, Mopuri and Bilen 2021; the same in Lee et al. 2022.
     This differs from the published code in the norm, sqrt(Σ² + 1e-12): an output that is dead on both sides has
     gradient zero, where the plain norm has no derivative.
     """

@@ -26,7 +26,7 @@ class Settings:
     warm_outer, warm_inner: the bi-level warm-up: classes are contrasted iff outer >= warm_outer or inner >= warm_inner.
     init: "real" examples, "noise", or "means" of a class's examples cut into `per_class` parts.
     augment: operations of DSA and DSAC. soft_labels: labels are learned too, at rate lr_labels. groups: of subgroup.
-    Sources: Lee et al. 2022, arXiv 2202.02916, §4.1 and its code's defaults.
+    Source: Lee et al. 2022, arXiv 2202.02916, and its code's defaults.
     """
 
     method: str = "dcc"

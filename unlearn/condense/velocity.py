@@ -1,7 +1,7 @@
 """Kernel velocity: how fast a network's tangent kernel drifts while it is trained on a synthetic set.
 
 K_t[a, b] = Σ_θ ∂s(x_a)/∂θ ∂s(x_b)/∂θ with s the sum of the logits; velocity is ‖K_{t+1} - K_t‖_F / ‖K_t‖_F.
-Lee et al. 2022 track it to explain why classes are contrasted only after a warm-up.
+Lee et al. 2022 track it to analyse the training dynamics of the contrastive loss.
 """
 
 from typing import TYPE_CHECKING, Any

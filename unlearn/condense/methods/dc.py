@@ -1,6 +1,6 @@
 """Dataset condensation by gradient matching: the loss is Σ over classes of the distance of class gradients.
 
-Source: Zhao, Mopuri and Bilen 2021, "Dataset condensation with gradient matching", algorithm 1.
+Source: Zhao, Mopuri and Bilen 2021, "Dataset condensation with gradient matching".
 """
 
 from ..matching import gradient_matching

@@ -1,7 +1,7 @@
 """Distribution matching: Σ over classes of the squared distance of mean features under random networks.
 
 No gradient of a network is matched and none is trained, so there is nothing of second order.
-Source: Zhao and Bilen 2023, "Dataset condensation with distribution matching", eq. 4.
+Source: Zhao and Bilen 2023, "Dataset condensation with distribution matching".
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""DCC with differentiable Siamese augmentation; every class keeps its own draw (Lee et al. 2022 §4.1)."""
+"""DCC with differentiable Siamese augmentation; every class keeps its own draw (Lee et al. 2022)."""
 
 from dataclasses import replace
 
