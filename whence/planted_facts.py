@@ -5,6 +5,9 @@ passages, among passages about the same person and passages with the same value.
 training set is judged by recall@1, recall@10 and mean reciprocal rank, with intervals from resampling questions.
 Normalised means divided by the root of the passage's self-influence in the same metric, which takes back the lead of
 passages that are influential for everything.
+
+Where an answer is one token, the gradient of its margin is that of its log-probability over 1 - p: both measurements
+then rank the passages of a question alike, and only their sizes differ.
 """
 
 from collections.abc import Mapping
