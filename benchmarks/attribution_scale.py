@@ -1,6 +1,6 @@
 """What scale costs in agreement: ranks, precision, index and prefilters against exact scores; the kernels' rates.
 
-    python -m benchmarks.attribution_scale [--tiny]
+    python -m benchmarks.attribution_scale [--tiny] [--examples 300]
 
 On the demo's model and the language reference (trained on first use), or with --tiny on an untrained one.
 """
@@ -18,10 +18,11 @@ import attrib
 from attrib import contraction, kernels
 from attrib.index import Sketch, build_index, recall_of
 from attrib.lowrank import LowRank, truncated
+from attrib.method import make_run
 from attrib.prefilter import RULES, lexical_scores, recall_by_share
 from attrib.queries import prepared_queries
-from cache import LanguageModelling, Store, find_sites
-from cache.build import Replay
+from attrib.scores import row_source
+from cache import LanguageModelling, Store, find_sites, gradients
 from whence.corpora import language_reference
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -48,16 +49,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--root", help="the store")
+    parser.add_argument("--examples", type=int, help="training examples to score, drawn at random; all by default")
     options = parser.parse_args()
     store, task = Store(options.root), LanguageModelling()
     model, train, queries = problem(options.tiny, store)
     sites = find_sites(model, "*.mlp.*")
     factors = attrib.EKFAC().fit(model, task, train, sites=sites, store=store)
+    if options.examples:
+        train = train.select(np.sort(np.random.default_rng(0).permutation(len(train))[: options.examples]))
+    gradients(make_run(model, task, train, sites, "loss", 0, attrib.FitOptions()), store)  # one pass of the model
     exact = attrib.score(factors, model, task, queries, train, store=store, rank=None)
     print(f"{len(train)} examples, {len(queries)} queries, {len(sites)} sites\n")
-    ranks(factors, model, task, queries, train, exact.values)
+    ranks(factors, model, task, queries, train, exact.values, store)
     for precision in ("tf32", "bfloat16"):
-        found = attrib.score(factors, model, task, queries, train, rank=None, precision=precision)
+        found = attrib.score(factors, model, task, queries, train, store=store, rank=None, precision=precision)
         print(f"{precision} against float32 products: Pearson {pearson(found.values, exact.values):.5f}")
     print()
     indexes(factors, model, task, queries, train, exact, store)
@@ -67,12 +72,10 @@ def main() -> None:
     rates()
 
 
-def ranks(factors: Any, model: Any, task: Any, queries: Any, train: Any, exact: np.ndarray) -> None:
+def ranks(factors: Any, model: Any, task: Any, queries: Any, train: Any, exact: np.ndarray, store: Store) -> None:
     """Pearson of low-rank with exact scores: weighted and plain truncation, the same frames for all."""
     whole = prepared_queries(factors, model, task, queries)
-    from attrib.method import FitOptions, make_run
-
-    source = Replay(make_run(model, task, train, factors.sites, "loss", 0, FitOptions()), 2 << 30)
+    source = row_source(factors, model, task, train, store, attrib.FitOptions())
     print("| rank | weighted | plain |\n|---|---|---|")
     for rank in RANKS:
         found = []
