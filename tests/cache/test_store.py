@@ -55,6 +55,9 @@ def test_many_chunks_in_a_shard(place):
     np.testing.assert_array_equal(entry.rows("x", ids), x[ids])
     np.testing.assert_array_equal(entry.slice("x", 1000, 2100), x[1000:2100])
     np.testing.assert_array_equal(entry["x"][900:1300, 5], x[900:1300, 5])
+    views = list(entry.views("x"))
+    np.testing.assert_array_equal(np.concatenate(views), x)
+    assert not any(view.flags.writeable for view in views)
 
 
 def test_shard_files_are_zarr_pythons_own(place, tmp_path):
