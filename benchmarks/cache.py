@@ -138,18 +138,18 @@ def safetensors_open(folder: Path) -> Reader:
     slices = [file.get_slice("x") for file in files]
 
     def rows(a: int, b: int) -> Any:
-        parts = []
+        parts = []  # cloned: a slice is a view of the mapped file that has read nothing yet
         while a < b:
             file, first = divmod(a, SHARD)
             stop = min(b, (file + 1) * SHARD)
-            parts.append(slices[file][first : first + stop - a])
+            parts.append(slices[file][first : first + stop - a].clone())
             a = stop
         return parts[0] if len(parts) == 1 else np.concatenate([part.numpy() for part in parts])
 
     def gather(ids: np.ndarray) -> Any:
         return [slices[i // SHARD][i % SHARD : i % SHARD + 1] for i in ids.tolist()]
 
-    return Reader(rows, gather, lambda s: [one[:, s] for one in slices])
+    return Reader(rows, gather, lambda s: [one[:, s].clone() for one in slices])
 
 
 def tensorstore_write(folder: Path, rows: np.ndarray) -> None:
