@@ -19,7 +19,7 @@ EXAMPLES_AT_ONCE = 64
 
 def loss_per_token(lanes: Lanes, task: Task, examples: Examples) -> Float[np.ndarray, " e"]:
     """Mean loss of every model in nats, per predicted token (per example for classification)."""
-    total, counted = 0.0, 0.0
+    total, counted = torch.zeros(len(lanes), dtype=torch.float64), 0.0
     width = int(examples.lengths.max())
     with mode(lanes, training=False), torch.no_grad():
         for start in range(0, len(examples), EXAMPLES_AT_ONCE):
@@ -28,7 +28,7 @@ def loss_per_token(lanes: Lanes, task: Task, examples: Examples) -> Float[np.nda
             losses = _each(lanes, lambda model, b, extra: task.loss(model, b), batch)
             total = total + losses.sum(1).double()
             counted += float(task.positions(batch).sum())
-    return (torch.as_tensor(total) / counted).numpy()
+    return (total / counted).numpy()
 
 
 def _each(lanes: Lanes, function: object, batch: dict[str, Tensor]) -> Tensor:

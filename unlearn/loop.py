@@ -136,7 +136,6 @@ def run(method: Method, deletion: Deletion, *, quiet: bool = True) -> Unlearned:
     gradient is not finite is stopped and kept as it was, and `stopped` says so."""
     started = time.perf_counter()
     plan = method.plan(deletion)
-    seconds_of_plan = time.perf_counter() - started
     lanes, passes = plan.models, plan.spent
     losses: list[np.ndarray] = []
     stopped: list[Stopped] = []
@@ -167,7 +166,7 @@ def run(method: Method, deletion: Deletion, *, quiet: bool = True) -> Unlearned:
         lanes,
         deletion,
         float(passes),
-        seconds_of_plan + time.perf_counter() - started - seconds_of_plan,
+        time.perf_counter() - started,
         np.concatenate(losses) if losses and len(groups) == 1 else np.zeros((0, len(lanes)), np.float32),
         tuple(stopped),
         ledger,
