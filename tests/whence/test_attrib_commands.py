@@ -52,6 +52,8 @@ def test_fit_score_and_self(capsys, tmp_path, loaded) -> None:
     assert 5 / 24 <= few["scanned"] < 1
     name = "title" if "title" in corpus.train.about else next(iter(corpus.train.about))
     assert said(capsys, "score", "--group-by", name, "--one-query")["queries"][0]["groups"]
+    heads = said(capsys, "score", "--heads", "2", "--sites", "*.attn.*", "--top", "20")["queries"][0]["heads"]
+    assert len(heads) == 8  # two heads of q, k, v and o
     assert len(said(capsys, "self", "--top", "4")["top"]) == 4
     assert main(["attrib", "score", "--quiet", "--first", "1", "--out", str(tmp_path / "scores.csv")]) == 0
     assert "helpful" in capsys.readouterr().out
