@@ -19,7 +19,6 @@ from cache.cluster import INLINE
 
 from . import kernels
 from .method import FitOptions
-from .room import check_fit_fits
 
 PARTITION_EXAMPLES = 512
 MAX_PARTITIONS = 16

@@ -68,7 +68,6 @@ def beside_kronfluence(name: str, subsets: int, seeds: int) -> None:
     """LDS of both on one bank for several seeds of the drawn labels, and the paired bootstrap of each difference."""
     import attrib
     from attrib.evaluate import compare, lds
-    from attrib.methods import RedrawnEKFAC
     from whence.evaluation import PROBLEMS
     from whence.judging import retrained
 
@@ -77,7 +76,10 @@ def beside_kronfluence(name: str, subsets: int, seeds: int) -> None:
     print(f"\n{name}, {subsets} subsets: LDS by label seed, and its difference to kronfluence's of that seed")
     for seed in range(seeds):
         ours = {}
-        for label, method in (("EK-FAC", attrib.EKFAC(seed=seed)), ("redrawn", RedrawnEKFAC(seed=seed))):
+        for label, method in (
+            ("EK-FAC", attrib.EKFAC(seed=seed)),
+            ("EK-FAC, labels drawn once", attrib.EKFAC(seed=seed, redraw=False)),
+        ):
             factors = method.fit(problem.model, problem.task, problem.train, sites=problem.sites)
             ours[label] = attrib.score(factors, problem.model, problem.task, problem.queries, problem.train)
         # theirs is the gradient of the query's loss with the example's loss, not divided by N: the same sign as ours

@@ -18,13 +18,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # nothing that forgets to ask for `store` may write to the user's cache
 os.environ["WHENCE_CACHE"] = tempfile.mkdtemp(prefix="whence-tests-")
 
-from collections.abc import Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
+from collections.abc import Iterator
+from pathlib import Path
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from cache import Store  # noqa: E402
+from cache import Store
 
 torch.set_num_threads(1)
 

@@ -13,7 +13,6 @@ from .logra import LoGra as LoGra
 from .magic import MAGIC as MAGIC
 from .neumann import ASTRA as ASTRA
 from .neumann import LiSSA as LiSSA
-from .redrawn import RedrawnEKFAC as RedrawnEKFAC
 from .representation import Representation as Representation
 from .shampoo import Shampoo as Shampoo
 from .source import SOURCE as SOURCE
@@ -26,7 +25,6 @@ METHODS = {
     "diagonal": Diagonal,
     "kfac": KFAC,
     "ekfac": EKFAC,
-    "ekfac-redrawn": RedrawnEKFAC,
     "shampoo": Shampoo,
     "cg": CG,
     "astra": ASTRA,

@@ -20,6 +20,9 @@ from ..fit import Moments, eigenbases, first_frame, fold_sites, moments
 from ..method import FitOptions, inputs_of, make_run
 from ..precision import products_in
 
+REDRAW = 30  # positions for each dimension, below which a basis follows its own labels
+FRESH = 1 << 20  # how far the seeds of redrawn labels lie from the basis's
+
 
 @dataclass(frozen=True)
 class EKFAC:
@@ -29,11 +32,18 @@ class EKFAC:
     Pass two: lambda = E over examples of (Q_S^T G Q_A)^2 with G summed over the example's positions, which puts the
     dependence between positions back on the diagonal. The frames of pass one serve pass two as far as memory goes.
 
+    An eigenbasis turns towards the noise of the labels it was fitted on; lambda measured on those same labels is then
+    too large along the first directions, as variances along principal components are in the sample that chose them.
+    With many positions for each dimension that is nothing; with few it costs accuracy. So lambda's labels are drawn
+    anew, at the price of one more forward and backward, where the data have fewer than REDRAW positions for each
+    dimension of the widest site.
+
     labels: "sampled" from the model (the Fisher matrix, equal to the Gauss-Newton matrix), or "true" (the empirical
     Fisher, which the paper advises against). seed: of the draws. eigen: precision of the eigenvectors; float32 is
     checked for orthogonality and done again in float64 where it falls short. basis_examples: how many examples, evenly
     spaced, make A and S (default: all). Any orthogonal basis is valid and lambda is measured on every example, so a
-    part of the data saves most of pass one and changes scores little. products: in whole float32, or on a GPU that has
+    part of the data saves most of pass one and changes scores little. redraw: whether lambda's labels are drawn anew
+    (default: by the rule above). products: in whole float32, or on a GPU that has
     it in TF32, which is faster by several times.
     """
 
@@ -42,6 +52,7 @@ class EKFAC:
     seed: int = 0
     eigen: Literal["float32", "float64"] = "float32"
     basis_examples: int | None = None
+    redraw: bool | None = None
     products: Literal["float32", "tf32"] = "float32"
     name = "ekfac"
 
@@ -62,12 +73,15 @@ class EKFAC:
         """
         objective = "sampled" if self.labels == "sampled" else "loss"
         run = make_run(model, task, examples, sites, objective, self.seed, options)
-        inputs = {**inputs_of(run), "method": self.name, **self._basis}
+        anew = self._anew(run)
+        inputs = {**inputs_of(run), "method": self.name, **self._basis} | ({"redraw": True} if anew else {})
         if store is not None and store.has("factors", inputs):
             return from_entry(store.open("factors", inputs), self.damping, store.root)
         with connect(options.cluster) as workers, products_in(self.products):
             together = replace(options, cluster=workers)
-            per_site = self._per_site(frames_twice(run, store, together), store, inputs_of(run), together)
+            source = Replay(run, 0) if anew else frames_twice(run, store, together)
+            second = replace(run, seed=run.seed + FRESH) if anew else source
+            per_site = self._per_site(source, second, store, inputs_of(run), together)
         if store is None:
             return Factors(self.name, run.sites, per_site, len(examples), self.damping, inputs)
         arrays = {f"{name}/{part}": value for name, f in per_site.items() for part, value in f._asdict().items()}
@@ -80,17 +94,29 @@ class EKFAC:
         part = {"basis_examples": self.basis_examples} if self.basis_examples else {}
         return {"eigen": self.eigen} | part | ({"products": self.products} if self.products != "float32" else {})
 
+    def _anew(self, run: Run) -> bool:
+        """Whether lambda's labels are drawn anew."""
+        if self.labels == "true" or self.redraw is not None:
+            return bool(self.redraw) and self.labels == "sampled"
+        widest = max(max(site.shape) for site in run.sites)
+        return int(run.examples.lengths.sum()) < REDRAW * widest
+
     def _per_site(
-        self, source: FrameSource, store: Store | None, inputs: Mapping[str, Any], options: FitOptions
+        self,
+        source: FrameSource,
+        second: FrameSource,
+        store: Store | None,
+        inputs: Mapping[str, Any],
+        options: FitOptions,
     ) -> dict[str, SiteFactors]:
         found, _ = moments(source, store, inputs, options, self.basis_examples)
         frame = first_frame(source)
         dtype = str(next(iter(frame.inputs.values())).dtype)
         bases = Bases.of(found, self.eigen, store, {**inputs, **self._basis})
         order = {s.name: kernels.rotation_order(frame.inputs[s.name].shape[1], *s.shape) for s in source.sites}
-        stage = {**inputs, **self._basis, "stage": "eigenvalues"}
+        stage = {**inputs, **self._basis, "stage": "eigenvalues"} | ({} if second is source else {"redraw": True})
         add = RotatedSquares(bases, order, dtype)
-        values, _ = fold_sites(source, store, stage, add, "eigenvalues", options)
+        values, _ = fold_sites(second, store, stage, add, "eigenvalues", options)
         return {name: SiteFactors(*bases.at(name), value) for name, value in values.items()}
 
 

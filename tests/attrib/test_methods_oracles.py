@@ -11,8 +11,8 @@ from torch import nn
 from attrib import FitOptions, methods
 from attrib.features import random_projection
 from attrib.methods.bm25 import counts
+from attrib.methods.ekfac import FRESH
 from attrib.methods.magic import record, trained, unroll
-from attrib.methods.redrawn import FRESH
 from attrib.methods.shampoo import Shampoo
 from attrib.methods.source import SOURCE, Segment
 from attrib.states import scores_of
@@ -110,7 +110,7 @@ def test_shampoo_keeps_the_trace_and_corrects_to_measured_squares() -> None:
 def test_redrawn_eigenvalues_are_of_labels_that_the_basis_has_not_seen() -> None:
     case = cases.build("mlp")
     plain = methods.EKFAC(eigen="float64").fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
-    anew = methods.RedrawnEKFAC(eigen="float64").fit(
+    anew = methods.EKFAC(eigen="float64", redraw=True).fit(
         case.model, case.task, case.examples, sites=case.sites, options=QUIET
     )
     sampled = oracles.flat_gradients(case, case.examples, lambda m, b: case.task.sampled_loss(m, b, FRESH))
