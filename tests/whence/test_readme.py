@@ -1,5 +1,6 @@
 """What the README says can be pasted works when pasted."""
 
+import json
 import os
 import re
 import shlex
@@ -39,6 +40,18 @@ def quick(monkeypatch, tmp_path, store):
 def test_python_runs(number: int, quick: Path) -> None:
     exec(compile(blocks("python")[number], f"README.md, python block {number}", "exec"), {})
     assert number > 0 or (quick / "out" / "influence.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb")))
+def test_notebook_runs(name: str, quick: Path) -> None:
+    """Cell after cell, in small; its last expressions are for people. Outputs are not kept in the repository."""
+    cells = json.loads((ROOT / "notebooks" / name).read_text("utf-8"))["cells"]
+    assert not any(cell.get("outputs") for cell in cells)
+    scope: dict = {}
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{name}, cell {number}", "exec"), scope)
+    assert (quick / "out" / "influence.html").exists()
 
 
 def test_commands_exist() -> None:

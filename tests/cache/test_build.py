@@ -1,0 +1,98 @@
+"""The loop over data: few shapes, every example once, batches from a memory limit."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from cache import Classification, DataError, ModelError, ResourceError, find_sites
+from cache.build import Replay, Run, plan_batches, widths
+from tests import cases
+
+
+def make(case: cases.Case, **more) -> Run:
+    return Run(case.model, case.task, case.examples, case.sites, "loss", 0, **more).prepared()
+
+
+def test_widths_grow_by_a_quarter_and_end_at_the_longest() -> None:
+    found = widths(300)
+    assert found[-1] == 300
+    assert found == sorted(set(found))
+    assert all(b <= max(a + 8, 1.25 * a) for a, b in pairwise(found))
+    assert widths(5) == [5]
+
+
+@pytest.mark.parametrize("positions", [1, 64, 10_000])
+def test_every_example_is_in_one_batch_that_fits_it(positions: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, 200, 500)
+    rows = np.arange(0, 500, 2)
+    plan = plan_batches(lengths, rows, positions)
+    np.testing.assert_array_equal(np.sort(np.concatenate([batch.rows for batch in plan])), rows)
+    for batch in plan:
+        assert lengths[batch.rows].max() <= batch.width
+        assert len(batch.rows) <= batch.full
+        assert batch.full == 1 or batch.full * batch.width <= positions
+    assert len({(batch.full, batch.width) for batch in plan}) <= len(widths(int(lengths.max())))
+
+
+def test_frames_of_a_last_batch_are_filled_with_nothing() -> None:
+    run = make(cases.build("mlp"), positions=5)
+    frames = list(run.frames(quiet=True))
+    assert [len(frame.rows) for frame in frames] == [5, 5, 2]
+    for frame in frames:
+        for site in run.sites:
+            assert frame.inputs[site.name].shape[0] == 5
+            assert not np.asarray(frame.grads[site.name])[len(frame.rows) :].any()
+            assert not np.asarray(frame.weights[site.name])[len(frame.rows) :].any()
+
+
+class TwoHeads(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (torch.nn.Linear(4, 3) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(x) + self.b(x) + self.c(x + 1)
+
+
+def test_layers_that_read_one_input_share_it() -> None:
+    model = TwoHeads().double()
+    run = Run(model, Classification(), cases.vectors(), find_sites(model, quiet=True)).prepared()
+    frame = next(iter(run.frames(quiet=True)))
+    assert frame.inputs["a"] is frame.inputs["b"]
+    assert frame.inputs["a"] is not frame.inputs["c"]
+
+
+def test_batch_size_follows_the_memory_limit() -> None:
+    case = cases.build("attention")
+    small, large = make(case, memory=200_000), make(case, memory=2_000_000)
+    assert small.positions < large.positions
+    with pytest.raises(ResourceError, match="Raise the memory limit"):
+        make(case, memory=1000)
+
+
+def test_replay_runs_the_model_once_where_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = cases.build("mlp")
+    run, calls = make(case, positions=4), []
+    forward = case.model.forward
+    monkeypatch.setattr(case.model, "forward", lambda x: (calls.append(1), forward(x))[1])
+    for limit, wanted in ((1 << 30, 3), (0, 6)):
+        calls.clear()
+        replay = Replay(run, limit)
+        values = [[f.value for f in replay.frames(quiet=True)] for _ in range(2)]
+        assert len(calls) == wanted
+        np.testing.assert_array_equal(np.concatenate(values[0]), np.concatenate(values[1]))
+
+
+def test_nothing_to_run_over() -> None:
+    case = cases.build("attention")
+    with pytest.raises(DataError, match="is empty"):
+        Run(case.model, case.task, case.examples.select([]), case.sites).prepared()
+    from cache import Examples
+
+    blank = Examples.of({"input_ids": [np.array([1, 2]), np.array([], np.int64)]}, ids=[4, 9])
+    with pytest.raises(DataError, match=r"without a single token, ids \[9\]"):
+        Run(case.model, case.task, blank, case.sites).prepared()
+    with pytest.raises(ModelError, match="No site matches"):
+        find_sites(case.model, "nothing.*")
