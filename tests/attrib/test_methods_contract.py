@@ -37,7 +37,6 @@ ROWS = {
     "diagonal": Row(lambda start, end: methods.Diagonal()),
     "kfac": Row(lambda start, end: methods.KFAC()),
     "ekfac": Row(lambda start, end: methods.EKFAC()),
-    "ekfac, labels drawn once": Row(lambda start, end: methods.EKFAC(redraw=False), called="ekfac"),
     "shampoo": Row(lambda start, end: methods.Shampoo()),
     "cg": Row(lambda start, end: methods.CG(iterations=2)),
     "astra": Row(lambda start, end: methods.ASTRA(iterations=2, batch=4)),
