@@ -1,7 +1,6 @@
 """The protocol of an attribution method, and what every method of it shares."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -81,8 +80,3 @@ def inputs_of(run: Run, **more: Any) -> dict[str, Any]:
         "seed": run.seed,
         **more,
     }
-
-
-def settings(method: Any) -> Mapping[str, Any]:
-    """A method's own settings, by name."""
-    return asdict(method)
