@@ -26,7 +26,7 @@ import numpy as np
 from .commit import check, sign
 from .entry import Entry
 from .errors import NotCached, ResourceError, StoreError, UsageError
-from .files import LocalFiles
+from .files import TEMPORARY, LocalFiles
 from .fingerprint import Fingerprint
 from .header import Header, new_header
 from .keys import describe, differences, key_of, plain
@@ -120,6 +120,7 @@ class Store:
         grid = Grid.of(specs, shard_rows, whole)
         base = entry_path(kind, key)
         if self.files.exists(f"{base}/{COMPLETE}"):
+            self._sweep_seal(kind, key, timeout)
             writer = open_writer(self.files, kind, key)
             create_or_resume(self.files, new_header(kind, key, inputs, grid, specs, None, None))
             self._note(writer, "hit", began)
@@ -140,6 +141,14 @@ class Store:
                 self._note(writer, "hit", began)
             elif writer.complete:
                 self._note(writer, "resumed" if resumed else "built", began)
+
+    def _sweep_seal(self, kind: str, key: str, timeout: int | float | None) -> None:
+        """Delete what a process left that died between giving the seal its name and taking the temporary one off."""
+        if self.files.remote:
+            return  # an object is whole or not there
+        if any(name.startswith(TEMPORARY) for name in self.files.list(entry_path(kind, key))):
+            with self._building(kind, key, timeout):
+                pass  # whoever may build sweeps first
 
     @contextlib.contextmanager
     def _building(self, kind: str, key: str, timeout: int | float | None = None) -> Iterator[FileLock | None]:

@@ -237,7 +237,8 @@ def collect(
 ) -> list[Listed]:
     """Remove entries not used for `older_than` seconds, then the least recently used until at most `max_bytes`
     are left. Never one that is pinned, named, open, being built, or used within `grace` seconds. Returns what
-    was (or, with dry_run, would be) removed. Raises ResourceError when `max_bytes` cannot be met.
+    was (or, with dry_run, would be) removed. Temporary files that workers left who died more than an hour ago go
+    too. Raises ResourceError when `max_bytes` cannot be met.
     """
     if max_bytes is None and older_than is None:
         raise UsageError("Nothing says what may go.", "Give --max-size, --older-than, or both.")
@@ -259,6 +260,8 @@ def collect(
         gone.append(line)
     if not dry_run:
         store.files.remove_tree(TRASH)
+        for kind, key in store.contents():
+            sweep(store.files, kind, key, alone=False)
     if max_bytes is not None and left > max_bytes:
         raise ResourceError(
             f"{left} bytes stay in {store.root}, {max_bytes} were asked for; {len(gone)} entries went.",

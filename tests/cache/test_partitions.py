@@ -99,6 +99,7 @@ def test_addresses_that_are_none(address):
 
 def test_a_scheduler_that_somebody_runs(place, workers):
     address = workers.client.scheduler.address
+    workers.client.wait_for_workers(2, timeout=60)  # one may be about to come back from a death above
     with connect(f"dask:{address}") as cluster:
         assert cluster.workers == 2
         assert fit(place, Covariance(), cluster).sealed

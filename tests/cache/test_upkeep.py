@@ -134,6 +134,22 @@ def test_the_least_recently_used_go_first(place):
     assert [line.key for line in collect(place, max_bytes=2 * size + size // 2)] == [keys[1], keys[2]]
 
 
+def test_what_dead_writers_left_is_swept(place):
+    """Beside a seal by the next start, beside shards by the next collection, young ones by nobody."""
+    done = fill(place, {"n": 1})
+    beside_seal, old, young = (folder(place, done.key) / name for name in (".tmp-1-a", "commits/.tmp-1-b", ".tmp-1-c"))
+    done.close()
+    beside_seal.touch()
+    fill(place, {"n": 1}).close()
+    assert not beside_seal.exists()
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (0, 0))
+    collect(place, older_than=86400.0)
+    assert young.exists()
+    assert not old.exists()
+
+
 def test_removing(place):
     entry = fill(place, {"n": 1})
     with pytest.raises(errors.StoreError, match="open somewhere"):
