@@ -1,5 +1,6 @@
 """Fits and scores that keep frames in the store, or spread over workers, give what the model itself gives."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 import attrib
 from attrib import EKFAC, FitOptions
 from attrib.method import make_run
-from cache import Store, connect, gradients, open_gradients
+from cache import Store, Task, connect, gradients, open_gradients
 from tests import cases
+
+from .deadly import DiesTwice
 
 QUIET = FitOptions(quiet=True)
 
@@ -61,19 +64,22 @@ def test_scores_from_stored_gradients_do_not_run_the_model(case: cases.Case, tmp
 
 
 def test_workers_give_the_same_bits(case: cases.Case, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers, one of which is killed in the middle of the fit and one in the middle of the scoring."""
     monkeypatch.setattr("attrib.fit.PARTITION_EXAMPLES", 4)
     options = FitOptions(quiet=True, positions=40)
     queries = case.examples.select(range(3))
 
-    def run(name: str, options: FitOptions) -> tuple[attrib.Factors, np.ndarray]:
+    def run(name: str, task: Task, options: FitOptions) -> tuple[attrib.Factors, np.ndarray]:
         store = Store(tmp_path / name)
-        factors = EKFAC().fit(case.model, case.task, case.examples, sites=case.sites, store=store, options=options)
-        scores = attrib.score(factors, case.model, case.task, queries, case.examples, store=store, options=options)
+        factors = EKFAC().fit(case.model, task, case.examples, sites=case.sites, store=store, options=options)
+        scores = attrib.score(factors, case.model, task, queries, case.examples, store=store, options=options)
         return factors, scores.values
 
-    one, one_scores = run("one", options)
+    one, one_scores = run("one", case.task, options)
     with connect("local:2") as workers:
-        two, two_scores = run("two", replace(options, cluster=workers))
+        deadly = DiesTwice(home=os.getpid(), markers=str(tmp_path))
+        two, two_scores = run("two", deadly, replace(options, cluster=workers))
+    assert {"fit", "score"} <= {path.name for path in tmp_path.iterdir()}
     for name, state in one.per_site.items():
         np.testing.assert_array_equal(two.per_site[name].eigenvalues, state.eigenvalues)
     np.testing.assert_array_equal(two_scores, one_scores)
