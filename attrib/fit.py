@@ -79,8 +79,9 @@ def sum_partitions(
         return totals, ""
     specs = {name: ArraySpec((count, *shape), "float64") for name, shape in shapes.items()}
     entry = run_job(
-        store, "factors", inputs, specs, _Row(work), shard_rows=1, cluster=options.cluster, log=options.log, desc=desc
-    )
+        store, "factors", inputs, specs, _Row(work), shard_rows=1, cluster=options.cluster, log=options.log, desc=desc,
+        quiet=options.quiet,
+    )  # fmt: skip
     return {name: np.asarray(ordered_sum(entry, name)) for name in shapes}, entry.key
 
 

@@ -251,6 +251,7 @@ def build_index(
         entry = run_job(
             store, "gradients", inputs, specs, _Rows(rows), shard_rows=min(SHARD_ROWS, len(train)),
             about={"train": train.ids.tolist()}, cluster=options.cluster, log=options.log, desc="index",
+            quiet=options.quiet,
         )  # fmt: skip
     return Index(entry, factors, sketch)
 

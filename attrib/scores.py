@@ -363,6 +363,7 @@ def over_rows(
         entry = run_job(
             store, "scores", inputs, spec, work,
             shard_rows=rows, about=about, cluster=options.cluster, log=options.log, desc=desc,
+            quiet=options.quiet,
         )  # fmt: skip
         return entry.read("values")
 
@@ -379,7 +380,7 @@ def label(
         coords={"query": queries.ids, "train": train.ids},
         name="influence",
         attrs={
-            "units": "nats",
+            "units": getattr(task, "units", "nats"),
             "meaning": "predicted change of the query's measurement when the example is added once more",
             "method": factors.method,
             "damping": f"{factors.damping.value:g} {factors.damping.rule}",

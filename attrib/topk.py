@@ -114,7 +114,7 @@ def _blocks(
     for name in ("helpful", "harmful"):
         specs[name], specs[f"{name}_row"] = ArraySpec(shape, "float32"), ArraySpec(shape, "int64")
     entry = run_job(store, "scores", inputs, specs, work, shard_rows=1, cluster=options.cluster, log=options.log,
-                    desc="top scores")  # fmt: skip
+                    desc="top scores", quiet=options.quiet)  # fmt: skip
     for block in range(count):
         yield {name: entry.slice(name, block, block + 1) for name in specs}
 

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from .bank_store import run_in_store
+from .cluster import INLINE, Cluster
 from .data import Examples
 from .errors import DataError, ModelError, NumericalError, UsageError
 from .fingerprint import model_fingerprint
@@ -77,12 +78,15 @@ class Bank:
         seeds: np.ndarray | None = None,
         store: Any = None,
         *,
+        cluster: str | Cluster = "inline",
+        log: str | None = None,
         quiet: bool = False,
     ) -> Retrained:
         """Train a model under every mask and return their outputs, from the store when they are there.
 
         masks: bool [e n], the training examples that each model is trained on.
         seeds: [e], of initial weights and order of examples, 0..e-1 unless given.
+        cluster, log: where shards of models are trained, and a file that gets a line a shard (`cache.partitions`).
         Raises DataError for masks that do not match the data or keep nothing, ModelError when training one
         mask twice gives two models, NumericalError when training leaves the numbers.
         """
@@ -90,12 +94,14 @@ class Bank:
         plan = Plan(self, quiet)
         about: dict[str, Any] = {"recipe": str(self.recipe), "why_sequential": plan.why_sequential}
         if store is None:
+            if cluster not in ("inline", INLINE):
+                raise UsageError("A cluster needs a store, where its workers' shards meet.", "Give store=Store().")
             started = time.perf_counter()
             parts = [plan.outputs(masks, seeds, s) for s in plan.chunks(len(masks))]
             outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             about["seconds"] = time.perf_counter() - started
             return Retrained(masks, seeds, self.train.ids, self.points.ids, outputs, about)
-        return run_in_store(self, plan, masks, seeds, store, about)
+        return run_in_store(self, plan, masks, seeds, store, about, cluster, log)
 
     @property
     def width(self) -> int:

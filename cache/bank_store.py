@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int64
 
+from .cluster import Cluster
 from .entry import Entry
 from .errors import CorruptEntry
 from .lanes import Lanes
-from .layout import ArraySpec
-from .progress import say
+from .layout import ArraySpec, Shard
+from .partitions import run_job
 from .retrained import Retrained, mask_hash
 from .store import Store
 
@@ -45,30 +46,43 @@ def run_in_store(
     seeds: Int64[np.ndarray, " e"],
     store: Store,
     about: Mapping[str, Any],
+    cluster: str | Cluster = "inline",
+    log: str | None = None,
 ) -> Retrained:
-    """Train what the store does not hold yet, shard by shard, and open the bank."""
+    """Train what the store does not hold yet, shard by shard on whatever cluster, and open the bank."""
     inputs = bank.inputs(masks, seeds)
     if store.has("bank", inputs):
         return retrained_from(store.open("bank", inputs))
-    hashes = [mask_hash(bank.train.ids, mask) for mask in masks]
     about = {
         **about,
         "train_ids": bank.train.ids,
         "point_ids": bank.points.ids,
         "coords": {"e": list(range(len(masks)))},
     }
-    with store.writer(
-        "bank", inputs, _specs(bank, masks), shard_rows=min(len(masks), MODELS_IN_A_SHARD), about=about
-    ) as writer:
-        if not writer.complete and writer.missing < writer.grid.count:
-            say(f"resuming: {writer.grid.count - writer.missing} of {writer.grid.count} shards of models are there")
-        for shard in writer.todo():
-            rows = slice(shard.start, shard.stop)
-            parts = [plan.outputs(masks[rows], seeds[rows], chunk) for chunk in plan.chunks(shard.stop - shard.start)]
-            outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            digests = np.array([list(bytes.fromhex(h)) for h in hashes[rows]], np.uint8)
-            writer.write(shard, {**outputs, "mask": masks[rows], "seed": seeds[rows], "mask_sha256": digests})
-        return retrained_from(writer.seal())
+    entry = run_job(
+        store, "bank", inputs, _specs(bank, masks), _Models(bank, plan, masks, seeds),
+        shard_rows=min(len(masks), MODELS_IN_A_SHARD), about=about, cluster=cluster, log=log, desc="bank",
+        quiet=plan.quiet,
+    )  # fmt: skip
+    return retrained_from(entry)
+
+
+@dataclass(frozen=True, eq=False)
+class _Models:
+    """A shard's models: trained, measured, and the hashes of their masks."""
+
+    bank: "Bank"
+    plan: "Plan"
+    masks: np.ndarray
+    seeds: np.ndarray
+
+    def __call__(self, shard: Shard) -> dict[str, np.ndarray]:
+        masks, seeds = self.masks[shard.rows], self.seeds[shard.rows]
+        parts = [self.plan.outputs(masks, seeds, chunk) for chunk in self.plan.chunks(len(shard))]
+        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        hashes = [mask_hash(self.bank.train.ids, mask) for mask in masks]
+        digests = np.array([list(bytes.fromhex(digest)) for digest in hashes], np.uint8)
+        return {**outputs, "mask": masks, "seed": seeds, "mask_sha256": digests}
 
 
 def retrained_from(entry: Entry) -> Retrained:

@@ -149,6 +149,7 @@ def gradients(
     dtype: str = "float32",
     cluster: str = "inline",
     log: str | None = None,
+    quiet: bool = False,
 ) -> StoredFrames:
     """The prepared run's inputs and output gradients in the store: opened, resumed or made.
 
@@ -175,7 +176,7 @@ def gradients(
         full = max(1, (run.positions or width) // width)
         with store.writer("gradients", inputs, specs, shard_rows=min(full, len(members)), about=about) as writer:
             if not writer.complete:
-                run_partitions(writer, work, cluster, log=log, desc=f"gradients, width {width}")
+                run_partitions(writer, work, cluster, log=log, desc=f"gradients, width {width}", quiet=quiet)
             entries[width] = writer.seal()
     return StoredFrames(run, entries, groups)
 

@@ -6,6 +6,7 @@ Padding is never stored.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,15 +17,15 @@ from torch import Tensor, nn
 from .bridge import to_numpy
 from .build import check_examples
 from .capture import outputs_at
+from .cluster import Cluster
 from .data import Examples
 from .entry import Entry
 from .errors import NumericalError
 from .fingerprint import model_fingerprint
-from .layout import ArraySpec
-from .progress import progress
+from .layout import ArraySpec, Shard
+from .partitions import run_job
 from .store import Store
 from .task import Classification, LanguageModelling
-from .writer import Writer
 
 SHARD_BYTES = 64 << 20
 BATCH_POSITIONS = 8192
@@ -38,12 +39,15 @@ def activations(
     *,
     store: Store,
     dtype: str = "float32",
+    cluster: str | Cluster = "inline",
+    log: str | None = None,
     quiet: bool = False,
 ) -> Entry:
     """Outputs of the named modules or hook points on every real position of the examples.
 
     at: one hook point or several, all filled in one pass with the forward cut short after the deepest. dtype: as
-    stored; "bfloat16" halves the size. Already there: opened. Half there: resumed.
+    stored; "bfloat16" halves the size. cluster, log: where shards are computed, and a file that gets a line a shard
+    (see `cache.partitions`). Already there: opened. Half there: resumed.
 
     Raises ModelError for a name the model does not have, with near names; NumericalError where an activation is not
     finite, with the example's id; DataError for no data.
@@ -61,26 +65,34 @@ def activations(
     width = sum(int(np.prod(shapes[name])) for name in names) * (2 if dtype in ("bfloat16", "float16") else 4)
     shard = int(min(total, max(1, SHARD_BYTES // max(width, 1))))
     about = {"ids": examples.ids.tolist(), "ends": ends.tolist(), "at": names}
-    with store.writer("activations", inputs, specs, shard_rows=shard, about=about) as writer:
-        if not writer.complete:
-            _fill(writer, model, examples, names, ends, dtype, quiet)
-        return writer.seal()
+    work = _Rows(model, examples, names, ends, dtype, tuple(specs))
+    return run_job(
+        store, "activations", inputs, specs, work,
+        shard_rows=shard, about=about, cluster=cluster, log=log, desc="activations", quiet=quiet,
+    )  # fmt: skip
 
 
-def _fill(
-    writer: Writer, model: nn.Module, examples: Examples, names: list[str], ends: np.ndarray, dtype: str, quiet: bool
-) -> None:
-    """Write the missing shards, running only the examples that reach into them."""
-    starts = ends - np.diff(ends, prepend=0)
-    for shard in progress(writer.todo(), total=writer.missing, desc="activations", unit="shard", quiet=quiet):
-        first, last = np.searchsorted(ends, shard.start, "right"), np.searchsorted(starts, shard.stop, "left")
-        blocks = list(_blocks(model, examples, names, np.arange(first, last)))
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """A shard's rows, from the examples that reach into it."""
+
+    model: nn.Module
+    examples: Examples
+    names: list[str]
+    ends: np.ndarray
+    dtype: str
+    arrays: tuple[str, ...]
+
+    def __call__(self, shard: Shard) -> dict[str, np.ndarray]:
+        starts = self.ends - np.diff(self.ends, prepend=0)
+        first, last = np.searchsorted(self.ends, shard.start, "right"), np.searchsorted(starts, shard.stop, "left")
+        blocks = list(_blocks(self.model, self.examples, self.names, np.arange(first, last)))
         skip = shard.start - int(starts[first])
         rows = {}
-        for name in writer.header.arrays:
+        for name in self.arrays:
             whole = np.concatenate([block[name] for block in blocks])[skip : skip + len(shard)]
-            rows[name] = whole if name in COORDINATES else _stored(whole, dtype)
-        writer.write(shard, rows)
+            rows[name] = whole if name in COORDINATES else _stored(whole, self.dtype)
+        return rows
 
 
 def _stored(values: np.ndarray, dtype: str) -> np.ndarray:

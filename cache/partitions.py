@@ -8,8 +8,8 @@ any number of workers: nothing is ever summed across partitions while they run.
 What must be summed (a covariance) is stored one row a partition, in float64, and reduced from disk in a fixed
 order by `ordered_sum` when all are there.
 
-`work` goes to worker processes by cloudpickle: make it a frozen dataclass with `__call__`, holding names and
-settings, not arrays; load models and data in it, once a process:
+`work` goes to every worker process once, by cloudpickle, those that are started later included: make it a frozen
+dataclass with `__call__`. It may hold a model and its data; what is larger than memory it loads by name:
 
     @dataclass(frozen=True)
     class Covariance:
@@ -34,7 +34,7 @@ import numpy as np
 
 from .cluster import Cluster, connect
 from .entry import Entry
-from .errors import Interrupted, UsageError, WhenceError
+from .errors import Interrupted, WhenceError
 from .layout import ArraySpec, Shard
 from .progress import progress, say
 from .stopping import Stopping, stopping
@@ -42,8 +42,8 @@ from .store import Store
 from .writer import Writer
 
 Work = Callable[[Shard], Mapping[str, np.ndarray]]
-# a task that carries more than this should load it by name instead
-TASK_BYTES = 16 << 20
+# work that carries more than this should load it by name instead
+WORK_BYTES = 2 << 30
 SUPERVISE_SECONDS = 5.0
 
 
@@ -70,6 +70,7 @@ def run_job(
     cluster: str | Cluster = "inline",
     log: str | os.PathLike[str] | None = None,
     desc: str = "",
+    quiet: bool = False,
 ) -> Entry:
     """The entry of these inputs: opened when it is there, else computed partition by partition and sealed.
 
@@ -77,7 +78,7 @@ def run_job(
     """
     with store.writer(kind, inputs, arrays, shard_rows, about, provenance) as writer:
         if not writer.complete:
-            run_partitions(writer, work, cluster, log=log, desc=desc or kind)
+            run_partitions(writer, work, cluster, log=log, desc=desc or kind, quiet=quiet)
         return writer.seal()
 
 
@@ -88,25 +89,27 @@ def run_partitions(
     *,
     log: str | os.PathLike[str] | None = None,
     desc: str = "partitions",
+    quiet: bool = False,
 ) -> list[Record]:
     """Compute and commit every partition of the entry that is not there yet; returns what was done here.
 
     work: shard -> {array name: rows of the shard}, a pure function of the shard.
     cluster: where; see `cache.cluster`. log: a file that gets one JSON line a partition.
+    quiet: no progress bar.
     SIGINT, SIGTERM and SIGUSR1 raise Interrupted between commits. An error in `work` is raised with the
     partition named, after which everything committed is kept.
     """
     count, missing = writer.grid.count, writer.missing
     if missing == 0:
         return []
-    if missing < count:
+    if missing < count and not quiet:
         say(f"{desc}: {count - missing} of {count} partitions are there already.")
     done: list[Record] = []
     began = time.monotonic()
     with connect(cluster) as workers, stopping() as stop, _JobLog(log) as journal:
         source = _inline(writer, work, stop) if workers.client is None else _spread(writer, work, workers)
         try:
-            for record in progress(source, total=missing, desc=desc, unit="part"):
+            for record in progress(source, total=missing, desc=desc, unit="part", quiet=quiet):
                 done.append(record)
                 journal.line(writer, record, count - missing + len(done), time.monotonic() - began)
         except (Interrupted, KeyboardInterrupt) as error:
@@ -130,17 +133,12 @@ def _inline(writer: Writer, work: Work, stop: Stopping) -> Iterator[Record]:
 
 
 def _spread(writer: Writer, work: Work, cluster: Cluster) -> Iterator[Record]:
-    import cloudpickle
+    from .handout import hand_out, take_back
 
-    size = len(cloudpickle.dumps(work))
-    if size > TASK_BYTES:
-        raise UsageError(
-            f"This job's task carries {size >> 20} MiB to every worker.",
-            "Let it hold names and settings, and load models and data by them.",
-        )
-    task = Task(writer.files.address, writer.kind, writer.key, work)
+    name = f"whence-{writer.key}"
+    hand_out(cluster.client, name, Task(writer.files.address, writer.kind, writer.key, work), WORK_BYTES)
     shards = list(writer.todo())
-    futures = cluster.client.map(task, [shard.index for shard in shards], key=f"{writer.key[:12]}", pure=False)
+    futures = cluster.client.map(compute, [shard.index for shard in shards], name=name, key=writer.key[:12], pure=False)
     shard_of = {future.key: shard for future, shard in zip(futures, shards)}
     finished: SimpleQueue = SimpleQueue()
     for future in futures:
@@ -156,6 +154,7 @@ def _spread(writer: Writer, work: Work, cluster: Cluster) -> Iterator[Record]:
             future.release()
     finally:
         cluster.client.cancel(futures, force=True)
+        take_back(cluster.client, name)
 
 
 def _next(finished: "SimpleQueue[Any]", cluster: Cluster) -> Any:
@@ -189,6 +188,13 @@ class Task:
             return Record(shard, _here(), time.monotonic() - began, size)
         finally:
             writer.close()
+
+
+def compute(index: int, name: str) -> Record:
+    """One partition, on a worker that was handed its task."""
+    from .handout import handed
+
+    return handed(name)(index)
 
 
 def ordered_sum(entry: Entry, name: str) -> np.ndarray:

@@ -136,7 +136,11 @@ class Store:
             writer = Writer(self.files, header, in_use)
             resumed = writer.missing < writer.grid.count
             found_complete = writer.complete
-            yield writer
+            self._touch(kind, key)
+            try:
+                yield writer
+            finally:
+                self._touch(kind, key)  # half done and stopped is used too
             if found_complete:
                 self._note(writer, "hit", began)
             elif writer.complete:

@@ -12,15 +12,22 @@ from .activations import Activations, from_entry
 
 
 def observe(
-    model: nn.Module, examples: Any, sites: Sequence[str], store: Store | None = None, *, quiet: bool = True
+    model: nn.Module,
+    examples: Any,
+    sites: Sequence[str],
+    store: Store | None = None,
+    *,
+    cluster: str = "inline",
+    quiet: bool = True,
 ) -> dict[str, Activations]:
     """site -> activations of every position that is not padding, examples in order, positions in order.
 
     store: where they are kept for the next time; without one they are only held in memory. The model runs once for
-    all sites, cut short after the deepest. Raises ModelError for an unknown hook point.
+    all sites, cut short after the deepest. cluster: where, see `cache.cluster`. Raises ModelError for an unknown
+    hook point.
     """
     if store is not None:
-        entry = activations(model, examples, list(sites), store=store, quiet=quiet)
+        entry = activations(model, examples, list(sites), store=store, cluster=cluster, quiet=quiet)
         return {site: from_entry(entry, site) for site in sites}
     with tempfile.TemporaryDirectory() as folder:
-        return observe(model, examples, sites, Store(folder), quiet=quiet)
+        return observe(model, examples, sites, Store(folder), cluster=cluster, quiet=quiet)

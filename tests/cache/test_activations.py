@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache import ModelError, NumericalError, Store, activations
+from cache import ModelError, NumericalError, Store, WhenceError, activations
 from tests import cases
 
 
@@ -48,7 +48,7 @@ def test_shards_resume_and_are_the_same(tmp_path, monkeypatch: pytest.MonkeyPatc
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(type(case.model), "forward", dying)
-    with pytest.raises(Killed):
+    with pytest.raises(WhenceError, match=r"Partition \d .*Killed"):
         activations(case.model, case.examples, "up", store=Store(tmp_path / "b"), quiet=True)
     monkeypatch.setattr(type(case.model), "forward", forward)
     other = activations(case.model, case.examples, "up", store=Store(tmp_path / "b"), quiet=True)

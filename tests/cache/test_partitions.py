@@ -4,12 +4,17 @@ import json
 import os
 import signal
 import threading
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from cache import ArraySpec, Store, connect, errors, ordered_sum, run_job
+from cache import ArraySpec, Store, activations, connect, errors, ordered_sum, run_job
+from cache.bank import Bank
 from cache.cluster import slurm_cluster, slurm_settings
+from cache.retrained import subset_masks
+from cache.training import Recipe
+from tests import cases
 
 from .work import Covariance, DiesOnce, Fails, rows_of
 
@@ -105,10 +110,39 @@ def test_a_scheduler_that_somebody_runs(place, workers):
         assert fit(place, Covariance(), cluster).sealed
 
 
-def test_a_task_that_carries_its_data_is_refused(place, workers):
-    big = np.zeros((2200, 1000))
-    with pytest.raises(errors.UsageError, match="carries 16 MiB"):
-        fit(place, lambda shard: {"a": big}, workers)
+@dataclass(frozen=True)
+class Heavy(Covariance):
+    """Work that holds what a model would."""
+
+    weights: np.ndarray = field(default_factory=lambda: np.ones(1 << 18))
+
+    def __call__(self, shard):
+        assert self.weights.sum() == 1 << 18
+        return super().__call__(shard)
+
+
+def test_work_that_carries_a_model(place, quick, workers, monkeypatch):
+    """It is handed to each worker once; what is too much is refused."""
+    assert bits(fit(place, Heavy(), workers)) == bits(fit(Store(quick / "one"), Covariance()))
+    monkeypatch.setattr("cache.partitions.WORK_BYTES", 1 << 20)
+    with pytest.raises(errors.UsageError, match="carries 2 MiB"):
+        fit(Store(quick / "refused"), Heavy(), workers)
+
+
+def test_activations_and_banks_on_workers(quick, workers, monkeypatch):
+    """The other long jobs of the floor run the same way, with the same bits."""
+    monkeypatch.setattr("cache.hooked.SHARD_BYTES", 7 * 16 * 4)
+    monkeypatch.setattr("cache.bank_store.MODELS_IN_A_SHARD", 2)
+    case, vectors = cases.build("attention"), cases.build("mlp")
+    bank = Bank(vectors.model, vectors.task, vectors.examples, vectors.examples, Recipe(1, 5))
+    masks = subset_masks(len(vectors.examples), 4, 0.5)
+    found = []
+    for name, cluster in (("one", "inline"), ("two", workers)):
+        store = Store(quick / name)
+        seen = activations(case.model, case.examples, "up", store=store, cluster=cluster, quiet=True)
+        models = bank.run(masks, store=store, cluster=cluster, quiet=True)
+        found.append((seen.read("up").tobytes(), models["logits"][:].tobytes()))
+    assert found[0] == found[1]
 
 
 def test_slurm_jobs_are_rendered(tmp_path):

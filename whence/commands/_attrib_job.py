@@ -43,6 +43,8 @@ class Job:
     """Where the model runs: cpu, cuda, cuda:1."""
     cluster: str = "inline"
     """inline, local:2, dask:ADDRESS or slurm:FILE."""
+    log: Path | None = None
+    """Append a line of JSON for every partition that is computed."""
     skip_nan: bool = False
     """Leave out examples whose gradients are not finite, after naming them."""
     root: Root = None
@@ -69,7 +71,7 @@ class Job:
 
         return FitOptions(
             memory=read_bytes(self.memory), positions=self.positions, quiet=self.quiet, device=self.device,
-            cluster=self.cluster,
+            cluster=self.cluster, log=None if self.log is None else str(self.log),
         )  # fmt: skip
 
 
@@ -221,6 +223,8 @@ def show_lists(entries: list[dict[str, Any]]) -> None:
             print(f"  {name}")
             for line in entry[name]:
                 print(f"    {line['nats']:+.3e}  {line['id']:>10}  {line['title']}")
+                for part in line.get("atoms", ()):
+                    print(f"        {part['nats']:+.3e}  {part['id']:>6}  {part['title']}")
 
 
 def save_scores(path: Path, scores: Any) -> None:

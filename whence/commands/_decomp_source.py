@@ -25,6 +25,8 @@ class Source:
     """Token ids left out, such as padding."""
     store: str | None = None
     """The cache: a folder or URL; $WHENCE_CACHE or your cache folder by default."""
+    cluster: str = "inline"
+    """Where activations are computed: inline, local:2, dask:ADDRESS or slurm:FILE."""
     held_out: float = 0.1
     """Share of the documents kept for judging, the same ones every time."""
     quiet: bool = False
@@ -53,7 +55,9 @@ class Loaded:
         """All rows of every site, less what is skipped."""
         from decomp import observe
 
-        found = observe(self.model, self.corpus.train, sites, self.store, quiet=self.source.quiet)
+        found = observe(
+            self.model, self.corpus.train, sites, self.store, cluster=self.source.cluster, quiet=self.source.quiet
+        )
         return {site: self.kept(acts) for site, acts in found.items()}
 
     def kept(self, acts: "Activations") -> "Activations":

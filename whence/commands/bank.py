@@ -40,6 +40,8 @@ class Run:
     """Of logits, margins, losses, measurements, weights."""
     name: str | None = None
     """A name for the bank in the store."""
+    cluster: str = "inline"
+    """inline, local:2, dask:ADDRESS or slurm:FILE."""
     root: str | None = None
     """The store; $WHENCE_CACHE or your cache folder by default."""
     json: bool = False
@@ -57,7 +59,7 @@ class Run:
         else:
             masks = oracle_masks(bank.train.ids, forget_ids(self.without, bank.train), self.models)
         store = Store(self.root)
-        bank.run(masks, self.seed + np.arange(self.models), store)
+        bank.run(masks, self.seed + np.arange(self.models), store, cluster=self.cluster)
         entry = store.open("bank", bank.inputs(masks, self.seed + np.arange(self.models)))
         if self.name:
             store.name(self.name, entry)
