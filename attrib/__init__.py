@@ -14,6 +14,13 @@ from .scores import score as score
 from .scores import self_influence as self_influence
 from .scores import token_scores as token_scores
 
+# with a dictionary's atoms
+from .reading import Direction as Direction
+from .reading import Reading as Reading
+from .through import CONSTANT as CONSTANT
+from .through import RESIDUAL as RESIDUAL
+from .through import through_atoms as through_atoms
+
 # at scale
 from .finite import finite_examples as finite_examples
 from .finite import nonfinite_ids as nonfinite_ids

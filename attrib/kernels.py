@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Order = Literal["positions", "gradients"]
 
@@ -215,6 +215,32 @@ def position_products(
 ) -> Float[Array, "q b s"]:
     """g[b s]^T P_q a[b s] for every position: the parts of <P_q, G_b> (Grosse et al. 2023, Section 5.3)."""
     return jax.lax.map(lambda p: jnp.einsum("bso,bso->bs", g, a @ p.T), queries)
+
+
+@jax.jit
+def atom_products(
+    queries: Float[Array, "q o i"],
+    g: Float[Array, "b s o"],
+    indices: Int[Array, "b s k"],
+    values: Float[Array, "b s k"],
+    atoms: Float[Array, "a i"],
+) -> Float[Array, "q b a"]:
+    """<P_q, G_b> by atom, where the inputs are sums of atoms: sum over the steps (s, k) that took atom a of
+    values[s k] g[s]^T P_q atoms[a]. One step of all positions is alive at a time; a row an atom is only summed into."""
+    rows = jnp.arange(g.shape[0])[:, None]
+
+    def one(query: Float[Array, "o i"]) -> Float[Array, "b a"]:
+        pulled = g @ query
+
+        def step(total: jax.Array, taken: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            atom, value = taken
+            part = value * jnp.sum(pulled * atoms[atom], axis=-1)
+            return total.at[rows, atom].add(part), None
+
+        start = jnp.zeros((g.shape[0], atoms.shape[0]), g.dtype)
+        return jax.lax.scan(step, start, (jnp.moveaxis(indices, 2, 0), jnp.moveaxis(values, 2, 0)))[0]
+
+    return jax.lax.map(one, queries)
 
 
 @partial(jax.jit, static_argnames="order")

@@ -10,6 +10,7 @@ from .capture import borrowed as borrowed
 from .capture import called_sites as called_sites
 from .capture import capture as capture
 from .capture import hook_points as hook_points
+from .capture import live_outputs_at as live_outputs_at
 from .capture import outputs_at as outputs_at
 from .capture import position_mask as position_mask
 from .data import Examples as Examples

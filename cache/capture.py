@@ -216,23 +216,41 @@ def outputs_at(model: nn.Module, names: Sequence[str], run: Callable[[], Any]) -
 
     Raises ModelError for a name that is no module, with near names, or one that is never reached.
     """
-    points = hook_points(model)
+
+    def cut(seen: dict[str, Tensor]) -> None:
+        if len(seen) == len(set(names)):
+            raise _Enough
+
+    with borrowed(model), torch.no_grad():
+        return _watched(model, names, run, cut)
+
+
+def live_outputs_at(model: nn.Module, names: Sequence[str], run: Callable[[], Any]) -> dict[str, Tensor]:
+    """The same with the graph they hang on, the model run to its end in whatever mode it is: what is made of them has
+    gradients, zero at whatever comes after. Raises as `outputs_at`."""
+    return _watched(model, names, run, lambda seen: None)
+
+
+def _watched(
+    model: nn.Module, names: Sequence[str], run: Callable[[], Any], then: Callable[[dict[str, Tensor]], None]
+) -> dict[str, Tensor]:
+    """First outputs of the named modules while `run()` runs, `then` called after each."""
+    points, modules = hook_points(model), dict(model.named_modules())
     full = {}
     for name in names:
-        full[name] = name if name in dict(model.named_modules()) else points.get(name, "")
+        full[name] = name if name in modules else points.get(name, "")
         if not full[name]:
             raise ModelError(f"The model has no module or hook point {name!r}.", _near(name, list(points)))
     seen: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable[..., None]:
         def keep(_module: nn.Module, _args: Any, out: Any) -> None:
-            seen.setdefault(name, (out[0] if isinstance(out, tuple) else out).detach().clone())
-            if len(seen) == len(full):
-                raise _Enough
+            seen.setdefault(name, (out[0] if isinstance(out, tuple) else out).clone())  # it may be written into later
+            then(seen)
 
         return keep
 
-    with ExitStack() as hooks, borrowed(model), torch.no_grad():
+    with ExitStack() as hooks:
         for name in full:
             hooks.callback(model.get_submodule(full[name]).register_forward_hook(hook(name)).remove)
         with suppress(_Enough):
@@ -240,7 +258,7 @@ def outputs_at(model: nn.Module, names: Sequence[str], run: Callable[[], Any]) -
     missing = [name for name in names if name not in seen]
     if missing:
         raise ModelError(f"{missing[0]} is never reached in this forward pass.", "Choose another hook point.")
-    return seen
+    return {name: seen[name] for name in names}
 
 
 def _near(name: str, names: list[str]) -> str:

@@ -22,6 +22,7 @@ from .files import load as load
 from .files import save as save
 from .observe import observe as observe
 from .overlap import compare as compare
+from .readout import Coefficient as Coefficient
 from .sae import SAE as SAE
 from .sae import SparseAutoencoder as SparseAutoencoder
 from .splice import spliced as spliced

@@ -59,6 +59,28 @@ def test_fit_score_and_self(capsys, tmp_path, loaded) -> None:
     assert "helpful" in capsys.readouterr().out
 
 
+def test_score_through_a_dictionary_and_who_built_an_atom(capsys, tmp_path, loaded) -> None:
+    import decomp
+
+    model, corpus = loaded
+    at = "blocks.0.mlp.fc_in.hook_in"
+    rows = decomp.observe(model, corpus.train, [at])[at]
+    folder = str(decomp.save(decomp.ITDA(size=24, k=4, unexplained=0.05).build(rows), tmp_path / "dictionary"))
+    found = said(capsys, "score", "--dictionary", folder, "--top", "3")["queries"][0]
+    parts = found["carried at blocks.0.mlp.fc_in by"]
+    assert len(parts) == 3
+    assert abs(parts[0]["nats"]) >= abs(parts[2]["nats"])
+    assert [len(line["atoms"]) for line in found["helpful"]] == [3, 3, 3]
+    at_prompt = decomp.observe(model, corpus.queries.select([0]), [at])[at].whole().x
+    atom = str(decomp.load(folder).encode(at_prompt).indices[0, 0])
+    assert (
+        main(["attrib", "score", "--dictionary", folder, "--atom", atom, "--top", "2", "--sites", "*", "--quiet"]) == 0
+    )
+    assert f"mean activation of atom {atom}" in capsys.readouterr().out
+    assert main(["attrib", "score", "--atom", "3", "--quiet"]) == 2
+    assert "of which dictionary" in capsys.readouterr().err
+
+
 def test_index_and_query(capsys) -> None:
     built = said(capsys, "index", "--width", "300", "--check", "3")
     assert built["width"] == 300

@@ -125,6 +125,13 @@ class Score(Questions, Job):
     """Score only the examples that share words with a query."""
     keep: int = 100
     """Examples that the prefilter keeps for each query."""
+    dictionary: Path | None = None
+    """Split the influence by the atoms of this dictionary of a site's inputs (`whence decomp build --at SITE.hook_in`),
+    or, with --atom, ask who built one of them."""
+    atom: int | None = None
+    """Measure this atom's mean activation over each prompt, in place of the completion."""
+    site: str | None = None
+    """The site whose inputs the dictionary decomposes, where its hook point does not tell."""
     recall: bool = False
     """Score everything and report what share of the exact top 10 each prefilter would have found."""
     out: Path | None = None
@@ -135,7 +142,10 @@ class Score(Questions, Job):
     def run(self) -> None:
         loaded = self.load()
         queries = self.asked(loaded.corpus)
-        special = [name for name in ("only_top", "group_by", "heads", "prefilter", "relative") if getattr(self, name)]
+        if self.atom is not None and self.dictionary is None:
+            raise UsageError("An atom of which dictionary?", "Give --dictionary FOLDER.")
+        ways = ("only_top", "group_by", "heads", "dictionary", "prefilter", "relative")
+        special = [name for name in ways if getattr(self, name)]
         if len(special) > 1 and special != ["prefilter", "relative"]:
             raise UsageError(f"{' and '.join(special)} do not go together.", "Ask for one at a time.")
         if self.only_top:
@@ -144,6 +154,8 @@ class Score(Questions, Job):
             self._groups(loaded, queries)
         elif self.heads is not None:
             self._heads(loaded, queries)
+        elif self.dictionary is not None:
+            self._atoms(loaded, queries, self.dictionary)
         else:
             self._scores(loaded, queries)
 
@@ -217,6 +229,19 @@ class Score(Questions, Job):
             found = [{"id": heads[h].name, "title": "sum of |influence|", "nats": float(strength[h])} for h in order]
             entries.append({"query": int(queries.ids[place]), "asked": f"query {queries.ids[place]}", "heads": found})
         self._show(entries, scores)
+
+    def _atoms(self, loaded: Loaded, queries: Any, folder: Path) -> None:
+        from ._attrib_atoms import built, carried, described, opened
+
+        dictionary = opened(folder, loaded)
+        if self.atom is None:
+            self._show(*carried(loaded, queries, dictionary, self.site, self.top))
+            return
+        asked, scores = built(loaded, queries, dictionary, self.atom)
+        order = np.argsort(-scores.values, axis=1, kind="stable")[:, : self.top]
+        ends = {"helpful": (loaded.train.ids[order], np.take_along_axis(scores.values, order, 1))}
+        about = described(dictionary, self.atom)
+        self._show(lists(loaded, asked, ends), scores, [f"measured: mean activation of atom {self.atom}, {about}"])
 
     def _show(self, entries: list[dict[str, Any]], scores: Any, notes: Any = (), **more: Any) -> None:
         if self.out is not None and scores is not None:

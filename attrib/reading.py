@@ -1,0 +1,94 @@
+"""Who built this feature: an activation as the measurement of an influence query.
+
+    who = attrib.Reading(task, "blocks.2.mlp.fc_in.hook_in", decomp.Coefficient(dictionary, atom))
+    attrib.score(factors, model, who, prompts, train)         # change of the atom's mean activation over each prompt
+
+Losses, drawn labels and positions are the wrapped task's own, so factors fitted with that task serve; only the
+measurement is another. Sites behind the hook point have no part in an activation: their gradient is zero.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from cache import Task, live_outputs_at
+
+
+@runtime_checkable
+class Readout(Protocol):
+    """One number of every activation: x [p d] -> [p], differentiable in torch; `settings` say which, for the key."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """The projection of an activation, less the centre, on a direction [d]."""
+
+    vector: Float[np.ndarray, " d"]
+    centre: Float[np.ndarray, " d"] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        parts = [self.vector] if self.centre is None else [self.vector, self.centre]
+        return {"direction": hashlib.sha256(b"|".join(np.ascontiguousarray(p).tobytes() for p in parts)).hexdigest()}
+
+    def __call__(self, x: Float[Tensor, "p d"]) -> Float[Tensor, " p"]:
+        vector = torch.tensor(self.vector).to(x)
+        return (x if self.centre is None else x - torch.tensor(self.centre).to(x)) @ vector
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A task whose measurement is the mean of a readout over an example's real positions, at the hook point `at`.
+
+    The measurement is in the units of the activation. Raises ModelError for a hook point that is not there.
+    """
+
+    task: Task
+    at: str
+    readout: Readout
+
+    @property
+    def units(self) -> str:
+        return "activation"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**self.task.settings, "measure": {"mean over positions of": dict(self.readout.settings), "at": self.at}}
+
+    def measurement(self, model: nn.Module, batch: dict[str, Tensor]) -> Float[Tensor, " b"]:
+        x = live_outputs_at(model, [self.at], lambda: self.task.logits(model, batch))[self.at]
+        x = x[:, None] if x.ndim == 2 else x.flatten(1, -2)
+        counted = real_positions(batch, x)
+        each = x.new_zeros(x.shape[:2]).masked_scatter(counted, self.readout(x[counted]))
+        return each.sum(1) / counted.sum(1)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return self.task.loss(model, batch)
+
+    def sampled_loss(self, model: nn.Module, batch: dict[str, Tensor], seed: int) -> Tensor:
+        return self.task.sampled_loss(model, batch, seed)
+
+    def positions(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.task.positions(batch)
+
+    def logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return self.task.logits(model, batch)
+
+
+def real_positions(batch: dict[str, Tensor], x: Float[Tensor, "b s d"]) -> Bool[Tensor, "b s"]:
+    """Positions that are no padding: the attention mask's where it has one a position of x, else all."""
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.shape == x.shape[:2]:
+        return mask.bool()
+    return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)

@@ -1,0 +1,85 @@
+"""What `whence attrib score` does with a dictionary: influence by atom, and who built an atom."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cache.errors import UsageError
+
+from ._attrib_job import Loaded, lists
+
+if TYPE_CHECKING:
+    from cache import Examples
+    from decomp import Dictionary
+
+
+def opened(folder: Path, loaded: Loaded) -> "Dictionary":
+    """The dictionary, its atoms with the text they come from where the data have it."""
+    from ._decomp_source import open_dictionary
+
+    found = open_dictionary(folder)
+    vocabulary, places = loaded.corpus.vocabulary, found.provenance.document
+    if vocabulary is None or not np.isin(places[places >= 0], loaded.train.ids).all():
+        return found
+    return found.with_text(loaded.train, vocabulary.decode)
+
+
+def carried(
+    loaded: Loaded, queries: "Examples", dictionary: "Dictionary", site: str | None, top: int
+) -> tuple[list[dict[str, Any]], Any]:
+    """One entry a query: the examples that help most, each with the atoms that carried it at the site, and the atoms
+    that carried most for all of them together. Also the parts [query, train, atom]."""
+    import attrib
+
+    scores = attrib.score(*loaded.scoring, queries, loaded.train, store=loaded.store, options=loaded.job.options)
+    order = np.argsort(-scores.values, axis=1, kind="stable")[:, :top]
+    chosen = np.unique(order)
+    parts = attrib.through_atoms(
+        *loaded.scoring, queries, loaded.train.select(chosen), dictionary, site=site, options=loaded.job.options
+    )
+    ends = {"helpful": (loaded.train.ids[order], np.take_along_axis(scores.values, order, 1))}
+    entries = lists(loaded, queries, ends)
+    for row, entry in enumerate(entries):
+        mine = parts.values[row][np.searchsorted(chosen, order[row])]
+        for line, values in zip(entry["helpful"], mine):
+            line["atoms"] = strongest(dictionary, parts["atom"].values, values, 3)
+        entry[f"carried at {parts.attrs['site']} by"] = strongest(dictionary, parts["atom"].values, mine.sum(0), top)
+    return entries, parts
+
+
+def strongest(dictionary: "Dictionary", atoms: np.ndarray, values: np.ndarray, top: int) -> list[dict[str, Any]]:
+    """The parts that are largest in size, each with what it is."""
+    order = np.argsort(-np.abs(values), kind="stable")[:top]
+    return [
+        {"id": int(atoms[n]), "title": described(dictionary, int(atoms[n])), "nats": float(values[n])} for n in order
+    ]
+
+
+def described(dictionary: "Dictionary", atom: int) -> str:
+    """An atom for people: its token in its context; or which of the other parts this is."""
+    from attrib import CONSTANT, RESIDUAL
+
+    if atom in (RESIDUAL, CONSTANT):
+        return "what no atom explains" if atom == RESIDUAL else "the bias and the centre"
+    if dictionary.text is None:
+        return f"document {dictionary.provenance.document[atom]}, position {dictionary.provenance.position[atom]}"
+    text = dictionary.text[atom]
+    return " ".join(f"{text.before[-24:]}[{text.token}]{text.after[:24]}".split())
+
+
+def built(loaded: Loaded, queries: "Examples", dictionary: "Dictionary", atom: int) -> tuple["Examples", Any]:
+    """The queries in which the atom is active, and scores [query, train] of its mean activation over each. Raises
+    UsageError where no query has it."""
+    import attrib
+    from decomp import Coefficient
+
+    if not dictionary.origin.site:
+        raise UsageError("This dictionary does not say at which hook point it was built.", "Build it with whence.")
+    factors, model, task = loaded.scoring
+    who = attrib.Reading(task, dictionary.origin.site, Coefficient(dictionary, atom))
+    active = np.flatnonzero(who.measurement(model, queries.batch(np.arange(len(queries)))).detach().numpy())
+    if not len(active):
+        raise UsageError(f"Atom {atom} is not active in any of these prompts.", "Ask with a prompt that it is in.")
+    asked = queries.select(active)
+    return asked, attrib.score(factors, model, who, asked, loaded.train, store=loaded.store, options=loaded.job.options)
