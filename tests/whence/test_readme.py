@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cache.cluster import slurm_settings
 from whence import cli, demo_model, jobs
 from whence.corpora import language_reference
 from whence.language_model import Training
@@ -74,6 +75,16 @@ def test_make_targets_exist() -> None:
 def test_job_is_one(tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text(blocks("toml")[0])
     assert tomllib.loads(blocks("toml")[0])["command"] == jobs.read_job(tmp_path / "job.toml")[0].command
+
+
+def test_cluster_page(tmp_path: Path) -> None:
+    """Its job is one, and its SLURM file is what dask-jobqueue takes."""
+    page = (ROOT / "docs" / "cluster.md").read_text("utf-8")
+    job, *_, slurm = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "job.toml").write_text(job)
+    (tmp_path / "slurm.toml").write_text(slurm)
+    assert jobs.read_job(tmp_path / "job.toml")[0].command == "attrib score"
+    assert slurm_settings(str(tmp_path / "slurm.toml"))[0] == 16
 
 
 def test_picture_and_links_are_there() -> None:
