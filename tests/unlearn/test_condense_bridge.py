@@ -2,13 +2,18 @@
 KLoM within 1 of the real thing."""
 
 import numpy as np
+import pytest
+import xarray
 
-from unlearn.condense import MLP, Pool, Settings, condense
+from cache import DataError, UsageError
+from unlearn.condense import MLP, Pool, Settings, Training, at_equal_size, by_influence, condensed_retain
 from unlearn.datamodels import ridge
 from unlearn.loop import run
 from unlearn.methods import DMM, Matching
 
 from . import cases
+
+SETTINGS = Settings("dcc", MLP((8,)), per_class=3, outer=10, inner=3, epochs=2, real_batch=16, warm_outer=0)
 
 
 def test_datamodel_matching_with_a_condensed_retain_set():
@@ -16,14 +21,33 @@ def test_datamodel_matching_with_a_condensed_retain_set():
     from unlearn.evaluate import Panel
     from unlearn.metrics import KLoM
 
-    kept = cases.deletion().kept
-    settings = Settings("dcc", MLP((8,)), per_class=3, outer=10, inner=3, epochs=2, real_batch=16, warm_outer=0)
-    (made,) = condense(Pool.of(kept), settings, quiet=True)
-    retain = made.examples
-    assert 4 * len(retain) <= len(kept)
-    assert not np.isin(retain.ids, cases.points().ids).any()
+    condensed = condensed_retain(cases.deletion(), SETTINGS)
+    assert 4 * len(condensed.kept) <= len(cases.deletion().kept)
+    assert not np.isin(condensed.kept.ids, cases.points().ids).any()
+    with pytest.raises(UsageError, match="stand-in for its kept data"):
+        condensed_retain(condensed, SETTINGS)
     method, found = DMM(ridge(cases.subsets()), Matching(steps=30, batch_size=16, optimiser=AdamW(1e-2))), {}
-    for name, deletion in {"real": cases.deletion(), "condensed": cases.deletion(retain=retain)}.items():
+    for name, deletion in {"real": cases.deletion(), "condensed": condensed}.items():
         panel = Panel.of(deletion, cases.oracles(), cases.points(), KLoM(bins=4))
         found[name] = panel.score(name, panel.margins(run(method, deletion))).klom["validation"].p95
     assert found["condensed"] <= found["real"] + 1
+
+
+def test_selection_by_influence_and_condensation_at_equal_size():
+    train = cases.train()
+    pool = Pool.of(train)
+    held_out = cases.points().select(np.arange(cases.TRAIN, cases.TRAIN + cases.VALIDATION))
+    test = Pool.of(held_out, pool.classes, pool.scaling)
+    values = np.random.default_rng(0).normal(size=(2, len(train)))
+    scores = xarray.DataArray(values, dims=("query", "train"), coords={"query": [0, 1], "train": train.ids})
+    chosen = by_influence(pool, scores, 3)
+    for c in range(pool.classes):
+        mine = pool.ids[pool.y == c]
+        best = mine[np.argsort(-values.mean(0)[pool.y == c])[:3]]
+        assert set(chosen.ids[chosen.y == c]) == set(best)
+    found = at_equal_size(pool, test, scores, SETTINGS, Training(5), seeds=(0, 1), networks=2)
+    assert {name: a.values.shape for name, a in found.items()} == {
+        "random": (2, 2), "herding": (1, 2), "influence": (1, 2), "dcc": (2, 2)
+    }  # fmt: skip
+    with pytest.raises(DataError, match="has no score"):
+        by_influence(pool, scores[:, 1:], 3)

@@ -26,8 +26,11 @@ from .report import figure as figure
 from .report import report as report
 from .rs2 import fixed_set as fixed_set
 from .rs2 import repeated_sampling as repeated_sampling
+from .selection import by_influence as by_influence
 from .selection import select as select
 from .settings import Settings as Settings
+from .standing_in import at_equal_size as at_equal_size
+from .standing_in import condensed_retain as condensed_retain
 from .training import Training as Training
 from .velocity import kernel_velocity as kernel_velocity
 from .velocity import plot_velocity as plot_velocity

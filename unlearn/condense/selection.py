@@ -1,14 +1,18 @@
-"""Real examples chosen to stand for all: random, herding, k-centre. What a synthetic set must beat."""
+"""Real examples chosen to stand for all: random, herding, k-centre, by influence. What a synthetic set must beat."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from cache.errors import UsageError
+from cache.errors import DataError, UsageError
 
 from .pool import Pool
 from .settings import Settings
+
+if TYPE_CHECKING:
+    import xarray
 
 
 def random_rows(features: Float[np.ndarray, "n f"], count: int, rng: np.random.Generator) -> Int[np.ndarray, " k"]:
@@ -62,4 +66,22 @@ def select(
     for c in range(pool.classes):
         mine = np.flatnonzero(pool.y == c)
         rows.append(mine[RULES[rule](flat[mine], per_class, rng)])
+    return pool.select(np.concatenate(rows))
+
+
+def by_influence(pool: Pool, scores: "xarray.DataArray", per_class: int) -> Pool:
+    """The `per_class` examples of every class with the highest mean influence over queries (attribution-led selection).
+
+    scores: [query, train] with ids, of at least this pool's examples; queries that nothing is reported on.
+    Raises DataError where an example has no score or a class has fewer.
+    """
+    Settings(per_class=per_class).check(pool)
+    mean = dict(zip(scores["train"].values.tolist(), scores.values.mean(0).tolist()))
+    unknown = [i for i in pool.ids.tolist() if i not in mean]
+    if unknown:
+        raise DataError(f"Example {unknown[0]} has no score.", "Score every example that may be chosen.")
+    values, rows = np.array([mean[i] for i in pool.ids.tolist()]), []
+    for c in range(pool.classes):
+        mine = np.flatnonzero(pool.y == c)
+        rows.append(mine[np.argsort(-values[mine], kind="stable")[:per_class]])
     return pool.select(np.concatenate(rows))

@@ -1,0 +1,62 @@
+"""One bank, three uses: linear datamodeling scores, datamodels and oracles, from the same retrainings in the cache."""
+
+from dataclasses import replace
+
+import numpy as np
+
+import attrib
+from attrib.evaluate import lds
+from cache import Store, bank, find_sites
+from cache.retrained import oracle_masks, subset_masks
+from unlearn.datamodels import ridge
+from unlearn.evaluate import Panel
+from unlearn.metrics import KLoM
+
+from . import cases
+
+SUBSETS, ORACLES = 40, 2 * cases.MODELS
+
+
+def test_three_uses_train_once(store: Store, monkeypatch) -> None:
+    model = cases.models().module(0)
+    everything = replace(cases.bank(), keep=("logits", "margins", "measurements"))
+    masks = np.concatenate([
+        subset_masks(cases.TRAIN, SUBSETS, 0.7), oracle_masks(cases.train().ids, cases.FORGET, ORACLES)
+    ])  # fmt: skip
+    seeds = np.arange(len(masks))
+    trained: list[int] = []
+    real = bank.train
+
+    def counted(lanes, *arguments, most=None, **options):
+        trained.append(0 if most is not None else len(lanes))  # `most`: the first steps again, as a check
+        return real(lanes, *arguments, most=most, **options)
+
+    monkeypatch.setattr(bank, "train", counted)
+    subsets, oracles = np.arange(SUBSETS), np.arange(SUBSETS, len(masks))
+
+    # the first asks for a datamodel
+    ridge(everything.run(masks, seeds, store, quiet=True).select(subsets))
+    assert sum(trained) == len(masks)
+    assert [event.what for event in store.events if event.kind == "bank"] == ["built"]
+
+    # the second, another day, for the score of an attribution method
+    trained.clear()
+    again = Store(store.root)
+    kept = everything.run(masks, seeds, again, quiet=True)
+    task = everything.task
+    queries = cases.points().select(np.arange(cases.TRAIN, cases.TRAIN + 6))
+    options = attrib.FitOptions(quiet=True)
+    factors = attrib.EKFAC().fit(model, task, cases.train(), sites=find_sites(model, quiet=True), options=options)
+    scores = attrib.score(factors, model, task, queries, cases.train(), options=options)
+    assert lds(scores, kept.select(subsets)).subsets == SUBSETS
+
+    # the third for oracles
+    panel = Panel.of(
+        cases.deletion(),
+        everything.run(masks, seeds, again, quiet=True).select(oracles),
+        cases.points(),
+        KLoM(bins=4),
+    )
+    assert panel.models == cases.MODELS
+    assert trained == []
+    assert {event.what for event in again.events if event.kind == "bank"} == {"hit"}
