@@ -27,6 +27,10 @@ def test_a_bank_a_datamodel_and_an_evaluation(tmp_path, capsys):
     with np.load(out) as kept:
         assert kept["1.weight"].shape == (8, 32, 64)
         assert len(json.loads(str(kept["ledger"]))[0]["forgotten"]) == 5
+    unlearn.Plan(forget="random:5", pilots=1, slack=1e9, root=root, json=True, **SMALL).run()
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert plan["chosen"] == "nothing"
+    assert list(plan["options"]) == ["nothing", "Newton", "DMM", "retrain"]
     where = tmp_path / "out" / "e.json"
     with pytest.warns(UserWarning, match="within noise"):
         unlearn.Evaluate(methods="scrub, dm-direct", forget="random:5", out=where, root=root, **SMALL).run()

@@ -36,6 +36,17 @@ class Matching:
     optimiser: Optimiser = AdamW(3e-3)
     schedule: Schedule = Schedule("cosine", final=0.1)
 
+    def points(self, forgotten: int, kept: int) -> int:
+        """Forgotten and retained points that are matched."""
+        return forgotten + min(kept, self.retain_multiplier * forgotten)
+
+    def passes(self, forgotten: int, kept: int) -> float:
+        """Example passes of matching without further points: the steps, and a forward pass of every point's own
+        outputs."""
+        points = self.points(forgotten, kept)
+        bag = points + (self.forget_multiplier - 1) * forgotten
+        return self.steps * min(self.batch_size, bag) + FORWARD * points
+
     def rows(self, deletion: Deletion) -> np.ndarray:
         """Pool rows used, once each: forgotten, then a fixed draw of retained, then of unlabelled ones."""
         pool = deletion.pool

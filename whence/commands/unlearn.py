@@ -9,6 +9,7 @@ import numpy as np
 import tyro
 
 if TYPE_CHECKING:
+    from cache import Examples
     from unlearn.deletion import Deletion
     from unlearn.loop import Method
 
@@ -187,6 +188,65 @@ class Run(_Setting):
 
 
 @dataclass(frozen=True)
+class Plan(_Setting):
+    """What nothing, a Newton step, DMM and retraining will cost and leave for a forget set, and which one to take.
+
+    Learned on pilot deletions of the same size that share no example with it, half random, half neighbours, whose
+    oracles are trained for it (and kept).
+
+    Example:
+
+        whence unlearn plan --forget neighbours:17:20
+    """
+
+    pilots: int = 2
+    """Pilot deletions."""
+    slack: float = 1.0
+    """Nats above noise that are accepted."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        from dataclasses import replace
+
+        from unlearn.deletion import Deletion
+        from unlearn.evaluate import Panel
+        from unlearn.methods import DMM, Newton
+        from unlearn.planner import candidates, pilot_factors, plan_deletion
+
+        made = self.made()
+        newton, dmm = made.method("newton"), made.method("dmm")
+        assert isinstance(newton, Newton) and isinstance(dmm, DMM)  # noqa: PT018
+        datamodel: Any = dmm.datamodel
+        panels, seen = [], made.deletion.forget
+        for number in range(self.pilots):
+            forget = pilot_set(made.bank.train.without(seen), len(made.deletion.forget), number)
+            seen = np.union1d(seen, forget)
+            pilot: Deletion = replace(made.deletion, forget=forget)
+            panels.append(Panel.of(pilot, replace(made, deletion=pilot).oracles(), made.bank.points))
+        ways = candidates(made.deletion, newton=newton, dmm=dmm)
+        factors = pilot_factors(panels, ways, datamodel)
+        plan = plan_deletion(made.deletion, ways, factors, datamodel, slack=self.slack)
+        if not self.json:
+            print(plan)
+            return
+        options = {
+            o.candidate.name: {"klom": o.klom, "low": o.low, "high": o.high, "passes": o.candidate.passes}
+            for o in plan.options
+        }
+        print(json_module.dumps({"chosen": plan.chosen, "why": plan.why, "floor": plan.floor, "options": options}))
+
+
+def pilot_set(train: "Examples", size: int, seed: int) -> np.ndarray:
+    """Ids for a pilot deletion: half the neighbours of an example within its class, half random others."""
+    from unlearn import forget_sets
+
+    near = forget_sets.neighbours(train, int(train.ids[seed]), max(1, size // 2), within="y")
+    rest = size - len(near)
+    return near if not rest else np.sort(np.r_[near, forget_sets.random_set(train.without(near), rest, 99 + seed)])
+
+
+@dataclass(frozen=True)
 class Evaluate(_Setting):
     """Judge methods against retrained oracles: KLoM with its null row, U-LiRA, energy distance, compute.
 
@@ -247,4 +307,4 @@ class Report:
         print(save([from_json(path.read_text()) for path in self.evaluations], self.out))
 
 
-COMMANDS = {"datamodel": Datamodel, "run": Run, "evaluate": Evaluate, "report": Report}
+COMMANDS = {"datamodel": Datamodel, "plan": Plan, "run": Run, "evaluate": Evaluate, "report": Report}

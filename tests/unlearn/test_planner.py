@@ -1,0 +1,80 @@
+"""The planner: its formulas are what runs count, its simulation can be inverted, and its advice follows its rule."""
+
+import numpy as np
+import pytest
+
+from cache import Classification, UsageError
+from cache.retrained import oracle_masks
+from cache.training import AdamW
+from unlearn.datamodels import exact, ridge
+from unlearn.evaluate import Panel
+from unlearn.loop import run
+from unlearn.methods import DMM, Matching, Newton, Retrain
+from unlearn.metrics import KLoM
+from unlearn.planner import (
+    candidates,
+    expected_klom,
+    left_of_the_shift,
+    pilot_factors,
+    plan_deletion,
+    predicted_shift,
+)
+
+from . import cases
+
+METRIC = KLoM(bins=4)
+
+
+@pytest.fixture(scope="module")
+def ways():
+    deletion = cases.deletion()
+    newton = Newton(lambda model: exact(model, Classification(), deletion.kept, damping=1.0))
+    dmm = DMM(ridge(cases.subsets()), Matching(steps=20, batch_size=16, optimiser=AdamW(1e-2)))
+    return candidates(deletion, newton=newton, dmm=dmm)
+
+
+@pytest.fixture(scope="module")
+def pilot():
+    forget = np.array([0, 2, 4, 6])
+    masks = oracle_masks(cases.train().ids, forget, 2 * cases.MODELS)
+    oracles = cases.bank().run(masks, 700 + np.arange(2 * cases.MODELS), quiet=True)
+    return Panel.of(cases.deletion(forget), oracles, cases.points(), METRIC)
+
+
+def test_passes_are_what_the_runs_count(ways) -> None:
+    deletion = cases.deletion()
+    for way in ways:
+        method = Retrain(seed=50) if way.name == "retrain" else way.method
+        if method is not None:
+            assert run(method, deletion).passes == pytest.approx(way.passes), way.name
+
+
+def test_the_simulation_is_inverted() -> None:
+    shift = np.linspace(0.5, 2.0, 12)
+    floor = expected_klom(0 * shift, 32, METRIC)
+    values = [expected_klom(f * shift, 32, METRIC) for f in (0.5, 1.0, 2.0)]
+    assert floor < values[0] < values[1] < values[2]
+    for factor, value in zip((0.5, 1.0, 2.0), values):
+        assert left_of_the_shift(value, shift, 32, METRIC) == pytest.approx(factor, abs=0.05)
+    assert left_of_the_shift(0.5 * floor, shift, 32, METRIC) == 0.0
+
+
+def test_advice_follows_the_rule(ways, pilot) -> None:
+    datamodel = ridge(cases.subsets())
+    factors = pilot_factors([pilot], ways, datamodel)
+    assert factors["retrain"] == (0.0,)
+    deletion = cases.deletion()
+    assert predicted_shift(deletion, datamodel).shape == (4,)
+    plan = plan_deletion(deletion, ways, factors, datamodel, metric=METRIC)
+    assert [o.candidate.name for o in plan.options] == ["nothing", "Newton", "DMM", "retrain"]
+    assert plan["retrain"].klom == pytest.approx(plan.floor)
+    assert plan["retrain"].ratio == pytest.approx(1.0)
+    assert plan_deletion(deletion, ways, factors, datamodel, metric=METRIC, slack=1e9).chosen == "nothing"
+    poor = {**factors, **dict.fromkeys(("nothing", "Newton", "DMM"), (60.0,))}
+    strict = plan_deletion(deletion, ways, poor, datamodel, metric=METRIC, slack=0.5)
+    assert strict.chosen == "retrain"
+    assert "nothing would leave" in str(strict)
+    with pytest.raises(UsageError, match="No pilot tells what Newton leaves"):
+        plan_deletion(deletion, ways, {"nothing": (1.0,)}, datamodel, metric=METRIC)
+    with pytest.raises(UsageError, match="no pilot deletion"):
+        pilot_factors([], ways, datamodel)

@@ -1,0 +1,209 @@
+"""Before a deletion: what each way of doing it will cost and leave, and which one to take.
+
+Predicted KLoM. A datamodel predicts how far the margins of the forgotten examples will move when they are left out;
+over the models' own spread that is a shift in standard deviations. If margins are about normal, KLoM at a shift is
+known by simulation (`expected_klom`), the noise of so many models and bins included. What a method leaves of the
+shift is learned on pilot deletions, whose oracles exist: its factor is the share of the predicted shift at which the
+simulation gives the KLoM that was measured there (so the datamodel's own error, and a spread that is off, are in it).
+Retraining has factor 0.
+
+Compute, in example passes a model (a forward and a backward of one example):
+nothing 0 · Newton |F| · DMM steps x batch, a forward pass of every matched point, and the datamodel's prediction ·
+retraining epochs x kept examples. What is made once and serves every deletion (curvature, a datamodel's trainings) is
+stated beside it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from cache import DataError, UsageError
+from cache.bank import margins_of
+
+from .datamodels.base import Datamodel
+from .deletion import Deletion
+from .evaluate import Panel
+from .loop import Method, Unlearned, lanes_outputs, run
+from .methods import DMM, Newton
+from .metrics import KLoM
+
+NOTHING, RETRAIN = "nothing", "retrain"
+DRAWS, MOST = 60, 64.0  # simulated copies of the points; largest factor that is looked for
+
+
+class Candidate(NamedTuple):
+    """A way to delete. method: None for doing nothing and for retraining, which need no pilot. passes: example passes
+    a model. once: what was spent before, serving every deletion, as text. formula: how `passes` is counted."""
+
+    name: str
+    method: Method | None
+    passes: float
+    once: str
+    formula: str
+
+
+class Option(NamedTuple):
+    """A candidate with its predicted p95 of KLoM on the forget set, nats (low and high: over the pilots' factors), and
+    its compute over retraining."""
+
+    candidate: Candidate
+    klom: float
+    low: float
+    high: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class DeletionPlan:
+    """options, cheapest first. floor: KLoM that noise alone gives. shift: predicted shift of the forgotten examples'
+    margins, root mean square, in standard deviations of the models."""
+
+    options: tuple[Option, ...]
+    chosen: str
+    why: str
+    floor: float
+    shift: float
+
+    def __getitem__(self, name: str) -> Option:
+        for option in self.options:
+            if option.candidate.name == name:
+                return option
+        raise UsageError(
+            f"{name!r} was not planned.", f"There are {', '.join(o.candidate.name for o in self.options)}."
+        )
+
+    def __str__(self) -> str:
+        lines = ["| way | predicted KLoM p95, nats | example passes a model | of retraining | once, before |"]
+        lines.append("|---|---|---|---|---|")
+        for option in self.options:
+            way = option.candidate
+            span = f"{option.klom:.2f}" + (f" ({option.low:.2f}-{option.high:.2f})" if option.high > option.low else "")
+            lines.append(f"| {way.name} | {span} | {way.passes:,.0f} | {100 * option.ratio:.1f} % | {way.once} |")
+        return "\n".join([*lines, "", f"Recommended: {self.chosen}. {self.why}"])
+
+
+def candidates(deletion: Deletion, *, newton: Newton | None = None, dmm: DMM | None = None) -> tuple[Candidate, ...]:
+    """Doing nothing, retraining, and the methods given, with their costs from formulas."""
+    forgotten, kept = len(deletion.forget), len(deletion.kept)
+    found = [Candidate(NOTHING, None, 0.0, "", "0")]
+    if newton is not None:
+        found.append(Candidate(newton.name, newton, float(forgotten), "curvature of every model", "|F|"))
+    if dmm is not None:
+        asked = getattr(dmm.datamodel, "prediction_passes", None)
+        points = dmm.matching.points(forgotten, kept)
+        passes = dmm.matching.passes(forgotten, kept) + (float(asked(forgotten, points)) if asked else 0.0)
+        cost = dmm.datamodel.cost if isinstance(dmm.datamodel, Datamodel) else None
+        once = (
+            "a datamodel for every model"
+            if cost is None
+            else f"{cost.trainings:,.0f} trainings, {cost.passes:,.0f} passes"
+        )
+        found.append(Candidate(dmm.name, dmm, passes, once, "steps x batch + points / 3 + prediction"))
+    retrain = Candidate(RETRAIN, None, float(deletion.retraining), "", "epochs x kept examples")
+    return (*found, retrain)
+
+
+def predicted_shift(deletion: Deletion, datamodel: Datamodel) -> Float[np.ndarray, " f"]:
+    """How far the datamodel says that the margins of the forgotten examples move, in standard deviations over the
+    models. Raises DataError for fewer than two models."""
+    if len(deletion.models) < 2:
+        raise DataError("One model has no spread to measure a shift by.", "Plan for an ensemble.")
+    points = deletion.forgotten
+    logits = lanes_outputs(deletion.models, deletion.task, points, ("logits",))["logits"]
+    delta = datamodel.predict_delta(deletion.forget, points)
+    batch = points.batch(np.arange(len(points)))
+
+    def margins(values: np.ndarray) -> np.ndarray:
+        return np.stack([margins_of(deletion.task, torch.as_tensor(one), batch).numpy() for one in values])
+
+    before, after = margins(logits), margins((logits + delta).astype(np.float32))
+    counted = np.isfinite(before[0])
+    spread = before[:, counted].std(0, ddof=1)
+    return np.abs((after - before)[:, counted].mean(0)) / np.maximum(spread, 1e-6)
+
+
+def expected_klom(shift: Float[np.ndarray, " p"], models: int, metric: KLoM, seed: int = 0) -> float:
+    """p95 over points of the KLoM between `models` normal margins and as many shifted by `shift` standard deviations,
+    the mean over simulated copies of these points."""
+    generator = np.random.default_rng(seed)
+    many = np.tile(shift, DRAWS)
+    p, q = generator.normal(size=(2, models, len(many))).astype(np.float32)
+    found = metric((p + many).astype(np.float32), q).reshape(DRAWS, len(shift))
+    return float(np.percentile(found, 95, axis=1).mean())
+
+
+def left_of_the_shift(measured: float, shift: Float[np.ndarray, " p"], models: int, metric: KLoM) -> float:
+    """The factor of the shift at which the simulation gives the measured KLoM, by bisection; 0 where that is no more
+    than noise, about MOST where no shift explains it."""
+    if measured <= expected_klom(0 * shift, models, metric):
+        return 0.0
+    low, high = 0.0, MOST
+    for _ in range(16):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if expected_klom(middle * shift, models, metric) < measured else (low, middle)
+    return 0.5 * (low + high)
+
+
+def pilot_factors(
+    panels: Sequence[Panel], ways: Sequence[Candidate], datamodel: Datamodel
+) -> dict[str, tuple[float, ...]]:
+    """candidate -> its factor on every pilot deletion: each method is run there and held against the pilot's oracles.
+    Raises UsageError without a pilot."""
+    if not panels:
+        raise UsageError("There is no pilot deletion to learn from.", "Give a panel of a deletion with oracles.")
+    factors: dict[str, list[float]] = {way.name: [] for way in ways}
+    for panel in panels:
+        shift = predicted_shift(panel.deletion, datamodel)
+        for way in ways:
+            factors[way.name].append(0.0 if way.name == RETRAIN else _factor(panel, way, shift))
+    return {name: tuple(values) for name, values in factors.items()}
+
+
+def _factor(panel: Panel, way: Candidate, shift: np.ndarray) -> float:
+    done: Unlearned | None = None if way.method is None else run(way.method, panel.deletion)
+    row = panel.nothing() if done is None else panel.score(way.name, panel.margins(done), about=done)
+    return left_of_the_shift(row.klom["forget"].p95, shift, panel.models, panel.metric)
+
+
+def plan_deletion(
+    deletion: Deletion,
+    ways: Sequence[Candidate],
+    factors: dict[str, tuple[float, ...]],
+    datamodel: Datamodel,
+    *,
+    metric: KLoM = KLoM(),
+    slack: float = 1.0,
+) -> DeletionPlan:
+    """Predict every candidate, and recommend the cheapest whose KLoM, at its worst pilot, is within `slack` nats of
+    noise. Raises UsageError for a candidate without a factor."""
+    unknown = [way.name for way in ways if way.name not in factors]
+    if unknown:
+        raise UsageError(f"No pilot tells what {unknown[0]} leaves.", "Measure it with pilot_factors.")
+    shift, models = predicted_shift(deletion, datamodel), len(deletion.models)
+    floor = expected_klom(0 * shift, models, metric)
+    options = []
+    for way in sorted(ways, key=lambda way: way.passes):
+        found = [expected_klom(factor * shift, models, metric) for factor in factors[way.name]]
+        options.append(
+            Option(way, float(np.mean(found)), min(found), max(found), way.passes / float(deletion.retraining))
+        )
+    chosen = next((o for o in options if o.high <= floor + slack), options[-1])
+    size = float(np.sqrt(np.mean(shift**2)))
+    return DeletionPlan(tuple(options), chosen.candidate.name, _why(options, chosen, floor, slack), floor, size)
+
+
+def _why(options: Sequence[Option], chosen: Option, floor: float, slack: float) -> str:
+    near = f"within {slack:g} nats of what noise alone gives ({floor:.2f})"
+    if chosen.high > floor + slack:
+        return f"Nothing is predicted to come {near}; this is the nearest to a fresh model."
+    text = f"At worst {chosen.high:.2f} nats are predicted, {near}"
+    cheaper = [o for o in options if o.candidate.passes < chosen.candidate.passes]
+    if cheaper:
+        text += "; " + ", ".join(f"{o.candidate.name} would leave {o.high:.2f}" for o in cheaper)
+    if 0 < chosen.ratio < 1:
+        text += f"; retraining would cost {1 / chosen.ratio:.1f} times as much"
+    return text + "."
