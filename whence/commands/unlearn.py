@@ -231,7 +231,13 @@ class Plan(_Setting):
             print(plan)
             return
         options = {
-            o.candidate.name: {"klom": o.klom, "low": o.low, "high": o.high, "passes": o.candidate.passes}
+            o.candidate.name: {
+                "p95": o.klom,
+                "low": o.low,
+                "high": o.high,
+                "mean": o.mean,
+                "passes": o.candidate.passes,
+            }
             for o in plan.options
         }
         print(json_module.dumps({"chosen": plan.chosen, "why": plan.why, "floor": plan.floor, "options": options}))
