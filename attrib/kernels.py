@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 Order = Literal["positions", "gradients"]
+# below this width the whole of x^T x is faster than its upper blocks, whose products are narrow
+SYMMETRIC_WIDTH = 2048
 
 
 class Sum(NamedTuple):
@@ -37,9 +39,10 @@ def add(total: Sum, term: Float[Array, "..."]) -> Sum:
 
 
 def symmetric_product(x: Float[Array, "p i"], blocks: int = 4) -> Float[Array, "i i"]:
-    """x^T x, computing the blocks on and above the diagonal only: (blocks + 1) / (2 blocks) of the operations."""
+    """x^T x, where it is wide from the blocks on and above the diagonal only: (blocks + 1) / (2 blocks) of the
+    operations."""
     width = x.shape[1]
-    if width < 64 * blocks:
+    if width < SYMMETRIC_WIDTH:
         return x.T @ x
     edges = [round(width * k / blocks) for k in range(blocks + 1)]
     rows = []

@@ -23,7 +23,7 @@ from .queries import RANK, Rank
 from .room import fit_bytes
 
 SAMPLE_POSITIONS = 1024  # run for the measurement
-SYMMETRIC = 5 / 8  # of a full product's operations, in four blocks
+SYMMETRIC = 5 / 8  # of a full product's operations, in four blocks, where it is wide
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def fit_stages(sites: Sites, examples: int, positions: int, longest: int, model:
     cubes = sum(o**3 + i**3 for o, i in (s.shape for s in sites))
     grid = sum(o * i for o, i in (s.shape for s in sites))
     parts = partition_count(examples)
-    moments = model * positions + 2 * SYMMETRIC * squares * positions
+    moments = model * positions + sum(moment_operations(w) for site in sites for w in site.shape) * positions
     return [
         Stage("moments", 1, moments, fit_bytes(sites), parts * squares * 8),
         Stage("eigenvectors", 0, 9.0 * cubes, fit_bytes(sites), squares * 4),
@@ -175,6 +175,11 @@ def fit_stages(sites: Sites, examples: int, positions: int, longest: int, model:
         Stage("eigenvalues", 1, model * positions + rotated_operations(sites, examples, longest), fit_bytes(sites),
               parts * grid * 8 + squares * 4 + grid * 8),
     ]  # fmt: skip
+
+
+def moment_operations(width: int) -> float:
+    """Operations a position of a moment of this width."""
+    return 2.0 * width * width * (SYMMETRIC if width >= kernels.SYMMETRIC_WIDTH else 1.0)
 
 
 def rotated_operations(sites: Sites, examples: int, s: int) -> float:

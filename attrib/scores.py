@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     import xarray
 
 SHARD_ROWS = 2048
+FEWEST_ROWS = 512
+SHARDS = 16
 
 
 def score(
@@ -337,6 +339,11 @@ def check_rows(values: np.ndarray, ids: np.ndarray) -> None:
         )
 
 
+def shard_rows(count: int) -> int:
+    """Rows of a partition: so many that small data too is shared among workers, and no worker gets crumbs."""
+    return min(count, max(FEWEST_ROWS, min(SHARD_ROWS, -(-count // SHARDS))))
+
+
 def over_rows(
     factors: Factors,
     model: nn.Module,
@@ -358,7 +365,7 @@ def over_rows(
     with prepared_once():
         if store is None:
             return work(Shard(0, 0, len(train)))["values"]
-        spec, rows = {"values": ArraySpec((len(train), *shape), "float32")}, min(SHARD_ROWS, len(train))
+        spec, rows = {"values": ArraySpec((len(train), *shape), "float32")}, shard_rows(len(train))
         about = {"train": train.ids.tolist()}
         entry = run_job(
             store, "scores", inputs, spec, work,

@@ -32,12 +32,10 @@ def test_gradients(shape: tuple[int, ...]) -> None:
     close(kernels.gradients(a, g), formed(a, g))
 
 
-@pytest.mark.parametrize("width", [3, 63, 301, 512])
-def test_symmetric_product_is_the_plain_one_and_symmetric(width: int) -> None:
-    x = np.random.default_rng(0).normal(size=(50, width)).astype(np.float32)
-    found = np.asarray(kernels.symmetric_product(jnp.asarray(x)))
-    close(found, x.T @ x)
-    np.testing.assert_array_equal(found, found.T)
+@pytest.mark.parametrize("width", [3, 301, kernels.SYMMETRIC_WIDTH + 1])
+def test_symmetric_product_is_the_plain_one(width: int) -> None:
+    x = np.random.default_rng(0).normal(size=(20, width)).astype(np.float32)
+    close(np.asarray(kernels.symmetric_product(jnp.asarray(x))), x.T @ x)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

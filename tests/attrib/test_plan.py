@@ -50,7 +50,7 @@ def test_counts(model, train) -> None:
     positions = sum(8 if n <= 8 else 9 for n in train.lengths)
     assert plan.positions == padded_positions(train) == positions
     squares = 400**2 + 9**2 + 8**2 + 401**2
-    assert stages["moments"].operations == everything(model) * positions + 2 * 5 / 8 * squares * positions
+    assert stages["moments"].operations == everything(model) * positions + 2 * squares * positions
     assert stages["moments"].disk == squares * 8
     contraction = 50 * (2 * 9 * weights + 2 * 3 * weights)
     assert stages["score"].operations == everything(model) * positions + contraction
