@@ -26,7 +26,7 @@ from cache.build import Frame, FrameSource
 from . import kernels
 from .factors import Factors
 from .method import FitOptions, make_run
-from .scores import SHARD_ROWS, RowWork, check_model, prepared_once, score, score_inputs
+from .scores import RowWork, check_model, prepared_once, score, score_inputs, shard_rows
 from .topk import ends
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def build_index(
     specs = {"rows": ArraySpec((len(train), width), "float16"), "scale": ArraySpec((len(train),), "float32")}
     with prepared_once():
         entry = run_job(
-            store, "gradients", inputs, specs, _Rows(rows), shard_rows=min(SHARD_ROWS, len(train)),
+            store, "gradients", inputs, specs, _Rows(rows), shard_rows=shard_rows(len(train)),
             about={"train": train.ids.tolist()}, cluster=options.cluster, log=options.log, desc="index",
             quiet=options.quiet,
         )  # fmt: skip
