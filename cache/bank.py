@@ -8,6 +8,7 @@ in the artefact.
 
 import hashlib
 import inspect
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -177,7 +178,9 @@ def train(
     moments = recipe.optimiser.init(lanes.flat)
     loss = weighted_loss(task)
     shared = recipe.batches == "shared"
-    bar = progress(steps, total=int(totals.max()), desc=f"training {len(lanes)} models", unit="step", quiet=quiet)
+    count = int(totals.max()) if most is None else min(most, int(totals.max()))
+    walk = itertools.islice(steps, count)
+    bar = progress(walk, total=count, desc=f"training {len(lanes)} models", unit="step", quiet=quiet)
     with mode(lanes, training=True), seeded(lanes, seeds):
         for number, step in enumerate(bar):
             rows = torch.as_tensor(step.rows, device=lanes.flat.device)
