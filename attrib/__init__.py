@@ -14,6 +14,12 @@ from .scores import score as score
 from .scores import self_influence as self_influence
 from .scores import token_scores as token_scores
 
+# to look at
+from .show import influences as influences
+from .show import plot_sites as plot_sites
+from .show import plot_tail as plot_tail
+from .show import token_map as token_map
+
 # with a dictionary's atoms
 from .reading import Direction as Direction
 from .reading import Reading as Reading

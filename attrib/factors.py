@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from cache import DataError, Entry, Site, Sites, Store
+from cache.show import facts, table
 
 from . import kernels
 
@@ -110,6 +111,15 @@ class Factors:
             f"Factors({self.method}, {len(self.per_site)} sites, {self.count} examples, "
             f"damping {self.damping.value:g} {self.damping.rule}, {self.nbytes / 1e6:.1f} MB)"
         )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (s.name, f"{s.shape[0]} × {s.shape[1]}", float(self.per_site[s.name].eigenvalues.mean()))
+            for s in self.sites
+            if s.name in self.per_site
+        ]
+        pairs = [("inputs", self.key[:12] or "not kept"), ("sites", self.sites.summary)]
+        return (facts(repr(self), pairs) + table(("site", "out × in", "mean eigenvalue"), rows)).html
 
 
 def sites_to_json(sites: Sites) -> dict[str, Any]:

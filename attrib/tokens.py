@@ -86,7 +86,7 @@ def output_token_scores(
                     length = int(train.lengths[row])
                     out[q, row, :length] = 0.0
                     out[q, row, 1:length] = pushed[place, : length - 1].cpu().numpy()
-    return label(out, queries, train, factors, task, last="position")
+    return label(out, queries, train, factors, task, last="position").assign_attrs(position="token")
 
 
 def _pushed(
@@ -170,7 +170,7 @@ def input_token_scores(
                 for place, row in enumerate(rows):
                     length = int(train.lengths[row])
                     out[q, row, :length] = values[place, :length].cpu().numpy()
-    return label(out, queries, train, factors, task, last="position")
+    return label(out, queries, train, factors, task, last="position").assign_attrs(position="token")
 
 
 def _embedding_gradient(

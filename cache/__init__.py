@@ -48,6 +48,11 @@ from .gradients import gradients as gradients
 from .gradients import open_gradients as open_gradients
 from .hooked import activations as activations
 
+# to look at
+from .show import Shown as Shown
+from .show import heat as heat
+from .show import table as table
+
 # the store
 from .cluster import Cluster as Cluster
 from .cluster import connect as connect

@@ -174,6 +174,21 @@ class Examples:
         )
         return f"Examples({len(self)}: {shapes}; about {', '.join(self.about) or 'nothing'})"
 
+    def _repr_html_(self) -> str:
+        from .show import table
+
+        told = [name for name in self.about if len(self.about[name]) == len(self)]
+        head = ("id", "length", *told)
+        rows = [
+            (int(self.ids[n]), int(self.lengths[n]), *(str(self.about[name][n])[:120] for name in told))
+            for n in range(min(len(self), SHOWN))
+        ]
+        more = f"; the first {SHOWN}" if len(self) > SHOWN else ""
+        return table(head, rows, f"{self!r}{more}").html
+
+
+SHOWN = 8  # examples that a notebook is shown
+
 
 def _take(values: Column, rows: np.ndarray) -> Column:
     return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]

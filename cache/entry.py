@@ -75,6 +75,20 @@ class Entry:
         arrays = ", ".join(f"{name} {list(a.shape)} {a.dtype.name}" for name, a in self.arrays.items())
         return f"Entry({self.kind} {self.key[:12]}{'' if self.sealed else ' (partial)'}: {arrays})"
 
+    def _repr_html_(self) -> str:
+        from .show import facts, table
+
+        arrays = [
+            (name, " × ".join(map(str, a.shape)), a.dtype.name, ", ".join(a.dims or ()), a.nbytes)
+            for name, a in self.arrays.items()
+        ]
+        inputs = [(name, _brief(value)) for name, value in self.inputs.items()]
+        made = [(name, _brief(value)) for name, value in {**self.provenance, **self.about}.items()]
+        state = "complete" if self.sealed else f"{int(self.mask.sum())} of {len(self.mask)} rows are there"
+        shown = facts(f"{self.kind} {self.key[:12]}: {state}", [("computed from", ""), *inputs])
+        shown += table(("array", "shape", "type", "axes", "bytes"), arrays) + facts("beside it", made)
+        return shown.html
+
     @property
     def nbytes(self) -> int:
         """Bytes of all its arrays."""
@@ -280,6 +294,12 @@ class Entry:
         from .readers import jax_batches
 
         return jax_batches(self, names, **options)
+
+
+def _brief(value: Any, most: int = 160) -> str:
+    """A value of the header on one line."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _hold(files: Files, base: str) -> FileLock | None:

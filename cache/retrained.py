@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from .errors import CorruptEntry, DataError
+from .show import facts
 
 
 def mask_hash(ids: Int64[np.ndarray, " n"], mask: Bool[np.ndarray, " n"]) -> str:
@@ -85,6 +86,26 @@ class Retrained:
 
     def __len__(self) -> int:
         return len(self.masks)
+
+    def __repr__(self) -> str:
+        e, n = self.masks.shape
+        return (
+            f"Retrained({e} models of {n} training examples at {len(self.point_ids)} points: {', '.join(self.outputs)})"
+        )
+
+    def _repr_html_(self) -> str:
+        kept, seconds = self.masks.sum(1), self.about.get("seconds")
+        pairs = [
+            ("models", len(self)),
+            ("training examples", int(self.masks.shape[1])),
+            ("kept by each", f"{int(kept.min())} to {int(kept.max())}" if len(kept) else ""),
+            ("different training sets", len({mask.tobytes() for mask in self.masks})),
+            ("points", len(self.point_ids)),
+            *((f"outputs: {name}", " × ".join(map(str, values.shape))) for name, values in self.outputs.items()),
+            ("recipe", self.about.get("recipe", "")),
+            ("one by one because", self.about.get("why_sequential", "") or "(side by side)"),
+        ]
+        return facts(repr(self), pairs if seconds is None else [*pairs, ("trained in, s", seconds)]).html
 
     def __getitem__(self, name: str) -> np.ndarray:
         return np.asarray(self._output(name)[:])

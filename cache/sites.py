@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .errors import ModelError
 from .layers import KINDS, Layer, layer_of
 from .progress import say
+from .show import columns, table
 
 Pattern = str | re.Pattern[str]
 WRAPPERS = ("_original_component", "base_model", "_orig_mod", "_fsdp_wrapped_module")
@@ -96,12 +97,12 @@ class Sites(Sequence[Site]):
             self.left_out + tuple((site.name, site.count) for site in gone),
         )
 
+    def __repr__(self) -> str:
+        return f"Sites({self.summary})"
+
     def __str__(self) -> str:
         rows = [(s.name, s.kind, f"{s.shape[0]} x {s.shape[1]}", f"{s.count:,}") for s in self.sites]
-        head = ("site", "kind", "out x in", "parameters")
-        widths = [max(len(row[c]) for row in [head, *rows]) for c in range(4)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in [head, *rows]]
-        return "\n".join([*lines, self.summary])
+        return columns([("site", "kind", "out x in", "parameters"), *rows]) + f"\n{self.summary}"
 
     @property
     def summary(self) -> str:
@@ -110,12 +111,8 @@ class Sites(Sequence[Site]):
         return text + (f"; {len(self.left_out)} parameters left out" if self.left_out else "")
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{s.name}</td><td>{s.kind}</td><td>{s.shape[0]} × {s.shape[1]}</td><td>{s.count:,}</td></tr>"
-            for s in self.sites
-        )
-        head = "<tr><th>site</th><th>kind</th><th>out × in</th><th>parameters</th></tr>"
-        return f"<table>{head}{rows}</table><p>{self.summary}</p>"
+        rows = [(s.name, s.kind, f"{s.shape[0]} × {s.shape[1]}", s.count) for s in self.sites]
+        return table(("site", "kind", "out × in", "parameters"), rows, self.summary).html
 
 
 def clean_name(name: str) -> str:

@@ -46,6 +46,7 @@ from .layout import (
 )
 from .locks import BuildLock, FileLock
 from .medium import Files
+from .show import Cell, Shown, table
 from .writer import Writer, as_array, create_or_resume, open_writer, sweep
 
 # of the free space, what a job may plan to fill
@@ -86,6 +87,49 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({self.root!r})"
+
+    def _repr_html_(self) -> str:
+        return self.contents_table().html
+
+    def contents_table(self) -> Shown:
+        """Every entry: kind, key, what it is of, state, rows, size on disk, names; one line each, by kind and use."""
+        from .upkeep import listing
+
+        rows = [
+            (e.kind, e.key[:12], self._called(e.kind, e.key), e.state, e.rows, Cell(human(e.bytes), e.bytes),
+             ", ".join(e.names))
+            for e in listing(self)
+        ]  # fmt: skip
+        caption = f"{self.root}: {len(rows)} entries, {human(sum(row[5].key for row in rows))}"
+        return table(("kind", "key", "of", "state", "rows", "size", "names"), rows, caption)
+
+    def work(self) -> Shown:
+        """What was asked of this object, an artefact a line: computed now or from the cache, its size, how long."""
+        once: dict[str, Event] = {}
+        for event in self.events:
+            if event.key not in once or event.what != "hit":
+                once[event.key] = event
+        told = {"hit": "from the cache", "built": "computed now", "resumed": "finished now"}
+        rows = [
+            (e.kind, e.key[:12], self._called(e.kind, e.key), told[e.what], Cell(human(e.bytes), e.bytes),
+             Cell(f"{e.seconds:.2f} s", e.seconds))
+            for e in once.values()
+        ]  # fmt: skip
+        computed = sum(e.what != "hit" for e in once.values())
+        caption = f"{computed} computed, {len(rows) - computed} from the cache"
+        return table(("kind", "key", "of", "", "written", "time"), rows, caption)
+
+    def _called(self, kind: str, key: str) -> str:
+        """What an artefact's inputs call it, empty where they do not."""
+        try:
+            inputs = self.header(kind, key).inputs
+        except StoreError:
+            return ""
+        for name in ("stage", "what", "method", "at"):
+            if inputs.get(name):
+                value = inputs[name]
+                return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        return ""
 
     def __reduce__(self) -> Any:
         return Store, (self.root,)

@@ -25,5 +25,9 @@ from .overlap import compare as compare
 from .readout import Coefficient as Coefficient
 from .sae import SAE as SAE
 from .sae import SparseAutoencoder as SparseAutoencoder
+from .show import atom_map as atom_map
+from .show import atoms as atoms
+from .show import plot_curve as plot_curve
+from .show import plot_growth as plot_growth
 from .splice import spliced as spliced
 from .splice import through as through

@@ -100,6 +100,10 @@ class Activations:
             origin or Origin(),
         )
 
+    def __repr__(self) -> str:
+        where = f" at {self.origin.site}" if self.origin.site else ""
+        return f"Activations({len(self)} rows of width {self.width}{where}, {len(np.unique(self.document))} documents)"
+
     @property
     def width(self) -> int:
         return int(np.shape(self.x)[1])

@@ -134,6 +134,16 @@ class Dictionary:
     def __len__(self) -> int:
         return len(self.atoms)
 
+    def __repr__(self) -> str:
+        where = f" at {self.origin.site}" if self.origin.site else ""
+        made = self.settings.get("builder", self.settings.get("imported", "unknown"))
+        return f"Dictionary({len(self)} atoms of width {self.width}{where}, {self.pursuit} pursuit k={self.k}, {made})"
+
+    def _repr_html_(self) -> str:
+        from .show import about, atoms
+
+        return (about(self) + atoms(self)).html
+
     @property
     def W_dec(self) -> Float[np.ndarray, "a d"]:
         return self.atoms

@@ -5,12 +5,9 @@ builds only the atoms that are looked at.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from cache.errors import StoreError
 
 from .dictionary import Dictionary, Text
 from .features import Features
@@ -28,17 +25,6 @@ def page(
         facts=_facts(dictionary, found),
         data=_script_safe(_data(dictionary, found, contexts)),
     )
-
-
-def save(html: str, path: str | Path) -> Path:
-    """Writes the page. Raises StoreError where that is not possible."""
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"{target} cannot be written: {error.strerror}.", "Choose another path.") from error
-    return target
 
 
 def _facts(dictionary: Dictionary, found: Features) -> list[tuple[str, str]]:

@@ -68,6 +68,10 @@ class SparseAutoencoder:
     def __len__(self) -> int:
         return len(self.atoms)
 
+    def __repr__(self) -> str:
+        where = f" at {self.origin.site}" if self.origin.site else ""
+        return f"SparseAutoencoder({len(self)} latents of width {self.width}{where}, {self.kind} k={self.k})"
+
     @property
     def W_dec(self) -> np.ndarray:
         return self.atoms

@@ -56,4 +56,6 @@ from .metrics import advise as advise
 from .metrics import energy_distance as energy_distance
 from .metrics import two_sample_test as two_sample_test
 from .report import page as page
+from .report import plot as plot
+from .report import plot_margins as plot_margins
 from .report import table as table

@@ -113,6 +113,12 @@ class Deletion:
                     "Validation must be data that no model was trained on.",
                 )
 
+    def __repr__(self) -> str:
+        return (
+            f"Deletion({len(self.forget)} of {len(self.train)} examples, {len(self.models)} models, "
+            f"{len(self.ledger.lines)} deletions before)"
+        )
+
     @property
     def lane_seeds(self) -> Int64[np.ndarray, " e"]:
         return np.arange(len(self.models)) if self.seeds is None else self.seeds

@@ -60,6 +60,10 @@ class Panel:
     metric: KLoM
     tokens: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{len(at)} {name}" for name, at in self.columns.items())
+        return f"Panel(outputs: {parts}; {len(self.reference)} + {len(self.held_out)} oracles)"
+
     @property
     def models(self) -> int:
         """How many models a side every comparison uses."""
@@ -173,6 +177,20 @@ class Evaluation:
     def bins(self) -> int:
         return self.metric.bins_for(self.models)
 
+    def __repr__(self) -> str:
+        methods = ", ".join(row.method for row in self.rows)
+        return f"Evaluation({self.forgotten} examples forgotten, {self.models} models a side: {methods})"
+
+    def __str__(self) -> str:
+        from .report import table
+
+        return table(self)
+
+    def _repr_html_(self) -> str:
+        from .report import shown
+
+        return shown(self).html
+
 
 def evaluate(
     panel: Panel, methods: Sequence[Method | Unlearned], *, resamples: int = 20, title: str = "", quiet: bool = True
@@ -212,20 +230,22 @@ DEFAULT_RULE = Rule()
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """What a sweep chose, on which forget set; `on` runs it on others and refuses that one.
+    """What a sweep chose, on which forget sets; `on` runs it on others and refuses those.
 
-    method: None when no setting was admissible, which is a result.
+    method: None when no setting was admissible, which is a result. rows: of every candidate on the first tuning set,
+    then on the second, and so on. admissible: of every candidate, on all of them.
     """
 
     method: Method | None
     rule: Rule
-    tuned_on: np.ndarray
+    tuned_on: tuple[np.ndarray, ...]
     rows: tuple[Row, ...]
     admissible: tuple[bool, ...]
 
     def on(self, deletion: Deletion) -> Method | None:
-        """The chosen method, for reporting on another forget set. Raises UsageError on the one it was tuned on."""
-        if set(self.tuned_on.tolist()) == set(np.asarray(deletion.forget).tolist()):
+        """The chosen method, for reporting on another forget set. Raises UsageError on one it was tuned on."""
+        forget = set(np.asarray(deletion.forget).tolist())
+        if any(set(tuned.tolist()) == forget for tuned in self.tuned_on):
             raise UsageError(
                 "These settings were chosen on this very forget set.",
                 "Report on forget sets that the choice has not seen.",
@@ -233,17 +253,24 @@ class Selected:
         return self.method
 
 
-def sweep(panel: Panel, candidates: Sequence[Method], rule: Rule = DEFAULT_RULE) -> Selected:
-    """Score candidate settings on a tuning forget set and choose by the rule.
+def sweep(panels: Panel | Sequence[Panel], candidates: Sequence[Method], rule: Rule = DEFAULT_RULE) -> Selected:
+    """Score candidate settings on one tuning forget set or several and choose by the rule: admissible on all of
+    them, and the smallest mean over them.
 
-    Raises UsageError without candidates.
+    Raises UsageError without candidates or panels.
     """
-    if not candidates:
-        raise UsageError("There is nothing to choose among.", "Give at least one candidate setting.")
-    nothing = panel.nothing()
-    results = [run(candidate, panel.deletion) for candidate in candidates]
-    rows = tuple(panel.score(r.method, panel.margins(r), about=r) for r in results)
-    allowed = tuple(rule.admissible(row, nothing) for row in rows)
-    order = sorted((row.klom["forget"].p95, k) for k, (row, ok) in enumerate(zip(rows, allowed)) if ok)
+    panels = [panels] if isinstance(panels, Panel) else list(panels)
+    if not candidates or not panels:
+        raise UsageError("There is nothing to choose among.", "Give at least one candidate setting and one panel.")
+    rows: list[list[Row]] = []
+    allowed = [True] * len(candidates)
+    for panel in panels:
+        nothing = panel.nothing()
+        results = [run(candidate, panel.deletion) for candidate in candidates]
+        rows.append([panel.score(r.method, panel.margins(r), about=r) for r in results])
+        allowed = [ok and rule.admissible(row, nothing) for ok, row in zip(allowed, rows[-1])]
+    scores = np.mean([[row.klom["forget"].p95 for row in found] for found in rows], axis=0)
+    order = sorted((float(scores[k]), k) for k in range(len(candidates)) if allowed[k])
     best = candidates[order[0][1]] if order else None
-    return Selected(best, rule, np.asarray(panel.deletion.forget), rows, allowed)
+    tuned_on = tuple(np.asarray(panel.deletion.forget) for panel in panels)
+    return Selected(best, rule, tuned_on, tuple(row for found in rows for row in found), tuple(allowed))

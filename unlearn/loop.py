@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cache import Examples, progress, say
 from cache.bank import margins_of, outputs_of_lanes
 from cache.lanes import Lanes, PerLane, mode, why_not_stacked
+from cache.show import facts
 from cache.training import AdamW, Optimiser, Schedule
 
 from .deletion import Deletion, Ledger
@@ -97,6 +98,29 @@ class Unlearned:
     stopped: tuple[Stopped, ...]
     ledger: Ledger
     shift: Callable[[Examples], np.ndarray] | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Unlearned({self.method}: {len(self.models)} models, {len(self.deletion.forget)} examples forgotten, "
+            f"{self.ratio:.1%} of retraining)"
+        )
+
+    def _repr_html_(self) -> str:
+        pairs = [
+            ("settings", str(self.settings)),
+            ("models", len(self.models)),
+            ("examples forgotten", len(self.deletion.forget)),
+            ("example passes a model", self.passes),
+            ("of retraining", f"{self.ratio:.1%}"),
+            ("seconds", self.seconds),
+            (
+                "loss, first and last step",
+                " → ".join(f"{np.mean(self.losses[t]):.4g}" for t in (0, -1) if self.losses.size),
+            ),
+            ("stopped", "; ".join(f"model {s.lane} at step {s.step}: {s.why}" for s in self.stopped) or "none"),
+            ("deletions so far", len(self.ledger.lines)),
+        ]
+        return facts(repr(self), pairs).html
 
     @property
     def ratio(self) -> float:

@@ -1,27 +1,25 @@
 """The evaluation as a table and as a page: KLoM against compute for every method, the null row drawn in."""
 
-import base64
 import html
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
 from cache import DataError
+from cache.show import Cell, Shown, axes_or_new, picture, write_page
+from cache.show import page as document
+from cache.show import table as show_table
 
 from .evaluate import NOTHING, NULL, PARTS, Evaluation, Row
 from .metrics import KLoM, Summary
 
 if TYPE_CHECKING:
     import xarray
-
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #ddd}th:first-child,td:first-child{text-align:left}
-tr.null{background:#eef6ee}tr.nothing{background:#f7f0ec}img{max-width:100%}small{color:#666}"""
+    from matplotlib.axes import Axes
 
 
 def table(evaluation: Evaluation) -> str:
@@ -97,66 +95,68 @@ def from_json(text: str) -> Evaluation:
         raise DataError("This file holds no evaluation.", "Give one that `whence unlearn evaluate` wrote.") from error
 
 
-def plot(evaluation: Evaluation) -> bytes:
-    """PNG: p95 of KLoM on each part against compute (log scale), the null row as a line."""
-    import matplotlib
+def plot(evaluation: Evaluation, part: str = "forget", ax: "Axes | None" = None) -> "Axes":
+    """p95 of KLoM (nats) on one part against compute (percent of retraining, logarithmic), a point a method; oracles
+    against oracles and doing nothing as lines. Returns the axes."""
+    axes = axes_or_new(ax, 5.0, 3.8)
+    axes.axhline(evaluation[NULL].klom[part].p95, color="green", ls="--", lw=1, label="oracles (null)")
+    axes.axhline(evaluation[NOTHING].klom[part].p95, color="brown", ls=":", lw=1, label="do nothing")
+    for k, row in enumerate(row for row in evaluation.rows if row.method not in (NULL, NOTHING)):
+        x = max(100 * row.ratio, 0.01)
+        axes.plot(x, row.klom[part].p95, color=f"C{k % 10}", marker="os^Dv"[k // 10 % 5])
+        axes.annotate(row.method, (x, row.klom[part].p95), fontsize=7, xytext=(3, 3), textcoords="offset points")
+    axes.set(xscale="log", xlabel="compute, % of retraining", ylabel="KLoM p95, nats", title=part)
+    axes.legend(fontsize=7)
+    return axes
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharey=True)
-    methods = [row for row in evaluation.rows if row.method not in (NULL, NOTHING)]
-    for axis, part in zip(axes, PARTS):
-        axis.axhline(evaluation[NULL].klom[part].p95, color="green", ls="--", lw=1, label="oracles (null)")
-        axis.axhline(evaluation[NOTHING].klom[part].p95, color="brown", ls=":", lw=1, label="do nothing")
-        for k, row in enumerate(methods):
-            x = max(100 * row.ratio, 0.01)
-            axis.plot(x, row.klom[part].p95, color=f"C{k % 10}", marker="os^Dv"[k // 10 % 5])
-            axis.annotate(row.method, (x, row.klom[part].p95), fontsize=7, xytext=(3, 3), textcoords="offset points")
-        axis.set(xscale="log", xlabel="compute, % of retraining", title=part)
-    axes[0].set_ylabel("KLoM p95, nats")
-    axes[0].legend(fontsize=7)
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    return buffer.getvalue()
+def plot_margins(
+    before: Float[np.ndarray, " e"],
+    after: Float[np.ndarray, " e"],
+    oracles: Float[np.ndarray, " f"],
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """One point's margins (in nats of log-odds) over the models before, after, and over the oracles, as histograms on
+    one set of bins: what KLoM compares. Returns the axes."""
+    axes, every = axes_or_new(ax), np.concatenate([before, after, oracles])
+    edges = np.linspace(every.min(), every.max() + 1e-9, 16)
+    for name, values in {"before": before, "after": after, "oracles": oracles}.items():
+        axes.hist(values, edges.tolist(), histtype="step", linewidth=1.6, density=True, label=name)
+    axes.set(xlabel="margin, nats", ylabel="density over models")
+    axes.legend(frameon=False)
+    return axes
+
+
+def shown(evaluation: Evaluation) -> Shown:
+    """The table, sortable: the null row and doing nothing first."""
+    head = [c.strip() for c in table(evaluation).splitlines()[0].strip("|").split("|")]
+    rows = []
+    for row in evaluation.rows:
+        f, r, v = (row.klom[part] for part in PARTS)
+        keys = (f.p95, f.low, f.mean, r.p95, r.mean, v.p95, v.mean, row.ratio, row.u_lira, row.energy, row.told_apart)
+        name, *cells = _cells(row)
+        rows.append([name, *(Cell(text, float(key)) for text, key in zip(cells, keys))])
+    caption = (
+        f"KLoM {evaluation.metric.direction} in nats, {evaluation.models} models a side, {evaluation.bins} bins; "
+        f"{evaluation.forgotten} examples forgotten. The null row is oracles against other oracles: noise."
+    )
+    return show_table(head, rows, caption)
 
 
 def page(evaluations: Sequence[Evaluation], title: str = "Unlearning against oracles") -> str:
     """One self-contained HTML page with a table and a plot for every forget set."""
-    parts = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"]
-    parts.append(f"<h1>{html.escape(title)}</h1>")
+    from matplotlib.figure import Figure
+
+    parts = []
     for evaluation in evaluations:
-        image = base64.b64encode(plot(evaluation)).decode()
-        parts.append(
-            f"<h2>{html.escape(evaluation.title or 'forget set')} ({evaluation.forgotten} examples)</h2>"
-            f"<p>KLoM {html.escape(evaluation.metric.direction)}, {evaluation.models} models a side, "
-            f"{evaluation.bins} bins. The null row is oracles against other oracles: noise, which no method "
-            "can beat.</p>"
-            f'<img alt="KLoM against compute" src="data:image/png;base64,{image}">{_html_table(evaluation)}'
-        )
-    return "\n".join(parts)
-
-
-def _html_table(evaluation: Evaluation) -> str:
-    lines = table(evaluation).splitlines()
-    cells = [[html.escape(c.strip()) for c in line.strip("|").split("|")] for line in [lines[0], *lines[2:]]]
-    kind = {NULL: "null", NOTHING: "nothing"}
-    out = ["<table><tr>" + "".join(f"<th>{c}</th>" for c in cells[0]) + "</tr>"]
-    for row, line in zip(evaluation.rows, cells[1:]):
-        settings = html.escape(row.settings)
-        out.append(
-            f'<tr class="{kind.get(row.method, "")}" title="{settings}">'
-            + "".join(f"<td>{c}</td>" for c in line)
-            + "</tr>"
-        )
-    return "".join(out) + "</table>"
+        figure = Figure(figsize=(12, 4), layout="constrained")
+        for part, axes in zip(PARTS, figure.subplots(1, 3, sharey=True)):
+            plot(evaluation, part, axes)
+        parts.append(f"<h2>{html.escape(evaluation.title or 'forget set')} ({evaluation.forgotten} examples)</h2>")
+        parts += [picture(figure, "KLoM against compute"), shown(evaluation).html]
+    return document(title, *parts)
 
 
 def save(evaluations: Sequence[Evaluation], path: str | Path, title: str = "Unlearning against oracles") -> Path:
-    """Write the page; returns where it is."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(evaluations, title))
-    return path
+    """Write the page; returns where it is. Raises ResourceError where that cannot be done."""
+    return write_page(page(evaluations, title), path)

@@ -20,6 +20,7 @@ from torch import nn
 import attrib
 import decomp
 from cache import Examples, Store, Task, find_sites
+from cache.show import written
 from decomp.diff import summary
 
 from .evaluate import Panel, Row
@@ -60,6 +61,13 @@ class Traces:
             parts = ", ".join(f"{name} {s.p95:.2f}" for name, s in self.klom.klom.items())
             lines += ["", f"KLoM p95, nats: {parts}; compute {100 * self.klom.ratio:.1f} % of retraining"]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        groups = ", ".join(map(str, self.atoms["group"].values))
+        return f"Traces({100 * self.share:.0f} % of the way to the oracle; atoms of {groups})"
+
+    def _repr_html_(self) -> str:
+        return written(str(self)).html
 
 
 STATUS = ("removed", "moved", "kept", "added")

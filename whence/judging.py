@@ -180,7 +180,11 @@ def _mislabelled(named: Any, curve: Path | None, quiet: bool) -> list[Row]:
         assert problem.flipped is not None  # asked for above
         found = judges.detection(suspicion, problem.flipped)
         if curve is not None:
+            from matplotlib.figure import Figure
+
             curve.mkdir(parents=True, exist_ok=True)
-            found.plot(curve / f"mislabelled-{name}.svg", name)
+            figure = Figure(figsize=(4.5, 3.5), layout="constrained")
+            found.plot(name, figure.subplots())
+            figure.savefig(curve / f"mislabelled-{name}.svg")
         rows.append(Row("mislabelled", name, found.auc, np.nan, np.nan, seconds, str(found)))
     return rows

@@ -1,14 +1,17 @@
 """Finding mislabelled examples: flip some labels, rank by a score, see how soon the flipped ones turn up
 (Koh and Liang 2017, Section 5.4)."""
 
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
 from cache import DataError, Examples
+from cache.show import axes_or_new
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Detection(NamedTuple):
@@ -22,12 +25,9 @@ class Detection(NamedTuple):
     def __str__(self) -> str:
         return f"AUC {self.auc:.3f}; " + ", ".join(f"{v:.0%} within {k}" for k, v in self.at.items())
 
-    def plot(self, path: str | Path, label: str = "score") -> Path:
-        """The curve of found against inspected, with chance as a line, to a picture file."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(4.5, 3.5), layout="constrained")
-        axes = figure.subplots()
+    def plot(self, label: str = "score", ax: "Axes | None" = None) -> "Axes":
+        """The curve of found against inspected, with chance as a line. Returns the axes."""
+        axes = axes_or_new(ax, 4.5, 3.5)
         inspected = np.arange(1, len(self.found) + 1) / len(self.found)
         axes.plot(inspected, self.found, label=f"{label} (AUC {self.auc:.3f})")
         axes.plot([0, 1], [0, 1], "--", color="grey", label="random order")
@@ -35,8 +35,7 @@ class Detection(NamedTuple):
             xlabel="share of examples inspected", ylabel="share of flipped labels found", xlim=(0, 1), ylim=(0, 1.02)
         )
         axes.legend(loc="lower right")
-        figure.savefig(path)
-        return Path(path)
+        return axes
 
 
 def flip_labels(

@@ -112,7 +112,8 @@ class TestSites:
         assert 0 < sites.coverage < 1
         assert "place.weight" in dict(sites.left_out)
         assert "up" in str(sites)
-        assert "<table>" in sites._repr_html_()
+        assert "136" in sites._repr_html_()
+        assert repr(sites) == f"Sites({sites.summary})"
 
     def test_groups_are_sites(self) -> None:
         names = find_sites(cases.Convolutional(), "b*", quiet=True).names

@@ -3,12 +3,16 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from cache import Examples
-from cache.errors import ModelError
-from decomp import Activations, Dictionary, Origin, Provenance, Text
+from cache.errors import DataError, ModelError
+from cache.show import write_page
+from decomp import ITDA, Activations, Dictionary, Origin, Provenance, Text, show
+from decomp.curves import sparsity_curve
 from decomp.features import features, top_contexts
-from decomp.page import page, save
+from decomp.page import page
+from tests.cache.test_show import Tags
 from tests.decomp.test_builders import stream
 
 NASTY = "</script><script>alert(1)</script>&amp;<img src=x onerror=alert(2)>\u2028'\""
@@ -65,7 +69,43 @@ def test_nothing_in_the_data_becomes_markup(acts, dictionary, tmp_path):
     assert any(t[1] == NASTY for t in data["text"])
     assert "&lt;img" in html.split("</title>")[0]
     assert "http" not in html.replace("http://www.w3.org/2000/svg", "")
-    assert save(html, tmp_path / "a" / "page.html").read_text(encoding="utf-8") == html
+    assert write_page(html, tmp_path / "a" / "page.html").read_text(encoding="utf-8") == html
+
+
+def test_a_dictionary_shows_its_atoms(acts, dictionary):
+    html = dictionary._repr_html_()
+    assert NASTY[:20] in Tags(html).text
+    assert not {"script", "img"} & set(Tags(html).tags)
+    assert repr(dictionary) == "Dictionary(20 atoms of width 24, matching pursuit k=3, unknown)"
+    densest = str(show.atoms(dictionary, features(dictionary, acts), most=2)).splitlines()
+    assert densest[0] == "2 of 20 atoms"
+    share = [float(line.split()[1]) for line in densest[2:]]
+    assert share == sorted(share, reverse=True)
+
+
+def test_an_atom_is_seen_where_it_fires(acts, dictionary):
+    batch = acts.whole()
+    document = int(batch.document[0])
+    code = dictionary.encode(batch.x[batch.document == document])
+    atom = int(code.indices[0, 0])
+    shown = show.atom_map(dictionary, acts, document, lambda ids: f"<{ids[0]}>", atom)
+    assert shown.html.count("<span") == int((batch.document == document).sum())
+    assert f"{code.values[0, 0]:+.3g} coefficient" in shown.html
+    left = show.atom_map(dictionary, acts, document, lambda ids: str(ids[0]))
+    assert f"{code.residual[0] / code.energy[0]:+.3g} of the squared norm" in left.html
+    with pytest.raises(DataError, match="No activation of document"):
+        show.atom_map(dictionary, acts, 10**6, str)
+
+
+def test_curves_draw_where_they_are_told(acts, dictionary):
+    one, two = Figure().subplots(1, 2)
+    built = ITDA(size=12, k=2, unexplained=0.05).build(acts)
+    assert show.plot_growth(built, one) is one
+    assert one.lines[0].get_ydata()[-1] == len(built)
+    assert show.plot_curve(sparsity_curve(dictionary, acts, (1, 2)), "fvu", "these", two) is two
+    assert "share" in two.get_ylabel()
+    with pytest.raises(DataError, match="growth curve"):
+        show.plot_growth(dictionary)
 
 
 def test_another_models_activations_are_refused(acts, dictionary):

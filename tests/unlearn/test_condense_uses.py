@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from cache.errors import DataError, UsageError
+from tests.cache.test_show import HOSTILE, Tags
 from unlearn.condense import (
     MLP,
     Condensed,
@@ -20,6 +22,8 @@ from unlearn.condense import (
     contributions,
     fixed_set,
     kernel_velocity,
+    plot_examples,
+    plot_losses,
     plot_velocity,
     repeated_sampling,
     report,
@@ -93,11 +97,22 @@ def test_the_tangent_kernel_is_the_product_of_jacobians_and_stands_still_without
         kernel_velocity(made, np.asarray(x), NET, 3, replace(still, epochs=2, lr=lr)).mean() for lr in (0.01, 0.1)
     )
     assert 0 < slow < fast
-    axes = plot_velocity({"a": np.full((2, 3), 0.1)})
+    axes = Figure().subplots()
+    assert plot_velocity({"a": np.full((2, 3), 0.1)}, axes) is axes
     np.testing.assert_allclose(axes.lines[0].get_ydata(), -1, atol=1e-6)
-    import matplotlib.pyplot as plt
 
-    plt.close(axes.figure)
+
+def test_a_set_shows_its_examples_and_its_card(made):
+    left, right = Figure().subplots(1, 2)
+    assert plot_examples(made, left) is left
+    assert plot_losses(made, right) is right
+    np.testing.assert_allclose(right.lines[0].get_ydata(), made.losses)
+    told = replace(made, about={**made.about, "note": HOSTILE})
+    html = told._repr_html_()
+    assert "data:image/png" in html
+    assert HOSTILE[:30] in Tags(html).text
+    assert "<script" not in html
+    assert repr(made) == "Condensed(6 examples [5] of 3 classes, dcc)"
 
 
 def test_contributions_add_up_to_the_sum_of_cosines(made):

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from cache import DataError, UsageError
 from cache.training import AdamW
+from tests.cache.test_show import Tags
 from tests.unlearn import cases
 from unlearn import forget_sets
 from unlearn.datamodels import ridge
@@ -13,7 +15,7 @@ from unlearn.evaluate import NOTHING, NULL, Panel, Rule, evaluate, sweep
 from unlearn.loop import run
 from unlearn.methods import DMM, DescentAscent, FineTune, GradientAscent, Matching, OracleMatching
 from unlearn.metrics import KLoM
-from unlearn.report import page, save, table, to_dataset
+from unlearn.report import page, plot, plot_margins, save, table, to_dataset
 
 MATCHING = Matching(steps=60, batch_size=24, optimiser=AdamW(1e-2))
 
@@ -48,6 +50,29 @@ def test_tables_datasets_and_pages_hold_every_row(evaluation, tmp_path):
     assert "oracles (null)" in html
     assert "data:image/png" in html
     assert "four points" in page([evaluation])
+    assert str(evaluation) == text
+    seen = Tags(evaluation._repr_html_())
+    assert seen.tags.count("tr") == 5
+    assert "2 models a side" not in repr(evaluation)
+    assert "oracles (null)" in repr(evaluation)
+
+
+def test_plots_draw_where_they_are_told(evaluation):
+    left, right = Figure().subplots(1, 2)
+    assert plot(evaluation, "retain", left) is left
+    assert left.get_title() == "retain"
+    assert len(left.texts) == 2
+    margins = np.arange(8.0)
+    assert plot_margins(margins, margins + 1, margins + 2, right) is right
+    assert "nats" in right.get_xlabel()
+
+
+def test_a_deletion_and_what_it_left_say_what_they_are():
+    done = run(FineTune(epochs=1), cases.deletion())
+    assert repr(done.deletion).startswith("Deletion(4 of ")
+    assert "4 examples forgotten" in repr(done)
+    assert "of retraining" in done._repr_html_()
+    assert "oracles" in repr(panel())
 
 
 def test_a_sweep_declares_its_rule_and_refuses_its_own_forget_set():

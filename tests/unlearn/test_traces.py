@@ -51,3 +51,5 @@ def test_beside_klom() -> None:
     text = str(found)
     assert "KLoM p95" in text
     assert "| forgotten | oracle |" in text
+    assert "KLoM p95" in found._repr_html_()
+    assert "\n" not in repr(found)

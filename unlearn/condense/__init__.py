@@ -23,6 +23,8 @@ from .networks import network as network
 from .pool import Pool as Pool
 from .provenance import contributions as contributions
 from .report import figure as figure
+from .report import plot_examples as plot_examples
+from .report import plot_losses as plot_losses
 from .report import report as report
 from .rs2 import fixed_set as fixed_set
 from .rs2 import repeated_sampling as repeated_sampling

@@ -39,6 +39,17 @@ class Condensed:
     def __len__(self) -> int:
         return len(self.x)
 
+    def __repr__(self) -> str:
+        made = self.about.get("method", "made otherwise")
+        return f"Condensed({len(self)} examples {list(self.x.shape[1:])} of {self.labels.shape[1]} classes, {made})"
+
+    def _repr_html_(self) -> str:
+        from cache.show import picture
+
+        from .report import card, figure
+
+        return picture(figure(self), "the examples and the training curve") + card(self).html
+
     @cached_property
     def y(self) -> Int[np.ndarray, " n"]:
         """Class of each example, by its place (learned labels may lean elsewhere)."""

@@ -108,6 +108,9 @@ class Pool:
     def __len__(self) -> int:
         return len(self.y)
 
+    def __repr__(self) -> str:
+        return f"Pool({len(self)} examples {list(self.shape)} of {self.classes} classes, {self.scaling.layout})"
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one example."""

@@ -1,17 +1,17 @@
 """A condensed set for people: the examples as a grid, the training curve and the card, on one page of HTML."""
 
-import base64
-import html
-import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cache.show import Shown, axes_or_new, facts, page, picture, write_page
+
 from .condensed import Condensed
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MOST_COLUMNS = 10
@@ -32,40 +32,44 @@ def grid(condensed: Condensed, columns: int = MOST_COLUMNS) -> np.ndarray:
     return np.repeat(tiled, 3, -1) if channels == 1 else tiled[..., :3] if channels >= 3 else tiled[..., [0, 0, 0]]
 
 
+def plot_examples(condensed: Condensed, ax: "Axes | None" = None) -> "Axes":
+    """The examples as a picture (`grid`). Returns the axes."""
+    axes = axes_or_new(ax, 4.0, 4.0)
+    axes.imshow(grid(condensed), interpolation="nearest", aspect="auto" if condensed.x.ndim == 2 else "equal")
+    axes.set(xticks=[], yticks=[], title=f"{len(condensed)} examples, a row a class")
+    return axes
+
+
+def plot_losses(condensed: Condensed, ax: "Axes | None" = None) -> "Axes":
+    """Matching loss (sum over classes and layers of 1 - cosine, no unit) of every outer step. Returns the axes."""
+    axes = axes_or_new(ax)
+    axes.plot(np.arange(1, len(condensed.losses) + 1), condensed.losses, linewidth=1)
+    axes.set(xlabel="outer step", ylabel="matching loss", title=str(condensed.about.get("method", "")))
+    return axes
+
+
 def figure(condensed: Condensed) -> "Figure":
     """The grid beside the training curve (matching loss of every outer step)."""
     from matplotlib.figure import Figure
 
-    page = Figure(figsize=(8, 4), layout="constrained")
-    left, right = page.subplots(1, 2)
-    left.imshow(grid(condensed), interpolation="nearest", aspect="auto" if condensed.x.ndim == 2 else "equal")
-    left.set(xticks=[], yticks=[], title=f"{len(condensed)} examples, a row a class")
-    right.plot(np.arange(1, len(condensed.losses) + 1), condensed.losses, linewidth=1)
-    right.set(xlabel="outer step", ylabel="matching loss", title=str(condensed.about.get("method", "")))
-    return page
+    whole = Figure(figsize=(8, 4), layout="constrained")
+    left, right = whole.subplots(1, 2)
+    plot_examples(condensed, left)
+    plot_losses(condensed, right)
+    return whole
+
+
+def card(condensed: Condensed) -> Shown:
+    """What the set is, how it was made, and what was measured."""
+    pairs = [(name, value) for name, value in condensed.about.items() if name != "settings"]
+    pairs += list(dict(condensed.about.get("settings", {})).items())
+    return facts(repr(condensed), [(str(name), _text(value)) for name, value in pairs])
 
 
 def report(condensed: Condensed, path: str | Path, title: str = "A condensed set") -> Path:
-    """Write one page of HTML with everything in it. Returns its path."""
-    image = io.BytesIO()
-    figure(condensed).savefig(image, format="png", dpi=130)
-    rows = [(name, value) for name, value in condensed.about.items() if name != "settings"]
-    rows += list(dict(condensed.about.get("settings", {})).items())
-    table = "\n".join(f"<tr><th>{html.escape(str(n))}</th><td>{html.escape(_text(v))}</td></tr>" for n, v in rows)
-    picture = base64.b64encode(image.getvalue()).decode()
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222}}
-img{{max-width:100%}} th{{text-align:left;font-weight:500;padding-right:1.5rem;vertical-align:top}}
-td{{overflow-wrap:anywhere}}</style></head>
-<body><h1>{html.escape(title)}</h1>
-<img alt="the examples and the training curve" src="data:image/png;base64,{picture}">
-<h2>Card</h2><table>{table}</table></body></html>
-"""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page)
-    return path
+    """Write one page of HTML with everything in it; returns its path. Raises ResourceError where that fails."""
+    image = picture(figure(condensed), "the examples and the training curve")
+    return write_page(page(title, image, "<h2>Card</h2>", card(condensed).html), path)
 
 
 def _text(value: Any) -> str:

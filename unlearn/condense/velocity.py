@@ -4,12 +4,14 @@ K_t[a, b] = Σ_θ ∂s(x_a)/∂θ ∂s(x_b)/∂θ with s the sum of the logits; 
 Lee et al. 2022 track it to analyse the training dynamics of the contrastive loss.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from cache.show import axes_or_new
 
 from .condensed import Condensed
 from .layers import Params
@@ -61,11 +63,9 @@ def kernel_velocity(
     return np.asarray(run(jnp.asarray(points)))
 
 
-def plot_velocity(curves: dict[str, Float[np.ndarray, "e t"]], axes: "Axes | None" = None) -> Any:
-    """Logarithm of the velocity against training, one line a name with its spread over seeds."""
-    import matplotlib.pyplot as plt
-
-    axes = plt.subplots(figsize=(5, 3), layout="constrained")[1] if axes is None else axes
+def plot_velocity(curves: dict[str, Float[np.ndarray, "e t"]], ax: "Axes | None" = None) -> "Axes":
+    """Logarithm of the velocity against training, one line a name with its spread over seeds. Returns the axes."""
+    axes = axes_or_new(ax)
     for name, curve in curves.items():
         logs = np.log10(np.atleast_2d(curve) + 1e-12)
         mean, spread = logs.mean(0), logs.std(0)

@@ -335,14 +335,15 @@ class Report(Source):
     """Print JSON."""
 
     def run(self) -> None:
+        from cache.show import write_page
         from decomp.features import features, top_contexts
-        from decomp.page import page, save
+        from decomp.page import page
 
         dictionary, loaded = open_dictionary(self.dictionary), self.load()
         site = dictionary.origin.site
         found = features(dictionary, loaded.activations([site])[site], self.top, quiet=self.quiet)
         contexts = top_contexts(found, loaded.corpus.train, loaded.decode)
-        path = save(page(dictionary, found, contexts, self.title or f"Atoms of {site}"), self.out)
+        path = write_page(page(dictionary, found, contexts, self.title or f"Atoms of {site}"), self.out)
         facts = {"file": str(path), "bytes": path.stat().st_size, "atoms": len(dictionary)}
         print(json_module.dumps(facts) if self.json else f"{len(dictionary)} atoms: {path}")
 

@@ -1,0 +1,111 @@
+"""Dictionaries for the eye: what one is, its atoms, where an atom fires in a text, how it grew and what it costs."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cache.errors import DataError
+from cache.show import Shown, axes_or_new, facts, heat, table
+
+from .activations import Activations
+from .dictionary import Dictionary, Text
+from .features import Features
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+
+MOST = 50  # atoms that a table shows
+
+
+def about(dictionary: Dictionary) -> Shown:
+    """Size, where it comes from, how it was built."""
+    settings = {name: value for name, value in dictionary.settings.items() if name != "curve"}
+    pairs = [
+        ("model", dictionary.origin.model[:12] or "unknown"),
+        ("data", dictionary.origin.data[:12] or "unknown"),
+        ("fingerprint", dictionary.fingerprint[:12]),
+        *settings.items(),
+        *(("then", str(dict(note))) for note in dictionary.log),
+    ]
+    return facts(repr(dictionary), pairs)
+
+
+def atoms(dictionary: Dictionary, found: Features | None = None, most: int = MOST) -> Shown:
+    """A sortable table of atoms: the place and text each came from, its activation's norm, what was unexplained then
+    (share of the squared norm); with `features`, the densest atoms first, and how often each fires."""
+    order = np.arange(len(dictionary)) if found is None else np.argsort(-found.density, kind="stable")
+    places, text = dictionary.provenance, dictionary.text
+    head = ["atom", *(["fires on, %"] if found is not None else []), "document", "position", "norm", "unexplained"]
+    rows: list[list[Any]] = []
+    for a in order[:most].tolist():
+        row: list[Any] = [a] if found is None else [a, 100 * float(found.density[a])]
+        row += [int(places.document[a]), int(places.position[a]), float(places.norm[a]), float(places.error[a])]
+        rows.append(row if text is None else [*row, _quoted(text[a])])
+    shown = f"{min(most, len(dictionary))} of {len(dictionary)} atoms"
+    return table(head if text is None else [*head, "text"], rows, shown)
+
+
+def _quoted(text: Text) -> str:
+    return f"{text.before}⟦{text.token}⟧{text.after}"
+
+
+def atom_map(
+    dictionary: Dictionary,
+    activations: Any,
+    document: int,
+    decode: Callable[[Sequence[int]], str],
+    atom: int | None = None,
+    k: int | None = None,
+) -> Shown:
+    """A document's tokens shaded by how much of them one atom makes up (its coefficient, in units of the activations);
+    without `atom`, by the share of the squared norm that the code leaves unexplained.
+
+    decode: token ids -> text. Raises DataError where the activations hold nothing of that document.
+    """
+    acts = Activations.of(activations)
+    dictionary.origin.check_same(acts.origin)
+    rows = np.arange(len(acts.document)) if acts.rows is None else acts.rows
+    here = np.flatnonzero(acts.document[rows] == document)
+    if not len(here):
+        raise DataError(f"No activation of document {document}.", "Name one of the documents that were observed.")
+    batch = acts.select(here).whole()
+    code = dictionary.encode(batch.x, k)
+    tokens = [decode([int(t)]) for t in batch.token]
+    if atom is None:
+        left = np.asarray(code.residual) / np.maximum(np.asarray(code.energy), 1e-30)
+        return heat(tokens, left, "of the squared norm unexplained", f"document {document}")
+    values = np.where(np.asarray(code.indices) == atom, np.asarray(code.values), 0).sum(1)
+    name = f"atom {atom}" if dictionary.text is None else f"atom {atom}: {_quoted(dictionary.text[atom])}"
+    return heat(tokens, values, "coefficient", name)
+
+
+def plot_growth(dictionary: Dictionary, ax: "Axes | None" = None) -> "Axes":
+    """Atoms against activations read, as the builder went. Returns the axes. Raises DataError for a dictionary whose
+    builder kept no curve."""
+    curve = np.asarray(dictionary.settings.get("curve", ()))
+    if curve.ndim != 2:
+        raise DataError("This dictionary has no growth curve.", "Build it with decomp.ITDA or decomp.Partition.")
+    axes = axes_or_new(ax)
+    axes.plot(curve[:, 0], curve[:, 1])
+    axes.set(xlabel="activations read", ylabel="atoms", ylim=(0, None))
+    return axes
+
+
+def plot_curve(curve: "xr.Dataset", metric: str = "fvu", label: str = "", ax: "Axes | None" = None) -> "Axes":
+    """One metric of `sparsity_curve` or `training_curve` (its first axis across) with its 95 % interval. Returns the
+    axes."""
+    axes, found = axes_or_new(ax), curve.sel(metric=metric)
+    across = str(found["value"].dims[0])
+    x = found["tokens"] if across == "mark" else found[across]
+    axes.plot(x, found["value"], marker="o", markersize=3, label=label or metric)
+    axes.fill_between(x, found["low"], found["high"], alpha=0.2)
+    names = {"k": "steps k", "mark": "tokens seen"}
+    axes.set(xlabel=names.get(across, across), ylabel=METRICS.get(metric, metric))
+    if label:
+        axes.legend(frameon=False)
+    return axes
+
+
+METRICS = {"fvu": "variance unexplained, share", "cosine_error": "1 − cosine", "l0": "atoms a token"}
