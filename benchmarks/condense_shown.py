@@ -1,234 +1,252 @@
-"""What condensation is claimed to do, tried on two cores: one command a table.
+"""What condensation is claimed to do, tried on two cores: one command a table, minutes each.
 
-    python -m benchmarks.condense_shown nuisance --network mlp-64-64-64      digits under a nuisance all classes share
-    python -m benchmarks.condense_shown cifar --data cifar.npz --per-class 1  DCC, DC, DM and random, equal budget
-    python -m benchmarks.condense_shown continual                            digits, rotated, inverted
-    python -m benchmarks.condense_shown velocity                             kernel velocity with and without warm-up
-    python -m benchmarks.condense_shown bridge                               a condensed retain set for DMM
+    python -m benchmarks.condense_shown nuisance                                digits under a nuisance of all classes
+    python -m benchmarks.condense_shown nuisance --network convnet-2-16 --outer 30 --sets 3 --sweep.sets 1
+    python -m benchmarks.condense_shown cifar --data cifar.npz                  DCC, DC, DM and random, equal budget
+    python -m benchmarks.condense_shown cifar --data cifar.npz --per-class 10 --outer 4
+    python -m benchmarks.condense_shown continual                               digits, rotated, inverted
+    python -m benchmarks.condense_shown velocity --out velocity.png             the kernel's drift, by warm-up
+    python -m benchmarks.condense_shown bridge                                  a condensed retain set for unlearning
+    python -m benchmarks.condense_shown                                         all that need no file
 
-Every method gets the same loops; the rate of each is chosen on a validation split that no table is computed from.
+Every method gets the same loops, and the rate of each is chosen on a validation split that no table is computed from.
+Every table ends with what it says, computed from its numbers.
 """
 
-import argparse
+import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import tyro
 
-from unlearn.condense import Accuracies, Diverged, Pool, Settings, Training, condense, evaluate, network
-from unlearn.condense.selection import select
+from unlearn.condense import Pool, Settings, Training, evaluate, network
 
-RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-
-
-def digit_images(strength: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Digits [n 8 8], in units of their standard deviation, in an order of their own; plus `strength` times four
-    smooth patterns, the same for all classes, each with a normal coefficient of its own for every image."""
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(x))
-    x, y = x[order].reshape(-1, 8, 8), y[order]
-    rng = np.random.default_rng([seed, 7])
-    waves = [np.cos(np.pi * np.arange(8)[:, None] * a / 8 + np.pi * np.arange(8) * b / 8) for a, b in PATTERNS]
-    patterns = np.stack([wave / np.sqrt(np.mean(wave**2)) for wave in waves])
-    nuisance = np.einsum("nk,khw->nhw", rng.normal(size=(len(x), 4)), patterns)
-    return ((x - x.mean()) / x.std() + strength * nuisance).astype(np.float32), y
-
-
-PATTERNS = ((1, 0), (0, 1), (1, 1), (1, 2))
+from .condense_bridge import Bridge
+from .condense_common import (
+    PUBLISHED,
+    Sweep,
+    below,
+    best,
+    digit_images,
+    random_sets,
+    row,
+    sets_of,
+    split,
+    spread,
+    table,
+    where,
+)
 
 
-def split(x: np.ndarray, y: np.ndarray, validation: int = 300, test: int = 500) -> tuple[Pool, Pool, Pool]:
-    """Pools to condense, to choose rates on and to report on."""
-    cut = len(x) - test - validation
-    train = Pool.of((x[:cut], y[:cut]))
-    return (
-        train,
-        Pool.of((x[cut:-test], y[cut:-test]), train.classes, train.scaling),
-        Pool.of((x[-test:], y[-test:]), train.classes, train.scaling),
-    )
+@dataclass(frozen=True)
+class Nuisance:
+    """Random, DC and DCC, one example a class, as a nuisance that says nothing of the class grows."""
+
+    network: str = "mlp-64-64-64"
+    strengths: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
+    """Standard deviation of the nuisance, in that of the data."""
+    outer: int = 100
+    sets: int = 5
+    networks: int = 10
+    passes: int = 300
+    sweep: Sweep = field(default_factory=lambda: Sweep((0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), sets=3))
+
+    def run(self) -> None:
+        net, training = network(self.network), Training(self.passes)
+        print(f"{self.network}, one a class, {self.outer} x 10 matching steps; test accuracy, percent")
+        table("strength", "random", *(f"{m} at {r}" for m in ("DC", "DCC") for r in ("its best rate", PUBLISHED)))
+        swept, falls, published, stays = {}, [], [], []
+        for strength in self.strengths:
+            train, validation, test = split(*digit_images(strength))
+            base = evaluate(random_sets(train, 1, 3 * self.sets), test, net, training, self.networks)
+            found, cells = {}, []
+            for method in ("dc", "dcc"):
+                settings = Settings(method, net, 1, self.outer, 10, 5, 64, warm_outer=0)
+                swept[strength, method] = rates = self.sweep.of(settings, train, validation, training)
+                for which, lr in {"best": best(rates), "published": PUBLISHED}.items():
+                    made = sets_of(replace(settings, lr=lr), train, self.sets)
+                    found[method, which] = evaluate(made, test, net, training, self.networks)
+                    cells.append(f"{found[method, which]}" + f" ({lr:g})" * (which == "best"))
+            row(f"{strength:g}", base, *cells)
+            falls += [f"{strength:g}"] * below(found["dc", "best"], base)
+            published += [f"{strength:g}"] * below(found["dc", "published"], base)
+            stays += [f"{strength:g}"] * below(base, found["dcc", "best"])
+        print("\nmean validation accuracy at every rate that was tried")
+        table("strength", "method", *(f"{lr:g}" for lr in self.sweep.rates))
+        for (strength, method), rates in swept.items():
+            row(f"{strength:g}", method, *(f"{value:.1f}" for value in rates.values()))
+        print(f"\nDC at its best rate falls below random: {where(falls, 'strength')}.")
+        print(f"DC at the published rate falls below random: {where(published, 'strength')}.")
+        print(f"DCC at its best rate stays above random: {where(stays, 'strength')}.")
 
 
-def swept(
-    settings: Settings, train: Pool, validation: Pool, test: Pool, training: Training, options: argparse.Namespace
-) -> tuple[Accuracies, float]:
-    """Test accuracies at the rate that does best on the validation split, and that rate."""
-    best, chosen = -1.0, RATES[0]
-    for lr in options.rates:
-        try:
-            made = condense(train, replace(settings, lr=lr), (100,), quiet=True)
-        except Diverged:
-            continue
-        found = evaluate(made, validation, settings.network, training, 3).mean
-        if found > best:
-            best, chosen = found, lr
-    made = condense(train, replace(settings, lr=chosen), tuple(range(options.seeds)), quiet=True)
-    return evaluate(made, test, settings.network, training, options.networks), chosen
+@dataclass(frozen=True)
+class Cifar:
+    """Random, DM, DC and DCC at one budget of matching steps, on a subset of CIFAR-10."""
 
+    data: str
+    """An .npz with x_train, y_train, x_test and y_test."""
+    per_class: int = 1
+    network: str = "convnet-3-16"
+    outer: int = 12
+    inner: int = 10
+    epochs: int = 5
+    real_batch: int = 32
+    sets: int = 3
+    networks: int = 5
+    passes: int = 300
+    sweep: Sweep = field(default_factory=lambda: Sweep((0.03, 0.1, 0.3, 1.0), networks=3))
 
-def random_sets(train: Pool, per_class: int, count: int) -> list[Pool]:
-    return [select(train, "random", per_class, seed) for seed in range(count)]
+    def run(self) -> None:
+        train, validation, test = self.pools()
+        net, training = network(self.network), Training(self.passes)
+        print(f"{self.network}, {self.per_class} a class, {self.outer} x {self.inner} matching steps; percent")
+        table("method", "accuracy", "its rate", "seconds, sweep and all")
+        found = {
+            "random": evaluate(random_sets(train, self.per_class, 2 * self.sets), test, net, training, self.networks)
+        }
+        row("random", found["random"], "", "")
+        for method in ("dm", "dc", "dcc"):
+            sizes = (self.outer, self.inner, self.epochs, self.real_batch)
+            if method == "dm":  # a fresh network for every step, none trained
+                sizes = (self.outer * self.inner, 1, 0, self.real_batch)
+            settings, started = Settings(method, net, self.per_class, *sizes, warm_outer=0), time.perf_counter()
+            lr = best(self.sweep.of(settings, train, validation, training))
+            made = sets_of(replace(settings, lr=lr), train, self.sets)
+            found[method] = evaluate(made, test, net, training, self.networks)
+            row(method, found[method], f"{lr:g}", f"{time.perf_counter() - started:.0f}")
+        others = [name for name in ("random", "dm", "dc") if below(found[name], found["dcc"])]
+        print(f"\nDCC is above, with intervals that do not meet: {where(others, 'the side of')}.")
+        over = [name for name in ("random", "dm", "dc") if below(found["dcc"], found[name])]
+        print(f"DCC is below, with intervals that do not meet: {where(over, 'the side of')}.")
 
-
-def nuisance(options: argparse.Namespace) -> None:
-    """Random, DC and DCC as the nuisance grows."""
-    net, training = network(options.network), Training(options.passes)
-    print("| network | strength | random | DC | its rate | DCC | its rate |\n|---|---|---|---|---|---|---|")
-    for strength in options.strengths:
-        train, validation, test = split(*digit_images(strength))
-        base = evaluate(random_sets(train, options.per_class, 3 * options.seeds), test, net, training, options.networks)
-        cells = [str(base)]
-        for method in ("dc", "dcc"):
-            settings = Settings(method, net, options.per_class, options.outer, 10, 5, 64, warm_outer=0)
-            found, lr = swept(settings, train, validation, test, training, options)
-            cells += [str(found), f"{lr:g}"]
-        print(f"| {options.network} | {strength:g} | " + " | ".join(cells) + " |", flush=True)
-
-
-def cifar(options: argparse.Namespace) -> None:
-    """DCC, DC, DM and random at one budget of matching steps."""
-    with np.load(options.data) as file:
-        x, y, test_x, test_y = (file[name] for name in ("x_train", "y_train", "x_test", "y_test"))
-    cut = len(x) - 1000
-    train = Pool.of((x[:cut], y[:cut].astype(np.int64)))
-    validation = Pool.of((x[cut:], y[cut:].astype(np.int64)), train.classes, train.scaling)
-    test = Pool.of((test_x, test_y.astype(np.int64)), train.classes, train.scaling)
-    net, training = network(options.network), Training(options.passes)
-    print(f"{options.network}, {options.per_class} a class, {options.outer} x {options.inner} matching steps")
-    print("| method | accuracy | rate | seconds |\n|---|---|---|---|")
-    base = evaluate(random_sets(train, options.per_class, options.seeds), test, net, training, options.networks)
-    print(f"| random | {base} | | |", flush=True)
-    for method in ("dm", "dc", "dcc"):
-        sizes = (options.outer, options.inner, options.epochs, options.real_batch)
-        if method == "dm":
-            sizes = (options.outer * options.inner, 1, 0, options.real_batch)
-        settings = Settings(method, net, options.per_class, *sizes, warm_outer=options.warm_outer)
-        started = time.perf_counter()
-        found, lr = swept(settings, train, validation, test, training, options)
-        print(f"| {method} | {found} | {lr:g} | {time.perf_counter() - started:.0f} |", flush=True)
-
-
-def continual(options: argparse.Namespace) -> None:
-    """Digits, then rotated, then inverted: mean accuracy over the tasks so far with each memory."""
-    from unlearn.condense.continual import average_after, by_domain, chosen, condensed, run
-
-    x, y = digit_images()
-    train, _, test = split(x, y, validation=1)
-    turns = {"digits": lambda a: a, "rotated": lambda a: np.rot90(a, 1, (1, 2)), "inverted": lambda a: -a}
-
-    def turned(pool: Pool, turn) -> Pool:
-        return replace(
-            pool, x=np.ascontiguousarray(turn(pool.x)), fingerprint=f"{pool.fingerprint}:{turn(pool.x[:1])!r}"
+    def pools(self) -> tuple[Pool, Pool, Pool]:
+        with np.load(self.data) as file:
+            x, y, test_x, test_y = (file[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+        order = np.random.default_rng(0).permutation(len(x))
+        x, y, cut = x[order], y[order].astype(np.int64), len(x) - 1000
+        train = Pool.of((x[:cut], y[:cut]))
+        return (
+            train,
+            Pool.of((x[cut:], y[cut:]), train.classes, train.scaling),
+            Pool.of((test_x, test_y.astype(np.int64)), train.classes, train.scaling),
         )
 
-    tasks = by_domain({name: (turned(train, turn), turned(test, turn)) for name, turn in turns.items()})
-    net = network(options.network)
-    settings = Settings("dcc", net, options.per_class, options.outer, 10, 5, 64, lr=options.lr, warm_outer=0)
-    memories = {
-        "random": chosen("random", options.per_class),
-        "herding": chosen("herding", options.per_class),
-        "condensed": condensed(settings),
-    }
-    training = Training(options.passes, lr=0.01)
-    found = average_after(run(tasks, memories, net, training, tuple(range(options.seeds))))
-    print(f"{options.network}, memory of {options.per_class} a class and task, {options.seeds} seeds")
-    print("| memory | " + " | ".join(f"after {name}" for name in turns) + " |\n|---|" + "---|" * len(turns))
-    for name in memories:
-        cells = found.sel(memory=name)
-        print(f"| {name} | " + " | ".join(f"{c.mean().item():.1f} ± {c.std().item():.1f}" for c in cells.T) + " |")
+
+TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "digits": lambda x: x,
+    "rotated": lambda x: np.ascontiguousarray(np.rot90(x, 1, (1, 2))),
+    "inverted": lambda x: -x,
+}
 
 
-def velocity(options: argparse.Namespace) -> None:
-    """Kernel velocity of networks trained on sets condensed with and without the warm-up, and their accuracy."""
-    from unlearn.condense import kernel_velocity, plot_velocity
+@dataclass(frozen=True)
+class Continual:
+    """Digits, then rotated, then inverted: mean accuracy over the tasks so far with memories of one size."""
 
-    train, _, test = split(*digit_images(options.strengths[0]))
-    net, training = network(options.network), Training(options.passes)
-    curves = {}
-    print("| warm-up | accuracy | log10 velocity, first | last |\n|---|---|---|---|")
-    for warm in (0, options.outer // 4, options.outer // 2):
-        settings = Settings("dcc", net, 1, options.outer, 10, 5, 64, options.lr, warm_outer=warm)
-        made = condense(train, settings, tuple(range(options.seeds)), quiet=True)
-        curve = np.stack([kernel_velocity(m, test.x[:100], net, seed=s) for s, m in enumerate(made)])
-        curves[f"{warm} of {options.outer}"] = curve
-        logs = np.log10(curve).mean(0)
-        found = evaluate(made, test, net, training, options.networks)
-        print(f"| {warm} outer steps | {found} | {logs[0]:.2f} | {logs[-1]:.2f} |", flush=True)
-    if options.out:
-        plot_velocity(curves).figure.savefig(options.out)
+    network: str = "convnet-2-16"
+    per_class: int = 3
+    """Of the memory, for each task."""
+    outer: int = 30
+    seeds: int = 5
+    passes: int = 20
+    """Over a task's data and the memory."""
+    sweep: Sweep = Sweep((0.03, 0.1, 0.3, 1.0))
 
+    def run(self) -> None:
+        from unlearn.condense.continual import average_after, by_domain, chosen, condensed, run
 
-def bridge(options: argparse.Namespace) -> None:
-    """DMM on digits (as benchmarks.unlearning_digits, smaller): real against condensed retained data."""
-    from cache import Classification, Examples
-    from cache.bank import Bank
-    from cache.retrained import oracle_masks, subset_masks
-    from cache.training import SGD, AdamW, Recipe
-    from unlearn.datamodels import ridge
-    from unlearn.deletion import Deletion
-    from unlearn.evaluate import Panel
-    from unlearn.loop import run
-    from unlearn.methods import DMM, Matching
-    from unlearn.metrics import KLoM
-
-    from .unlearning_digits import mlp
-
-    x, y = digit_images()
-    points = Examples.of((x[:800].reshape(-1, 64), y[:800].astype(np.int64)))
-    train, count = points.select(np.arange(400)), 32
-    bank = Bank(mlp, Classification(), train, points, Recipe(40, 50, SGD(0.02, 0.9)))
-    models = bank.train_lanes(np.ones((count, 400), bool), 10_000 + np.arange(count))
-    datamodel = ridge(bank.run(subset_masks(400, 256, 0.6), quiet=True))
-    matching = Matching(steps=80, batch_size=128, optimiser=AdamW(1e-2))
-    per_class = options.per_class if options.per_class > 1 else 9
-    print("| forget set | retained data | examples | KLoM forget | retain | validation |\n|---|---|---|---|---|---|")
-    for seed in range(options.seeds):
-        forget = np.sort(np.random.default_rng(seed).choice(train.ids, 20, replace=False))
-        oracles = bank.run(oracle_masks(train.ids, forget, 2 * count), 20_000 + np.arange(2 * count), quiet=True)
-        kept = train.without(forget)
-        settings = Settings("dcc", network("mlp-32"), per_class, options.outer, 10, 5, 64, options.lr, warm_outer=0)
-        (made,) = condense(Pool.of(kept), settings, quiet=True)
-        real = select(Pool.of(kept), "random", per_class).ids
-        for name, retain in {
-            "real, all": None,
-            "real, random": kept.select(kept.rows_of(real)),
-            "condensed": made.examples,
-        }.items():
-            lanes = 10_000 + np.arange(count)
-            deletion = Deletion(models, Classification(), train, forget, bank.recipe, mlp, lanes, retain)
-            panel = Panel.of(deletion, oracles, points, KLoM(bins=10))
-            row = panel.score(name, panel.margins(run(DMM(datamodel, matching), deletion)))
-            cells = " | ".join(f"{row.klom[part].p95:.2f}" for part in ("forget", "retain", "validation"))
-            print(f"| random {seed} | {name} | {len(deletion.kept)} | {cells} |", flush=True)
-        null = panel.null()
-        cells = " | ".join(f"{null.klom[part].p95:.2f}" for part in ("forget", "retain", "validation"))
-        print(f"| random {seed} | null: oracles against oracles | | {cells} |", flush=True)
+        train, validation, test = split(*digit_images())
+        tasks = by_domain({name: (turned(train, turn), turned(test, turn)) for name, turn in TURNS.items()})
+        net = network(self.network)
+        settings = Settings("dcc", net, self.per_class, self.outer, 10, 5, 64, warm_outer=0)
+        lr = best(self.sweep.of(settings, train, validation, Training()))
+        memories = {
+            "none": lambda pool, seed: (pool.x[:0], pool.y[:0]),
+            "random": chosen("random", self.per_class),
+            "herding": chosen("herding", self.per_class),
+            "condensed": condensed(replace(settings, lr=lr)),
+        }
+        training = Training(self.passes)
+        found = average_after(run(tasks, memories, net, training, tuple(range(self.seeds))))
+        print(f"{self.network}, memory of {self.per_class} a class and task, {self.seeds} seeds, DCC's rate {lr:g}")
+        print("mean accuracy over the tasks so far, percent [95 % interval]")
+        table("memory", *(f"after {name}" for name in TURNS))
+        for name in memories:
+            row(name, *(spread(cell.values) for cell in found.sel(memory=name).T))
+        last = {name: found.sel(memory=name).values[:, -1] for name in memories}
+        for other in ("herding", "random"):
+            gap = last["condensed"] - last[other]
+            print(f"after the last task, condensed over {other}, seed by seed: {spread(gap)} points")
 
 
-SHOWN = {"nuisance": nuisance, "cifar": cifar, "continual": continual, "velocity": velocity, "bridge": bridge}
+def turned(pool: Pool, turn: Callable[[np.ndarray], np.ndarray]) -> Pool:
+    x = turn(pool.x)
+    return replace(pool, x=x, fingerprint=f"{pool.fingerprint}:{x[:1]!r}")
+
+
+@dataclass(frozen=True)
+class Velocity:
+    """Kernel velocity of networks trained on DCC's sets with and without warm-up, and their accuracy."""
+
+    network: str = "mlp-64-64-64"
+    strength: float = 1.0
+    outer: int = 100
+    warm: tuple[int, ...] = (0, 25, 50)
+    """Outer steps that are class by class."""
+    sets: int = 5
+    networks: int = 10
+    passes: int = 300
+    out: str | None = None
+    """Where to write the plot."""
+    sweep: Sweep = Sweep(sets=2)
+
+    def run(self) -> None:
+        from matplotlib.figure import Figure
+
+        from unlearn.condense import kernel_velocity, plot_velocity
+
+        train, validation, test = split(*digit_images(self.strength))
+        net, training, curves, found = network(self.network), Training(self.passes), {}, {}
+        print(f"{self.network}, nuisance {self.strength:g}, {self.outer} outer steps, {self.sets} sets")
+        table("warm-up", "its rate", "accuracy", "log10 velocity, first moment", "last moment")
+        for warm in self.warm:
+            settings = Settings("dcc", net, 1, self.outer, 10, 5, 64, warm_outer=warm)
+            lr = best(self.sweep.of(settings, train, validation, training))
+            made = sets_of(replace(settings, lr=lr), train, self.sets)
+            curve = np.stack([kernel_velocity(one, test.x[:200], net, seed=s) for s, one in enumerate(made)])
+            found[warm], logs = evaluate(made, test, net, training, self.networks), np.log10(curve)
+            curves[f"{warm} of {self.outer}"] = curve
+            row(f"{warm} steps", f"{lr:g}", found[warm], spread(logs[:, 0], 2), spread(logs[:, -1], 2))
+        gains = {warm: found[warm].mean - found[0].mean for warm in self.warm if warm and 0 in found}
+        print(
+            "\nwarm-up is within 2 points of none, or better: "
+            + ", ".join(f"{warm} steps {'yes' if gain >= -2 else 'no'} ({gain:+.1f})" for warm, gain in gains.items())
+        )
+        if self.out:
+            page = Figure(figsize=(5, 3), layout="constrained")
+            plot_velocity(curves, page.subplots())
+            page.savefig(self.out)
+
+
+TABLES: dict[str, Callable[..., Nuisance | Cifar | Continual | Velocity | Bridge]] = {
+    "nuisance": Nuisance,
+    "cifar": Cifar,
+    "continual": Continual,
+    "velocity": Velocity,
+    "bridge": Bridge,
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=list(SHOWN))
-    parser.add_argument("--network", default="convnet-2-16")
-    parser.add_argument("--data", help="cifar: an .npz with x_train, y_train, x_test and y_test")
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.0, 1.0, 2.0, 4.0])
-    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
-    parser.add_argument("--per-class", type=int, default=1)
-    parser.add_argument("--outer", type=int, default=30)
-    parser.add_argument("--inner", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--real-batch", type=int, default=64)
-    parser.add_argument("--warm-outer", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--networks", type=int, default=5)
-    parser.add_argument("--passes", type=int, default=300)
-    parser.add_argument("--out", help="velocity: where to write the plot")
-    options = parser.parse_args()
-    SHOWN[options.what](options)
+    if len(sys.argv) == 1:
+        for one in (Nuisance(), Continual(), Velocity(), Bridge()):
+            print(f"\n{type(one).__doc__}\n", flush=True)
+            one.run()
+        return
+    tyro.extras.subcommand_cli_from_dict(TABLES, description=__doc__).run()
 
 
 if __name__ == "__main__":

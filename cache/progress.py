@@ -14,15 +14,29 @@ LOG_SECONDS = 15.0
 def progress(
     iterable: Iterable[T], *, total: int | None = None, desc: str = "", unit: str = "it", quiet: bool = False
 ) -> Iterator[T]:
-    """Yield from `iterable` under a bar named `desc` that counts `unit`s.
+    """Yield from `iterable` under a bar named `desc` that counts `unit`s; see `bar` for where it shows."""
+    yield from bar(iterable, total=total, desc=desc, unit=unit, quiet=quiet)
 
-    On a terminal or in a notebook the bar redraws ten times a second; where standard error is a file, a line
-    every 15 seconds. `quiet=True`, or WHENCE_QUIET=1 in the environment, shows nothing.
+
+def bar(
+    iterable: Iterable[T] | None = None,
+    *,
+    total: int | None = None,
+    done: int = 0,
+    desc: str = "",
+    unit: str = "it",
+    quiet: bool = False,
+) -> "tqdm[T]":
+    """The bar itself, for loops that advance it by hand (`update`) or show a figure on it (`set_postfix`).
+
+    On a terminal or in a notebook it redraws ten times a second; where standard error is a file, a line every 15
+    seconds. `quiet=True`, or WHENCE_QUIET=1 in the environment, shows nothing. done: what an earlier run has done.
     """
     interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
-    yield from tqdm(
+    return tqdm(
         iterable,
         total=total,
+        initial=done,
         desc=desc,
         unit=unit,
         disable=quiet or os.environ.get("WHENCE_QUIET") == "1",

@@ -1,5 +1,6 @@
 """The whole run: order of warm-up, seeds side by side, resuming, divergence, evaluation, files, bad input."""
 
+import signal
 from dataclasses import replace
 
 import jax
@@ -8,8 +9,20 @@ import numpy as np
 import pytest
 
 from cache import Store
-from cache.errors import CorruptEntry, DataError, UsageError
-from unlearn.condense import MLP, Condensed, ConvNet, Diverged, Pool, Settings, Training, condense, evaluate, recondense
+from cache.errors import CorruptEntry, DataError, Interrupted, UsageError
+from unlearn.condense import (
+    MLP,
+    Condensed,
+    ConvNet,
+    Diverged,
+    Pool,
+    Settings,
+    Training,
+    condense,
+    evaluate,
+    making,
+    recondense,
+)
 from unlearn.condense.augment import OPERATIONS, augment
 from unlearn.condense.evaluate import Accuracies, cross_architecture
 from unlearn.condense.outer import Rates, outer_step, parts_of, start
@@ -77,6 +90,28 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, two_seed
     assert len([e for e in store.events if e.what == "built"]) == before
     other = condense(vector_pool(seed=1), SMALL, (0, 3), store, checkpoint=2, quiet=True)
     assert np.abs(other[0].x - longer[0].x).max() > 0
+
+
+def test_a_signal_keeps_what_is_done_between_two_checkpoints(tmp_path, two_seeds, monkeypatch):
+    real, calls = making._advance, []
+
+    def advance(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(making, "_advance", advance)
+    monkeypatch.setattr(making, "CHUNK_SECONDS", 0.0)  # one outer step a call
+    store = Store(tmp_path)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        condense(vector_pool(), SMALL, (0, 3), store, quiet=True)
+    calls[:] = [None] * 3
+    on = condense(vector_pool(), SMALL, (0, 3), store, quiet=True)
+    assert len(calls) == 3 + 2  # of four steps two were kept
+    for a, b in zip(on, two_seeds):
+        np.testing.assert_array_equal(a.x, b.x)
+        np.testing.assert_array_equal(a.losses, b.losses)
 
 
 def test_a_step_that_diverges_is_rolled_back_and_names_its_rate():

@@ -2,22 +2,18 @@
 pixel step diverges."""
 
 import hashlib
-import os
-import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from cache import Store
-from cache.errors import NumericalError, UsageError
-from cache.progress import LOG_SECONDS, say
+from cache.errors import Interrupted, NumericalError, UsageError
+from cache.progress import bar, say
 from cache.stopping import Stopping, stopping
 
 from .condensed import Condensed
@@ -27,6 +23,7 @@ from .settings import Settings
 
 MOST_AT_ONCE = 64
 CHUNK_SECONDS = 1.0
+KEEP_SECONDS = 60.0
 KIND = "model"
 
 
@@ -79,8 +76,8 @@ def condense(
 ) -> tuple[Condensed, ...]:
     """One synthetic set a seed, all made side by side.
 
-    store: keeps a checkpoint every `checkpoint` outer steps and the end; a run with the same settings, data and
-        seeds goes on from the last one, also when `outer` has grown.
+    store: keeps a checkpoint every `checkpoint` outer steps, every minute, where a signal stops the run, and at the
+        end; a run with the same settings, data and seeds goes on from the last one, also when `outer` has grown.
     Raises DataError where a class has too few examples, ModelError where the network does not fit the data, and
     Diverged when a pixel step leaves the numbers: the sets of the last good step are in it, and in the store.
     """
@@ -92,22 +89,27 @@ def condense(
     begun = [start(settings, pool, seed) for seed in job.seeds]
     ids = [np.full(pool.classes * settings.per_class, -1) if i is None else i.reshape(-1) for _, i in begun]
     fresh = Progress(_stack([state for state, _ in begun]), 0, np.zeros((0, len(begun)), np.float32))
-    began, at = time.perf_counter(), _resume(job, fresh, store, checkpoint)
-    with stopping() as stop, ExitStack() as stack:
-        bar = stack.enter_context(_bar(settings, at.done, quiet))
+    began, at = time.perf_counter(), _resume(job, fresh, store)
+    what = f"condensing ({settings.method})"
+    with stopping() as stop, bar(total=settings.outer, done=at.done, desc=what, unit="loop", quiet=quiet) as shown:
         parts, reals = jnp.asarray(parts_of(settings, pool)), pool.reals()
         keys = jnp.stack([jax.random.key(seed) for seed in job.seeds])
-        count = 1
-        while at.done < settings.outer:
-            upto = min(settings.outer, (at.done // checkpoint + 1) * checkpoint)
-            count, clock = min(count, upto - at.done, MOST_AT_ONCE), time.perf_counter()
-            at = _advance(job, at, parts, reals, keys, count, ids, store, stop)
-            bar.update(count)
-            bar.set_postfix(loss=f"{at.losses[-1].mean():.4g}", refresh=False)
-            if time.perf_counter() - clock < CHUNK_SECONDS:
-                count *= 2
-            if at.done == upto:
-                _keep(job, at, store, stop)
+        count, kept = 1, time.perf_counter()
+        try:
+            while at.done < settings.outer:
+                upto = min(settings.outer, (at.done // checkpoint + 1) * checkpoint)
+                count, clock = min(count, upto - at.done, MOST_AT_ONCE), time.perf_counter()
+                at = _advance(job, at, parts, reals, keys, count, ids, store, stop)
+                shown.update(count)
+                shown.set_postfix(loss=f"{at.losses[-1].mean():.4g}", refresh=False)
+                if time.perf_counter() - clock < CHUNK_SECONDS:
+                    count *= 2
+                if at.done == upto or time.perf_counter() - kept > KEEP_SECONDS:
+                    _keep(job, at, store, stop)
+                    kept = time.perf_counter()
+        except Interrupted:
+            _keep(job, at, store, stop)
+            raise
     return _results(job, at, ids, time.perf_counter() - began)
 
 
@@ -150,11 +152,11 @@ def _advance(
     )
 
 
-def _resume(job: Job, fresh: Progress, store: Store | None, checkpoint: int) -> Progress:
+def _resume(job: Job, fresh: Progress, store: Store | None) -> Progress:
     """The furthest checkpoint that the store has, else the start."""
     last = job.settings.outer
-    marks = [last, *range(last // checkpoint * checkpoint, 0, -checkpoint)]
-    found = next((mark for mark in marks if store is not None and store.has(KIND, job.inputs(mark))), 0)
+    steps = range(last, 0, -1)
+    found = next((step for step in steps if store is not None and store.has(KIND, job.inputs(step))), 0)
     if store is None or not found:
         return fresh
     entry = store.open(KIND, job.inputs(found))
@@ -196,18 +198,3 @@ def _results(job: Job, at: Progress, ids: list[np.ndarray], seconds: float) -> t
 
 def _stack(states: list[State]) -> State:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-
-
-def _bar(settings: Settings, done: int, quiet: bool) -> tqdm:
-    """Like cache.progress, with the loss beside the time left."""
-    interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return tqdm(
-        total=settings.outer,
-        initial=done,
-        desc=f"condensing ({settings.method})",
-        unit="loop",
-        disable=quiet or os.environ.get("WHENCE_QUIET") == "1",
-        mininterval=0.1 if interactive else LOG_SECONDS,
-        dynamic_ncols=interactive,
-        leave=interactive,
-    )
