@@ -107,6 +107,9 @@ def local_cluster(count: str, heartbeat: int | float = HEARTBEAT_SECONDS) -> tup
     spec = {"cls": distributed.Scheduler, "options": scheduler}
     with dask.config.set(settings):
         cluster = distributed.SpecCluster(workers=workers, scheduler=spec)
+    # Dask looks for silent workers once a heartbeat, and so would find one only after up to two
+    here: Any = cluster.scheduler
+    here.periodic_callbacks["worker-ttl"].callback_time = 1000.0
     return cluster, lambda: cluster.scale(int(count))
 
 
