@@ -11,7 +11,7 @@ import inspect
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -135,6 +135,15 @@ class Bank:
             for mask, seed in progress(list(zip(masks, seeds)), desc="training", unit="model", quiet=quiet)
         ]
         return Lanes.of(models, trainable=lambda name: True).to(self.device)
+
+    def models(self, count: int, seed: int = 0, store: Any = None, *, quiet: bool = False) -> Lanes:
+        """`count` models trained on everything, with seeds from `seed` on, side by side: from the store when they are
+        there."""
+        seeds = seed + np.arange(count)
+        everything = np.ones((count, len(self.train)), bool)
+        kept = replace(self, keep=("weights",)).run(everything, seeds, store, quiet=quiet)
+        like = Lanes.of([self.build(int(s)) for s in seeds])
+        return like.with_flat(torch.as_tensor(kept["weights"]))
 
     def _check(self, masks: np.ndarray, seeds: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         masks = np.asarray(masks)

@@ -129,6 +129,16 @@ class Examples:
         keep[self.rows_of(ids)] = False
         return self.select(keep)
 
+    def joined(self, other: "Examples") -> "Examples":
+        """These and then those, in the columns and `about` values that both have. Raises DataError where an id is in
+        both, or a column is ragged in one only."""
+
+        def both(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: _end_to_end(mine[name], theirs[name]) for name in mine if name in theirs}
+
+        columns, about = both(self.columns, other.columns), both(self.about, other.about)
+        return Examples(columns, np.concatenate([self.ids, other.ids]), about)
+
     def batch(self, rows: Any, pad_to: int | None = None, device: Any = "cpu") -> dict[str, torch.Tensor]:
         """These rows as tensors: ragged columns padded on the right (to `pad_to` positions when given), with
         `attention_mask` [b s] where there is anything to mask and `example_id` [b] always."""
@@ -192,6 +202,12 @@ SHOWN = 8  # examples that a notebook is shown
 
 def _take(values: Column, rows: np.ndarray) -> Column:
     return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
+
+
+def _end_to_end(one: Any, other: Any) -> Any:
+    if isinstance(one, np.ndarray) != isinstance(other, np.ndarray):
+        raise DataError("A column is ragged in one set of examples only.", "Make both lists of rows, or both arrays.")
+    return np.concatenate([one, other]) if isinstance(one, np.ndarray) else [*one, *other]
 
 
 def _columns_of(data: Any) -> dict[str, Column]:

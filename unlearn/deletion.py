@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from cache import DataError, Examples, Task
+from cache import DataError, Examples, Store, Task, UsageError
+from cache.bank import Bank
 from cache.lanes import Lanes
 from cache.retrained import mask_hash, member_rows
 from cache.training import Recipe
@@ -112,6 +113,17 @@ class Deletion:
                     f"{len(shared)} forgotten examples are in the validation set, for instance {int(shared[0])}.",
                     "Validation must be data that no model was trained on.",
                 )
+
+    @staticmethod
+    def of_bank(
+        bank: Bank, forget: np.ndarray, models: int = 32, *, seed: int = 10_000, store: Store | None = None
+    ) -> "Deletion":
+        """Models that a bank's recipe makes of everything (from the store when they are there), asked to forget."""
+        if not isinstance(bank.recipe, Recipe):
+            raise UsageError("This bank trains in its own way.", "Use a Recipe, or make the Deletion from your models.")
+        lanes = bank.models(models, seed, store, quiet=True)
+        seeds = seed + np.arange(models)
+        return Deletion(lanes, bank.task, bank.train, np.asarray(forget), bank.recipe, bank.build, seeds)
 
     def __repr__(self) -> str:
         return (

@@ -143,8 +143,12 @@ class Panel:
 
     def nothing(self, resamples: int = 0) -> Row:
         """The models as they were."""
+        return self.score(NOTHING, self.before(), resamples=resamples)
+
+    def before(self) -> Float[np.ndarray, "e p"]:
+        """Margins, at the panel's points, of the models as they were."""
         margins = lanes_outputs(self.deletion.models, self.deletion.task, self.points, ("margins",))["margins"]
-        return self.score(NOTHING, self._matching(margins), resamples=resamples)
+        return self._matching(margins)
 
 
 def _flatten(margins: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
@@ -237,6 +241,7 @@ class Selected:
     """
 
     method: Method | None
+    candidates: tuple[Method, ...]
     rule: Rule
     tuned_on: tuple[np.ndarray, ...]
     rows: tuple[Row, ...]
@@ -273,4 +278,5 @@ def sweep(panels: Panel | Sequence[Panel], candidates: Sequence[Method], rule: R
     order = sorted((float(scores[k]), k) for k in range(len(candidates)) if allowed[k])
     best = candidates[order[0][1]] if order else None
     tuned_on = tuple(np.asarray(panel.deletion.forget) for panel in panels)
-    return Selected(best, rule, tuned_on, tuple(row for found in rows for row in found), tuple(allowed))
+    every = tuple(row for found in rows for row in found)
+    return Selected(best, tuple(candidates), rule, tuned_on, every, tuple(allowed))

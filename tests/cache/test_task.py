@@ -124,6 +124,11 @@ class TestExamples:
         some = cases.sequences().select([4, 2])
         assert some.ids.tolist() == [17, 11]
         assert some.without([17]).ids.tolist() == [11]
+        whole = some.joined(cases.sequences().select([0]))
+        assert whole.ids.tolist() == [*some.ids.tolist(), int(cases.sequences().ids[0])]
+        assert len(whole.columns["input_ids"]) == 3
+        with pytest.raises(DataError, match="repeat"):
+            some.joined(some)
         assert some.rows_of([11, 17]).tolist() == [1, 0]
         with pytest.raises(DataError, match="2 ids are not among"):
             some.rows_of([1, 2])

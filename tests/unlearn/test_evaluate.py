@@ -67,6 +67,14 @@ def test_plots_draw_where_they_are_told(evaluation):
     assert "nats" in right.get_xlabel()
 
 
+def test_a_deletion_of_a_bank_has_the_models_it_trains(store):
+    made = Deletion.of_bank(cases.bank(), cases.FORGET, 3, seed=100, store=store)
+    again = Deletion.of_bank(cases.bank(), cases.FORGET, 3, seed=100, store=store)
+    np.testing.assert_array_equal(made.models.flat, again.models.flat)
+    np.testing.assert_allclose(made.models.flat, cases.models().flat[:3], atol=1e-6)
+    assert [event.what for event in store.events] == ["built", "hit"]
+
+
 def test_a_deletion_and_what_it_left_say_what_they_are():
     done = run(FineTune(epochs=1), cases.deletion())
     assert repr(done.deletion).startswith("Deletion(4 of ")
@@ -91,6 +99,15 @@ def test_a_sweep_declares_its_rule_and_refuses_its_own_forget_set():
     assert nothing_allowed.method is None
     with pytest.raises(UsageError, match="nothing to choose"):
         sweep(panel(), [])
+    other = np.array([2, 6, 10, 14])
+    masks = oracle_masks(cases.train().ids, other, 2 * cases.MODELS)
+    second = Panel.of(cases.deletion(other), cases.bank().run(masks, quiet=True), cases.points())
+    both = sweep([panel(), second], candidates, Rule(slack=2.0))
+    assert len(both.rows) == 4
+    assert both.rows[:2] == chosen.rows
+    for forget in (other, cases.FORGET):
+        with pytest.raises(UsageError, match="this very forget set"):
+            both.on(cases.deletion(forget))
 
 
 def test_panels_refuse_what_would_fool():

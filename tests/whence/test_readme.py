@@ -1,19 +1,15 @@
 """What the README says can be pasted works when pasted."""
 
-import json
 import os
 import re
 import shlex
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cache.cluster import slurm_settings
-from whence import cli, demo_model, jobs
-from whence.corpora import language_reference
-from whence.language_model import Training
+from whence import cli, jobs
 from whence.rooms import rooms
 
 ROOT = Path(__file__).parents[2]
@@ -24,35 +20,10 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.fixture
-def quick(monkeypatch, tmp_path, store):
-    """The same corpus and model in small, in an empty folder: what the code says is tested, not how well it learns."""
-    corpus = language_reference()
-    few = replace(corpus, train=corpus.train.select(range(16)), queries=corpus.queries.select(range(2)))
-    monkeypatch.setattr("whence.corpora.language_reference", lambda: few)
-    monkeypatch.setattr(demo_model, "language_reference", lambda: few)
-    monkeypatch.setattr(demo_model, "REFERENCE_SHAPE", replace(demo_model.REFERENCE_SHAPE, layers=1, width=16, heads=2))
-    monkeypatch.setattr(demo_model, "REFERENCE_TRAINING", Training(epochs=1))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_python_runs(number: int, quick: Path) -> None:
     exec(compile(blocks("python")[number], f"README.md, python block {number}", "exec"), {})
     assert number > 0 or (quick / "out" / "influence.html").stat().st_size > 10_000
-
-
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb")))
-def test_notebook_runs(name: str, quick: Path) -> None:
-    """Cell after cell, in small; its last expressions are for people. Outputs are not kept in the repository."""
-    cells = json.loads((ROOT / "notebooks" / name).read_text("utf-8"))["cells"]
-    assert not any(cell.get("outputs") for cell in cells)
-    scope: dict = {}
-    for number, cell in enumerate(cells):
-        if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), f"{name}, cell {number}", "exec"), scope)
-    assert (quick / "out" / "influence.html").exists()
 
 
 def test_commands_exist() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from cache import Classification, DataError, Examples, UsageError
@@ -122,12 +121,4 @@ def forget_ids(text: str, train: Examples) -> np.ndarray:
 
 def models_of(bank: Bank, count: int, seed: int, store: object) -> object:
     """Models trained on everything, side by side, from the store when they are there."""
-    from dataclasses import replace
-
-    from cache.lanes import Lanes
-
-    everything = np.ones((count, len(bank.train)), bool)
-    seeds = seed + np.arange(count)
-    kept = replace(bank, keep=("weights",)).run(everything, seeds, store)
-    like = Lanes.of([bank.build(int(s)) for s in seeds])
-    return like.with_flat(torch.as_tensor(kept["weights"]))
+    return bank.models(count, seed, store)

@@ -28,6 +28,11 @@ class Corpus:
         return self.train.where(**equal)
 
     @property
+    def points(self) -> Examples:
+        """Training examples and then queries: where retrained models are compared."""
+        return self.train.joined(self.queries)
+
+    @property
     def tokens(self) -> int:
         """Positions in the training data."""
         return int(self.train.lengths.sum())

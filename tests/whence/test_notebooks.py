@@ -1,0 +1,58 @@
+"""Every notebook runs from its first cell to its last, in small; it is half prose, and its plots say what they show."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+# what replaces the values of the cell that is tagged "parameters"
+SMALL: dict[str, dict[str, Any]] = {
+    "01_cache": {"documents": 6},
+    "03_dictionaries": {"size": 48, "k": 4, "documents": 16, "sparsities": (1, 4)},
+    "04_unlearning": {"training": 100, "models": 8, "subsets": 40, "steps": 4, "size": 8, "epochs": 2},
+    "05_condensation": {"outer": 2, "networks": 2, "passes": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One store for all notebooks, so that the model is trained once."""
+    return str(tmp_path_factory.mktemp("store"))
+
+
+@pytest.mark.filterwarnings("ignore:p95")  # eight models show nothing, and the evaluation says so
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs(path: Path, quick: Path, shared: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHENCE_CACHE", shared)
+    scope: dict[str, Any] = {}
+    try:
+        for number, cell in enumerate(cells_of(path)):
+            if cell["cell_type"] == "code":
+                exec(compile("".join(cell["source"]), f"{path.name}, cell {number}", "exec"), scope)
+            if "parameters" in cell["metadata"].get("tags", ()):
+                assert set(SMALL[path.stem]) <= set(scope), "the test replaces values that are not there"
+                scope |= SMALL[path.stem]
+        for axes in (axes for number in plt.get_fignums() for axes in plt.figure(number).axes):
+            assert axes.images or axes.get_ylabel() or axes.get_xlabel()
+            assert not axes.lines or (axes.get_xlabel() and axes.get_ylabel())
+    finally:
+        plt.close("all")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_short_half_prose_and_kept_without_outputs(path: Path) -> None:
+    cells = cells_of(path)
+    prose = sum(cell["cell_type"] == "markdown" for cell in cells)
+    assert len(cells) < 40
+    assert 0.35 < prose / len(cells) < 0.75
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+    said = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert "GPU" in said
+    assert "gpt2" in said
+
+
+def cells_of(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text("utf-8"))["cells"]
