@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.peers import install, run_side
+from benchmarks.peers import install, kronfluence_analyzer, run_side
 
 TESTS = {
     "digits": ["lds", "leave-out", "brittleness", "pbrf", "mislabelled"],
@@ -25,36 +25,16 @@ TESTS = {
 
 def kronfluence_side(out: Path) -> None:
     """Scores of the saved model by kronfluence, EK-FAC with the paper's damping."""
-    import torch.nn.functional as F
-    from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
-    from kronfluence.task import Task
-    from kronfluence.utils.dataset import DataLoaderKwargs
 
     saved = torch.load(out / "problem.pt", weights_only=False)  # written by the process that started this one
-    language = saved["language"]
 
-    class Loss(Task):
-        def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> Any:
-            x, y = batch
-            logits = model(x)[:, :-1].flatten(0, 1) if language else model(x)
-            labels = x[:, 1:].flatten() if language else y
-            if sample:
-                with torch.no_grad():
-                    labels = torch.multinomial(logits.softmax(-1), 1).flatten()
-            return F.cross_entropy(logits, labels, reduction="sum")
-
-        def compute_measurement(self, batch: Any, model: Any) -> Any:
-            return self.compute_train_loss(batch, model)
-
-        def get_influence_tracked_modules(self) -> list[str]:
-            return saved["modules"]
+    def outputs(model: Any, batch: Any) -> tuple[Any, Any]:
+        x, y = batch
+        return (model(x)[:, :-1].flatten(0, 1), x[:, 1:].flatten()) if saved["language"] else (model(x), y)
 
     torch.manual_seed(saved["seed"])
-    task = Loss()
-    model = prepare_model(saved["model"], task)
-    analyzer = Analyzer("lds", model, task, cpu=True, output_dir=str(out / "results"), disable_tqdm=True)
-    analyzer.set_dataloader_kwargs(DataLoaderKwargs(num_workers=0))
+    analyzer = kronfluence_analyzer(saved["model"], outputs, saved["modules"], out)
     train, queries = (torch.utils.data.TensorDataset(*saved[name]) for name in ("train", "queries"))
     analyzer.fit_all_factors("factors", train, per_device_batch_size=64, factor_args=FactorArguments(strategy="ekfac"))
     analyzer.compute_pairwise_scores(

@@ -1,0 +1,302 @@
+"""Attribution against the exact answer, beside kronfluence 1.0.1, dattri 0.3.0 and TRAK 0.3.2.
+
+    python -m benchmarks.attribution_peers [--train 1000] [--queries 100] [--only NAME ...]
+
+A network of 2,410 parameters on handwritten digits: small enough that (G + damping)^-1 is solved densely, in float64,
+with all layers coupled. Every method that takes an absolute damping takes the same one, a tenth of G's mean diagonal;
+TRAK and LoGra have scales of their own, so only correlations are compared; other settings are each library's defaults,
+but for equal widths and steps. dattri's "explicit" and CG solve with the Hessian itself, which is indefinite at damping
+this small; its EK-FAC takes the data's labels. Each row is a process of its own: peak memory is the process's, imports
+included; times are without imports, with compilation. A peer that cannot do it is a row that says why.
+"""
+
+import argparse
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.peers import install, kronfluence_analyzer, peak_bytes, run_side
+
+BATCH, WIDTH = 128, 512  # of the peers' passes; of TRAK's projections
+
+
+class Saved(NamedTuple):
+    """What every side gets: the model, inputs [n 64] and labels [n] of both sets, and the damping."""
+
+    model: nn.Sequential
+    train: tuple[Tensor, Tensor]
+    queries: tuple[Tensor, Tensor]
+    damping: float
+
+
+class Side(NamedTuple):
+    """fit() makes what scoring needs; score(fitted) gives [query, train], larger for examples that help more."""
+
+    fit: Callable[[], Any]
+    score: Callable[[Any], np.ndarray]
+
+
+class Row(NamedTuple):
+    """One method of one library: the packages it is installed from, and how its side is made of what was saved."""
+
+    packages: tuple[str, ...]
+    make: Callable[[Saved, Path], Side]
+
+
+def loaded(out: Path) -> Saved:
+    return Saved(**torch.load(out / "problem.pt", weights_only=False))  # written by the process that started this one
+
+
+def whence(name: str) -> Callable[[Saved, Path], Side]:
+    def make(saved: Saved, out: Path) -> Side:
+        from attrib import EKFAC, KFAC, Damping
+        from attrib.methods import CG, TRAK, DataInf, LoGra
+        from attrib.states import scores_of
+        from cache import Classification, Examples, find_sites
+
+        damping = Damping(saved.damping, "absolute")
+        method: Any = {
+            "EK-FAC": EKFAC(damping=damping),
+            "K-FAC": KFAC(damping=damping),
+            "CG": CG(ekfac=EKFAC(damping=damping)),
+            "DataInf": DataInf(damping=damping),
+            "LoGra": LoGra(),
+            "TRAK": TRAK(width=WIDTH),
+        }[name]
+        train, queries = (Examples.of((x.numpy(), y.numpy())) for x, y in (saved.train, saved.queries))
+        task, sites = Classification(), find_sites(saved.model, "*", quiet=True)
+        return Side(
+            lambda: method.fit(saved.model, task, train, sites=sites),
+            lambda state: scores_of(state, saved.model, task, queries, train).values,
+        )
+
+    return make
+
+
+def kronfluence(saved: Saved, out: Path) -> Side:
+    from kronfluence.arguments import FactorArguments, ScoreArguments
+
+    torch.manual_seed(0)
+    names = [name for name, module in saved.model.named_modules() if isinstance(module, nn.Linear)]
+    analyzer = kronfluence_analyzer(saved.model, lambda model, batch: (model(batch[0]), batch[1]), names, out)
+    train, queries = (TensorDataset(*columns) for columns in (saved.train, saved.queries))
+
+    def score(_: None) -> np.ndarray:
+        analyzer.compute_pairwise_scores(
+            "scores", "factors", queries, train, per_device_query_batch_size=BATCH, per_device_train_batch_size=BATCH,
+            score_args=ScoreArguments(damping_factor=saved.damping),
+        )  # fmt: skip
+        return analyzer.load_pairwise_scores("scores")["all_modules"].numpy()
+
+    return Side(
+        lambda: analyzer.fit_all_factors(
+            "factors", train, per_device_batch_size=BATCH, factor_args=FactorArguments(strategy="ekfac")
+        ),
+        score,
+    )
+
+
+def dattri(name: str) -> Callable[[Saved, Path], Side]:
+    def make(saved: Saved, out: Path) -> Side:
+        from dattri.algorithm import influence_function as solvers
+        from dattri.algorithm.logra import LoGraAttributor
+        from dattri.algorithm.trak import TRAKAttributor
+        from dattri.task import AttributionTask
+
+        def loss(parameters: Any, batch: Any, reduction: str = "mean") -> Tensor:
+            logits = torch.func.functional_call(saved.model, parameters, batch[0])
+            return nn.functional.cross_entropy(logits, batch[1], reduction=reduction)
+
+        def summed(parameters: Any, batch: Any) -> Tensor:  # so that EK-FAC's eigenvalues are of whole gradients
+            return loss(parameters, batch, "sum")
+
+        def of_one(parameters: Any, pair: Any) -> Tensor:
+            return loss(parameters, tuple(column[None] for column in pair))
+
+        def probability(parameters: Any, pair: Any) -> Tensor:
+            return (-of_one(parameters, pair)).exp()
+
+        def called(model: nn.Module, batch: Any, device: str) -> Tensor:  # as its LoGra asks for it
+            return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+        # its LoGra tries the model on an example alone: an axis is added to the data and taken away by the model
+        model = nn.Sequential(nn.Flatten(), *saved.model) if name == "LoGra" else saved.model
+
+        def task(of: Any) -> Any:
+            return AttributionTask(loss_func=of, model=model, checkpoints=model.state_dict())
+
+        attributor: Any = {
+            "explicit": lambda: solvers.IFAttributorExplicit(task(loss), regularization=saved.damping),
+            "CG": lambda: solvers.IFAttributorCG(task(loss), regularization=saved.damping, max_iter=20),
+            "DataInf": lambda: solvers.IFAttributorDataInf(task(loss), regularization=saved.damping),
+            "EK-FAC": lambda: solvers.IFAttributorEKFAC(task(summed), damping=saved.damping),
+            "LoGra": lambda: LoGraAttributor(task(called), proj_dim=256, cache_dir=str(out / "dattri")),
+            "TRAK": lambda: TRAKAttributor(
+                task(of_one), probability, projector_kwargs={"proj_dim": WIDTH, "proj_max_batch_size": 32}
+            ),
+        }[name]()
+        # its Hessian is of one batch, so all examples are one; the others take batches
+        size = len(saved.train[0]) if name in ("explicit", "CG") else BATCH
+        loaders = [
+            DataLoader(TensorDataset(x[:, None] if name == "LoGra" else x, y), batch_size=size)
+            for x, y in (saved.train, saved.queries)
+        ]
+        given = loaders[1:] if name == "TRAK" else loaders  # TRAK has the training examples from its cache
+
+        def score(_: None) -> np.ndarray:
+            return attributor.attribute(*given).detach().numpy().T
+
+        return Side(lambda: attributor.cache(loaders[0]), score)
+
+    return make
+
+
+def trak(saved: Saved, out: Path) -> Side:
+    from trak import TRAKer
+
+    traker = TRAKer(
+        saved.model, "image_classification", len(saved.train[0]), save_dir=str(out / "trak"), device="cpu",
+        proj_dim=WIDTH, use_half_precision=False, logging_level=30,
+    )  # fmt: skip
+
+    def batches(columns: tuple[Tensor, Tensor]) -> Any:
+        return zip(columns[0].split(BATCH), columns[1].split(BATCH))
+
+    def fit() -> None:
+        traker.load_checkpoint(saved.model.state_dict(), model_id=0)
+        for batch in batches(saved.train):
+            traker.featurize(batch=batch, num_samples=len(batch[0]))
+        traker.finalize_features()
+
+    def score(_: None) -> np.ndarray:
+        traker.start_scoring_checkpoint("queries", saved.model.state_dict(), 0, len(saved.queries[0]))
+        for batch in batches(saved.queries):
+            traker.score(batch=batch, num_samples=len(batch[0]))
+        return np.array(traker.finalize_scores(exp_name="queries")).T
+
+    return Side(fit, score)
+
+
+ROWS = {
+    **{f"Whence {name}": Row((), whence(name)) for name in ("EK-FAC", "K-FAC", "CG", "DataInf", "LoGra", "TRAK")},
+    "kronfluence EK-FAC": Row(("kronfluence==1.0.1", "einconv==0.1.0"), kronfluence),
+    **{
+        f"dattri {name}": Row(("dattri==0.3.0",), dattri(name))
+        for name in ("EK-FAC", "explicit", "CG", "DataInf", "LoGra", "TRAK")
+    },
+    "traker TRAK": Row(("traker==0.3.2",), trak),
+}
+
+
+def exact(saved: Saved) -> tuple[np.ndarray, float]:
+    """(1/N) grad f_q^T (G + damping)^-1 (-grad L_n) for all pairs, [query, train], and the damping: G the Gauss-Newton
+    matrix of all parameters, from every example's Jacobian of its logits, in float64."""
+    model, n = saved.model, len(saved.train[0])
+    parameters = {name: value.detach().double() for name, value in model.named_parameters()}
+
+    def logits(parameters: Any, x: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, x[None])[0]
+
+    def loss(parameters: Any, x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits(parameters, x)[None], y[None])
+
+    def flat(tree: dict[str, Tensor], dims: int) -> Tensor:
+        return torch.cat([value.flatten(dims) for value in tree.values()], -1)
+
+    x, y = saved.train[0].double(), saved.train[1]
+    jacobians = flat(torch.func.vmap(torch.func.jacrev(logits), (None, 0))(parameters, x), 2)  # [n c p]
+    p = torch.func.vmap(logits, (None, 0))(parameters, x).softmax(-1)
+    root = torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None]  # root root^T = diag(p) - p p^T
+    rows = torch.einsum("ncd,ncp->ndp", root, jacobians).flatten(0, 1)
+    curvature = rows.T @ rows / n
+    damping = 0.1 * float(curvature.diagonal().mean())
+    gradients = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))
+    train = flat(gradients(parameters, x, y), 1)
+    asked = flat(gradients(parameters, saved.queries[0].double(), saved.queries[1]), 1)
+    solved = torch.linalg.solve(curvature + damping * torch.eye(len(curvature), dtype=torch.float64), asked.T)
+    return (solved.T @ train.T / n).numpy(), damping
+
+
+def run_row(name: str, out: Path) -> None:
+    """One row in this process: scores and facts into `out`, or why there are none."""
+    side = ROWS[name].make(loaded(out), out)
+    began = time.perf_counter()
+    fitted = side.fit()
+    middle = time.perf_counter()
+    scores = np.asarray(side.score(fitted))
+    facts = {"fit": middle - began, "score": time.perf_counter() - middle}
+    np.save(out / "scores.npy", scores)
+    facts["peak"] = peak_bytes()
+    (out / "facts.json").write_text(json.dumps(facts))
+
+
+def show(name: str, out: Path, right: np.ndarray) -> None:
+    from scipy.stats import spearmanr
+
+    facts, scores = json.loads((out / "facts.json").read_text()), np.load(out / "scores.npy")
+    if scores.shape != right.shape:
+        print(f"| {name} | scores of shape {scores.shape} for {right.shape} | | | | |", flush=True)
+        return
+    pearson, spearman = np.corrcoef(scores.ravel(), right.ravel())[0, 1], spearmanr(scores.ravel(), right.ravel())[0]
+    print(f"| {name} | {facts['fit']:.2f} | {facts['score']:.2f} | {facts['peak'] / 1e9:.2f} | {pearson:.4f} | "
+          f"{spearman:.4f} |", flush=True)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=int, default=1000)
+    parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        run_row(options.side, options.out)
+        return
+    from whence.evaluation import digits_problem
+
+    problem = digits_problem(options.train, options.queries)
+    columns = [
+        (torch.as_tensor(examples.columns["x"]), torch.as_tensor(examples.columns["y"]))
+        for examples in (problem.train, problem.queries)
+    ]
+    assert isinstance(problem.model, nn.Sequential)
+    saved = Saved(problem.model, columns[0], columns[1], 0.0)
+    began = time.perf_counter()
+    right, damping = exact(saved)
+    size = sum(p.numel() for p in saved.model.parameters())
+    print(f"{size} parameters, {options.train} training examples, {options.queries} queries, damping {damping:.3e}; "
+          f"exact solution in {time.perf_counter() - began:.1f} s\n")  # fmt: skip
+    print("| method | fit, s | score, s | peak, GB | Pearson | Spearman |\n|---|---|---|---|---|---|")
+    for name in options.only:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder)
+            torch.save(saved._replace(damping=damping)._asdict(), out / "problem.pt")
+            run = run_side("benchmarks.attribution_peers", name, out, packages(ROWS[name].packages), check=False)
+            if run.returncode:
+                print(f"| {name} | {reason(run)} | | | | |", flush=True)
+            else:
+                show(name, out, right)
+
+
+def packages(requirements: tuple[str, ...]) -> str:
+    return install(*requirements) if requirements else ""
+
+
+def reason(run: subprocess.CompletedProcess[str]) -> str:
+    """The last line of what a side that failed said."""
+    lines = [line for line in run.stderr.splitlines() if line.strip()]
+    return (lines[-1][:160] if lines else f"ended with exit code {run.returncode}").replace("|", "/")
+
+
+if __name__ == "__main__":
+    main()
