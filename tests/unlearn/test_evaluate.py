@@ -135,7 +135,7 @@ def test_an_effect_below_noise_is_warned_about():
 
 def test_language_is_judged_token_by_token():
     from cache import LanguageModelling
-    from cache.retrained import oracle_masks
+    from cache.bank import Bank
 
     text = cases.text()
     train = text.select(np.arange(24))
