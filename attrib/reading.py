@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from cache import Task, live_outputs_at
+from cache import DataError, Task, live_outputs_at
 
 
 @runtime_checkable
@@ -51,12 +51,14 @@ class Direction:
 class Reading:
     """A task whose measurement is the mean of a readout over an example's real positions, at the hook point `at`.
 
-    The measurement is in the units of the activation. Raises ModelError for a hook point that is not there.
+    readout: of every query, or one for each by the query's id, so that many are asked in one pass.
+    The measurement is in the units of the activation. Raises ModelError for a hook point that is not there, DataError
+    for a query that has no readout.
     """
 
     task: Task
     at: str
-    readout: Readout
+    readout: Readout | Mapping[int, Readout]
 
     @property
     def units(self) -> str:
@@ -64,14 +66,23 @@ class Reading:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {**self.task.settings, "measure": {"mean over positions of": dict(self.readout.settings), "at": self.at}}
+        if isinstance(self.readout, Mapping):
+            what: Any = {str(i): dict(each.settings) for i, each in sorted(self.readout.items())}
+        else:
+            what = dict(self.readout.settings)
+        return {**self.task.settings, "measure": {"mean over positions of": what, "at": self.at}}
 
     def measurement(self, model: nn.Module, batch: dict[str, Tensor]) -> Float[Tensor, " b"]:
         x = live_outputs_at(model, [self.at], lambda: self.task.logits(model, batch))[self.at]
         x = x[:, None] if x.ndim == 2 else x.flatten(1, -2)
         counted = real_positions(batch, x)
-        each = x.new_zeros(x.shape[:2]).masked_scatter(counted, self.readout(x[counted]))
-        return each.sum(1) / counted.sum(1)
+        if not isinstance(self.readout, Mapping):
+            return _mean(self.readout, x, counted)
+        ids = batch["example_id"].tolist()
+        missing = [i for i in ids if i not in self.readout]
+        if missing:
+            raise DataError(f"Nothing says what to read in query {missing[0]}.", "Give a readout for every query's id.")
+        return torch.cat([_mean(self.readout[i], x[[n]], counted[[n]]) for n, i in enumerate(ids)])
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return self.task.loss(model, batch)
@@ -84,6 +95,11 @@ class Reading:
 
     def logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return self.task.logits(model, batch)
+
+
+def _mean(readout: Readout, x: Float[Tensor, "b s d"], counted: Bool[Tensor, "b s"]) -> Float[Tensor, " b"]:
+    each = x.new_zeros(x.shape[:2]).masked_scatter(counted, readout(x[counted]))
+    return each.sum(1) / counted.sum(1)
 
 
 def real_positions(batch: dict[str, Tensor], x: Float[Tensor, "b s d"]) -> Bool[Tensor, "b s"]:

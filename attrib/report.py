@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from cache import DataError, Examples, ResourceError, Sites
+from cache import DataError, Examples, Sites
+from cache.show import write_page
 
 from . import plots
 
@@ -49,9 +50,19 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Something that carried influence, an atom say: its name, how much it carried, nats, and where on the page it is
+    shown ("" where it is not)."""
+
+    name: str
+    nats: float
+    anchor: str = ""
+
+
+@dataclass(frozen=True)
 class Passage:
     """One training example as a query sees it. one_token: nearly all its influence sits in a single token, which is
-    often a coincidence."""
+    often a coincidence. parts: what carried it."""
 
     rank: int
     id: int
@@ -59,6 +70,7 @@ class Passage:
     nats: float
     tokens: tuple[Token, ...]
     one_token: bool = False
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,10 +122,14 @@ class Report:
 
     def html(self) -> str:
         """The report as one self-contained HTML page."""
-        from jinja2 import Environment, PackageLoader, StrictUndefined
+        return self.render("influence.html")
+
+    def render(self, template: str, package: str = "attrib", **more: Any) -> str:
+        """A template of this package, or of one whose template extends this one's, with the report and `more`."""
+        from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
         environment = Environment(
-            loader=PackageLoader("attrib"),
+            loader=ChoiceLoader([PackageLoader(package), PackageLoader("attrib")]),
             autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,
@@ -122,17 +138,11 @@ class Report:
         environment.filters |= {"nats": nats, "shade": shade, "percent": lambda x: f"{100 * x:.0f} %"}
         tails = [plots.tail(np.array(asked.tail)) for asked in self.asked]
         bars = [plots.bars([(b.name, b.nats) for b in asked.sites]) for asked in self.asked]
-        return environment.get_template("influence.html").render(report=self, tails=tails, bars=bars)
+        return environment.get_template(template).render(report=self, tails=tails, bars=bars, **more)
 
     def save(self, path: str | Path) -> Path:
         """Write the page. Raises ResourceError where that cannot be done."""
-        path = Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.html(), "utf-8")
-        except OSError as error:
-            raise ResourceError(f"{path} cannot be written ({error.strerror}).", "Give another path.") from error
-        return path
+        return write_page(self.html(), path)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -147,6 +157,15 @@ class Report:
             for t in data["tables"]
         )
         return Report(data["title"], data["lead"], asked, tables, data["method"])
+
+    def with_parts(self, parts: Mapping[tuple[int, int], tuple[Part, ...]]) -> "Report":
+        """The same report with what carried each passage's influence, by ids of query and passage."""
+
+        def told(asked: Asked, passages: tuple[Passage, ...]) -> tuple[Passage, ...]:
+            return tuple(dataclasses.replace(p, parts=parts.get((asked.id, p.id), ())) for p in passages)
+
+        every = (dataclasses.replace(a, helping=told(a, a.helping), hindering=told(a, a.hindering)) for a in self.asked)
+        return dataclasses.replace(self, asked=tuple(every))
 
     def with_tables(self, *tables: Table) -> "Report":
         """The same report with more tables at its end."""
@@ -243,7 +262,8 @@ def shade(token: Token, strongest: float) -> str:
 
 def _asked(data: dict[str, Any]) -> Asked:
     def passage(p: dict[str, Any]) -> Passage:
-        return Passage(**{**p, "tokens": tuple(Token(**t) for t in p["tokens"])})
+        tokens, parts = (Token(**t) for t in p["tokens"]), (Part(**part) for part in p.get("parts", ()))
+        return Passage(**{**p, "tokens": tuple(tokens), "parts": tuple(parts)})
 
     groups = {name: tuple(passage(p) for p in data[name]) for name in ("helping", "hindering")}
     return Asked(**{**data, **groups, "tail": tuple(data["tail"]), "sites": tuple(Bar(**b) for b in data["sites"])})

@@ -11,7 +11,7 @@ import torch
 import attrib
 from attrib import EKFAC, FitOptions, kernels
 from attrib.queries import prepared_queries
-from cache import ModelError, UsageError, capture
+from cache import DataError, ModelError, UsageError, capture
 from tests import cases
 
 QUIET = FitOptions(quiet=True)
@@ -176,3 +176,9 @@ def test_scores_of_a_reading_say_what_they_are() -> None:
     assert found.values.any()
     other = attrib.Reading(task, "rms", attrib.Direction(np.eye(8, dtype=np.float32)[1]))
     assert who.settings != other.settings
+    both = attrib.Reading(task, "rms", dict(zip(queries.ids.tolist(), (who.readout, other.readout))))
+    together = attrib.score(factors, model, both, queries, examples, options=QUIET).values
+    apart = attrib.score(factors, model, other, queries, examples, options=QUIET).values
+    np.testing.assert_allclose(together, np.stack([found.values[0], apart[1]]), rtol=1e-5, atol=1e-7)
+    with pytest.raises(DataError, match="what to read in query"):
+        replace(both, readout={}).measurement(model, queries.batch([0]))
