@@ -240,6 +240,27 @@ def test_a_document_is_forgotten_without_retraining_in_full_and_low_rank():
         lora(cases.readers().module(0), layers="nothing")
 
 
+def test_matching_may_begin_at_the_predicted_parameters():
+    from cache import LanguageModelling
+    from unlearn.datamodels import Influence
+
+    document, task = cases.document(), LanguageModelling()
+    first = document.models.module(0)
+    own = Influence(first, task, cases.text(), exact(first, task, cases.text(), damping=1.0))
+    still = Matching(steps=1, batch_size=8, retain_multiplier=1, optimiser=SGD(0.0))
+    one = Deletion(document.models.select([0]), task, cases.text(), np.arange(4), cases.LM_RECIPE)
+    done = run(DMM(own, still, scale=0.5, ahead=0.5), one)
+    step = own.step(one.forget)
+    for name, before in one.models.views().items():
+        torch.testing.assert_close(done.models.views()[name], before + 0.25 * step[name])
+    assert done.passes == pytest.approx(4 + 8 * (2 / 3 + 1 / 3) + 8)  # one gradient, prediction, own logits, a step
+    with pytest.raises(UsageError, match="predicts outputs, not parameters"):
+        run(DMM(ridge(cases.subsets()), still, ahead=1.0), cases.deletion())
+    low = Deletion(lora(first, rank=2), task, cases.text(), np.arange(4), cases.LM_RECIPE)
+    with pytest.raises(UsageError, match="do not train"):
+        run(DMM(own, still, ahead=1.0), low)
+
+
 def test_attack_curves_start_where_the_model_is():
     from cache import LanguageModelling
     from unlearn import audit

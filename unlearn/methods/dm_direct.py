@@ -10,7 +10,7 @@ from cache import Examples
 from ..datamodels.base import Datamodel
 from ..deletion import Deletion
 from ..loop import Plan
-from .dmm import PerModel, deltas
+from .dmm import PerModel, deltas, each_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,9 @@ class DMDirect:
     name: str = "DM-Direct"
 
     def plan(self, deletion: Deletion) -> Plan:
+        datamodels = each_model(self.datamodel, deletion)
+
         def shift(points: Examples) -> np.ndarray:
-            return self.scale * deltas(self.datamodel, deletion, points)[0]
+            return self.scale * deltas(datamodels, deletion, points)
 
         return Plan((), deletion.models, shift=shift)
