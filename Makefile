@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench notebook faults clean
+.PHONY: demo test lint docs bench notebook faults clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "whence needs Python 3.11 or newer; try: make PYTHON=python3.12")'
@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/whence demo
 
-test: $(READY) lint
+test: $(READY) lint docs
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
 
 lint: $(READY)
@@ -25,6 +25,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs out/docs
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
