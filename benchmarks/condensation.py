@@ -1,16 +1,16 @@
 """Condensing and evaluating as one program, against an eager torch rendering of the published loop.
 
-    python -m benchmarks.condensation [--case digits-mlp digits-convnet cifar] [--data cifar.npz] [--threads N]
+    python -m benchmarks.condensation [--case digits-mlp digits-convnet cifar] [--data cifar.npz]
     python -m benchmarks.condensation --primitives      why convolutions and class loops are written as they are
 
 Both sides have the same network, initial examples, real examples a step, inner steps and training epochs, and do
 the published loop: DC class after class, DCC summing the class gradients before they are compared. Each side runs
-in its own process, so that the memory beside its times is its own (the peak of the process, in MB).
+in its own process, so that the memory beside its times is its own (the peak of the process, in MB). Eager torch is
+timed on one thread and on all cores, and its better time counts.
 """
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -42,7 +42,7 @@ CASES = {
     "digits-mlp": Case("mlp-64-64-64", 8, 1, 1, 10, 5, 64, 20),
     "digits-convnet": Case("convnet-2-16", 8, 1, 1, 10, 5, 64, 6),
     "digits-convnet-10": Case("convnet-2-16", 8, 1, 10, 10, 10, 64, 2, passes=50),
-    "cifar": Case("convnet-3-32", 32, 3, 1, 10, 5, 64, 2, networks=2, passes=100),
+    "cifar": Case("convnet-3-32", 32, 3, 1, 10, 5, 64, 1, networks=2, passes=100),
     "published": Case("convnet-3-128", 32, 3, 1, 10, 5, 256, 1, train=5000, networks=1, passes=30),
 }
 
@@ -56,7 +56,8 @@ def data_of(case: Case, path: str | None) -> tuple[np.ndarray, np.ndarray]:
         return ((x.reshape(-1, 8, 8, 1) - x.mean()) / x.std()).astype(np.float32)[: case.train], y[: case.train]
     if path is not None:
         with np.load(path) as file:
-            x, y = file["x_train"][: case.train].astype(np.float32), file["y_train"][: case.train].astype(np.int64)
+            drawn = np.random.default_rng(0).permutation(len(file["y_train"]))[: case.train]
+            x, y = file["x_train"][drawn].astype(np.float32), file["y_train"][drawn].astype(np.int64)
         return (x - x.mean((0, 1, 2))) / x.std((0, 1, 2)), y
     rng = np.random.default_rng(0)
     y = np.arange(case.train) % 10
@@ -108,10 +109,11 @@ def theirs(case: Case, method: str, path: str | None) -> dict[str, float]:
             hits = [F.cross_entropy(model(part), part_y) for part, part_y in zip(images.split(256), labels.split(256))]
         assert all(torch.isfinite(h) for h in hits)
 
-    loop()
-    loops = best_of(loop, 4)
-    judge()
-    return {"loops": 1 / loops, "nets": 1 / best_of(judge, 2)}
+    found = {"loops": 0.0, "nets": 0.0}
+    for threads in (1, torch.get_num_threads()):  # small operations are slower on many threads
+        torch.set_num_threads(threads)
+        found = {"loops": max(found["loops"], 1 / best_of(loop, 2)), "nets": max(found["nets"], 1 / best_of(judge, 2))}
+    return found
 
 
 def best_of(run: Any, times: int = 3) -> float:
@@ -128,10 +130,7 @@ def alone(side: str, name: str, method: str, options: argparse.Namespace) -> dic
     """Run one side in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.condensation", "--side", side, "--case", name, "--method", method]
     command += ["--data", options.data] if options.data else []
-    command += ["--threads", str(options.threads)] if options.threads else []
-    # threads that wait sleep: spinning ones cost many times the work where other processes compute too
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(out.strip().splitlines()[-1])
 
 
@@ -182,33 +181,29 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=["digits-mlp", "digits-convnet", "cifar"])
     parser.add_argument("--method", nargs="+", default=["dc", "dcc"])
     parser.add_argument("--data", help="an .npz with x_train [n 32 32 3] and y_train; random images otherwise")
-    parser.add_argument("--threads", type=int, help="torch's threads; JAX uses all cores")
     parser.add_argument("--primitives", action="store_true")
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.primitives:
         return primitives()
     if options.side:
-        if options.threads:
-            import torch
-
-            torch.set_num_threads(options.threads)
         run = ours if options.side == "ours" else theirs
         found = run(CASES[options.case[0]], options.method[0], options.data)
         found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps(found))
         return None
     print(
-        "| case | method | loops/s eager | loops/s ours | ratio | networks/s eager | ours | ratio | MB eager | ours |"
+        "| case | method | loops/s eager | loops/s ours | ratio | networks/s eager | ours | ratio | MB eager | ours "
+        "| compiling ours, s |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for name in options.case:
         for method in options.method:
             a, b = (alone(side, name, method, options) for side in ("theirs", "ours"))
             print(
                 f"| {name} | {method} | {a['loops']:.2f} | {b['loops']:.2f} | {b['loops'] / a['loops']:.1f} "
                 f"| {a['nets']:.2f} | {b['nets']:.2f} | {b['nets'] / a['nets']:.1f} "
-                f"| {a['memory']:.0f} | {b['memory']:.0f} |",
+                f"| {a['memory']:.0f} | {b['memory']:.0f} | {b['compile']:.0f} |",
                 flush=True,
             )
     return None

@@ -71,7 +71,7 @@ class Condensed:
 
     def save(self, path: str | Path) -> Path:
         """Write arrays to `path` (.npz or .safetensors) and the card beside it (.json). Returns the path."""
-        path = _checked(path)
+        path = checked_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {
             "x": self.x,
@@ -96,7 +96,7 @@ class Condensed:
     def load(path: str | Path) -> "Condensed":
         """Read what `save` wrote. Raises DataError where a file is missing, CorruptEntry where one is damaged,
         NewerFormat for a later version's."""
-        path = _checked(path)
+        path = checked_path(path)
         for needed in (path, card_path(path)):
             if not needed.exists():
                 raise DataError(f"There is no {needed}.", "Give the .npz or .safetensors file, its card beside it.")
@@ -132,7 +132,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     return load_file(path)
 
 
-def _checked(path: str | Path) -> Path:
+def checked_path(path: str | Path) -> Path:
+    """The path of a condensed set. Raises UsageError where its ending tells no format."""
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path.name!r} has no ending that tells its format.", f"End it in {' or '.join(SUFFIXES)}.")

@@ -71,7 +71,9 @@ class Run:
     def run(self) -> None:
         from cache import Store
         from unlearn.condense import Settings, condense, network
+        from unlearn.condense.condensed import checked_path
 
+        checked_path(self.out)  # before the work, not after it
         names = ["method", "per_class", "outer", "inner", "epochs", "real_batch", "lr", "warm_outer", "warm_inner"]
         names += ["init", "soft_labels", "augment", "groups"]
         settings = Settings(network=network(self.network), **{name: getattr(self, name) for name in names})
