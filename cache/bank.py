@@ -12,6 +12,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from .allocator import freed_memory_kept
 from .bank_store import run_in_store
 from .cluster import INLINE, Cluster
 from .data import Examples
@@ -26,6 +28,7 @@ from .errors import DataError, ModelError, NumericalError, UsageError
 from .fingerprint import model_fingerprint
 from .lanes import Lanes, mode, why_not_stacked
 from .progress import progress, say
+from .replay import Replay
 from .retrained import Retrained, mask_hash
 from .task import Task, margin
 from .training import Recipe, steps_of
@@ -187,10 +190,16 @@ def train(
     moments = recipe.optimiser.init(lanes.flat)
     loss = weighted_loss(task)
     shared = recipe.batches == "shared"
+
+    def gradient_at(flat: Tensor, batch: dict[str, Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+        return lanes.with_flat(flat).gradient(loss, batch, {"weights": weights}, shared=shared)
+
+    gradient_of = Replay(gradient_at) if len(lanes) > 1 else gradient_at
+    steps = islice(steps, most)
     count = int(totals.max()) if most is None else min(most, int(totals.max()))
     walk = itertools.islice(steps, count)
     bar = progress(walk, total=count, desc=f"training {len(lanes)} models", unit="step", quiet=quiet)
-    with mode(lanes, training=True), seeded(lanes, seeds):
+    with mode(lanes, training=True), seeded(lanes, seeds), freed_memory_kept():
         for number, step in enumerate(bar):
             rows = torch.as_tensor(step.rows, device=lanes.flat.device)
             weights = torch.as_tensor(step.weights, device=lanes.flat.device)
@@ -199,7 +208,7 @@ def train(
                 kept = weights[0] > 0
                 batch = {name: column[:, kept] for name, column in batch.items()}
                 weights = weights[:, kept]
-            _, gradient = lanes.gradient(loss, batch, {"weights": weights}, shared=shared)
+            _, gradient = gradient_of(lanes.flat, batch, weights)
             if recipe.clip is not None:
                 norms = gradient.norm(dim=1, keepdim=True)
                 gradient *= (recipe.clip / norms.clamp(min=1e-12)).clamp(max=1.0)

@@ -265,3 +265,12 @@ def test_bad_input_is_named():
 @pytest.fixture
 def store(tmp_path):
     return Store(tmp_path)
+
+
+def test_the_check_of_determinism_trains_a_few_steps_only(monkeypatch):
+    train, seen = data(), []
+    bank = Bank(mlp, Classification(), train, train, Recipe(4, 8, SGD(0.01)))
+    update = SGD.update
+    monkeypatch.setattr(SGD, "update", lambda self, flat, *rest: seen.append(len(flat)) or update(self, flat, *rest))
+    bank.run(subset_masks(len(train), 3, 0.5), quiet=True)
+    assert (seen.count(3), seen.count(2)) == (12, 8)
