@@ -27,8 +27,11 @@ def main(names: list[str]) -> int:
         print(f"There is no benchmark {unknown[0]!r}. There are:", file=sys.stderr)
         print("\n".join(f"  {name:24}{line}" for name, line in known.items()), file=sys.stderr)
         return 2
+    from .machine import machine
+
+    print(machine(), flush=True)
     failed = []
-    for name in names or known:
+    for name in names or [name for name in known if name != "machine"]:
         print(f"\n== {name}: {known[name]}", flush=True)
         if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode:
             failed.append(name)

@@ -1,5 +1,6 @@
 """The command line: help without waiting, errors with cause and cure, exit codes."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -64,6 +65,19 @@ def test_every_command_has_help_with_an_example(name: str, capsys) -> None:
         assert "whence " + name in said
         assert "Example" in said, f"{name} {command} has no example"
         assert callable(made.run)
+
+
+@pytest.mark.parametrize("name", sorted(rooms()))
+def test_every_example_is_a_command_as_it_stands(name: str) -> None:
+    """Its options exist and their values are read; what the commands do is their rooms' tests."""
+    for made in rooms()[name].load().values():
+        text = (made.__doc__ or "").split("Example:")[1].replace("\\\n", " ")
+        lines = [line.strip() for line in text.splitlines() if line.strip().startswith("whence ")]
+        assert lines
+        for line in lines:
+            room, *rest = shlex.split(line, comments=True)[1:]
+            command = rooms()[room].load()[room if rooms()[room].single else rest[0]]
+            cli.parse(command, line, rest if rooms()[room].single else rest[1:])
 
 
 @pytest.mark.parametrize(

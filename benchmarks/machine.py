@@ -1,0 +1,45 @@
+"""What a table was measured on: processor, cores, memory, accelerator, and the libraries that did the work.
+
+python -m benchmarks.machine
+"""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+LIBRARIES = ("torch", "jax", "numpy", "zarr", "transformer-lens")
+
+
+def processor() -> str:
+    """The processor's own name, or what the platform calls it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def accelerator() -> str:
+    """The first CUDA device's name; "none" without one."""
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+
+
+def machine() -> str:
+    """One paragraph for the head of a table."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = psutil.virtual_memory().total / 1e9
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    return (
+        f"{processor()}, {cores} cores, {memory:.0f} GB of memory, accelerator: {accelerator()}; "
+        f"{platform.system()}, Python {platform.python_version()}, {libraries}"
+    )
+
+
+if __name__ == "__main__":
+    print(machine())
