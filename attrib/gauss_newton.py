@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.func import grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cache import Sites, borrowed, matrices_of, named_parameters, parameters_of
 from cache.build import Run
 from cache.progress import progress
+from cache.sites import call_with
 
 Vectors = Mapping[str, Tensor]  # site -> [q o i]
 TANGENT_POSITIONS = 1 << 15  # positions times vectors that are alive at once
@@ -69,7 +70,7 @@ class GaussNewton:
         theta = {name: p.detach() for name, p in named_parameters(model).items() if name in names}
 
         def outputs(theta: dict[str, Tensor]) -> Tensor:
-            return functional_call(wrapped, {f"model.{name}": value for name, value in theta.items()}, (batch,))
+            return call_with(wrapped, {f"model.{name}": value for name, value in theta.items()}, (batch,))
 
         def loss(z: Tensor) -> Tensor:
             return task.loss(Answered(z), batch).sum()

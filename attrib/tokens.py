@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cache import DataError, Examples, ModelError, Task, borrowed, named_parameters, parameters_of, progress
 from cache.bridge import to_torch
 from cache.build import plan_batches
+from cache.sites import call_with
 
 from .factors import Factors
 from .method import FitOptions
@@ -131,7 +132,7 @@ class _Logprobs(nn.Module):
 def logprobs_at(model: nn.Module, task: Any, batch: dict[str, Tensor], theta: Mapping[str, Tensor]) -> Tensor:
     """Log-probabilities of the target tokens, [b t], with these parameters in place of the model's own."""
     moved = {f"model.{name}": value for name, value in theta.items()}
-    return functional_call(_Logprobs(model, task), moved, (batch,))
+    return call_with(_Logprobs(model, task), moved, (batch,))
 
 
 def input_token_scores(

@@ -18,12 +18,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .errors import ModelError
-from .sites import named_parameters
+from .sites import call_with, named_parameters
 
 Batch: TypeAlias = Mapping[str, Tensor]
 # what runs for each lane: (the lane's model, the lane's batch, what else the lane has) -> tensor(s)
@@ -147,13 +146,13 @@ class Lanes:
         if len(self) == 1:
             lane = {name: v[0] for name, v in named.items()}
             inputs = dict(batch) if shared else {name: v[0] for name, v in batch.items()}
-            out = functional_call(wrapped, lane | fixed, (inputs, {name: v[0] for name, v in extra.items()}))
+            out = call_with(wrapped, lane | fixed, (inputs, {name: v[0] for name, v in extra.items()}))
             return torch.utils._pytree.tree_map(lambda t: t.unsqueeze(0), out)
 
         def one(own: dict, inputs: dict, more: dict) -> Any:
             # fused attention has no batching rule on a CPU
             with _MergeLanesIntoChannels(), sdpa_kernel(SDPBackend.MATH):
-                return functional_call(wrapped, own | fixed, (inputs, more))
+                return call_with(wrapped, own | fixed, (inputs, more))
 
         return torch.func.vmap(one, in_dims=(0, None if shared else 0, 0))(named, dict(batch), extra)
 
@@ -198,7 +197,7 @@ def why_not_stacked(module: nn.Module) -> str | None:
 
 
 class _Bound(nn.Module):
-    """Makes `function(model, ...)` a module, so that functional_call can put a lane's weights into the model."""
+    """Makes `function(model, ...)` a module, so that `call_with` can put a lane's weights into the model."""
 
     def __init__(self, model: nn.Module, function: PerLane):
         super().__init__()

@@ -15,6 +15,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from .errors import ModelError
 from .layers import KINDS, Layer, layer_of
@@ -165,6 +166,18 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The model's parameters by their place in the module tree, which `torch.func.functional_call` takes.
     (TransformerLens bridges override the method of this name with other names.)"""
     return dict(nn.Module.named_parameters(model))
+
+
+def call_with(module: nn.Module, tensors: Mapping[str, Tensor], args: tuple[Any, ...]) -> Any:
+    """`torch.func.functional_call` that leaves the module as it was: torch's own puts parameters back in the order in
+    which it took them, so one that is reached by several names (as in TransformerLens bridges) keeps what was lent."""
+    own = [(part, dict(part._parameters), dict(part._buffers)) for part in module.modules()]
+    try:
+        return functional_call(module, dict(tensors), args)
+    finally:
+        for part, parameters, buffers in own:
+            part._parameters.update(parameters)
+            part._buffers.update(buffers)
 
 
 def _parameter(module: nn.Module, attribute: str) -> nn.Parameter | None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vjp, vmap
+from torch.func import grad, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cache import (
@@ -26,6 +26,7 @@ from cache import (
 )  # fmt: skip
 from cache.bank import weighted_loss
 from cache.lanes import why_not_stacked
+from cache.sites import call_with
 from cache.training import SGD, AdamW, Optimiser, Recipe, steps_of
 
 from ..checkpoints import Checkpoint, models_at, with_weights
@@ -72,7 +73,7 @@ class Training:
         bound = _Bound(self.model, weighted_loss(self.task))
 
         def loss(theta: Parameters) -> Tensor:
-            return functional_call(bound, {f"model.{n}": p for n, p in theta.items()}, (batch, {"weights": weights}))
+            return call_with(bound, {f"model.{n}": p for n, p in theta.items()}, (batch, {"weights": weights}))
 
         slope = grad(loss)(point.theta)
         if self.recipe.clip is not None:
@@ -162,7 +163,7 @@ def unroll(training: Training, task: Task, queries: Examples, quiet: bool = Fals
         theta = end.theta
         batch = queries.batch(range(len(queries)))
         bound = _Bound(training.model, task.measurement)
-        pull: Any = vjp(lambda t: functional_call(bound, {f"model.{n}": p for n, p in t.items()}, (batch,)), theta)[1]
+        pull: Any = vjp(lambda t: call_with(bound, {f"model.{n}": p for n, p in t.items()}, (batch,)), theta)[1]
         dtype = next(iter(theta.values())).dtype
         at_end = vmap(lambda u: pull(u)[0])(torch.eye(len(queries), dtype=dtype))
         none = {n: torch.zeros_like(g) for n, g in at_end.items()}

@@ -17,6 +17,7 @@ from cache import (
     matrices_of,
     named_parameters,
 )
+from cache.sites import call_with
 from tests import cases
 
 
@@ -78,3 +79,23 @@ def test_lora_layers(gpt2: nn.Module) -> None:
     sites = find_sites(model, "*lora*", quiet=True)
     assert len(sites) == 4
     check(model, sites)
+
+
+@pytest.mark.parametrize("name", ["first.weight", "again.first.weight"])
+def test_call_with_leaves_a_module_that_is_reached_by_two_names_as_it_was(name) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(2, 2, bias=False)
+            self.again = nn.ModuleDict({"first": self.first})
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.first(x)
+
+    model = Twice()
+    own = model.first.weight
+    assert call_with(model, {name: torch.zeros(2, 2)}, (torch.ones(1, 2),)).eq(0).all()
+    with pytest.raises(RuntimeError):
+        call_with(model, {name: torch.zeros(2, 3)}, (torch.ones(1, 2),))
+    assert model.first.weight is own
+    assert model.again["first"].weight is own

@@ -30,7 +30,7 @@ def test_a_bank_a_datamodel_and_an_evaluation(tmp_path, capsys):
     unlearn.Plan(forget="random:5", pilots=1, slack=1e9, root=root, json=True, **SMALL).run()
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert plan["chosen"] == "nothing"
-    assert list(plan["options"])[0] == "nothing"
+    assert next(iter(plan["options"])) == "nothing"
     assert set(plan["options"]) == {"nothing", "Newton", "DMM", "retrain"}
     where = tmp_path / "out" / "e.json"
     with pytest.warns(UserWarning, match="within noise"):

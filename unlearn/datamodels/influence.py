@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vmap
+from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cache import DataError, Examples, NumericalError, Task
 from cache.retrained import member_rows
-from cache.sites import matrices_of, named_parameters, parameters_of
+from cache.sites import call_with, matrices_of, named_parameters, parameters_of
 from cache.task import margin
 
 from .base import Cost
@@ -185,7 +185,7 @@ class _Logits(nn.Module):
 
 def _logits_of(model: nn.Module, task: Task, batch: dict[str, Tensor]) -> Callable[[dict[str, Tensor]], Tensor]:
     bound = _Logits(model, task)
-    return lambda parameters: functional_call(bound, {f"model.{name}": p for name, p in parameters.items()}, (batch,))
+    return lambda parameters: call_with(bound, {f"model.{name}": p for name, p in parameters.items()}, (batch,))
 
 
 def _blocks(count: int) -> list[np.ndarray]:
@@ -308,7 +308,7 @@ def _projected(
 
     def one(own: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
         single = {name: value[None] for name, value in batch.items()}
-        z = functional_call(_Logits(model, task), {f"model.{n}": p for n, p in own.items()}, (single,))
+        z = call_with(_Logits(model, task), {f"model.{n}": p for n, p in own.items()}, (single,))
         return margin(z, single["y"].long())[0]
 
     rows = []
