@@ -31,7 +31,7 @@ def loaded():
 
 
 def said(capsys, *arguments: str) -> dict:
-    assert main(["attrib", *arguments, "--quiet", "--json"]) == 0
+    assert main(["--debug", "attrib", *arguments, "--quiet", "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -89,6 +89,23 @@ def test_index_and_query(capsys) -> None:
     assert found["index"] == built["key"]
     assert 0 < found["recall_at_10"] <= 1
     assert found["recall_at_10"] == found["recall_at_10_of_candidates"] <= 1
+
+
+@pytest.mark.parametrize("view", ["output", "input", "position"])
+def test_tokens(capsys, tmp_path, view) -> None:
+    page = tmp_path / "tokens.html"
+    found = said(capsys, "tokens", "--view", view, "--top", "2", "--strongest", "99", "--out", str(page))
+    assert [len(q["passages"]) for q in found["queries"]] == [2, 2]
+    helped = said(capsys, "score", "--top", "2")["queries"]
+    for query, by_score in zip(found["queries"], helped):
+        assert [p["id"] for p in query["passages"]] == [p["id"] for p in by_score["helpful"]]
+        for passage, one in zip(query["passages"], by_score["helpful"]):
+            if view == "output":
+                assert passage["nats"] == pytest.approx(one["nats"], rel=1e-3)
+            assert sum(t["nats"] for t in passage["tokens"]) == pytest.approx(passage["nats"], rel=1e-4)
+    assert "<html" in page.read_text("utf-8")
+    assert main(["attrib", "tokens", "--quiet", "--first", "1"]) == 0
+    assert "nats" not in capsys.readouterr().out
 
 
 def test_plan_and_report(capsys, tmp_path) -> None:

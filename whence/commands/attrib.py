@@ -13,6 +13,7 @@ from ._attrib_evaluate import Evaluate, Probe
 from ._attrib_index import Index, Query
 from ._attrib_job import Job, Loaded, Precision, Questions, lists, print_json, save_scores, show_lists
 from ._attrib_report import Report
+from ._attrib_tokens import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +296,7 @@ COMMANDS = {
     "fit": Fit,
     "score": Score,
     "self": Self,
+    "tokens": Tokens,
     "index": Index,
     "query": Query,
     "evaluate": Evaluate,

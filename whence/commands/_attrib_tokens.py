@@ -1,0 +1,88 @@
+"""`whence attrib tokens`: which tokens of the training examples carried their influence."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ._attrib_job import Job, Loaded, Questions, asked_text, print_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens(Questions, Job):
+    """Split the influence of the examples that help most over their tokens.
+
+    By the token that became likelier ("output", which sums to the influence), the token that was read ("input", to
+    first order), or the position the gradient flowed through ("position", shown on the token it predicts).
+
+    Example:
+
+        whence attrib tokens --prompt "The yield expression is used when" --completion " defining a generator" --top 3
+    """
+
+    view: Literal["output", "input", "position"] = "output"
+    """What a token did."""
+    top: int = 3
+    """Examples of each query."""
+    strongest: int = 6
+    """Tokens listed of each."""
+    out: Path | None = None
+    """Write the passages, shaded, as an HTML page."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        import attrib
+
+        loaded = self.load()
+        queries = self.asked(loaded.corpus)
+        best = attrib.top(*loaded.scoring, queries, loaded.train, self.top, store=loaded.store, options=self.options)
+        entries: list[dict[str, Any]] = []
+        pages: list[Any] = []
+        for place in range(len(queries)):
+            query = queries.select([place])
+            train = loaded.train.select(loaded.train.rows_of(best["helpful_id"].values[place]))
+            tokens = self._scores(loaded, query, train)
+            docs: Any = replace(loaded.corpus, train=train, queries=query)
+            shown = [attrib.token_map(tokens, docs, 0, n) for n in range(len(train))] if self.out else []
+            passages = [self._passage(loaded, train, tokens.values[0], n) for n in range(len(train))]
+            entries.append({"query": int(query.ids[0]), "asked": asked_text(query, 0), "passages": passages})
+            pages += shown
+        if self.out is not None:
+            whole = pages[0]
+            for page in pages[1:]:
+                whole = whole + page
+            whole.save(self.out, "Tokens")
+        if self.json:
+            print_json({"view": self.view, "queries": entries})
+            return
+        for entry in entries:
+            print(f"\n{entry['asked']}")
+            for passage in entry["passages"]:
+                print(f"  {passage['nats']:+.3e}  {passage['id']:>10}  {passage['title']}")
+                for token in passage["tokens"]:
+                    print(f"      {token['nats']:+.3e}  {token['at']:>4}  {token['token']!r}")
+
+    def _scores(self, loaded: Loaded, query: Any, train: Any) -> Any:
+        import attrib
+
+        views = {
+            "output": attrib.output_token_scores,
+            "input": attrib.input_token_scores,
+            "position": attrib.token_scores,
+        }
+        size = loaded.factors.count
+        return views[self.view](*loaded.scoring, query, train, train_size=size, options=self.options)
+
+    def _passage(self, loaded: Loaded, train: Any, values: np.ndarray, n: int) -> dict[str, Any]:
+        """The example's influence (of "input", its first-order share) and the tokens with most of it."""
+        ids = train.columns["input_ids"][n]
+        row = values[n, : len(ids)]
+        if self.view == "position":  # on the token that the position predicts
+            row = np.concatenate([[0.0], row[:-1]])
+        pieces = loaded.corpus.vocabulary.pieces(ids)  # type: ignore[union-attr]  # a corpus of text
+        order = np.argsort(-np.abs(row), kind="stable")[: self.strongest]
+        tokens = [{"at": int(t), "token": pieces[t], "nats": float(row[t])} for t in order]
+        identity = int(train.ids[n])
+        return {"id": identity, "title": loaded.title(identity), "nats": float(row.sum()), "tokens": tokens}
