@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from .errors import ModelError, NumericalError
+from .errors import ModelError, NumericalError, near_names
 from .layers import layer_of
 from .sites import Site, clean_name
 
@@ -240,7 +240,7 @@ def _watched(
     for name in names:
         full[name] = name if name in modules else points.get(name, "")
         if not full[name]:
-            raise ModelError(f"The model has no module or hook point {name!r}.", _near(name, list(points)))
+            raise ModelError(f"The model has no module or hook point {name!r}.", near_names(name, list(points)))
     seen: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable[..., None]:
@@ -259,13 +259,6 @@ def _watched(
     if missing:
         raise ModelError(f"{missing[0]} is never reached in this forward pass.", "Choose another hook point.")
     return {name: seen[name] for name in names}
-
-
-def _near(name: str, names: list[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.3) or names[:5]
-    return f"Near names: {', '.join(near)}."
 
 
 def position_mask(positions: Bool[Tensor, "b s"], rows: int) -> Bool[Tensor, "b r"]:

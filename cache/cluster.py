@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import ResourceError, UsageError
+from .errors import ResourceError, UsageError, did_you_mean
 from .progress import say
 
 HEARTBEAT_SECONDS = 120
@@ -116,8 +116,6 @@ def local_cluster(count: str, heartbeat: int | float = HEARTBEAT_SECONDS) -> tup
 def slurm_settings(path: str) -> tuple[int, dict[str, Any]]:
     """(jobs, arguments of SLURMCluster) from a TOML file. Raises UsageError for what SLURMCluster does not
     take, naming the nearest argument that it does."""
-    import difflib
-
     from dask_jobqueue import SLURMCluster
     from dask_jobqueue.core import Job
     from dask_jobqueue.slurm import SLURMJob
@@ -132,11 +130,8 @@ def slurm_settings(path: str) -> tuple[int, dict[str, Any]]:
     known -= {"self", "job_kwargs", "base_class_kwargs", "loop", "asynchronous", "job_cls", "n_workers"}
     for name in settings:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise UsageError(
-                f"{path}: SLURM clusters have no setting {name!r}.",
-                f"Did you mean {near[0]!r}?" if near else f"Settings: {', '.join(sorted(known))}.",
-            )
+            cure = did_you_mean(name, sorted(known), "Settings:")
+            raise UsageError(f"{path}: SLURM clusters have no setting {name!r}.", cure)
     jobs = settings.pop("jobs", 1)
     for name in ("cores", "memory"):
         if name not in settings:

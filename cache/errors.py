@@ -3,6 +3,9 @@
 The command line prints the two sentences without a traceback and exits with `exit_code`.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class WhenceError(Exception):
     """Something the caller can do something about: `cause` says what is wrong, `cure` what to change."""
@@ -59,3 +62,17 @@ class Interrupted(WhenceError):
     """Stopped by the user or the scheduler; everything committed is kept and the job resumes."""
 
     exit_code = 130
+
+
+def did_you_mean(given: str, known: Iterable[str], otherwise: str) -> str:
+    """A cure for a misspelt name: the nearest known one, or `otherwise` and all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(given, names, n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"{otherwise} {', '.join(names)}."
+
+
+def near_names(given: str, known: Iterable[str]) -> str:
+    """A cure where names are many: the five nearest, or the first five where nothing is near."""
+    names = list(known)
+    near = difflib.get_close_matches(given, names, n=5, cutoff=0.2) or names[:5]
+    return f"Near names: {', '.join(near)}."

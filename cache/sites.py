@@ -6,7 +6,6 @@ are different weights on different inputs. Names are the clean ones: `blocks.0.m
 `blocks.0._original_component.mlp._original_component.fc_in._original_component`.
 """
 
-import difflib
 import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .errors import ModelError
+from .errors import ModelError, near_names
 from .layers import KINDS, Layer, layer_of
 from .progress import say
 from .show import columns, table
@@ -242,8 +241,8 @@ def _nearest(model: nn.Module, sites: Sequence[Site], pattern: Pattern, kinds: S
             f"The model has no {' or '.join(kinds)} layer; it has {', '.join(found) or 'none that is supported'}. "
             "Choose with kinds=."
         )
-    near = difflib.get_close_matches(_text(pattern).replace("*", ""), names, n=5, cutoff=0.2) or names[:5]
-    return f"Near names: {', '.join(near)}. There are {len(names)} sites; print(find_sites(model)) lists them."
+    near = near_names(_text(pattern).replace("*", ""), names)
+    return f"{near} There are {len(names)} sites; print(find_sites(model)) lists them."
 
 
 def parameters_of(model: nn.Module, sites: Sequence[Site], values: Mapping[str, Tensor]) -> dict[str, Tensor]:

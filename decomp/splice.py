@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cache import hook_points
 from cache.bridge import to_numpy
-from cache.errors import ModelError
+from cache.errors import ModelError, near_names
 
 Change = Callable[[Tensor], Tensor]
 
@@ -33,10 +33,7 @@ def spliced(model: nn.Module, site: str, change: Change, skip: Sequence[int] = (
     names = {name for name, _ in model.named_modules()}
     full = site if site in names else points.get(site)
     if full is None:
-        import difflib
-
-        near = difflib.get_close_matches(site, list(points), n=5, cutoff=0.3)
-        raise ModelError(f"The model has no module or hook point {site!r}.", f"Near names: {', '.join(near)}.")
+        raise ModelError(f"The model has no module or hook point {site!r}.", near_names(site, points))
 
     def hook(_module: nn.Module, _args: Any, out: Any) -> Any:
         x = out[0] if isinstance(out, tuple) else out

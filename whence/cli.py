@@ -6,7 +6,6 @@ shows where any error came from.
 """
 
 import contextlib
-import difflib
 import functools
 import inspect
 import operator
@@ -162,11 +161,10 @@ def completion(known: dict[str, Room], arguments: Sequence[str]) -> None:
 
 
 def wrong(what: str, given: str, known: list[str], see: str) -> NoReturn:
-    from cache.errors import UsageError
+    from cache.errors import UsageError, did_you_mean
 
-    near = difflib.get_close_matches(given, known, n=1)
-    cure = f"Did you mean {near[0]!r}? " if near else f"There are {', '.join(known)}. "
-    raise UsageError(f"There is no {what} called {given!r}.", f"{cure}See `{see}`.")
+    cure = did_you_mean(given, known, "There are")
+    raise UsageError(f"There is no {what} called {given!r}.", f"{cure} See `{see}`.")
 
 
 def failed(error: Exception, debug: bool) -> int:

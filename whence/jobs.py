@@ -10,7 +10,6 @@ Every value goes through the command line's own parser, so a file accepts exactl
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import tomllib
 import typing
@@ -21,7 +20,7 @@ from typing import Any
 
 import tyro
 
-from cache.errors import UsageError
+from cache.errors import UsageError, did_you_mean
 
 from .cli import parse
 from .rooms import rooms
@@ -79,9 +78,7 @@ def find(name: str, where: str) -> type[Any]:
     names = [room.name if room.single else f"{room.name} {c}" for room in known.values() for c in room.commands]
     names.remove("run")
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        cure = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(names)}."
-        raise UsageError(f"{where}: there is no command {name!r}.", cure)
+        raise UsageError(f"{where}: there is no command {name!r}.", did_you_mean(name, names, "There are"))
     room, _, rest = name.partition(" ")
     return known[room].load()[rest or room]
 
@@ -102,9 +99,7 @@ def _options(command: type[Any], values: Mapping[str, Any], where: str, prefix: 
     given = {key.replace("-", "_"): value for key, value in values.items()}
     for key in given:
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            cure = f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(fields)}."
-            raise UsageError(f"{where}: unknown key {prefix}{key!r}.", cure)
+            raise UsageError(f"{where}: unknown key {prefix}{key!r}.", did_you_mean(key, fields, "It takes"))
     named = [name for name in fields if name in given]
     for name in sorted(named, key=lambda name: not _is_positional(hints[name])):  # an option could swallow them
         value, flag = given[name], f"--{prefix}{name}".replace("_", "-")
