@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int64
 from .cluster import Cluster
 from .entry import Entry
 from .errors import CorruptEntry
+from .lane_outputs import outputs_of_lanes
 from .lanes import Lanes
 from .layout import ArraySpec, Shard
 from .partitions import run_job
@@ -106,8 +107,6 @@ def retrained_from(entry: Entry) -> Retrained:
 
 def _specs(bank: "Bank", masks: np.ndarray) -> dict[str, ArraySpec]:
     """The arrays of the entry; outputs' shapes are those of an untrained model on one point."""
-    from .bank import outputs_of_lanes
-
     lanes = Lanes.of([bank.build(0)], trainable=None).to(bank.device)
     with torch.random.fork_rng(devices=[]):
         sample = outputs_of_lanes(lanes, bank.task, bank.points.select([0]), bank.keep, bank.width)

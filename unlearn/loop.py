@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cache import Examples, progress, say
-from cache.bank import margins_of, outputs_of_lanes
+from cache.lane_outputs import margins_of, outputs_of_lanes
 from cache.lanes import Lanes, PerLane, mode, why_not_stacked
 from cache.show import facts
 from cache.training import AdamW, Optimiser, Schedule

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 
 from cache import DataError, UsageError
-from cache.bank import margins_of
+from cache.lane_outputs import margins_of
 
 from .datamodels.base import Datamodel
 from .deletion import Deletion
