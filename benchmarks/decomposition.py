@@ -14,6 +14,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -137,9 +138,9 @@ def encode_rows(b: int, n: int, d: int, k: int, machine: Machine) -> Iterator[Ro
     xt, at = torch.from_numpy(x), torch.from_numpy(atoms)
     slow = b * n * d * k > 2e12
     for name, run in (("published loop (torch)", published_loop), ("SAELens-style (torch)", saelens_style)):
-        seconds, codes = once(lambda run=run: run(xt, at, k))
+        seconds, codes = once(partial(run, xt, at, k))
         if not slow:
-            seconds = min(seconds, once(lambda run=run: run(xt, at, k))[0])
+            seconds = min(seconds, once(partial(run, xt, at, k))[0])
         rate = 2 * b * n * d * k / seconds / machine.products
         yield Row(name, seconds, left(x, (codes @ at).numpy()), f"{rate:.0%} of the product rate")
         del codes
@@ -172,12 +173,16 @@ def ours(x: np.ndarray, atoms: np.ndarray, k: int, machine: Machine) -> Iterator
         return f"{2 * b * n * d * k / seconds / machine.products:.0%} of the product rate"
 
     yield row("ours: matching, residual form", kernels.matching_pursuit(k), plain, products)
-    for dtype, size in ((jnp.float32, 4), (jnp.bfloat16, 2)):
-        seconds, basis = once(lambda dtype=dtype: jax.block_until_ready(kernels.basis_of(ds, True, dtype)))
 
-        def traffic(spent: float, size: int = size, made: float = seconds) -> str:
+    def made(dtype: Any) -> Basis:
+        return jax.block_until_ready(kernels.basis_of(ds, True, dtype))
+
+    for dtype, size in ((jnp.float32, 4), (jnp.bfloat16, 2)):
+        seconds, basis = once(partial(made, dtype))
+
+        def traffic(spent: float, size: int = size, once: float = seconds) -> str:
             share = b * n * k * size / spent / machine.bandwidth
-            return f"{share:.0%} of the copy bandwidth for Gram rows; Gram once {made:.1f} s"
+            return f"{share:.0%} of the copy bandwidth for Gram rows; Gram once {once:.1f} s"
 
         name = "float32" if size == 4 else "bfloat16"
         yield row(f"ours: matching, Gram {name}", kernels.matching_pursuit(k), basis, traffic)
@@ -258,11 +263,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("encode", "build", "claims"))
     parser.add_argument("--quick", action="store_true", help="the smallest shape only; two seeds")
+    parser.add_argument("--store", help="claims: where trained models are kept; your cache by default")
     given = parser.parse_args()
     if given.what == "claims":
-        from . import decomposition_claims
+        from cache import Store
 
-        decomposition_claims.main(quick=given.quick)
+        from . import decomposition_shown
+
+        decomposition_shown.main(quick=given.quick, store=Store(given.store))
         return
     machine = Machine.measured()
     threads = f"{torch.get_num_threads()} torch threads"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Float
 
 from cache.errors import DataError
 
@@ -69,9 +70,11 @@ def similarities(models: Sequence[Sequence[Layer]], measure: Measure) -> xr.Data
 
 class Matching(NamedTuple):
     """accuracy: share of layers matched rightly over ordered pairs of different models, its interval by
-    resampling pairs; self_pairs: the same over a model and itself; chance: 1/layers; trials: how many."""
+    resampling pairs; by_pair: that share for each pair; self_pairs: the same over a model and itself; chance:
+    1/layers; trials: how many."""
 
     accuracy: Estimate
+    by_pair: Float[np.ndarray, " p"]
     self_pairs: float
     chance: float
     trials: int
@@ -86,6 +89,7 @@ def matching(similarity: xr.DataArray, seed: int = 0) -> Matching:
     hits = right[cross].sum(axis=1).astype(float)
     return Matching(
         intervals.ratio(hits, np.full(len(hits), float(layers)), seed),
+        hits / layers,
         float(right[~cross].mean()),
         1 / layers,
         int(cross.sum()) * layers,
@@ -94,7 +98,7 @@ def matching(similarity: xr.DataArray, seed: int = 0) -> Matching:
 
 def match_layers(models: Sequence[Sequence[Layer]], names: Sequence[str] | None = None) -> xr.Dataset:
     """Accuracy of every measure (or of those named), with controls: variables accuracy, low, high, self_pairs
-    over `measure`."""
+    over `measure`; by_pair over (measure, pair), by which two measures are compared pair by pair."""
     read = int(models[0][0].dictionary.settings.get("rows_read", len(models[0][0].activations)))
     measures = layer_measures(read)
     chosen = list(measures) if names is None else list(names)
@@ -105,9 +109,10 @@ def match_layers(models: Sequence[Sequence[Layer]], names: Sequence[str] | None 
             "low": ("measure", [m.accuracy.low for m in found.values()]),
             "high": ("measure", [m.accuracy.high for m in found.values()]),
             "self_pairs": ("measure", [m.self_pairs for m in found.values()]),
+            "by_pair": (("measure", "pair"), [m.by_pair for m in found.values()]),
         },
         coords={"measure": chosen},
-        attrs={"chance": 1 / len(models[0]), "trials": next(iter(found.values())).trials},
+        attrs={"chance": 1 / len(models[0]), "trials": next(iter(found.values())).trials, "models": len(models)},
     )
 
 

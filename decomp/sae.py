@@ -25,10 +25,12 @@ from cache.errors import DataError, UsageError
 from .activations import Activations, Origin, finite
 from .kernels import Code
 from .kernels import decode as decode_steps
+from .kernels.forms import BLOCK, first_largest
 
 KINDS = ("topk", "batchtopk")
 SCAN = 8  # steps in one compiled call
 SILENT = 32768  # tokens after which a latent that has not fired counts as dead in training
+THRESHOLDS = 0.9  # weight of the past in the running mean of BatchTopK's thresholds, which move as it trains
 DENSER = 4  # BatchTopK at inference: a code holds at most this many times k latents
 
 
@@ -108,9 +110,20 @@ class SparseAutoencoder:
 
 @partial(jax.jit, static_argnums=3)
 def _largest(x: Array, encoder: Array, bias: Array, k: int, threshold: Array) -> tuple[Array, Array]:
-    values, indices = jax.lax.top_k(x @ encoder + bias, k)
+    """One at a time: a processor's own top-k sorts every row, which takes far longer."""
+    b, size = x.shape[0], encoder.shape[1]
+    rows = jnp.arange(b)
+    room = jnp.full((b, -(-size // BLOCK) * BLOCK), -jnp.inf).at[:, :size].set(x @ encoder + bias)
+
+    def take(step: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        left, indices, values = state
+        j = first_largest(left)
+        return left.at[rows, j].set(-jnp.inf), indices.at[:, step].set(j), values.at[:, step].set(left[rows, j])
+
+    start = (room, jnp.zeros((b, k), jnp.int32), jnp.zeros((b, k)))
+    _, indices, values = jax.lax.fori_loop(0, k, take, start)
     keep = (values > 0) & (values >= threshold)
-    return jnp.where(keep, indices, 0).astype(jnp.int32), jnp.where(keep, values, 0.0)
+    return jnp.where(keep, indices, 0), jnp.where(keep, values, 0.0)
 
 
 class Mark(NamedTuple):
@@ -190,7 +203,7 @@ class SAE:
         """In the units of the activations: pre-activations of x are `scale` times those of the scaled x. The mean of
         the thresholds began at 0, and is divided by the weight that it has gathered."""
         encoder, bias, decoder = (np.array(leaf) for leaf in state.weights)
-        cut = float(state.cut) * scale / (1 - 0.99**steps)
+        cut = float(state.cut) * scale / (1 - THRESHOLDS**steps)
         threshold = cut if self.kind == "batchtopk" else 0.0
         return SparseAutoencoder(encoder, bias * scale, decoder, centre, self.k, self.kind, threshold, origin)
 
@@ -205,7 +218,7 @@ def _compiled(settings: SAE, optimiser: optax.GradientTransformation, state: Tra
         norm = jnp.linalg.norm(weights.decoder, axis=1, keepdims=True)
         weights = weights._replace(decoder=weights.decoder / jnp.maximum(norm, 1e-8))
         silent = jnp.where(fired, 0.0, state.silent + x.shape[0])
-        return Training(weights, optimiser_state, silent, 0.99 * state.cut + 0.01 * cut), None
+        return Training(weights, optimiser_state, silent, THRESHOLDS * state.cut + (1 - THRESHOLDS) * cut), None
 
     run = jax.jit(lambda state, xs: jax.lax.scan(step, state, xs)[0])
     return run.lower(state, jnp.zeros(shape)).compile()
@@ -219,12 +232,15 @@ def _loss(weights: Weights, x: Array, silent: Array, settings: SAE) -> tuple[Arr
     error = jnp.sum(left**2) / jnp.sum(x**2)
     if settings.auxiliary:
         dead = silent > SILENT
-        many = min(settings.size, 2 * settings.k)
-        kept = jnp.where(dead, pre, 0.0)
-        kept = kept * (kept >= jax.lax.top_k(jax.lax.stop_gradient(kept), many)[0][:, -1:])
-        goal = jax.lax.stop_gradient(left)
-        other = jnp.sum((goal - kept @ weights.decoder) ** 2) / jnp.maximum(jnp.sum(goal**2), 1e-12)
-        error = error + settings.auxiliary * jnp.where(jnp.any(dead), other, 0.0)
+
+        def through_dead(pre: Array, decoder: Array) -> Array:
+            kept = jnp.where(dead, pre, 0.0)
+            kept = kept * (kept >= _reached_by(jax.lax.stop_gradient(kept), min(settings.size, 2 * settings.k), 1))
+            goal = jax.lax.stop_gradient(left)
+            return jnp.sum((goal - kept @ decoder) ** 2) / jnp.maximum(jnp.sum(goal**2), 1e-12)
+
+        other = jax.lax.cond(jnp.any(dead), through_dead, lambda *_: jnp.zeros(()), pre, weights.decoder)
+        error = error + settings.auxiliary * other
     return error, (jnp.any(z > 0, axis=0), cut)
 
 
@@ -232,19 +248,21 @@ def _keep(pre: Array, settings: SAE) -> tuple[Array, Array]:
     """The largest of each row, or of the whole batch; and the smallest value kept."""
     fixed = jax.lax.stop_gradient(pre)
     if settings.kind == "topk":
-        floor = jax.lax.top_k(fixed, settings.k)[0][:, -1:]
+        floor = _reached_by(fixed, settings.k, 1)
     else:
-        floor = _count_threshold(fixed, pre.shape[0] * settings.k)
+        floor = _reached_by(fixed, pre.shape[0] * settings.k, None)
     return jnp.where((pre >= floor) & (pre > 0), pre, 0.0), jnp.mean(floor)
 
 
-def _count_threshold(values: Array, count: int) -> Array:
-    """A value that `count` of the entries reach, by bisection (sorting all of them takes far longer)."""
+def _reached_by(values: Float[Array, "b a"], count: int, axis: int | None) -> Array:
+    """A value that `count` entries reach, of every row (axis 1) or of them all (None), by bisection: sorting takes far
+    longer. values ≥ 0."""
 
     def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = (low + high) / 2
-        enough = jnp.sum(values >= middle) >= count
+        enough = jnp.sum(values >= middle, axis=axis, keepdims=True) >= count
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    return jax.lax.fori_loop(0, 30, halve, (jnp.zeros(()), values.max()))[0]
+    highest = values.max(axis=axis, keepdims=True)
+    return jax.lax.fori_loop(0, 30, halve, (jnp.zeros_like(highest), highest))[0]

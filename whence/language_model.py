@@ -4,7 +4,7 @@ Used for the demo's model, the biographies' model, and retrainings of either wit
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -101,12 +101,14 @@ def train_language_model(
     training: Training = Training(),
     *,
     weights: Float[np.ndarray, " n"] | None = None,
+    after_epoch: Callable[[int], None] | None = None,
     desc: str = "training",
     quiet: bool = False,
 ) -> Curve:
     """Train `model` in place on next-token prediction, with a progress bar.
 
     weights: of each example in the loss, 1 by default; those of weight 0 are left out, as if they were not there.
+    after_epoch: called with the number of epochs done, while `model` is as it was then (to keep checkpoints).
     Raises NumericalError when the loss is not finite.
     """
     if weights is not None:
@@ -137,6 +139,8 @@ def train_language_model(
                 raise NumericalError(
                     f"The loss is {losses[-1]} in epoch {epoch + 1}.", "Train at a lower rate, or look at the data."
                 )
+            if after_epoch is not None:
+                after_epoch(epoch + 1)
     optimiser.zero_grad(set_to_none=True)
     model.eval()
     return Curve(losses, time.monotonic() - began)

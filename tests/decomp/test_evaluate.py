@@ -9,7 +9,7 @@ from decomp.curves import sparsity_curve, training_curve
 from decomp.evaluate import evaluate, loss_recovered, losses
 from decomp.observe import observe
 from decomp.probing import probe
-from decomp.sae import SAE, SparseAutoencoder, _count_threshold
+from decomp.sae import SAE, SparseAutoencoder, _reached_by
 from decomp.splice import spliced
 from tests import cases
 from tests.decomp.test_builders import stream
@@ -210,9 +210,10 @@ def test_bad_training_requests():
         SAE(8, k=2).build(stream(t=60), 10)
 
 
-def test_the_count_threshold_lets_so_many_through():
+def test_the_reached_by_lets_so_many_through():
     values = jnp.asarray(np.random.default_rng(0).random((50, 20)).astype(np.float32))
-    assert int(jnp.sum(values >= _count_threshold(values, 123))) == 123
+    assert int(jnp.sum(values >= _reached_by(values, 123, None))) == 123
+    assert (jnp.sum(values >= _reached_by(values, 7, 1), axis=1) == 7).all()
 
 
 # -- probing

@@ -272,9 +272,10 @@ class Match(Source):
             result = layers.convergence(stages)
         else:
             result = layers.match_layers(models)
-        print(
-            json_module.dumps(result.to_dict(), indent=1) if self.json else result.to_dataframe().round(3).to_string()
-        )
+        if self.json:
+            print(json_module.dumps(result.to_dict(), indent=1))
+            return
+        print(result.drop_dims("pair", errors="ignore").to_dataframe().round(3).to_string())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,98 @@
+"""The small transformers that the claims about dictionaries are tried on, and the text they read.
+
+Four seeds of one width and two of another read the same passages of the Python reference; the state after every
+epoch is kept. They are trained once and then come from the store.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from cache import Examples, LanguageModelling, Store
+
+RATE, BATCH = 3e-3, 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is run. seeds: of the main width; other_seeds: of the other one; middle: the layer whose dictionaries
+    are judged; multiples: of ITDA's time, up to which autoencoders are trained."""
+
+    seeds: int = 4
+    other_seeds: int = 2
+    layers: int = 5
+    width: int = 64
+    other_width: int = 40
+    epochs: int = 6
+    middle: int = 3
+    multiples: tuple[float, ...] = (1, 5, 20)
+
+    @property
+    def sites(self) -> list[str]:
+        return [f"blocks.{n}.hook_out" for n in range(self.layers)]
+
+
+class Data(NamedTuple):
+    """train: read by models and dictionaries; validation: settings are chosen on it; held_out: everything that is
+    reported about quality."""
+
+    train: Examples
+    validation: Examples
+    held_out: Examples
+
+
+class Trained(NamedTuple):
+    """One model, its state after every epoch, and its loss on held-out passages in nats a token."""
+
+    model: nn.Module
+    states: Mapping[int, Mapping[str, torch.Tensor]]
+    loss: float
+
+
+def data() -> Data:
+    """17 of 20 passages to train on, one for validation, two held out."""
+    from whence.corpora import language_reference
+
+    examples = language_reference().train
+    order = np.random.default_rng(0).permutation(len(examples))
+    part = len(examples) // 20
+    held, validation, train = np.split(order, [2 * part, 3 * part])
+    return Data(*(examples.select(np.sort(rows)) for rows in (train, validation, held)))
+
+
+def trained(plan: Plan, width: int, seed: int, read: Data, store: Store) -> Trained:
+    """From the store, or trained now."""
+    from whence.language_model import Shape, Training, model_inputs, new_model, train_language_model
+
+    shape, training = Shape(plan.layers, width, 4), Training(plan.epochs, BATCH, RATE, seed=seed)
+    model = new_model(shape, seed)
+
+    def inputs(epoch: int) -> dict[str, Any]:
+        return {**model_inputs(shape, training, read.train), "checkpoint": epoch}
+
+    def keep(epoch: int) -> None:
+        store.put("model", inputs(epoch), {name: t.detach().numpy().copy() for name, t in model.state_dict().items()})
+
+    if not store.has("model", inputs(plan.epochs)):
+        train_language_model(model, read.train, training, after_epoch=keep, desc=f"width {width}, seed {seed}")
+    states = {}
+    for epoch in range(1, plan.epochs + 1):
+        entry = store.open("model", inputs(epoch))
+        states[epoch] = {name: torch.from_numpy(np.array(entry.read(name))) for name in entry.arrays}
+    model.load_state_dict(states[plan.epochs])
+    return Trained(model, states, held_out_loss(model, read.held_out))
+
+
+def held_out_loss(model: nn.Module, examples: Examples) -> float:
+    """Mean loss a token, in nats."""
+    task, total, counted = LanguageModelling(), 0.0, 0.0
+    with torch.no_grad():
+        for start in range(0, len(examples), 32):
+            batch = examples.batch(np.arange(start, min(start + 32, len(examples))))
+            total += float(task.loss(model, batch).sum())
+            counted += float(task.targets(batch)[1].sum())
+    return total / counted
