@@ -14,7 +14,7 @@ import numpy as np
 from cache.errors import DataError, UsageError
 
 from . import kernels
-from .dictionary import Dictionary, Provenance
+from .dictionary import Dictionary, Provenance, Text
 from .kernels import Basis
 from .kernels.forms import BLOCK
 
@@ -40,7 +40,7 @@ def insert(dictionary: Dictionary, x: Any, provenance: Provenance, unexplained: 
     atoms = (centred / norm[:, None])[keep]
     added = provenance._replace(norm=norm.astype(np.float32), error=share.astype(np.float32)).rows(keep)
     note = {"edit": "insert", "offered": len(x), "inserted": int(keep.sum()), "unexplained": unexplained}
-    return _joined(dictionary, atoms, added, note)
+    return _joined(dictionary, atoms, added, None, note)
 
 
 def merge(first: Dictionary, second: Dictionary, same: float = 0.999) -> Dictionary:
@@ -48,6 +48,9 @@ def merge(first: Dictionary, second: Dictionary, same: float = 0.999) -> Diction
     as is one from the same place.
 
     Raises ModelError when they come from different models or hook points, DataError when centred differently.
+
+    >>> len(merge(dictionary, dictionary)) == len(dictionary)  # an atom that is there already is not added
+    True
     """
     first.origin.check_same(second.origin)
     if not np.array_equal(_centre(first), _centre(second)):
@@ -58,7 +61,8 @@ def merge(first: Dictionary, second: Dictionary, same: float = 0.999) -> Diction
         [place not in known for place in second.provenance.places], bool
     )
     note = {"edit": "merge", "with": second.fingerprint, "inserted": int(keep.sum()), "same": same}
-    return _joined(first, second.atoms[keep], second.provenance.rows(keep), note)
+    text = None if second.text is None else tuple(second.text[n] for n in np.flatnonzero(keep))
+    return _joined(first, second.atoms[keep], second.provenance.rows(keep), text, note)
 
 
 def delete_documents(dictionary: Dictionary, documents: Iterable[int]) -> Dictionary:
@@ -66,6 +70,10 @@ def delete_documents(dictionary: Dictionary, documents: Iterable[int]) -> Dictio
 
     Other atoms are activations of other documents and stay as they are, bit for bit. Raises DataError when
     nothing would be left.
+
+    >>> smaller = delete_documents(dictionary, [0])
+    >>> 0 in smaller.provenance.document
+    False
     """
     listed = sorted({int(d) for d in documents})
     gone = np.isin(dictionary.provenance.document, listed)
@@ -82,12 +90,20 @@ def _centre(dictionary: Dictionary) -> np.ndarray:
     return np.zeros(dictionary.width, np.float32) if dictionary.centre is None else dictionary.centre
 
 
-def _joined(dictionary: Dictionary, atoms: np.ndarray, provenance: Provenance, note: Mapping[str, Any]) -> Dictionary:
+def _joined(
+    dictionary: Dictionary,
+    atoms: np.ndarray,
+    provenance: Provenance,
+    text: tuple[Text, ...] | None,
+    note: Mapping[str, Any],
+) -> Dictionary:
+    """Atoms whose text is not known get an empty one."""
+    new = (Text("", "", ""),) * len(atoms) if text is None else text
     joined = replace(
         dictionary,
         atoms=np.concatenate([dictionary.atoms, atoms]),
         provenance=dictionary.provenance.joined(provenance),
-        text=None,
+        text=None if dictionary.text is None else (*dictionary.text, *new),
         log=(*dictionary.log, note),
     )
     if "basis" in dictionary.__dict__ and len(atoms):

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 import decomp
 from cache import Examples
+from decomp.interop import sparsify
 from tests.cases import Attention
 from whence.cli import main
 from whence.corpora import Corpus, Vocabulary
@@ -81,6 +82,34 @@ def test_other_builders_and_their_differences(capsys, builder):
     assert set(changes["changes"]["status"]) <= {"removed", "added", "moved", "kept"}
 
 
+def test_a_document_is_taken_out_and_put_back(capsys):
+    build(capsys)
+    whole = decomp.load("d")
+    gone = int(whole.provenance.document[-1])
+    cut = json.loads(run(capsys, "edit", "d", "--delete-documents", str(gone), "--out", "e", "--json"))
+    assert 0 < cut["log"][0]["deleted"] == 30 - cut["atoms"]
+    assert gone not in decomp.load("e").provenance.document
+    assert "30 atoms" in run(capsys, "edit", "e", "--merge", "d", "--out", "f")
+    back = decomp.load("f")
+    assert sorted(back.provenance.places) == sorted(whole.provenance.places)
+    assert sorted(back.text or ()) == sorted(whole.text or ("none",))
+
+
+def test_an_autoencoder_of_another_tool_is_judged(capsys):
+    rng = np.random.default_rng(0)
+    width = decomp.load(build(capsys)["folder"]).width
+    encoder, bias, rows, centre = (
+        rng.standard_normal(shape).astype(np.float32) for shape in ((width, 20), 20, (20, width), width)
+    )
+    sparsify.save(decomp.SparseAutoencoder(encoder, bias, rows, centre, k=3), "theirs")
+    found = json.loads(run(capsys, "evaluate", "theirs", "--at", "down", "--json", "--quiet"))
+    assert found["loss_spliced"]["value"] > 0
+    assert "atoms_from_these_documents" not in found
+    for arguments, said in ((["evaluate", "theirs"], "hook point"), (["encode", "theirs"], "is an autoencoder")):
+        assert main(["decomp", *arguments]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_layers_of_models_and_checkpoints(capsys):
     options = ["--models", "a", "b", "--at", "up", "down", "--quiet", "--k", "2", "--json"]
     found = json.loads(run(capsys, "match", *options))
@@ -104,6 +133,7 @@ def test_a_toml_job(capsys, tmp_path):
         (["build", "--at", "down", "--builder", "random", "--size", "None"], 2, "needs a size"),
         (["evaluate", "missing"], 1, "no dictionary"),
         (["export", "d", "--to", "sparsify"], 2, "one after another"),
+        (["edit", "d"], 2, "Nothing to change"),
         (["encode", "d", "--k", "31"], 2, "steps from a dictionary of 30"),
         (["steer", "d", "--prompt", "w1", "--atom", "99"], 2, "no atom 99"),
     ],

@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tyro
+
+from cache.errors import UsageError
+
 if TYPE_CHECKING:
     from cache import Store
-    from decomp import Activations, Dictionary
+    from decomp import Activations, Dictionary, SparseAutoencoder
+
+Folder = tyro.conf.Positional[Path]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +83,37 @@ class Loaded:
         return self.corpus.train.select(np.isin(self.corpus.train.ids, np.unique(rows)))
 
 
-def open_dictionary(folder: Path) -> "Dictionary":
-    """One of ours, or a SAELens folder. Raises StoreError where there is neither."""
+def open_codec(folder: Path) -> "Dictionary | SparseAutoencoder":
+    """A folder of ours, of SAELens or of sparsify. Raises StoreError where there is none of them."""
     from decomp import load
-    from decomp.interop import saelens
+    from decomp.interop import saelens, sparsify
 
-    return saelens.load(folder) if (folder / saelens.CONFIG).exists() else load(folder)  # type: ignore[return-value]
+    if (folder / saelens.WEIGHTS).exists():
+        return saelens.load(folder)
+    return sparsify.load(folder) if (folder / sparsify.WEIGHTS).exists() else load(folder)
+
+
+def open_dictionary(folder: Path) -> "Dictionary":
+    """One of ours, or a matching-pursuit folder of SAELens. Raises StoreError where there is neither, UsageError for
+    an autoencoder."""
+    from decomp import Dictionary
+
+    found = open_codec(folder)
+    if not isinstance(found, Dictionary):
+        raise UsageError(
+            f"{folder} is an autoencoder: its latents come from no place in the data.",
+            "`whence decomp evaluate` judges it; the other commands need a dictionary of activations.",
+        )
+    return found
+
+
+def at_site(codec: Any, folder: Path, site: str = "") -> Any:
+    """The same, sure to name its hook point. Raises UsageError where neither it nor `site` does."""
+    from dataclasses import replace
+
+    if not codec.origin.site and not site:
+        raise UsageError(f"{folder} does not say which activations it is for.", "Name their hook point with --at.")
+    return codec if codec.origin.site else replace(codec, origin=replace(codec.origin, site=site))
 
 
 def show(found: Any, json: bool, **more: Any) -> None:

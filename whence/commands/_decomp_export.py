@@ -1,0 +1,45 @@
+"""`whence decomp export`: a dictionary for another tool."""
+
+import json as json_module
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ._decomp_source import Folder, open_dictionary
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a dictionary for another tool.
+
+    saelens: a matching_pursuit SAE with mirrored atoms, whose codes are the same to rounding. sparsify: its encoder
+    takes all latents at once, so the codes differ unless k is 1; say --one-shot to have it all the same.
+
+    Example:
+
+        whence decomp export out/dictionary --out out/saelens --model-name pythia-70m
+    """
+
+    dictionary: Folder
+    """A dictionary's folder."""
+    out: Path = Path("out/export")
+    """The folder to write."""
+    to: Literal["saelens", "sparsify"] = "saelens"
+    """Which layout."""
+    model_name: str = ""
+    """The model's name as the other tool knows it."""
+    one_shot: bool = False
+    """sparsify: write it although codes will differ."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        from decomp.interop import saelens, sparsify
+
+        dictionary = open_dictionary(self.dictionary)
+        if self.to == "saelens":
+            path = saelens.save(dictionary, self.out, model_name=self.model_name)
+        else:
+            path = sparsify.save(dictionary, self.out, one_shot=self.one_shot)
+        facts = {"folder": str(path), "files": sorted(p.name for p in path.iterdir())}
+        print(json_module.dumps(facts) if self.json else f"{path}: {', '.join(facts['files'])}")
