@@ -1,53 +1,135 @@
 """The demo in small: one run computes, the next reads, and a change of the plan computes again."""
 
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from cache import Store
 from whence.corpora import language_reference
 from whence.demo import Plan, demo
+from whence.demo_atoms import AtomsPlan
+from whence.demo_digits import CondensingPlan, ForgettingPlan
 from whence.language_model import Shape, Training
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+pytestmark = pytest.mark.filterwarnings("ignore:p95")  # eight models show nothing, and the evaluation says so
 
 
 @pytest.fixture(scope="module")
 def plan():
     corpus = language_reference()
     few = replace(corpus, train=corpus.train.select(range(24)))
-    shape = Shape(layers=1, width=16, heads=2, context=128, vocabulary=len(corpus.vocabulary))
+    shape = Shape(layers=2, width=16, heads=2, context=128, vocabulary=len(corpus.vocabulary))
     return Plan(
-        few, shape, Training(epochs=1, batch=8), prompts=("The assert statement", "If <b>x</b>"), shown=3, tokens=4
+        few,
+        shape,
+        Training(epochs=1, batch=8),
+        prompts=("The assert statement", "If <b>x</b>"),
+        shown=3,
+        tokens=4,
+        atoms=AtomsPlan("blocks.1.mlp.fc_in", size=48, steps=4, unexplained=0.05, shown=5, built=2),
+        forgetting=ForgettingPlan(models=8, epochs=1, steps=4),
+        condensing=CondensingPlan(outer=2, epochs=2, networks=2, sets=2),
     )
 
 
-def test_second_run_reads_what_the_first_computed(plan, tmp_path) -> None:
-    first, second = Store(tmp_path / "store"), Store(tmp_path / "store")
-    page = demo(first, tmp_path / "a" / "report.html", plan, quiet=True).read_text()
-    assert {event.what for event in first.events} >= {"built"}
+@pytest.fixture(scope="module")
+def first(plan, tmp_path_factory):
+    """One cold run: where it is kept, what it did, and its page."""
+    root = tmp_path_factory.mktemp("demo")
+    store = Store(root / "store")
+    page = demo(store, root / "a" / "report.html", plan, quiet=True)
+    return root / "store", store.events, page
+
+
+def test_second_run_reads_what_the_first_computed(plan, first, tmp_path) -> None:
+    root, events, page = first
+    second = Store(root)
     again = demo(second, tmp_path / "b.html", plan, quiet=True).read_text()
+    assert {event.what for event in events} >= {"built"}
     assert {event.what for event in second.events} == {"hit"}
-    assert {event.key for event in first.events} <= {event.key for event in second.events}
-    assert page.split('<section class="facts">')[0] == again.split('<section class="facts">')[0]
-    assert "computed now" in page
+    assert {event.key for event in events} <= {event.key for event in second.events}
+    assert page.read_text().split('<section class="facts">')[0] == again.split('<section class="facts">')[0]
+    assert "computed now" in page.read_text()
     assert "computed now" not in again
 
 
-def test_page_names_what_it_shows(plan, tmp_path) -> None:
-    page = demo(Store(tmp_path / "store"), tmp_path / "report.html", plan, quiet=True).read_text()
+def test_page_names_what_it_shows(first) -> None:
+    page = first[2].read_text()
     assert "assert: The assert statement" in page
     assert "If &lt;b&gt;x&lt;/b&gt;" in page
     assert "sites cover" in page
+    for name in ("oracles (null)", "do nothing", "DMM", "condensed", "chosen by influence", "How long each part took"):
+        assert name in page
 
 
-def test_a_changed_plan_is_another_report(plan, tmp_path) -> None:
-    store = Store(tmp_path / "store")
-    demo(store, tmp_path / "a.html", plan, quiet=True)
-    built = [e for e in store.events if e.what == "built"]
+class Page(HTMLParser):
+    """Anchors, links, and what a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.fetched: list[str] = []
+        self.viewport = ""
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        found = dict(attrs)
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [found["href"]] if tag == "a" else []
+        self.fetched += [found[name] for name in ("src", "srcset", "data") if name in found]
+        self.fetched += [tag] if tag in ("script", "link", "iframe", "object", "embed") else []
+        self.viewport = found.get("content", "") if found.get("name") == "viewport" else self.viewport
+
+
+def test_links_resolve_and_nothing_is_fetched(first) -> None:
+    html = first[2].read_text()
+    page = Page()
+    page.feed(html)
+    assert len(set(page.ids)) == len(page.ids)
+    assert {link for link in page.links if link.removeprefix("#") not in page.ids} == set()
+    assert {"#atoms", "#forgetting", "#condensing", "#cache"} <= set(page.links)
+    atoms = {link for link in page.links if re.fullmatch(r"#a\d+", link)}
+    passages = {link for link in page.links if re.fullmatch(r"#q-?\d+-p-?\d+", link)}
+    assert atoms
+    assert passages
+    assert page.viewport.startswith("width=device-width")
+    assert all(source.startswith("data:image/png;base64,") for source in page.fetched)
+    assert not re.search(r"@import|url\(|https?://", html)
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_it_prints(first, tmp_path) -> None:
+    """Every part has its head; and where the machine has a browser, the page prints at a phone's width, not blank."""
+    page = first[2].read_text()
+    heads = re.findall(r'<h1 class="part" id="(\w+)"', page)
+    assert heads == ["atoms", "forgetting", "condensing", "cache"]
+    for browser in [found for name in BROWSERS if (found := shutil.which(name))][:1]:
+        shot = tmp_path / "page.png"
+        subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}",
+             "--window-size=500,2000", f"--screenshot={shot}", first[2].as_uri()],
+            check=True, capture_output=True, timeout=300,
+        )  # fmt: skip
+        image = imread(shot)
+        assert image.shape[:2] == (2000, 500)
+        assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 50
+
+
+def test_a_changed_plan_is_another_report(plan, first, tmp_path) -> None:
+    store = Store(first[0])
     demo(store, tmp_path / "a.html", replace(plan, shown=2), quiet=True)
-    more = [e for e in store.events if e.what == "built"][len(built) :]
-    assert [e.kind for e in more] == ["scores"]  # the model, factors and scores are the same
+    built = [e for e in store.events if e.what == "built"]
+    assert {e.kind for e in built} == {"scores"}  # the model, factors, activations and dictionary are the same
+    parts = {store.header(e.kind, e.key).inputs.get("what") for e in built}
+    assert {part for part in parts if part and part.startswith("demo")} == {"demo: influence", "demo: atoms"}
 
 
 def test_a_warm_run_does_not_import_transformer_lens() -> None:
