@@ -48,7 +48,7 @@ class Run:
     """Print JSON."""
 
     def run(self) -> None:
-        from cache import Store
+        from cache import Store, say
         from cache.retrained import oracle_masks, subset_masks
 
         from ._classifier import forget_ids, make_bank
@@ -59,11 +59,16 @@ class Run:
         else:
             masks = oracle_masks(bank.train.ids, forget_ids(self.without, bank.train), self.models)
         store = Store(self.root)
+        say(
+            f"Plan: {self.models} of {self.network}, each trained {self.epochs} epochs on {int(masks[0].sum())} of "
+            f"{len(bank.train)} examples; {self.keep} at {len(bank.points)} points, into {store.root}"
+        )
         bank.run(masks, self.seed + np.arange(self.models), store, cluster=self.cluster)
         entry = store.open("bank", bank.inputs(masks, self.seed + np.arange(self.models)))
         if self.name:
             store.name(self.name, entry)
         Info(entry.key, root=self.root, json=self.json).run()
+        say(f"bank {self.name or entry.key[:12]} in {store.root}")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from cache.errors import CorruptEntry, UsageError
+from cache.progress import progress
 from cache.store import Store, human
 from cache.upkeep import collect, listing, pin, remove, repair, verify
 
@@ -108,7 +109,8 @@ class Verify:
             raise UsageError("--quick and --full exclude each other.", "Give one of them.")
         store = Store(self.root)
         targets = _targets(store, self.keys)
-        faults = [fault for kind, key in targets for fault in verify(store, kind, key, not self.quick)]
+        checked = progress(targets, desc="verifying", unit="entry", quiet=self.json)
+        faults = [fault for kind, key in checked for fault in verify(store, kind, key, not self.quick)]
         if self.json:
             _json({"entries": len(targets), "faults": [asdict(fault) for fault in faults]})
         else:
@@ -140,7 +142,7 @@ class Repair:
     def run(self) -> None:
         store = Store(self.root)
         told = []
-        for kind, key in _targets(store, self.keys):
+        for kind, key in progress(_targets(store, self.keys), desc="repairing", unit="entry", quiet=self.json):
             done = repair(store, kind, key)
             if done.dropped or done.restored or done.unsealed or done.removed:
                 told.append({"kind": kind, "key": key} | asdict(done))

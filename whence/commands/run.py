@@ -1,5 +1,6 @@
 """A batch job from a TOML file: the same commands, the same options, checked before anything runs."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +27,18 @@ class RunJob:
     """Check it and print the plan, but run nothing."""
 
     def run(self) -> None:
+        from cache import say
         from whence.jobs import plan, read_job
 
         steps = read_job(self.job)
-        print(plan(self.job, steps))
-        for step in steps if not self.dry_run else ():
+        print(plan(self.job, steps), flush=True)
+        if self.dry_run:
+            return
+        began = time.monotonic()
+        for number, step in enumerate(steps, 1):
+            say(f"step {number} of {len(steps)}: whence {step.command}")
             step.work.run()
+        say(f"{self.job}: {len(steps)} of {len(steps)} steps done, {time.monotonic() - began:.1f} s")
 
 
 COMMANDS = {"run": RunJob}
