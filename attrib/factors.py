@@ -35,6 +35,9 @@ class Damping:
 
     value: a factor of the site's mean eigenvalue (relative, the paper's 0.1), or the number itself (absolute).
     per_site: site name -> value, for sites that are to differ.
+
+    >>> Damping(1e-3, "absolute", per_site={"head": 1e-2}).value
+    0.001
     """
 
     value: float = 0.1

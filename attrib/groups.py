@@ -47,6 +47,10 @@ def group_scores(
     Groups may overlap. With a store that holds the training gradients, the model is run for the queries only.
 
     Raises DataError for a mask that does not match the data, an unknown id or an empty group; otherwise as `score`.
+
+    >>> halves = {"first": train.ids[:6], "second": train.ids[6:]}
+    >>> group_scores(factors, model, task, queries, train, train_groups=halves).shape
+    (1, 2)
     """
     import xarray
 
@@ -103,7 +107,12 @@ def members(examples: Examples, groups: Groups, what: str) -> dict[str, Bool[np.
 
 
 def groups_by(examples: Examples, about: str) -> dict[str, Bool[np.ndarray, " n"]]:
-    """Groups by what is known about the examples: one for each value of `about` (title, topic, ...)."""
+    """Groups by what is known about the examples: one for each value of `about` (title, topic, ...).
+
+    >>> texts = Examples.of({"input_ids": [[1], [2], [3]]}, about={"topic": ["cats", "dogs", "cats"]})
+    >>> groups_by(texts, "topic")["cats"].tolist()
+    [True, False, True]
+    """
     if about not in examples.about:
         raise DataError(
             f"Nothing called {about!r} is known about these examples.",

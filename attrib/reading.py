@@ -54,6 +54,10 @@ class Reading:
     readout: of every query, or one for each by the query's id, so that many are asked in one pass.
     The measurement is in the units of the activation. Raises ModelError for a hook point that is not there, DataError
     for a query that has no readout.
+
+    >>> half = Reading(task, "1", Direction(np.ones(8) / 2))  # a direction of the hidden layer
+    >>> half.measurement(model, queries.batch([0, 1])).shape
+    torch.Size([2])
     """
 
     task: Task

@@ -75,6 +75,10 @@ def score(
     Raises ModelError when the factors were fitted on other weights; DataError for a query without a position
     that counts; NumericalError for a loss or gradient that is not finite, with the example's id; ResourceError, saying
     what would fit, when the queries' gradients do not; UsageError for a rank below 1.
+
+    >>> scores = score(factors, model, task, queries, train)
+    >>> scores.dims, scores.shape
+    (('query', 'train'), (3, 12))
     """
     check_model(factors, model)
     size = factors.count if train_size is None else train_size
@@ -129,6 +133,9 @@ def self_influence(
     """(1/N) grad L_n^T (G + damping I)^-1 grad L_n, [train], in nats: how much an example changes its own loss.
 
     One rotation and a weighted sum of squares: nothing is rotated back. Raises as `score`.
+
+    >>> bool((self_influence(factors, model, task, train) > 0).all())
+    True
     """
     import xarray
 

@@ -40,6 +40,10 @@ def top(
     """The ends of every query's list: a Dataset with `helpful` and `harmful` [query, place] in nats (from the largest
     and from the smallest score on) and the examples' ids `helpful_id`, `harmful_id`; k is cut to the number of
     examples. Holds 2 k (1 + blocks) numbers a query, never [query, train]. Raises as `score`.
+
+    >>> ends = top(factors, model, task, queries, train, k=2)
+    >>> ends["helpful"].shape, bool((ends["helpful"] >= ends["harmful"]).all())
+    ((3, 2), True)
     """
     import xarray
 

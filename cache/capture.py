@@ -69,6 +69,10 @@ def capture(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Ob
 
     Raises ModelError where a site is never called or a layer's rows cannot be told apart by example;
     NumericalError (with the example ids) where the objective is not finite.
+
+    >>> seen = capture(model, find_sites(model, quiet=True), train.batch([0, 1]), task.loss)
+    >>> seen.inputs["2"].shape, seen.grads["2"].shape
+    (torch.Size([2, 1, 9]), torch.Size([2, 1, 3]))
     """
     with borrowed(model), torch.enable_grad():
         calls, value = _run(model, sites, batch, objective)
@@ -206,7 +210,11 @@ class _Enough(Exception):
 
 
 def hook_points(model: nn.Module) -> dict[str, str]:
-    """Clean name -> full name of every module whose output can be captured."""
+    """Clean name -> full name of every module whose output can be captured.
+
+    >>> sorted(hook_points(model))
+    ['0', '1', '2']
+    """
     return {clean_name(name): name for name, _ in reversed(list(model.named_modules())) if name}
 
 

@@ -33,6 +33,10 @@ class Examples:
     about: name -> n values for people (title, text); no part of the fingerprint.
 
     Raises DataError when columns differ in length, ids repeat, or there is no column.
+
+    >>> texts = Examples.of({"input_ids": [[5, 2, 9], [7, 1]]})
+    >>> texts.lengths.tolist(), texts.batch([0, 1])["attention_mask"].tolist()
+    ([3, 2], [[1, 1, 1], [1, 1, 0]])
     """
 
     columns: Mapping[str, Column]

@@ -8,7 +8,12 @@ from collections.abc import Iterable
 
 
 class WhenceError(Exception):
-    """Something the caller can do something about: `cause` says what is wrong, `cure` what to change."""
+    """Something the caller can do something about: `cause` says what is wrong, `cure` what to change.
+
+    >>> print(WhenceError("The disk is full.", "Run `whence cache gc`."))
+    The disk is full.
+      Run `whence cache gc`.
+    """
 
     exit_code = 1
 

@@ -51,6 +51,9 @@ def activations(
 
     Raises ModelError for a name the model does not have, with near names; NumericalError where an activation is not
     finite, with the example's id; DataError for no data.
+
+    >>> activations(model, train, "1", store=store).read("1").shape  # one position an example
+    (12, 8)
     """
     check_examples(examples)
     names = [at] if isinstance(at, str) else list(at)

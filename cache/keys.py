@@ -67,12 +67,20 @@ def plain(value: Any, where: str = "inputs", nan: bool = False) -> Any:
 
 
 def canonical(value: Any) -> str:
-    """Canonical JSON: sorted names, no spaces, ASCII, finite numbers; equal inputs give equal text."""
+    """Canonical JSON: sorted names, no spaces, ASCII, finite numbers; equal inputs give equal text.
+
+    >>> canonical({"b": 1, "a": 0.5})
+    '{"a":0.5,"b":1}'
+    """
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def key_of(kind: str, inputs: Mapping[str, Any]) -> str:
-    """The key of an artefact: sha256, in hex, of the canonical JSON of {schema, kind, inputs}."""
+    """The key of an artefact: sha256, in hex, of the canonical JSON of {schema, kind, inputs}.
+
+    >>> key_of("scores", {"a": 1, "b": 2}) == key_of("scores", {"b": 2, "a": 1})
+    True
+    """
     text = canonical({"schema": SCHEMA, "kind": kind, "inputs": inputs})
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -62,7 +62,11 @@ def fill_value(dtype: np.dtype) -> Any:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of an entry: its full shape, dtype (bfloat16 too) and, for labelled results, its axes' names."""
+    """One array of an entry: its full shape, dtype (bfloat16 too) and, for labelled results, its axes' names.
+
+    >>> ArraySpec((10, 4), "bfloat16", ("n", "d")).shape
+    (10, 4)
+    """
 
     shape: tuple[int, ...]
     dtype: Any = "float32"

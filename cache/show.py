@@ -79,7 +79,12 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Shown:
-    """Rows under a head that sorts them when clicked; numbers stand to the right and sort as numbers."""
+    """Rows under a head that sorts them when clicked; numbers stand to the right and sort as numbers.
+
+    >>> print(table(["atom", "nats"], [[3, 0.5]]))
+    atom  nats
+    3     0.5
+    """
     cells = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
     heads = "".join(
         f'<th tabindex="0" role="button" title="sort" style="text-align:left;cursor:pointer;padding:3px 14px 3px 0;'

@@ -116,7 +116,11 @@ class Sites(Sequence[Site]):
 
 
 def clean_name(name: str) -> str:
-    """A module's name without the wrappers that libraries put around modules."""
+    """A module's name without the wrappers that libraries put around modules.
+
+    >>> clean_name("blocks.0._original_component.mlp")
+    'blocks.0.mlp'
+    """
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
@@ -133,6 +137,10 @@ def find_sites(
     is covered, on standard error, unless `quiet`.
 
     Raises ModelError where a pattern matches nothing, with the nearest names.
+
+    >>> sites = find_sites(model, quiet=True)
+    >>> [(site.name, site.shape) for site in sites]  # the bias is one more input
+    [('0', (8, 5)), ('2', (3, 9))]
     """
     unknown = [kind for kind in kinds if kind not in {layer.kind for layer in KINDS}]
     if unknown:

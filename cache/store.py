@@ -75,6 +75,12 @@ class Store:
     root: a path or URL; $WHENCE_CACHE, else the user's cache folder, when not given.
     events: what was asked of this object, in order.
     Raises NewerFormat when the root was made by a later version.
+
+    >>> entry = store.put("scores", {"what": "an example"}, {"values": np.ones((2, 3))})
+    >>> store.open("scores", {"what": "an example"}).read("values").shape
+    (2, 3)
+    >>> [event.what for event in store.events]
+    ['built', 'hit']
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None):

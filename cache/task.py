@@ -152,7 +152,11 @@ class LanguageModelling(_Settings):
 
 @dataclass(frozen=True)
 class Classification(_Settings):
-    """Cross-entropy on `x` [b ...] and integer `y` [b]; measured by log-probability, margin or loss."""
+    """Cross-entropy on `x` [b ...] and integer `y` [b]; measured by log-probability, margin or loss.
+
+    >>> Classification(measure="margin").loss(model, train.batch([0, 1])).shape
+    torch.Size([2])
+    """
 
     measure: Literal["logprob", "margin", "loss"] = "logprob"
 
@@ -220,7 +224,11 @@ class Regression(_Settings):
 
 
 def margin(logits: Float[Tensor, "*b c"], y: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-    """z_y - logsumexp over the other classes = log p_y / (1 - p_y)."""
+    """z_y - logsumexp over the other classes = log p_y / (1 - p_y).
+
+    >>> margin(torch.tensor([[2.0, 0.0]]), torch.tensor([0])).tolist()
+    [2.0]
+    """
     chosen = logits.gather(-1, y.unsqueeze(-1))
     others = logits.scatter(-1, y.unsqueeze(-1), float("-inf"))
     return (chosen.squeeze(-1)) - others.logsumexp(-1)

@@ -48,6 +48,10 @@ class Activations:
 
     x: anything that slices like an array (memory maps and store arrays are read as they are needed).
     document, position, token: [t] integers; token -1 where there is none.
+
+    >>> of_two_texts = Activations.of(np.eye(4, 8), document=[0, 0, 1, 1], position=[0, 1, 0, 1])
+    >>> len(of_two_texts.without(positions=[0])), of_two_texts.width
+    (2, 8)
     """
 
     x: Any

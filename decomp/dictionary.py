@@ -106,6 +106,13 @@ class Dictionary:
     k: steps that `encode` takes unless told otherwise; pursuit: which, a name of PURSUITS; settings: how it was
     built; log: what was done to it since; text: each atom's context, when it was looked up.
     Raises DataError for atoms that are not finite unit rows, or provenance of another length.
+
+    >>> code = dictionary.encode(read.whole().x[:5])
+    >>> code.indices.shape, code.values.shape
+    ((5, 4), (5, 4))
+    >>> left = read.whole().x[:5] - dictionary.decode(code)
+    >>> np.allclose((left**2).sum(1), code.residual, atol=1e-4)
+    True
     """
 
     atoms: Float[np.ndarray, "a d"]

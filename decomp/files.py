@@ -73,7 +73,11 @@ def dictionary_of(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any],
 
 
 def save(dictionary: Dictionary, folder: str | Path) -> Path:
-    """Writes the folder; the manifest last. Raises StoreError where it cannot be written."""
+    """Writes the folder; the manifest last. Raises StoreError where it cannot be written.
+
+    >>> save(dictionary, folder / "atoms").name
+    'atoms'
+    """
     path = Path(folder)
     data = save_tensors(tensors_of(dictionary))
     manifest = {**manifest_of(dictionary), "sha256": hashlib.sha256(data).hexdigest()}
@@ -87,7 +91,11 @@ def save(dictionary: Dictionary, folder: str | Path) -> Path:
 
 
 def load(folder: str | Path) -> Dictionary:
-    """Reads a folder written by `save`. Raises StoreError when there is none, CorruptEntry when it is damaged."""
+    """Reads a folder written by `save`. Raises StoreError when there is none, CorruptEntry when it is damaged.
+
+    >>> load(save(dictionary, folder / "atoms")).fingerprint == dictionary.fingerprint
+    True
+    """
     path = Path(folder)
     if not (path / MANIFEST).exists():
         raise StoreError(f"There is no dictionary in {path}.", f"A dictionary is a folder with {MANIFEST}.")

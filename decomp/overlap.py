@@ -79,6 +79,10 @@ def compare(
     """Every overlap number for two dictionaries, or for the layers of two models taken together.
 
     tokens: read by both builders (by default what the first one's settings say); for the chance correction.
+
+    >>> same = compare(dictionary, dictionary)
+    >>> float(same["value"].sel(metric="jaccard"))
+    1.0
     """
     first = one if isinstance(one, Dictionary) else one[0]
     read = int(first.settings.get("rows_read", 0)) if tokens is None else tokens

@@ -27,6 +27,10 @@ class Coefficient:
 
     k, pursuit: the dictionary's own unless given. Raises UsageError for an atom that is not there, or a pursuit whose
     coefficients are not linear in the signal (gradient).
+
+    >>> x = torch.tensor(read.whole().x[:5], requires_grad=True)
+    >>> Coefficient(dictionary, atom=0)(x).shape
+    torch.Size([5])
     """
 
     dictionary: Dictionary

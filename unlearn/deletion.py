@@ -82,6 +82,10 @@ class Deletion:
     ledger: what was deleted before, which is kept out of the retained data.
 
     Raises DataError when the forget set is empty, everything, unknown, already deleted or part of validation.
+
+    >>> deletion = Deletion(models, task, train, train.ids[:4], recipe)
+    >>> len(deletion.kept)
+    36
     """
 
     models: Lanes

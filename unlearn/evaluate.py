@@ -203,6 +203,10 @@ def evaluate(
 
     Warns when doing nothing is already within noise on the forget set: then nothing can be shown, and says with
     how many models it could.
+
+    >>> judged = evaluate(panel, [Retrain(seed=50)], resamples=0)
+    >>> [row.method for row in judged.rows]
+    ['oracles (null)', 'do nothing', 'retrain']
     """
     rows = [panel.null(resamples), panel.nothing(resamples)]
     floor, found = rows[0].klom["forget"].p95, rows[1].klom["forget"].p95

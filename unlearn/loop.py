@@ -157,7 +157,12 @@ def lanes_outputs(lanes: Lanes, task: Any, points: Examples, keep: tuple[str, ..
 
 def run(method: Method, deletion: Deletion, *, quiet: bool = True) -> Unlearned:
     """Let the models forget. Raises what the method's plan raises; never returns a NaN model: one whose loss or
-    gradient is not finite is stopped and kept as it was, and `stopped` says so."""
+    gradient is not finite is stopped and kept as it was, and `stopped` says so.
+
+    >>> forgot = run(FineTune(epochs=1), deletion)
+    >>> len(forgot.models), forgot.stopped
+    (8, ())
+    """
     started = time.perf_counter()
     plan = method.plan(deletion)
     lanes, passes = plan.models, plan.spent

@@ -51,6 +51,10 @@ class KLoM:
     bins: number of equal bins over both samples' joint range; None: as many as N models fill (`bins_for`).
         19 with `clip_oracles=False` is the original auditor's (it draws 20 edges and clips the first sample
         only); 20 is the later scripts'.
+
+    >>> margins = np.random.default_rng(0).normal(size=(2, 100, 5))  # of two groups of 100 models, at five points
+    >>> KLoM(bins=20)(margins[0], margins[1]).shape
+    (5,)
     """
 
     direction: str = DIRECTIONS[0]
@@ -185,7 +189,11 @@ class Advice(NamedTuple):
 
 def advise(effect: float, bins: int | None = None) -> Advice:
     """The smallest number of models at which the typical point with a shift of `effect` standard deviations
-    scores twice the noise floor. Raises UsageError for an effect below 0.2: thousands of models."""
+    scores twice the noise floor. Raises UsageError for an effect below 0.2: thousands of models.
+
+    >>> advise(1.0).models
+    150
+    """
     if effect < 0.2:
         raise UsageError(
             f"A shift of {effect} standard deviations is not seen by a histogram of any affordable bank.",
@@ -220,7 +228,12 @@ def warn_if_hidden(floor: float, found: float, models: int) -> None:
 
 def energy_distance(first: Float[np.ndarray, "e p"], second: Float[np.ndarray, "f p"]) -> Float[np.ndarray, " p"]:
     """Per point 2 E|X-Y| - E|X-X'| - E|Y-Y'| (Székely and Rizzo 2013), in margin units; the within-sample means
-    leave out the pairs of a model with itself, so its expectation is 0 for equal distributions."""
+    leave out the pairs of a model with itself, so its expectation is 0 for equal distributions.
+
+    >>> one, other = np.random.default_rng(0).normal(size=(2, 50, 3))
+    >>> bool((energy_distance(one, other + 3) > energy_distance(one, other)).all())
+    True
+    """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     e, f = len(first), len(second)
     within = _sum_of_gaps(first) / (e * (e - 1)) * 2 + _sum_of_gaps(second) / (f * (f - 1)) * 2
@@ -250,6 +263,10 @@ def two_sample_test(
 
     Leave-one-out accuracy of a ridge classifier in its dual form, against label permutations (Lopez-Paz and
     Oquab 2017, with a least-squares classifier). A model is one sample; points are features.
+
+    >>> one, other = np.random.default_rng(0).normal(size=(2, 20, 3))
+    >>> two_sample_test(one, other + 5).accuracy
+    1.0
     """
     x = np.concatenate([first, second]).astype(np.float64)
     x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-9)

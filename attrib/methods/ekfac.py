@@ -45,6 +45,11 @@ class EKFAC:
     part of the data saves most of pass one and changes scores little. redraw: whether lambda's labels are drawn anew
     (default: by the rule above). products: in whole float32, or on a GPU that has
     it in TF32, which is faster by several times.
+
+    >>> sites = find_sites(model, quiet=True)
+    >>> factors = EKFAC().fit(model, task, train, sites=sites, store=store)
+    >>> factors.per_site["2"].eigenvalues.shape  # [o, i]
+    (3, 9)
     """
 
     damping: Damping = Damping()

@@ -38,6 +38,10 @@ class ITDA:
     many as the width, at most a quarter of `size`); pursuit: a name of PURSUITS; batch: rows judged together.
 
     Raises UsageError for settings that cannot be right, among them a threshold that can add nothing.
+
+    >>> dictionary = ITDA(size=32, k=4, unexplained=0.1).build(read)
+    >>> len(dictionary), dictionary.atoms.shape
+    (32, (32, 8))
     """
 
     size: int | None = None

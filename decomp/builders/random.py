@@ -19,7 +19,11 @@ from .itda import finished
 
 @dataclass(frozen=True)
 class Random:
-    """`size` activations drawn evenly from the whole stream (reservoir sampling), none of them judged."""
+    """`size` activations drawn evenly from the whole stream (reservoir sampling), none of them judged.
+
+    >>> len(Random(16, k=2).build(read))
+    16
+    """
 
     size: int
     k: int = 16

@@ -69,6 +69,10 @@ def evaluate(
 
     sets: condensed sets, or pools of real examples. test: scaled as the training data were (Pool.of(..., scaling=)).
     Raises DataError where a set and the test data differ in shape, classes or scaling.
+
+    >>> found = evaluate([select(pool, "random", 2)], pool, MLP((8,)), Training(epochs=5), networks=3)
+    >>> found.values.shape  # percent, [sets, networks]
+    (1, 3)
     """
     rows = []
     for number, given in enumerate(progress(sets, desc="evaluating", unit="set", quiet=quiet)):

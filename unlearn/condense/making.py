@@ -80,6 +80,10 @@ def condense(
         end; a run with the same settings, data and seeds goes on from the last one, also when `outer` has grown.
     Raises DataError where a class has too few examples, ModelError where the network does not fit the data, and
     Diverged when a pixel step leaves the numbers: the sets of the last good step are in it, and in the store.
+
+    >>> (small,) = condense(pool, Settings("dcc", MLP((8,)), per_class=1, outer=2, augment=()), quiet=True)
+    >>> small.x.shape, small.y.tolist()
+    ((3, 5), [0, 1, 2])
     """
     if checkpoint < 1 or not len(seeds) or len(set(seeds)) != len(seeds):
         raise UsageError("Seeds must differ and checkpoints be a step or more apart.", "Give at least one seed.")

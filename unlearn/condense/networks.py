@@ -184,7 +184,11 @@ class ResNet(_Headed):
 
 def network(name: str) -> Network:
     """A network by name: mlp, mlp-64-64, convnet, convnet-3-32 (depth, width), convnet-2-16-none (norm), lenet,
-    resnet. Raises UsageError for any other."""
+    resnet. Raises UsageError for any other.
+
+    >>> network("convnet-2-16-none")
+    ConvNet(depth=2, width=16, norm='none', pool='average', activation='relu')
+    """
     kind, *parts = name.lower().split("-")
     try:
         if kind == "mlp":

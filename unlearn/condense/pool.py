@@ -67,6 +67,10 @@ class Pool:
     """Labelled examples ready to condense.
 
     x: scaled, [n h w channels] or [n d] float32; y: class numbers; classes: how many; ids: of the examples.
+
+    >>> pool = Pool.of((np.random.default_rng(0).normal(size=(30, 5)), np.arange(30) % 3))
+    >>> pool.x.shape, pool.classes
+    ((30, 5), 3)
     """
 
     x: Float[np.ndarray, "n ..."]

@@ -57,6 +57,9 @@ def select(
 
     features: what distances are measured in (a trained network's, say); the scaled examples unless given.
     Raises DataError where a class has fewer, UsageError for an unknown rule.
+
+    >>> select(pool, "herding", per_class=2).y.tolist()
+    [0, 0, 1, 1, 2, 2]
     """
     if rule not in RULES:
         raise UsageError(f"{rule!r} is no way to select.", f"Use one of {', '.join(RULES)}.")

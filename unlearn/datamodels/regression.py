@@ -76,7 +76,12 @@ class Regression:
 
 
 def ridge(bank: Retrained, penalties: Sequence[float] = LAMBDAS, seed: int = 0) -> Regression:
-    """Ridge regression of the bank's logits on its masks. Raises DataError for a bank that is too small."""
+    """Ridge regression of the bank's logits on its masks. Raises DataError for a bank that is too small.
+
+    >>> datamodel = ridge(subsets)
+    >>> datamodel.predict_delta(forget, points).shape  # change of every logit at every point
+    (60, 3)
+    """
     return _fit(bank, penalties, seed, _ridge_path)
 
 
