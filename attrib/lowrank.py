@@ -86,21 +86,26 @@ def _truncate(
     back_s: Float[Array, "o o"],
     rank: int,
 ) -> tuple[Float[Array, "q o r"], Float[Array, "q i r"]]:
-    """Truncated SVD of into_s^T P into_a by subspace iteration (Halko, Martinsson and Tropp 2011, Algorithm 4.4),
-    taken back to the weights' basis."""
-    weighted = jnp.einsum("op,qoi,ij->qpj", into_s, prepared, into_a)
-    width = min(rank + OVERSAMPLING, *weighted.shape[1:])
-    omega = jax.random.normal(jax.random.key(0), (weighted.shape[2], width), weighted.dtype)
-    basis = jnp.linalg.qr(weighted @ omega)[0]
+    """Truncated SVD of into_s^T P into_a, taken back to the weights' basis."""
+    left, right = leading_pairs(jnp.einsum("op,qoi,ij->qpj", into_s, prepared, into_a), rank)
+    return back_s @ left, back_a @ right
+
+
+def leading_pairs(
+    matrix: Float[Array, "*q o i"], count: int
+) -> tuple[Float[Array, "*q o {count}"], Float[Array, "*q i {count}"]]:
+    """left right^T, the best approximation of these ranks: left's columns are orthonormal, right's as long as the
+    singular values. By subspace iteration (Halko, Martinsson and Tropp 2011, Algorithm 4.4)."""
+    width = min(count + OVERSAMPLING, *matrix.shape[-2:])
+    omega = jax.random.normal(jax.random.key(0), (matrix.shape[-1], width), matrix.dtype)
+    basis = jnp.linalg.qr(matrix @ omega)[0]
     for _ in range(POWER_STEPS):
-        other = jnp.linalg.qr(jnp.swapaxes(weighted, 1, 2) @ basis)[0]
-        basis = jnp.linalg.qr(weighted @ other)[0]
-    small = jnp.swapaxes(basis, 1, 2) @ weighted  # [q w i]
-    _, turn = jnp.linalg.eigh(small @ jnp.swapaxes(small, 1, 2))
-    turn = turn[:, :, ::-1][:, :, :rank]  # eigenvalues ascend
-    left = back_s @ (basis @ turn)
-    right = back_a @ (jnp.swapaxes(small, 1, 2) @ turn)
-    return left, right
+        other = jnp.linalg.qr(jnp.swapaxes(matrix, -1, -2) @ basis)[0]
+        basis = jnp.linalg.qr(matrix @ other)[0]
+    small = jnp.swapaxes(basis, -1, -2) @ matrix  # [... w i]
+    _, turn = jnp.linalg.eigh(small @ jnp.swapaxes(small, -1, -2))
+    turn = turn[..., ::-1][..., :count]  # eigenvalues ascend
+    return basis @ turn, jnp.swapaxes(small, -1, -2) @ turn
 
 
 def worth_it(rank: int | None, o: int, i: int) -> bool:

@@ -16,12 +16,13 @@ import numpy as np
 
 import attrib
 from attrib import contraction, kernels
-from attrib.index import Sketch, build_index, recall_of
+from attrib.index import build_index, recall_of
 from attrib.lowrank import LowRank, truncated
 from attrib.method import make_run
 from attrib.prefilter import RULES, lexical_scores, recall_by_share
 from attrib.queries import prepared_queries
 from attrib.scores import row_source
+from attrib.sketches import Sketch
 from cache import LanguageModelling, Store, find_sites, gradients
 from whence.corpora import language_reference
 
@@ -96,8 +97,8 @@ def ranks(factors: Any, model: Any, task: Any, queries: Any, train: Any, exact: 
 def indexes(factors: Any, model: Any, task: Any, queries: Any, train: Any, exact: Any, store: Store) -> None:
     """Recall@10 of the index alone, and of its 50 and 100 best, which a rerank would order exactly."""
     print("| index | width | MB | Pearson | recall@10 | in 50 | in 100 |\n|---|---|---|---|---|---|---|")
-    for kind in ("largest", "random"):
-        for width in (512, 2048, 8192):
+    for width in (512, 2048, 8192):
+        for kind in ("rank", "largest", "random"):
             index = build_index(factors, model, task, train, store, Sketch(kind, width))
             scores = index.scores(model, task, queries)
             hits = index.search(model, task, queries, 100).ids

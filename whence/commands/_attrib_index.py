@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 class Compressed:
     """How examples are compressed."""
 
-    kind: Literal["largest", "random"] = "largest"
-    """Keep the coordinates with the largest expected contribution, or random two-sided projections."""
+    kind: Literal["rank", "largest", "random"] = "rank"
+    """Keep leading singular pairs, the coordinates with the largest expected contribution, or random projections."""
     width: int = 2048
     """Numbers an example, 16 bits each."""
 
     def build_index(self, loaded: Loaded) -> "Built":
-        from attrib.index import Sketch, build_index
+        from attrib.index import build_index
+        from attrib.sketches import Sketch
 
         sketch = Sketch(self.kind, self.width, loaded.job.seed)
         return build_index(*loaded.scoring, loaded.train, loaded.store, sketch, loaded.job.options)
