@@ -20,7 +20,6 @@ from .decomposition_models import Data, Plan, Trained
 
 STEPS = 8  # pursuit steps and latents of every codec
 SIZE = 1024
-MATCH_ROWS = 12_000
 LAYER_THRESHOLD = 0.2
 RATES = (3e-3, 1e-2, 3e-2)
 KINDS = ("topk", "batchtopk")
@@ -71,16 +70,19 @@ class Figures(NamedTuple):
 
 def place(plan: Plan, trained: Trained, read: Data, store: Store) -> Place:
     site = plan.sites[plan.middle]
-    stream, validation, held = (observe(trained.model, e, [site], store)[site].without(positions=[0]) for e in read)
+    stream, validation, held = (
+        observe(trained.model, examples, [site], store)[site].without(positions=[0])
+        for examples in (read.stream, read.validation, read.held_out)
+    )
     mean = stream.whole().x.mean(axis=0)
     base = baselines(trained.model, LanguageModelling(), read.held_out, site, mean)
     return Place(trained, stream, validation, held, base)
 
 
 def judged(codec: Any, at: Place, examples: Examples, seconds: float, rows: float) -> Figures:
-    found = evaluate(codec, at.held, k=STEPS).value
+    found = evaluate(codec, at.held).value
     task, site = LanguageModelling(), at.held.origin.site
-    loss = loss_recovered(codec, at.trained.model, task, examples, site, k=STEPS, base=at.base).value
+    loss = loss_recovered(codec, at.trained.model, task, examples, site, base=at.base).value
     recovered = [float(loss.sel(metric=f"recovered_{name}")) for name in ("zero", "mean")]
     return Figures(seconds, rows, float(found.sel(metric="fvu")), float(found.sel(metric="l0")), *recovered)
 
@@ -147,7 +149,7 @@ def sweep(budget: Budget, at: Place) -> Sweep:
         for j, rate in enumerate(RATES):
             marks = budget.train(kind, rate, at.stream, set(names))
             for n, name in enumerate(names):
-                found = evaluate(marks[name].autoencoder, at.validation, k=STEPS)
+                found = evaluate(marks[name].autoencoder, at.validation)
                 values[i, j, n] = float(found.value.sel(metric="fvu"))
     coords = {"kind": list(KINDS), "rate": list(RATES), "mark": names}
     return Sweep(xr.DataArray(values, coords, ("kind", "rate", "mark")), time.perf_counter() - began)
@@ -177,8 +179,7 @@ def compared(
     """Activations of the common text and the dictionary of every layer."""
     builder, found = ITDA(k=STEPS, unexplained=LAYER_THRESHOLD, seeding=seeding), []
     for acts in observe(model, examples, plan.sites, store).values():
-        common = acts.select(np.arange(min(MATCH_ROWS, len(acts))))
-        found.append(layers.Layer(common, builder.build(common)))
+        found.append(layers.Layer(acts, builder.build(acts)))
     return found
 
 

@@ -1,7 +1,8 @@
 """The small transformers that the claims about dictionaries are tried on, and the text they read.
 
-Four seeds of one width and two of another read the same passages of the Python reference; the state after every
-epoch is kept. They are trained once and then come from the store.
+Four seeds of one width and one of another read the Python reference character by character: with so little text a
+model of characters gets far enough that its layers differ, which one of byte pairs does not. The state after every
+epoch is kept. Models are trained once and then come from the store.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,10 @@ from torch import nn
 
 from cache import Examples, LanguageModelling, Store
 
-RATE, BATCH = 3e-3, 8
+RATE, BATCH = 3e-3, 16
+LENGTH = 128  # characters of an example
+STREAM, COMMON, JUDGED = 640, 100, 100  # examples
+ALPHABET = 128  # room for the characters of the text
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,11 @@ class Plan:
     are judged; multiples: of ITDA's time, up to which autoencoders are trained."""
 
     seeds: int = 4
-    other_seeds: int = 2
+    other_seeds: int = 1
     layers: int = 5
     width: int = 64
     other_width: int = 40
-    epochs: int = 6
+    epochs: int = 7
     middle: int = 3
     multiples: tuple[float, ...] = (1, 5, 20)
 
@@ -37,10 +41,13 @@ class Plan:
 
 
 class Data(NamedTuple):
-    """train: read by models and dictionaries; validation: settings are chosen on it; held_out: everything that is
-    reported about quality."""
+    """train: read by models; stream: the part of it that dictionaries and autoencoders read; common: the part that
+    layers are compared on; validation: settings are chosen on it; held_out: everything that is reported about
+    quality."""
 
     train: Examples
+    stream: Examples
+    common: Examples
     validation: Examples
     held_out: Examples
 
@@ -54,21 +61,36 @@ class Trained(NamedTuple):
 
 
 def data() -> Data:
-    """17 of 20 passages to train on, one for validation, two held out."""
+    """17 of 20 passages to train on, one for validation, two held out; each part cut into examples of LENGTH
+    characters, numbered by their place in the alphabet of the whole text."""
     from whence.corpora import language_reference
 
-    examples = language_reference().train
-    order = np.random.default_rng(0).permutation(len(examples))
-    part = len(examples) // 20
-    held, validation, train = np.split(order, [2 * part, 3 * part])
-    return Data(*(examples.select(np.sort(rows)) for rows in (train, validation, held)))
+    texts = language_reference().train.about["text"]
+    letters = np.unique(np.array([*"".join(texts), "\n"]))
+    order = np.random.default_rng(0).permutation(len(texts))
+    part, parts, first = len(texts) // 20, [], 0
+    for rows in np.split(order, [2 * part, 3 * part]):
+        ids = np.searchsorted(letters, np.array(list("\n\n".join(texts[n] for n in np.sort(rows)))))
+        pieces = [ids[at : at + LENGTH] for at in range(0, len(ids) - LENGTH + 1, LENGTH)]
+        parts.append(Examples({"input_ids": pieces}, first + np.arange(len(pieces), dtype=np.int64)))
+        first += len(pieces)
+    held_out, validation, train = parts
+    return Data(
+        train, spread(train, STREAM), spread(train, COMMON), spread(validation, JUDGED), spread(held_out, JUDGED)
+    )
+
+
+def spread(examples: Examples, count: int) -> Examples:
+    """So many of them, evenly apart."""
+    return examples.select(np.linspace(0, len(examples) - 1, count).astype(int))
 
 
 def trained(plan: Plan, width: int, seed: int, read: Data, store: Store) -> Trained:
     """From the store, or trained now."""
     from whence.language_model import Shape, Training, model_inputs, new_model, train_language_model
 
-    shape, training = Shape(plan.layers, width, 4), Training(plan.epochs, BATCH, RATE, seed=seed)
+    shape = Shape(plan.layers, width, heads=4, context=LENGTH, vocabulary=ALPHABET)
+    training = Training(plan.epochs, BATCH, RATE, seed=seed)
     model = new_model(shape, seed)
 
     def inputs(epoch: int) -> dict[str, Any]:

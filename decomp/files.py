@@ -129,13 +129,14 @@ def from_entry(entry: Any) -> Dictionary:
 
 
 def build_once(
-    builder: Any, acts: Activations, store: Store, inputs: Mapping[str, Any], quiet: bool = True
+    builder: Any, acts: Activations, store: Store, inputs: Mapping[str, Any], quiet: bool = True, **how: Any
 ) -> Dictionary:
     """The dictionary that `builder` makes of these activations: from the store when it is there, else built now and
-    kept there. inputs: what fixes the rows of `acts` beyond their origin (what was left out, how they were split)."""
+    kept there. inputs: what fixes the rows of `acts` beyond their origin (what was left out, how they were split);
+    how: more for the builder's `build` (a checkpoint), which changes nothing in the result."""
     key = {"builder": {"class": type(builder).__name__, **asdict(builder)}, "origin": asdict(acts.origin), **inputs}
     if store.has("dictionary", key):
         return from_entry(store.open("dictionary", key))
-    dictionary = builder.build(acts, quiet=quiet)
+    dictionary = builder.build(acts, quiet=quiet, **how)
     put(dictionary, store, key)
     return dictionary

@@ -28,10 +28,10 @@ from .kernels import decode as decode_steps
 from .kernels.forms import BLOCK, first_largest
 
 KINDS = ("topk", "batchtopk")
+ROWS = 4096  # signals in one compiled call
 SCAN = 8  # steps in one compiled call
 SILENT = 32768  # tokens after which a latent that has not fired counts as dead in training
 THRESHOLDS = 0.9  # weight of the past in the running mean of BatchTopK's thresholds, which move as it trains
-DENSER = 4  # BatchTopK at inference: a code holds at most this many times k latents
 
 
 class Weights(NamedTuple):
@@ -55,7 +55,8 @@ class Training(NamedTuple):
 class SparseAutoencoder:
     """Trained or imported. encode: z = keep((x − centre) W + bias) ≥ 0; decode: z D + centre.
 
-    keep is the k largest for "topk", all above `threshold` for "batchtopk".
+    keep is the k largest for "topk"; all that reach `threshold`, one number or one a latent [a], for "batchtopk" and
+    "jumprelu" (Rajamanoharan et al. 2024, arXiv 2407.14435; a plain ReLU is one with threshold 0).
     """
 
     encoder: Float[np.ndarray, "d a"]
@@ -64,7 +65,7 @@ class SparseAutoencoder:
     centre: Float[np.ndarray, " d"]
     k: int
     kind: str = "topk"
-    threshold: float = 0.0
+    threshold: float | Float[np.ndarray, " a"] = 0.0
     origin: Origin = field(default_factory=Origin)
 
     def __len__(self) -> int:
@@ -83,17 +84,19 @@ class SparseAutoencoder:
         return int(self.atoms.shape[1])
 
     def encode(self, x: Any, k: int | None = None) -> Code:
-        """The k largest latents of every signal [b d]. Raises DataError for another width."""
+        """The latents of every signal [b d], largest first, at most k of them (by default the k of "topk", and as many
+        as reach their threshold for the others). Raises DataError for another width."""
         x = np.asarray(x, np.float32)
         if x.ndim != 2 or x.shape[1] != self.width:
             raise DataError(f"Signals of shape {x.shape}.", f"This autoencoder encodes [b, {self.width}].")
-        steps = min((self.k if k is None else k) * (DENSER if self.kind == "batchtopk" else 1), len(self))
-        encoder, bias = jnp.asarray(self.encoder), jnp.asarray(self.bias)
-        centred, floor = x - self.centre, jnp.float32(self.threshold)
-        parts = [
-            _largest(jnp.asarray(centred[i : i + 4096]), encoder, bias, steps, floor)
-            for i in range(0, max(len(x), 1), 4096)
-        ]
+        weights = jnp.asarray(self.encoder), jnp.asarray(self.bias), jnp.asarray(self.threshold, jnp.float32)
+        centred = x - self.centre
+        chunks = [jnp.asarray(centred[i : i + ROWS]) for i in range(0, max(len(x), 1), ROWS)]
+        if k is None and self.kind != "topk":
+            most = max(int(_most_active(chunk, *weights)) for chunk in chunks)
+            k = 1 << max(most - 1, 0).bit_length()  # a power of two, so that few numbers are compiled
+        steps = min(self.k if k is None else k, len(self))
+        parts = [_largest(chunk, *weights, steps) for chunk in chunks]
         indices, values = (np.concatenate(column) for column in zip(*parts))
         code = Code(indices, values, np.zeros(len(x)), np.zeros(len(x)))  # type: ignore[arg-type]
         residual = np.sum((centred - (self.decode(code) - self.centre)) ** 2, axis=1)
@@ -108,12 +111,21 @@ class SparseAutoencoder:
         return self.decode(self.encode(x, k))
 
 
-@partial(jax.jit, static_argnums=3)
-def _largest(x: Array, encoder: Array, bias: Array, k: int, threshold: Array) -> tuple[Array, Array]:
+@jax.jit
+def _most_active(x: Array, encoder: Array, bias: Array, threshold: Array) -> Array:
+    """The largest number of latents that one of the signals has."""
+    pre = x @ encoder + bias
+    return jnp.sum((pre > 0) & (pre >= threshold), axis=1).max(initial=0)
+
+
+@partial(jax.jit, static_argnums=4)
+def _largest(x: Array, encoder: Array, bias: Array, threshold: Array, k: int) -> tuple[Array, Array]:
     """One at a time: a processor's own top-k sorts every row, which takes far longer."""
     b, size = x.shape[0], encoder.shape[1]
     rows = jnp.arange(b)
-    room = jnp.full((b, -(-size // BLOCK) * BLOCK), -jnp.inf).at[:, :size].set(x @ encoder + bias)
+    pre = x @ encoder + bias
+    kept = jnp.where((pre > 0) & (pre >= threshold), pre, -jnp.inf)
+    room = jnp.full((b, -(-size // BLOCK) * BLOCK), -jnp.inf).at[:, :size].set(kept)
 
     def take(step: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         left, indices, values = state
@@ -122,8 +134,7 @@ def _largest(x: Array, encoder: Array, bias: Array, k: int, threshold: Array) ->
 
     start = (room, jnp.zeros((b, k), jnp.int32), jnp.zeros((b, k)))
     _, indices, values = jax.lax.fori_loop(0, k, take, start)
-    keep = (values > 0) & (values >= threshold)
-    return jnp.where(keep, indices, 0), jnp.where(keep, values, 0.0)
+    return jnp.where(values > 0, indices, 0), jnp.where(values > 0, values, 0.0)
 
 
 class Mark(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cache import progress
 from cache.errors import UsageError
 
 from ..activations import Activations
@@ -38,6 +39,7 @@ def calibrate(
     sparsity: float | None = None,
     rows: int | None = None,
     rounds: int = 8,
+    quiet: bool = True,
 ) -> Calibration:
     """Sets `unexplained` so that a build gives what is wanted; exactly one of the three is given.
 
@@ -72,7 +74,7 @@ def calibrate(
             f"No threshold reaches {name} {abs(goal):g} on this pilot: at {low} it is {abs(trials[-1][1]):.4g}.",
             "Ask for less, take more steps (k), or give a larger pilot.",
         )
-    for _ in range(rounds):
+    for _ in progress(range(rounds), desc="choosing the threshold", unit="build", quiet=quiet):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if reach(middle) >= goal else (low, middle)
     reached = [(abs(value - goal), threshold, value) for threshold, value in trials if math.isfinite(value)]

@@ -43,7 +43,7 @@ def load(path: Path, settings: Mapping[str, Any]) -> Grown:
     if about["settings"] != json.loads(json.dumps(dict(settings))):
         raise UsageError(
             f"{path} is the checkpoint of a build with other settings ({about['settings']}).",
-            "Use the same settings, or another checkpoint file.",
+            "Use the same settings, or another checkpoint file; or delete this one to begin anew.",
         )
     gram = jnp.asarray(arrays["gram"]) if "gram" in arrays else None
     provenance = Provenance(*(arrays[name] for name in Provenance._fields))

@@ -113,10 +113,10 @@ def _log_density(dictionary: Dictionary, parent: np.ndarray, sign: np.ndarray, x
 
 def load(folder: str | Path) -> Dictionary | SparseAutoencoder:
     """A dictionary from a matching-pursuit folder (ours comes back with its places, mirrors folded in), or an
-    autoencoder from one of architecture `topk`.
+    autoencoder from one of architecture `topk`, `jumprelu` (BatchTopK is saved as that) or `standard`.
 
-    Raises StoreError when nothing is there, CorruptEntry for a damaged folder, ModelError for an architecture that
-    is not read here.
+    Raises StoreError when nothing is there, CorruptEntry for a damaged folder, ModelError for an architecture or a
+    scaling of its inputs that is not read here.
     """
     path = Path(folder)
     config, arrays = read(path, CONFIG, WEIGHTS)
@@ -130,13 +130,17 @@ def load(folder: str | Path) -> Dictionary | SparseAutoencoder:
             )
         if kind == "matching_pursuit":
             return _dictionary(path, config, atoms, centre, origin)
-        if kind == "topk":
+        if config.get("normalize_activations", "none") in ("layer_norm", "constant_norm_rescale"):
+            raise ModelError(
+                f"{path} scales its inputs ({config['normalize_activations']}).", "Use SAELens itself for it."
+            )
+        if kind in ("topk", "jumprelu", "standard"):
             return _autoencoder(config, arrays, atoms, centre, origin)
     except KeyError as error:
         raise CorruptEntry(f"{path} lacks {error}.", "Export it again.") from error
     raise ModelError(
         f"{path} has the architecture {kind!r}.",
-        "matching_pursuit and topk are read; use SAELens itself for the others.",
+        "matching_pursuit, topk, jumprelu and standard are read; use SAELens itself for the others.",
     )
 
 
@@ -166,7 +170,12 @@ def _autoencoder(
         encoder, bias, atoms = encoder * norms, bias * norms, atoms / norms[:, None]
     if not config.get("apply_b_dec_to_input", True):
         bias = bias + centre @ encoder
-    return SparseAutoencoder(encoder, bias, atoms, centre, int(config["k"]), origin=origin)
+    if config["architecture"] == "topk":
+        return SparseAutoencoder(encoder, bias, atoms, centre, int(config["k"]), origin=origin)
+    threshold: Any = 0.0
+    if config["architecture"] == "jumprelu":  # passed by what exceeds it; ours by what reaches it
+        threshold = np.nextafter(arrays["threshold"].astype(np.float32), np.float32(np.inf))
+    return SparseAutoencoder(encoder, bias, atoms, centre, len(atoms), "jumprelu", threshold, origin)
 
 
 def _dictionary(

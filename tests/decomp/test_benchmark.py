@@ -24,7 +24,8 @@ def test_the_saelens_style_loop_is_nonnegative_pursuit_until_its_support_stays()
 
 def test_the_published_construction_appends_every_row_that_fails():
     x = decomposition.structured(600, 16, parts=40)
-    atoms = decomposition.published_build(torch.from_numpy(x), 200, 4, 0.2, 100, 16)
+    atoms, read = decomposition.published_build(torch.from_numpy(x), 200, 4, 0.2, 100, 16)
+    assert read <= len(x)
     assert 16 < len(atoms) <= 200
     torch.testing.assert_close(atoms.norm(dim=1), torch.ones(len(atoms)))
     unit = x[:16] / np.linalg.norm(x[:16], axis=1, keepdims=True)

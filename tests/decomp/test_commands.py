@@ -115,6 +115,9 @@ def test_layers_of_models_and_checkpoints(capsys):
     found = json.loads(run(capsys, "match", *options))
     assert "dictionary size alone" in found["coords"]["measure"]["data"]
     assert found["attrs"]["chance"] == 0.5
+    assert np.shape(found["data_vars"]["by_pair"]["data"]) == (len(found["coords"]["measure"]["data"]), 2)
+    assert found["coords"]["model"]["data"] == ["0: a", "1: b"]
+    assert "all layers of a model" in run(capsys, "match", *options[:-1])
     stages = json.loads(run(capsys, "match", *options, "--checkpoints"))
     assert stages["data_vars"]["jaccard"]["data"] == [[1, 1], [1, 1]]  # the same model twice
 

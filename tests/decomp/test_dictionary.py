@@ -171,6 +171,14 @@ def test_merging_takes_each_place_once(dictionary):
         decomp.merge(first, other)
 
 
+def test_an_edited_dictionary_keeps_its_texts(dictionary):
+    shown = dictionary.with_text(examples(), str)
+    assert decomp.merge(shown.rows(slice(0, 50)), shown.rows(slice(30, 70))).text == shown.text
+    place = Provenance.of([100], [0], [0], [1.0])
+    grown = decomp.insert(shown, np.random.default_rng(1).standard_normal((1, 16)), place)
+    assert grown.text == (*shown.text, ("", "", ""))
+
+
 def test_an_edited_dictionary_encodes_as_one_built_so(dictionary):
     assert dictionary.basis.gram is not None
     x, _ = problem(2, d=16)

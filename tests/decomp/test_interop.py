@@ -149,6 +149,27 @@ def test_their_topk_is_read(x, tmp_path, rescaled):
     np.testing.assert_allclose(saelens.load(tmp_path).reconstruct(x), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["jumprelu", "standard"])
+def test_their_thresholds_are_read(x, tmp_path, architecture):
+    rng = np.random.default_rng(3)
+    shapes = {"W_enc": (12, 30), "b_enc": 30, "W_dec": (30, 12), "b_dec": 12, "threshold": 30}
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    save_file(arrays, tmp_path / "sae_weights.safetensors")
+    config = {"architecture": architecture, "d_in": 12, "d_sae": 30, "apply_b_dec_to_input": False}
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    z = np.maximum(x @ arrays["W_enc"] + arrays["b_enc"], 0)
+    if architecture == "jumprelu":
+        z = z * (z > arrays["threshold"])
+    read = saelens.load(tmp_path)
+    assert isinstance(read, SparseAutoencoder)
+    np.testing.assert_allclose(read.reconstruct(x), z @ arrays["W_dec"] + arrays["b_dec"], atol=1e-4)
+    assert (np.count_nonzero(read.encode(x).values, axis=1) == np.count_nonzero(z, axis=1)).all()
+    assert np.count_nonzero(read.encode(x, k=2).values, axis=1).max() == 2
+    (tmp_path / "cfg.json").write_text(json.dumps({**config, "normalize_activations": "layer_norm"}))
+    with pytest.raises(ModelError, match="scales its inputs"):
+        saelens.load(tmp_path)
+
+
 def test_corrupt_folders_are_told(dictionary, tmp_path):
     with pytest.raises(StoreError, match="lacks cfg"):
         saelens.load(tmp_path)
@@ -193,6 +214,20 @@ def test_a_dictionary_goes_to_sparsify_only_when_asked(dictionary, x, tmp_path):
     (tmp_path / "cfg.json").write_text(json.dumps({**config, "transcode": True}))
     with pytest.raises(ModelError, match="plain TopK"):
         sparsify.load(tmp_path)
+
+
+def test_a_damaged_sparsify_folder_is_told(dictionary, tmp_path):
+    with pytest.raises(StoreError, match="lacks cfg"):
+        sparsify.load(tmp_path)
+    folder = sparsify.save(dictionary, tmp_path / "s", one_shot=True)
+    good = json.loads((folder / "cfg.json").read_text())
+    for wrong in ({**good, "d_in": 7}, {name: value for name, value in good.items() if name != "k"}):
+        (folder / "cfg.json").write_text(json.dumps(wrong))
+        with pytest.raises(CorruptEntry):
+            sparsify.load(folder)
+    (folder / "sae.safetensors").write_bytes(b"12345678 no tensors")
+    with pytest.raises(CorruptEntry, match="cannot be read"):
+        sparsify.load(folder)
 
 
 # -- SAEBench

@@ -128,3 +128,11 @@ def test_ties_go_to_the_first_atom():
     atoms = np.repeat(np.eye(3, dtype=np.float32), 50, axis=0)
     code = K.encode(K.matching_pursuit(1), jnp.eye(3), K.basis_of(jnp.asarray(atoms)))
     assert code.indices[:, 0].tolist() == [0, 50, 100]
+
+
+def test_the_form_goes_by_what_fits():
+    """float32 up to 32,768 atoms, bfloat16 up to 46,336, none beyond."""
+    assert K.gram_pays(32768)
+    assert not K.gram_pays(40000)
+    assert K.gram_pays(40000, itemsize=2)
+    assert not K.gram_pays(50000, itemsize=2)

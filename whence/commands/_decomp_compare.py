@@ -3,7 +3,7 @@
 import json as json_module
 from dataclasses import dataclass
 
-from ._decomp_source import Folder, Source, open_dictionary, show
+from ._decomp_source import Folder, Reading, open_dictionary, show
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,12 @@ class Compare:
 
 
 @dataclass(frozen=True)
-class Match(Source):
+class Match(Reading):
     """Match the layers of several models, by every measure and with controls; or follow one over its checkpoints.
 
     A layer is matched to the most similar layer of another model. Pairs of different models are the result; a model
-    with itself stands beside it. With --checkpoints the models are stages of one training, the last one last.
+    with itself stands beside it; then how alike whole models are, by all their layers' atoms. With --checkpoints the
+    models are stages of one training, the last one last.
 
     Example:
 
@@ -65,7 +66,7 @@ class Match(Source):
     """
 
     models: tuple[str, ...]
-    """Models that read the same tokens: names or folders, as for --model."""
+    """Models that read the same tokens: demo, biographies, hub names, or folders with models."""
     at: tuple[str, ...] = ("blocks.0.hook_out", "blocks.1.hook_out", "blocks.2.hook_out", "blocks.3.hook_out")
     """The layers, in order."""
     checkpoints: bool = False
@@ -80,24 +81,30 @@ class Match(Source):
     """Print JSON."""
 
     def run(self) -> None:
-        from dataclasses import replace
-
         import numpy as np
 
         from decomp import ITDA, layers
 
         builder, models = ITDA(k=self.k, unexplained=self.unexplained), []
         for name in self.models:
-            loaded = replace(self, model=name).load()
-            found = loaded.activations(self.at)
-            cut = {site: acts.select(np.arange(min(self.rows, len(acts)))) for site, acts in found.items()}
+            activations = self.with_model(name).activations(self.at)
+            cut = {site: acts.select(np.arange(min(self.rows, len(acts)))) for site, acts in activations.items()}
             models.append([layers.Layer(acts, builder.build(acts)) for acts in cut.values()])
+        dictionaries = [[layer.dictionary for layer in model] for model in models]
         if self.checkpoints:
-            stages = {n: dict(zip(self.at, (layer.dictionary for layer in m))) for n, m in enumerate(models)}
-            result = layers.convergence(stages)
-        else:
-            result = layers.match_layers(models)
-        if self.json:
-            print(json_module.dumps(result.to_dict(), indent=1))
+            stages = {n: dict(zip(self.at, model)) for n, model in enumerate(dictionaries)}
+            curves = layers.convergence(stages)
+            frame = curves.to_dataframe().round(3).to_string()
+            print(json_module.dumps(curves.to_dict(), indent=1) if self.json else frame)
             return
-        print(result.drop_dims("pair", errors="ignore").to_dataframe().round(3).to_string())
+        found = layers.match_layers(models)
+        alike = layers.model_similarity(
+            {f"{n}: {name}": d for n, (name, d) in enumerate(zip(self.models, dictionaries))}
+        )
+        if self.json:
+            print(json_module.dumps(found.merge(alike).to_dict(), indent=1))
+            return
+        print(f"{found.attrs['trials']} trials between different models, chance {found.attrs['chance']:.2f}")
+        print(found.drop_dims("pair").to_dataframe().round(3).to_string())
+        print("\nall layers of a model together, without seeds")
+        print(alike.to_dataframe().round(3).to_string())

@@ -18,11 +18,9 @@ Folder = tyro.conf.Positional[Path]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where activations come from."""
+class Reading:
+    """What models read, and where activations are kept."""
 
-    model: str = "demo"
-    """demo, biographies, a hub name, or a folder with a model."""
     data: str = "language-reference"
     """language-reference, biographies, a .txt, .jsonl or .parquet file, or a hub name."""
     skip_positions: tuple[int, ...] = ()
@@ -38,21 +36,32 @@ class Source:
     quiet: bool = False
     """No progress bars."""
 
-    def load(self) -> "Loaded":
+    def with_model(self, name: str) -> "Loaded":
         from cache import Store
         from whence.inputs import load_data, load_model
 
         store = Store(self.store)
-        model, vocabulary = load_model(self.model, store, quiet=self.quiet)
+        model, vocabulary = load_model(name, store, quiet=self.quiet)
         corpus = load_data(self.data, vocabulary)
         return Loaded(self, store, model, corpus)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Reading):
+    """Where activations come from."""
+
+    model: str = "demo"
+    """demo, biographies, a hub name, or a folder with a model."""
+
+    def load(self) -> "Loaded":
+        return self.with_model(self.model)
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A model, its data, and the cache."""
 
-    source: Source
+    source: Reading
     store: "Store"
     model: Any
     corpus: Any

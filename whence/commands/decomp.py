@@ -21,7 +21,8 @@ class Build(Source):
     """Make a dictionary from a model's activations on data.
 
     Greedy construction takes an activation whenever the atoms so far leave more than `unexplained` of its squared
-    norm; the others are baselines and neighbours of it. Built once: the same request is answered from the cache.
+    norm; the others are baselines and neighbours of it. Built once: the same request is answered from the cache; an
+    interrupted one of itda goes on where it stopped.
 
     Example:
 
@@ -58,7 +59,8 @@ class Build(Source):
             "held_out": self.held_out,
         }
         builder = self._builder(stream)
-        built = build_once(builder, stream, loaded.store, left, quiet=self.quiet)
+        how = {"checkpoint": self.out / "unfinished.safetensors"} if self.builder == "itda" else {}
+        built = build_once(builder, stream, loaded.store, left, quiet=self.quiet, **how)
         if loaded.corpus.vocabulary is not None:
             built = built.with_text(loaded.corpus.train, loaded.decode)
         folder = save(built, self.out)
@@ -88,7 +90,7 @@ class Build(Source):
 
         pilot = stream.select(np.arange(min(len(stream), 16384)))
         wanted = ITDA(size=size, k=self.k, seeding=self.seeding)
-        return calibrate(wanted, pilot, size=size, rows=int(0.9 * len(stream)), rounds=6).builder
+        return calibrate(wanted, pilot, size=size, rows=int(0.9 * len(stream)), rounds=6, quiet=self.quiet).builder
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class Evaluate(Source):
     k: int | None = None
     """Steps; the dictionary's own by default."""
     loss: bool = True
-    """Also run the model with the reconstruction in place."""
+    """Run the model with the reconstruction in place too; --no-loss judges activations alone."""
     json: bool = False
     """Print JSON."""
 
