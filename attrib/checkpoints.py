@@ -1,12 +1,12 @@
 """Models at other points of their training: saved weights put into a copy of the model, shapes checked first."""
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from cache import ModelError, UsageError, clean_name
+from cache.sites import copied
 
 Checkpoint = nn.Module | Mapping[str, Tensor]
 
@@ -46,7 +46,7 @@ def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 def with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """A copy of the model with these parameters and buffers."""
-    out = copy.deepcopy(model)
+    out = copied(model)
     own: dict[str, Tensor] = dict(nn.Module.named_parameters(out)) | dict(nn.Module.named_buffers(out))
     with torch.no_grad():
         for name, tensor in own.items():

@@ -8,7 +8,6 @@ One lane runs without vmap: that is the sequential path for a model that cannot 
 single large model. Batch normalisation and dropout belong there (`why_not_stacked` says why).
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .errors import ModelError
-from .sites import call_with, named_parameters
+from .sites import call_with, copied, named_parameters
 
 Batch: TypeAlias = Mapping[str, Tensor]
 # what runs for each lane: (the lane's model, the lane's batch, what else the lane has) -> tensor(s)
@@ -51,7 +50,7 @@ class Lanes:
 
         Raises ModelError when the modules differ in their parameters' names or shapes, or none is trainable.
         """
-        template = copy.deepcopy(modules[0])
+        template = copied(modules[0])
         first = named_parameters(template)
         chosen = [name for name, p in first.items() if (trainable(name) if trainable else p.requires_grad)]
         if not chosen:
@@ -116,7 +115,7 @@ class Lanes:
 
     def module(self, lane: int) -> nn.Module:
         """A module of its own with this lane's weights and buffers."""
-        out = copy.deepcopy(self.template)
+        out = copied(self.template)
         own = named_parameters(out) | dict(nn.Module.named_buffers(out))
         with torch.no_grad():
             for name, values in (self.views() | self.buffers).items():

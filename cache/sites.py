@@ -6,6 +6,7 @@ are different weights on different inputs. Names are the clean ones: `blocks.0.m
 `blocks.0._original_component.mlp._original_component.fc_in._original_component`.
 """
 
+import copy
 import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -185,6 +186,27 @@ def call_with(module: nn.Module, tensors: Mapping[str, Tensor], args: tuple[Any,
         for part, parameters, buffers in own:
             part._parameters.update(parameters)
             part._buffers.update(buffers)
+
+
+class _Source:
+    """What a module was copied from, kept alive and never copied itself."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Source":
+        return self
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model whose library leaves things in its modules: tensors of the last forward, which torch
+    refuses to copy while they remember their graph, are copied without it; hooks are shared with the original, to
+    which they may point, so a model with hooks lives as long as its copy."""
+    left = [v for module in model.modules() for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf]
+    out = copy.deepcopy(model, {id(value): value.detach().clone() for value in left})
+    if any(module._forward_pre_hooks or module._forward_hooks for module in model.modules()):
+        out.__dict__.setdefault("_copied_from", _Source(model))
+    return out
 
 
 def _parameter(module: nn.Module, attribute: str) -> nn.Parameter | None:

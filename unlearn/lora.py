@@ -1,41 +1,45 @@
 """Low-rank fine-tuning: the weights of chosen linear layers gain a trainable B A, everything else is frozen."""
 
-import copy
 import math
 import re
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from cache import ModelError
 from cache.lanes import Lanes
-from cache.sites import named_parameters
+from cache.sites import copied, named_parameters
 
 
-class LowRank(nn.Module):
-    """W + (alpha / rank) B A, with B zero at the start (Hu et al. 2022)."""
+class LowRank(nn.Linear):
+    """W + (alpha / rank) B A, with B zero at the start (Hu et al. 2022).
 
-    def __init__(self, shape: torch.Size, rank: int, alpha: float, generator: torch.Generator):
-        super().__init__()
-        bound = 1 / math.sqrt(shape[1])
-        self.a = nn.Parameter((torch.rand(rank, shape[1], generator=generator) * 2 - 1) * bound)
-        self.b = nn.Parameter(torch.zeros(shape[0], rank))
-        self.scale = alpha / rank
+    A linear layer turns into one where it stands, so that every name by which a model reaches it stays good.
+    """
 
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.scale * (self.b @ self.a)
+    a: nn.Parameter
+    b: nn.Parameter
+    scale: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.whole, self.bias)
+
+    @property
+    def whole(self) -> Tensor:
+        """The weight with its update."""
+        return self.weight + self.scale * (self.b @ self.a)
 
 
 def lora(model: nn.Module, rank: int = 8, alpha: float = 16.0, layers: str = ".*", seed: int = 0) -> Lanes:
     """A lane of a copy of this model whose only trainable parameters are low-rank updates of the linear layers
     whose names match. Raises ModelError when none does."""
-    out = copy.deepcopy(model)
+    out = copied(model)
     generator = torch.Generator().manual_seed(seed)
     found = [
         module
         for name, module in out.named_modules()
-        if isinstance(module, nn.Linear) and re.search(layers, name) and min(module.weight.shape) > rank
+        if type(module) is nn.Linear and re.search(layers, name) and min(module.weight.shape) > rank
     ]
     if not found:
         raise ModelError(
@@ -43,22 +47,28 @@ def lora(model: nn.Module, rank: int = 8, alpha: float = 16.0, layers: str = ".*
             "Name layers of the model, or use full fine-tuning (Lanes.of([model])).",
         )
     for module in found:
-        parametrize.register_parametrization(module, "weight", LowRank(module.weight.shape, rank, alpha, generator))
-    added = {name for name in named_parameters(out) if re.search(r"parametrizations\.weight\.0\.[ab]$", name)}
-    return Lanes.of([out], trainable=lambda name: name in added)
+        bound = 1 / math.sqrt(module.in_features)
+        module.register_parameter("a", _parameter(torch.rand(rank, module.in_features, generator=generator), bound))
+        module.register_parameter("b", _parameter(torch.zeros(module.out_features, rank), 0.0))
+        module.__class__ = LowRank
+        vars(module)["scale"] = alpha / rank
+    added = {id(p) for module in found for p in (module.a, module.b)}
+    names = {name for name, p in named_parameters(out).items() if id(p) in added}
+    return Lanes.of([out], trainable=lambda name: name in names)
+
+
+def _parameter(unit: Tensor, bound: float) -> nn.Parameter:
+    """From numbers in [0, 1] to a parameter in ± bound."""
+    return nn.Parameter((unit * 2 - 1) * bound)
 
 
 def merge(model: nn.Module) -> nn.Module:
     """A copy with the low-rank updates folded into plain weights."""
-    out = copy.deepcopy(model)
-    for name, module in list(out.named_modules()):
-        if not parametrize.is_parametrized(module, "weight"):
-            continue
-        weight = module.parametrizations.weight().detach()  # type: ignore[union-attr, operator]
-        plain = nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None)
-        plain.weight = nn.Parameter(weight)
-        if module.bias is not None:
-            plain.bias = nn.Parameter(module.bias.detach().clone())  # type: ignore[operator]
-        parent, _, leaf = name.rpartition(".")
-        setattr(out.get_submodule(parent), leaf, plain)
+    out = copied(model)
+    for module in out.modules():
+        if isinstance(module, LowRank):
+            with torch.no_grad():
+                module.weight.copy_(module.whole)
+            del module.a, module.b, module.scale
+            module.__class__ = nn.Linear  # type: ignore[assignment]
     return out

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
+from ._unlearn_document import Document
+
 if TYPE_CHECKING:
     from cache import Examples
     from unlearn.deletion import Deletion
@@ -313,4 +315,11 @@ class Report:
         print(save([from_json(path.read_text()) for path in self.evaluations], self.out))
 
 
-COMMANDS = {"datamodel": Datamodel, "plan": Plan, "run": Run, "evaluate": Evaluate, "report": Report}
+COMMANDS = {
+    "datamodel": Datamodel,
+    "plan": Plan,
+    "run": Run,
+    "document": Document,
+    "evaluate": Evaluate,
+    "report": Report,
+}

@@ -1,0 +1,211 @@
+"""A document forgotten by one language model, without training anything again."""
+
+import json as json_module
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cache import Examples
+    from cache.lanes import Lanes
+    from unlearn.deletion import Deletion
+    from unlearn.methods import DMM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """Let a language model forget a document: EK-FAC predicts what its logits would be had it never read it, and
+    fine-tuning (of everything, or of low-rank updates) takes it there.
+
+    The prediction has the right direction and the wrong size, so `--scale` must come from deletions whose outcome
+    is known: `--pilots` names other documents, retrains without them and chooses the scale there (embedded models
+    only, whose training is known; the trained models are kept). For your own model, compare with retrainings of
+    your own, or take the scale as a dial.
+
+    Example:
+
+        whence unlearn document --document yield --scale 0.5 --out out/forgot.safetensors
+    """
+
+    document: str
+    """What to forget: the value of `--column` that its passages share."""
+    column: str = "topic"
+    """What is known about passages: topic or title; for your own files, a column."""
+    model: str = "demo"
+    """demo, a hub name, or a folder with a model."""
+    data: str = "language-reference"
+    """What the model was trained on: language-reference, a .txt, .jsonl or .parquet file, or a hub name."""
+    sites: tuple[str, ...] = ("*.mlp.*",)
+    """Layers that the prediction moves, by clean name; "*" for every linear map."""
+    damping: float = 0.1
+    """Times each site's mean eigenvalue."""
+    scale: float = 1.0
+    """Of the predicted change."""
+    pilots: tuple[str, ...] = ()
+    """Choose the scale on these documents instead."""
+    scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    """What is tried on the pilots."""
+    steps: int = 16
+    """Of fine-tuning."""
+    batch: int = 8
+    """Passages a step."""
+    rate: float = 1e-3
+    rank: int = 0
+    """Train low-rank updates of this rank; 0 trains every weight."""
+    epochs: int = 12
+    """Of the training that is not repeated: compute is stated against it."""
+    out: Path = Path("out/forgot.safetensors")
+    """Weights by parameter name; the ledger of what was deleted is in the file's metadata."""
+    root: str | None = None
+    """The store; $WHENCE_CACHE or your cache folder by default."""
+    quiet: bool = False
+    """No progress bars."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        from cache import Store, named_parameters
+        from unlearn.loop import run
+        from unlearn.lora import merge
+        from whence.inputs import load_data, load_model
+
+        store = Store(self.root)
+        model, vocabulary = load_model(self.model, store, quiet=self.quiet)
+        train = load_data(self.data, vocabulary).train
+        job = _Forgetting(self, model, train, store)
+        scale = job.calibrated() if self.pilots else self.scale
+        deletion = job.deletion(self.document)
+        done = run(job.method(scale), deletion, quiet=self.quiet)
+        before, after = job.losses(job.lanes(), deletion), job.losses(done.models, deletion)
+        forgot = merge(done.module()) if self.rank else done.module()
+        _save(self.out, named_parameters(forgot), [line._asdict() | {"hash": line.hash} for line in done.ledger.lines])
+        facts = {
+            "passages": len(deletion.forget), "scale": scale, "passes": done.passes, "of retraining": done.ratio,
+            "forgotten before": before[0], "forgotten after": after[0],
+            "retained before": before[1], "retained after": after[1],
+            "stopped": [stop.why for stop in done.stopped], "file": str(self.out),
+        }  # fmt: skip
+        if self.json:
+            print(json_module.dumps(facts))
+            return
+        print(
+            f"{len(deletion.forget)} passages of {self.document!r} forgotten at scale {scale:g}\n"
+            f"nats a token: forgotten {before[0]:.3f} -> {after[0]:.3f}, retained {before[1]:.3f} -> {after[1]:.3f}\n"
+            f"{done.passes:.0f} example passes, {100 * done.ratio:.1f} % of retraining, beside the factor fit\n"
+            + "".join(f"stopped at step {stop.step}: {stop.why}\n" for stop in done.stopped)
+            + f"written: {self.out}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Forgetting:
+    """A command's model and data, and deletions from them."""
+
+    job: Document
+    model: "nn.Module"
+    train: "Examples"
+    store: Any
+
+    def lanes(self) -> "Lanes":
+        from cache.lanes import Lanes
+        from unlearn.lora import lora
+
+        return lora(self.model, self.job.rank) if self.job.rank else Lanes.of([self.model])
+
+    def deletion(self, document: str) -> "Deletion":
+        from cache import LanguageModelling
+        from cache.training import AdamW, Recipe
+        from unlearn.deletion import Deletion
+        from unlearn.forget_sets import document as passages
+
+        forget = passages(self.train, document, self.job.column)
+        recipe = Recipe(self.job.epochs, self.job.batch, AdamW(self.job.rate))
+        return Deletion(self.lanes(), LanguageModelling(), self.train, forget, recipe)
+
+    def method(self, scale: float) -> "DMM":
+        """DMM with the model's own influence datamodel; factors come from the store once fitted."""
+        import attrib
+        from cache import LanguageModelling, find_sites
+        from cache.training import AdamW
+        from unlearn.datamodels import Influence, ekfac
+        from unlearn.methods import DMM, Matching
+
+        task, quiet = LanguageModelling(), self.job.quiet
+        sites = find_sites(self.model, list(self.job.sites), quiet=quiet)
+        fit = attrib.EKFAC(damping=attrib.Damping(self.job.damping))
+        factors = fit.fit(
+            self.model, task, self.train, sites=sites, store=self.store, options=attrib.FitOptions(quiet=quiet)
+        )
+        own = Influence(self.model, task, self.train, ekfac(self.model, factors))
+        matching = Matching(self.job.steps, self.job.batch, 1, 1, optimiser=AdamW(self.job.rate))
+        return DMM(lambda _: own, matching, scale, ahead=0.0 if self.job.rank else 1.0)
+
+    def losses(self, lanes: "Lanes", deletion: "Deletion") -> tuple[float, float]:
+        """Nats a token on what is forgotten, and on 64 retained passages."""
+        from unlearn.audit import loss_per_token
+
+        rows = np.random.default_rng(0).permutation(len(deletion.kept))[:64]
+        parts = (deletion.forgotten, deletion.kept.select(np.sort(rows)))
+        found = [float(loss_per_token(lanes, deletion.task, part)[0]) for part in parts]
+        return found[0], found[1]
+
+    def calibrated(self) -> float:
+        """The scale at which the pilots' losses rise most nearly as they do when trained again without them.
+
+        Raises UsageError when the document is among its pilots, or the model's training is not known.
+        """
+        from cache import UsageError, say
+        from cache.lanes import Lanes
+        from unlearn.loop import run
+
+        job = self.job
+        if job.document in job.pilots:
+            raise UsageError(
+                f"{job.document!r} cannot calibrate its own removal.", "Name pilots among the other documents."
+            )
+        errors = dict.fromkeys(job.scales, 0.0)
+        for pilot in job.pilots:
+            deletion = self.deletion(pilot)
+            oracle = Lanes.of([retrained(self, deletion)])
+            before, goal = self.losses(self.lanes(), deletion)[0], self.losses(oracle, deletion)[0]
+            for scale in job.scales:
+                found = self.losses(run(self.method(scale), deletion).models, deletion)[0]
+                errors[scale] += ((found - goal) / (goal - before)) ** 2
+                say(f"pilot {pilot!r}, scale {scale:g}: {before:.3f} -> {found:.3f}, trained again {goal:.3f}")
+        return min(errors, key=lambda scale: errors[scale])
+
+
+def retrained(job: _Forgetting, deletion: "Deletion") -> "nn.Module":
+    """The demo's model trained again without a document, from the store when it is there. Raises UsageError for
+    another model or data."""
+    from dataclasses import replace
+
+    from cache import UsageError
+    from whence.demo_model import REFERENCE_SHAPE, REFERENCE_TRAINING
+    from whence.inputs import load_data
+    from whence.language_model import trained_model
+
+    if (job.job.model, job.job.data) != ("demo", "language-reference"):
+        raise UsageError(
+            "Only the demo's model can be trained again here to calibrate the scale.",
+            "Leave --pilots out, and choose --scale by retrainings of your own.",
+        )
+    words = load_data(job.job.data).vocabulary
+    assert words is not None
+    shape = replace(REFERENCE_SHAPE, vocabulary=len(words))
+    weights = deletion.left.astype(np.float32)
+    return trained_model(
+        shape, REFERENCE_TRAINING, job.train, job.store, weights=weights, desc="retraining", quiet=job.job.quiet
+    )
+
+
+def _save(path: Path, parameters: Any, ledger: list[dict[str, Any]]) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: p.detach().contiguous().clone() for name, p in parameters.items()}
+    save_file(tensors, path, {"ledger": json_module.dumps(ledger)})
