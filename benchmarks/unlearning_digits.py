@@ -23,7 +23,7 @@ from cache.lanes import Lanes
 from cache.retrained import Retrained, oracle_masks, subset_masks
 from cache.training import SGD, AdamW, Recipe
 from unlearn import forget_sets
-from unlearn.datamodels import Regression, ridge
+from unlearn.datamodels import Datamodel, grouped, nearest, neighbourhood_masks, ridge
 from unlearn.deletion import Deletion
 from unlearn.evaluate import Evaluation, Panel, Selected, evaluate, sweep
 from unlearn.loop import Method
@@ -44,7 +44,7 @@ from unlearn.methods import (
 from unlearn.metrics import KLoM
 
 MODELS, SUBSETS, SIZE = 64, 4096, 20
-KINDS, PILOTS, PILOT_SEED, SEED = ("random", "neighbours"), 3, 3000, 4000
+KINDS, PILOTS, PILOT_SEED, SEED = ("random", "neighbours"), 3, 3000, 5000
 PENALTIES = (10.0, 100.0)  # λ's, of Gram matrices whose diagonal is about a thousand
 MATCHING = Matching(steps=80, batch_size=128, optimiser=AdamW(1e-2))
 RATES = (3e-4, 1e-3, 3e-3)
@@ -65,7 +65,7 @@ class Setting:
     bank: Bank
     models: Lanes
     store: Store
-    datamodels: dict[str, Regression]
+    datamodels: dict[str, Datamodel]
     pilots: dict[str, list[np.ndarray]]
 
     def deletion(self, forget: np.ndarray) -> Deletion:
@@ -87,12 +87,14 @@ def setting(store: Store, subsets: int = SUBSETS) -> Setting:
     train = points.select(np.arange(400))
     bank = Bank(mlp, Classification(), train, points, RECIPE)
     models = bank.train_lanes(np.ones((MODELS, 400), bool), 10_000 + np.arange(MODELS))
-    datamodels = {}
+    datamodels: dict[str, Datamodel] = {}
+    near = nearest(train, points, within="y")
     for name, masks in designs(train, subsets).items():
         retrained = bank.run(masks, store=store, quiet=True)
         for penalty in PENALTIES:
-            datamodels[f"{name}, λ = {penalty:g}"] = found = ridge(retrained, [penalty])
-            say(f"{subsets} models on {name}: λ = {penalty:g}, LDS {found.lds}")
+            plain, terms = ridge(retrained, [penalty]), grouped(retrained, near, penalty)
+            datamodels |= {f"{name}, λ = {penalty:g}": plain, f"{name}, group terms, λ = {penalty:g}": terms}
+            say(f"{subsets} models on {name}, λ = {penalty:g}: LDS {plain.lds}; with group terms {terms.lds}")
     pilots = {kind: [forget_set(train, kind, k, pilot=True) for k in range(PILOTS)] for kind in KINDS}
     return Setting(train, points, bank, models, store, datamodels, pilots)
 
@@ -104,12 +106,8 @@ def designs(train: Examples, count: int) -> dict[str, np.ndarray]:
     generator, labels = np.random.default_rng(0), np.asarray(train.columns["y"])
     kept = generator.uniform(0.3, 1.0, (count, 10))
     found["classes at 30 to 100 %"] = generator.random((count, len(train))) < kept[:, labels]
-    apart = generator.random((count, len(train))) >= 0.1
-    for mask in apart:
-        for centre in generator.integers(0, len(train), 2):
-            near = forget_sets.neighbours(train, int(train.ids[centre]), int(generator.integers(10, 30)), within="y")
-            mask[train.rows_of(near)] = False
-    found["two neighbourhoods and a tenth missing"] = apart
+    near = nearest(train, train, within="y")
+    found["two neighbourhoods and a tenth missing"] = neighbourhood_masks(near, count)
     return found
 
 
@@ -122,7 +120,7 @@ def forget_set(train: Examples, kind: str, seed: int, *, pilot: bool = False) ->
         half = train.select(np.sort(order[:200] if pilot else order[200:]))
         return forget_sets.random_set(half, SIZE, (PILOT_SEED if pilot else SEED) + seed)
     classes = np.random.default_rng(PILOT_SEED).permutation(10)
-    label = classes[seed if pilot else PILOTS + seed]
+    label = classes[seed if pilot else -1 - seed]
     generator = np.random.default_rng((PILOT_SEED if pilot else SEED) + seed)
     return forget_sets.neighbours(train, int(generator.choice(train.ids[labels == label])), SIZE, within="y")
 

@@ -9,12 +9,14 @@ from .attacks import u_lira_cheap as u_lira_cheap
 # predictions of outputs without data
 from .datamodels import Calibrated as Calibrated
 from .datamodels import Datamodel as Datamodel
+from .datamodels import Grouped as Grouped
 from .datamodels import Influence as Influence
 from .datamodels import Pilot as Pilot
 from .datamodels import Regression as Regression
 from .datamodels import calibrate as calibrate
 from .datamodels import ekfac as ekfac
 from .datamodels import exact as exact
+from .datamodels import grouped as grouped
 from .datamodels import lasso as lasso
 from .datamodels import lds as lds
 from .datamodels import projected as projected

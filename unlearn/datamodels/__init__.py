@@ -8,6 +8,10 @@ from .base import Pilot as Pilot
 from .base import calibrate as calibrate
 from .base import lds as lds
 from .base import lds_of as lds_of
+from .grouped import Grouped as Grouped
+from .grouped import grouped as grouped
+from .grouped import nearest as nearest
+from .grouped import neighbourhood_masks as neighbourhood_masks
 from .influence import Averaged as Averaged
 from .influence import Influence as Influence
 from .influence import InverseProduct as InverseProduct

@@ -95,6 +95,36 @@ Path = Callable[[np.ndarray, np.ndarray, Sequence[float]], "list[np.ndarray]"]
 
 
 def _fit(bank: Retrained, penalties: Sequence[float], seed: int, path: Path) -> Regression:
+    judged, chosen_by, fitted = held_out(bank, seed)
+    shape = bank.rows("logits", slice(0, 1)).shape[1:]
+    means, gram, moment = moments(bank, np.sort(fitted))
+    to_choose, to_judge = outputs(bank, chosen_by), outputs(bank, judged)
+    fits = path(gram, moment, penalties)
+    scores = []
+    for weights in fits:
+        predicted = (bank.masks[chosen_by] - means) @ weights
+        scores.append(float(spearman(predicted, to_choose).mean()))
+    enough = max(scores) - (1 - NEARLY) * abs(max(scores))
+    best = min((k for k in range(len(fits)) if scores[k] >= enough), key=lambda k: penalties[k])
+    score = lds_of((bank.masks[judged] - means) @ fits[best], to_judge)
+    # with λ settled, all models
+    _, gram, moment = moments(bank, np.arange(len(bank)))
+    scale = len(bank) / len(fitted) if path is _ridge_path else 1.0
+    weights = path(gram, moment, [penalties[best] * scale])[0].astype(np.float32)
+    return Regression(
+        weights.reshape(-1, *shape),
+        bank.train_ids,
+        bank.point_ids,
+        float(penalties[best]),
+        score,
+        dict(zip(map(float, penalties), scores)),
+        len(bank),
+    )
+
+
+def held_out(bank: Retrained, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Models to judge a regression by, to choose its penalty by, and to fit it on. Raises DataError for too few, or
+    masks that are all one."""
     count = len(bank)
     if count < FEWEST_MODELS:
         raise DataError(
@@ -108,48 +138,24 @@ def _fit(bank: Retrained, penalties: Sequence[float], seed: int, path: Path) -> 
         )
     order = np.random.default_rng(seed).permutation(count)
     tenth = max(count // 10, 8)
-    judged, chosen_by, fitted = order[:tenth], order[tenth : 2 * tenth], order[2 * tenth :]
-    shape = bank.rows("logits", slice(0, 1)).shape[1:]
-    means, gram, moment = _moments(bank, np.sort(fitted))
-    held_out = {name: _outputs(bank, rows) for name, rows in (("choose", chosen_by), ("judge", judged))}
-    fits = path(gram, moment, penalties)
-    scores = []
-    for weights in fits:
-        predicted = (bank.masks[chosen_by] - means) @ weights
-        scores.append(float(spearman(predicted, held_out["choose"]).mean()))
-    enough = max(scores) - (1 - NEARLY) * abs(max(scores))
-    best = min((k for k in range(len(fits)) if scores[k] >= enough), key=lambda k: penalties[k])
-    score = lds_of((bank.masks[judged] - means) @ fits[best], held_out["judge"])
-    # with λ settled, all models
-    _, gram, moment = _moments(bank, np.arange(count))
-    scale = count / len(fitted) if path is _ridge_path else 1.0
-    weights = path(gram, moment, [penalties[best] * scale])[0].astype(np.float32)
-    return Regression(
-        weights.reshape(-1, *shape),
-        bank.train_ids,
-        bank.point_ids,
-        float(penalties[best]),
-        score,
-        dict(zip(map(float, penalties), scores)),
-        count,
-    )
+    return order[:tenth], order[tenth : 2 * tenth], order[2 * tenth :]
 
 
-def _outputs(bank: Retrained, rows: np.ndarray) -> np.ndarray:
+def outputs(bank: Retrained, rows: np.ndarray) -> np.ndarray:
     return bank.rows("logits", rows).reshape(len(rows), -1)
 
 
-def _moments(
+def moments(
     bank: Retrained, rows: Int64[np.ndarray, " m"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n n"], Float[np.ndarray, "n k"]]:
     """Mean mask, MᵀM and MᵀY of centred masks, the outputs read a block of models at a time."""
     masks: Bool[np.ndarray, "m n"] = bank.masks[rows]
     means = masks.mean(0)
     centred = (masks - means).astype(np.float32)
-    moment = np.zeros((masks.shape[1], _outputs(bank, rows[:1]).shape[1]), np.float32)
+    moment = np.zeros((masks.shape[1], outputs(bank, rows[:1]).shape[1]), np.float32)
     for start in range(0, len(rows), MODELS_AT_ONCE):
         block = slice(start, start + MODELS_AT_ONCE)
-        moment += centred[block].T @ _outputs(bank, rows[block]).astype(np.float32)
+        moment += centred[block].T @ outputs(bank, rows[block]).astype(np.float32)
     return means, (centred.T @ centred).astype(np.float64), moment
 
 
