@@ -49,7 +49,7 @@ def principal(datamodel: Regression, size: int, component: int = 0, ends: str = 
     """Ids of the training examples that load most on a principal direction of the datamodel's weights (rows:
     training examples): those whose removal moves outputs most, and together. ends: "top", or "both" for half from
     either end."""
-    rows = datamodel.weights.reshape(len(datamodel.weights), -1)
+    rows = np.asarray(datamodel.weights[:]).reshape(len(datamodel.train_ids), -1)
     _check(size, len(rows))
     centred = rows - rows.mean(0)
     gram = centred @ centred.T

@@ -178,7 +178,8 @@ def run(method: Method, deletion: Deletion, *, quiet: bool = True) -> Unlearned:
     buffers = {name: b.clone() for name, b in lanes.buffers.items()}
     for number, phase in enumerate(plan.phases):
         for group in groups:
-            state = _run_phase(phase, number, lanes.select(group), group, deletion, quiet)
+            over = {stop.lane for stop in stopped}
+            state = _run_phase(phase, number, lanes.select(group), group, over, deletion, quiet)
             flat[group] = state.lanes.flat
             for name, values in state.lanes.buffers.items():
                 buffers[name][group] = values
@@ -210,7 +211,10 @@ class _State(NamedTuple):
     passes: float
 
 
-def _run_phase(phase: Phase, number: int, lanes: Lanes, group: list[int], deletion: Deletion, quiet: bool) -> _State:
+def _run_phase(
+    phase: Phase, number: int, lanes: Lanes, group: list[int], over: set[int], deletion: Deletion, quiet: bool
+) -> _State:
+    """over: models that an earlier phase stopped; they stay as they are."""
     seeds = deletion.lane_seeds[group]
     walks = [list(phase.draw(np.random.default_rng([int(abs(s)), 7, number]))) for s in seeds]
     steps = [np.stack(rows) for rows in zip(*walks, strict=True)]
@@ -218,7 +222,7 @@ def _run_phase(phase: Phase, number: int, lanes: Lanes, group: list[int], deleti
     index = torch.arange(len(lanes))[:, None]
     tables = {name: table[group] for name, table in phase.tables.items()}
     moments = phase.optimiser.init(lanes.flat)
-    live = torch.ones(len(lanes), 1, dtype=lanes.flat.dtype)
+    live = torch.tensor([[float(lane not in over)] for lane in group], dtype=lanes.flat.dtype)
     good = lanes.flat.clone()
     losses, stopped, passes = [], [], 0
     total = torch.full((len(lanes), 1), float(max(len(steps), 1)))

@@ -9,7 +9,7 @@ from cache import DataError, Store, UsageError
 from whence.commands import bank, unlearn
 from whence.commands._classifier import builder, forget_ids, labelled
 
-SMALL = {"models": 8, "bank": 40, "epochs": 1, "steps": 4}
+SMALL = {"models": 8, "bank": 40, "epochs": 1, "steps": 4, "network": "mlp-8"}
 
 
 def test_a_bank_a_datamodel_and_an_evaluation(tmp_path, capsys):
@@ -25,13 +25,19 @@ def test_a_bank_a_datamodel_and_an_evaluation(tmp_path, capsys):
     out = tmp_path / "out" / "forgot.npz"
     unlearn.Run(method="dmm", forget="random:5", out=out, root=root, **SMALL).run()
     with np.load(out) as kept:
-        assert kept["1.weight"].shape == (8, 32, 64)
+        assert kept["1.weight"].shape == (8, 8, 64)
         assert len(json.loads(str(kept["ledger"]))[0]["forgotten"]) == 5
+    unlearn.Run(method="dm-direct", datamodel="weights", forget="random:5", out=out, root=root, **SMALL).run()
+    assert "DM-Direct" in capsys.readouterr().out
     unlearn.Plan(forget="random:5", pilots=1, slack=1e9, root=root, json=True, **SMALL).run()
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert plan["chosen"] == "nothing"
     assert next(iter(plan["options"])) == "nothing"
     assert set(plan["options"]) == {"nothing", "Newton", "DMM", "retrain"}
+    x, y = np.zeros((20, 2), np.float32), np.arange(20) % 2
+    np.savez(tmp_path / "other.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(DataError, match="fitted on other data"):
+        unlearn.Run(datamodel="weights", data=str(tmp_path / "other.npz"), forget="1", root=root, **SMALL).run()
     where = tmp_path / "out" / "e.json"
     with pytest.warns(UserWarning, match="within noise"):
         unlearn.Evaluate(methods="scrub, dm-direct", forget="random:5", out=where, root=root, **SMALL).run()

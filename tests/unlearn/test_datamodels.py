@@ -76,7 +76,14 @@ def test_a_regression_saves_and_says_what_it_does_not_know(tmp_path):
     bank, _ = linear_bank()
     model = ridge(bank)
     key = model.save(Store(tmp_path), {"bank": "tiny"})
-    np.testing.assert_array_equal(Store(tmp_path).get(key).read("weights"), model.weights)
+    again = type(model).of(Store(tmp_path).get(key))
+    forget = np.array([1, 4])
+    np.testing.assert_array_equal(again.predict_delta(forget, spots(5)), model.predict_delta(forget, spots(5)))
+    assert (again.lds, again.penalty, again.choices, again.cost) == (
+        model.lds, model.penalty, model.choices, model.cost,
+    )  # fmt: skip
+    with pytest.raises(DataError, match="no regression datamodel"):
+        type(model).of(Store(tmp_path).put("scores", {"of": "others"}, {"values": np.zeros(3)}))
     with pytest.raises(DataError, match="no weights for 2 points"):
         model.predict_delta(np.array([1]), spots(7))
     with pytest.raises(DataError, match="not among"):

@@ -24,6 +24,7 @@ def loaded():
     train = whole.train.select(range(24))
     train = type(train)(train.columns, train.ids, about)
     corpus = Corpus("tiny", train, whole.queries.select(range(2)), whole.vocabulary)
+    assert whole.vocabulary is not None
     shape = Shape(layers=1, width=16, heads=2, context=int(whole.train.lengths.max()), vocabulary=len(whole.vocabulary))
     model = new_model(shape)
     train_language_model(model, train, Training(epochs=4, batch=8, rate=1e-2), quiet=True)
@@ -76,6 +77,7 @@ def test_the_scale_is_chosen_on_other_documents(capsys, tmp_path, monkeypatch, l
 
 
 def test_only_a_known_training_is_repeated(loaded):
-    job = command._Forgetting(command.Document(document="Ada", model="elsewhere"), *loaded, store=None)  # type: ignore[arg-type]
+    model, corpus = loaded
+    job = command._Forgetting(command.Document(document="Ada", model="elsewhere"), model, corpus.train, None)
     with pytest.raises(UsageError, match="Only the demo's model"):
         command.retrained(job, None)  # type: ignore[arg-type]

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from cache import DataError, Examples, Store
+from cache import DataError, Entry, Examples, Store
+from cache.bank_store import StoredOutput
 from cache.retrained import Retrained, member_rows
 
 from .base import Cost, Lds, lds_of, spearman
@@ -38,7 +39,7 @@ class Regression:
     masks it was chosen by.
     """
 
-    weights: Float[np.ndarray, "n p c"]
+    weights: Float[np.ndarray, "n p c"] | StoredOutput
     train_ids: Int64[np.ndarray, " n"]
     point_ids: Int64[np.ndarray, " p"]
     penalty: float
@@ -60,7 +61,7 @@ class Regression:
                 f"This datamodel has no weights for {len(unknown)} points, for instance {unknown[:3]}.",
                 "Run its bank with them among the points; regression knows only points it was fitted on.",
             )
-        total = -self.weights[rows].sum(0)
+        total = -self.weights[np.flatnonzero(rows)].sum(0)
         return total[[where[int(i)] for i in points.ids]]
 
     def save(self, store: Store, inputs: dict[str, Any]) -> str:
@@ -68,11 +69,26 @@ class Regression:
         entry = store.put(
             "scores",
             {"datamodel": "regression", "penalty": self.penalty, **inputs},
-            {"weights": self.weights},
-            {"lds": list(self.lds), "train_ids": self.train_ids, "point_ids": self.point_ids},
+            {"weights": np.asarray(self.weights[:])},
+            {
+                "lds": list(self.lds), "train_ids": self.train_ids, "point_ids": self.point_ids,
+                "penalty": self.penalty, "trainings": self.trainings, "choices": list(self.choices.items()),
+            },
             {"weights": ("n", "p", "c")},
-        )
+        )  # fmt: skip
         return entry.key
+
+    @staticmethod
+    def of(entry: Entry) -> "Regression":
+        """What `save` kept; only the forgotten examples' weights are read. Raises DataError for another entry."""
+        if entry.inputs.get("datamodel") != "regression":
+            raise DataError(
+                f"{entry.key[:12]} holds {entry.kind}, no regression datamodel.", "Give what `unlearn datamodel` wrote."
+            )
+        train_ids, point_ids = (np.asarray(entry.about[name], np.int64) for name in ("train_ids", "point_ids"))
+        penalty, trainings = float(entry.about["penalty"]), int(entry.about["trainings"])
+        score, choices = Lds(*entry.about["lds"]), {float(k): float(v) for k, v in entry.about["choices"]}
+        return Regression(StoredOutput(entry, "weights"), train_ids, point_ids, penalty, score, choices, trainings)
 
 
 def ridge(bank: Retrained, penalties: Sequence[float] = LAMBDAS, seed: int = 0) -> Regression:

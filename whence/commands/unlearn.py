@@ -50,7 +50,8 @@ class Datamodel:
         store = Store(self.root)
         entry = store.get(self.bank)
         found = {"ridge": ridge, "lasso": lasso}[self.method](retrained_from(entry))
-        key = found.save(store, {"bank": entry.key, "method": self.method})
+        same = {name: entry.inputs[name] for name in ("train", "points")}
+        key = found.save(store, {"bank": entry.key, "method": self.method, **same})
         if self.name:
             store.name(self.name, store.get(key))
         if self.json:
@@ -75,6 +76,8 @@ class _Setting:
     """Trained models that forget; distances need an ensemble."""
     bank: int = 512
     """Models retrained on random subsets for the datamodel of dmm and dm-direct."""
+    datamodel: str | None = None
+    """One that `whence unlearn datamodel` kept, by name or key, instead."""
     share: float = 0.75
     """Of the training examples that each subset keeps."""
     epochs: int = 40
@@ -118,10 +121,21 @@ class Made:
         return self.bank.run(masks, 20_000 + np.arange(count), self.store)
 
     def datamodel(self) -> Any:
-        from cache import say
+        """The one that was named, or one fitted for this data. Raises DataError when it was fitted on other data."""
+        from cache import DataError, say
         from cache.retrained import subset_masks
-        from unlearn.datamodels import ridge
+        from unlearn.datamodels import Regression, ridge
 
+        if self.setting.datamodel is not None:
+            entry = self.store.get(self.setting.datamodel)
+            found = Regression.of(entry)
+            own = {"train": self.bank.train.fingerprint, "points": self.bank.points.fingerprint}
+            if any(entry.inputs.get(name) != value for name, value in own.items()):
+                raise DataError(
+                    f"The datamodel {self.setting.datamodel!r} was fitted on other data than {self.setting.data!r}.",
+                    "Fit one to a bank of this data (`whence bank run`), or leave --datamodel out.",
+                )
+            return found
         masks = subset_masks(len(self.bank.train), self.setting.bank, self.setting.share)
         found = ridge(self.bank.run(masks, store=self.store))
         say(f"datamodel: penalty {found.penalty:g}, LDS {found.lds}")
