@@ -137,6 +137,7 @@ def test_a_toml_job(capsys, tmp_path):
         (["evaluate", "missing"], 1, "no dictionary"),
         (["export", "d", "--to", "sparsify"], 2, "one after another"),
         (["edit", "d"], 2, "Nothing to change"),
+        (["edit", "d", "--delete-documents", "999"], 2, "No atom comes from document 999"),
         (["encode", "d", "--k", "31"], 2, "steps from a dictionary of 30"),
         (["steer", "d", "--prompt", "w1", "--atom", "99"], 2, "no atom 99"),
     ],

@@ -99,7 +99,7 @@ class Edit:
 
     Example:
 
-        whence decomp edit out/dictionary --delete-documents 3 17 --out out/edited
+        whence decomp edit out/dictionary --delete-documents 286934736 --out out/edited
     """
 
     dictionary: Folder
@@ -123,6 +123,12 @@ class Edit:
         for folder in self.merge:
             edited = merge(edited, open_dictionary(folder))
         if self.delete_documents:
+            if not set(self.delete_documents) & set(edited.provenance.document.tolist()):
+                listed = ", ".join(map(str, self.delete_documents))
+                raise UsageError(
+                    f"No atom comes from document {listed}.",
+                    "The feature page and `whence decomp compare --diff` show the documents of atoms.",
+                )
             edited = delete_documents(edited, self.delete_documents)
         path, done = save(edited, self.out), [dict(note) for note in edited.log[known:]]
         if self.json:
