@@ -13,7 +13,19 @@ SMALL: dict[str, dict[str, Any]] = {
     "01_cache": {"documents": 6},
     "03_dictionaries": {"size": 48, "k": 4, "documents": 16, "sparsities": (1, 4)},
     "04_unlearning": {"training": 100, "models": 8, "subsets": 40, "steps": 4, "size": 8, "epochs": 2},
-    "05_condensation": {"outer": 2, "networks": 2, "passes": 4},
+    "05_condensation": {"outer": 2, "networks": 2, "passes": 4, "matched": "mlp-8"},
+    "06_together": {
+        "documents": 12,
+        "size": 48,
+        "k": 4,
+        "training": 200,
+        "models": 8,
+        "epochs": 2,
+        "steps": 4,
+        "subsets": 40,
+        "outer": 2,
+        "hidden": 8,
+    },
 }
 
 
