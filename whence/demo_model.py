@@ -16,8 +16,8 @@ BIOGRAPHIES_TRAINING = Training(epochs=20, batch=64, rate=3e-3, decay=0.1, seed=
 
 
 def reference_model(store: Store | None = None, corpus: Corpus | None = None, quiet: bool = False) -> nn.Module:
-    """A transformer of 1.3 million parameters that has read the Python language reference: about a minute of
-    training on two cores the first time, then from the store (the user's own when None is given)."""
+    """A transformer of 1.3 million parameters that has read the Python language reference: about two
+    minutes of training on two cores the first time, then from the store (the user's own when None is given)."""
     docs = corpus or language_reference()
     words = docs.vocabulary
     assert words is not None  # a corpus of text

@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
@@ -35,6 +35,13 @@ def test_commands_exist() -> None:
             assert room.single or words[2] in room.commands, line
         elif words:
             assert words[0] in ("make", "whence"), line
+
+
+def test_the_map_of_commands_is_whole() -> None:
+    lines = {line.split()[1]: line for line in blocks("text")[0].splitlines()}
+    assert set(lines) == set(rooms())
+    for room in rooms().values():
+        assert room.single or lines[room.name].split(maxsplit=2)[2].split(" | ") == list(room.commands)
 
 
 def test_make_targets_exist() -> None:
