@@ -143,6 +143,14 @@ class Activations:
         drop = np.isin(self.position[at], list(positions)) | np.isin(self.token[at], list(tokens))
         return self.select(~drop)
 
+    def shuffled(self, seed: int = 0) -> "Activations":
+        """Documents in random order, the tokens of each still in theirs. A dictionary of limited size is filled by
+        what is read first: of a corpus in alphabetical order it would know the first letters only."""
+        at = slice(None) if self.rows is None else self.rows
+        documents, place = np.unique(self.document[at], return_inverse=True)
+        rank = np.random.default_rng(seed).permutation(len(documents))[place]
+        return self.select(np.argsort(rank, kind="stable"))
+
     def split(self, held_out: float = 0.1, seed: int = 0) -> tuple["Activations", "Activations"]:
         """(the rest, held out), cut by document so that no document is on both sides."""
         at = slice(None) if self.rows is None else self.rows

@@ -250,9 +250,9 @@ def work_done(store: Store, seconds: float) -> Table:
     rows = []
     for event in _once(store.events):
         entry = _named_entry(store, event)
-        source = "from the cache" if event.what == "hit" else "computed now" if event.what == "built" else "resumed"
+        source = {"hit": "cached", "built": "computed", "resumed": "resumed"}[event.what]
         rows.append((entry.name, event.key[:10], source, entry.size, f"{entry.seconds:.1f} s"))
-    computed = sum(row[2] != "from the cache" for row in rows)
+    computed = sum(row[2] != "cached" for row in rows)
     note = f"{computed} computed, {len(rows) - computed} from the cache; {seconds:.1f} s in all. Cache: {store.root}"
     return Table("Computed and cached", tuple(rows), ("artefact", "key", "", "size", "time"), note)
 

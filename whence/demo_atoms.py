@@ -78,7 +78,8 @@ def atoms_of(plan: AtomsPlan, shown: Shown) -> Atoms:
     train = shown.corpus.train
     acts = decomp.observe(shown.model, train, [plan.at], shown.store, quiet=shown.quiet)[plan.at]
     acts = acts.without(positions=[0])  # where every text begins says nothing about it
-    dictionary = build_once(plan.builder, acts, shown.store, {"skip": [0]}, quiet=shown.quiet)
+    read, how = acts.shuffled(), {"skip": [0], "documents": "shuffled"}
+    dictionary = build_once(plan.builder, read, shown.store, how, quiet=shown.quiet)
     found = features(dictionary, acts, top=4, quiet=shown.quiet)
     ids = sorted({passage.id for _, passage in shown.passages()})
     seen = train.select(train.rows_of(ids))

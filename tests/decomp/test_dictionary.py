@@ -202,6 +202,16 @@ def test_positions_and_tokens_are_left_out():
         Activations.of(np.ones((4, 2)), document=[1, 2])
 
 
+def test_shuffled_moves_whole_documents():
+    document = np.repeat(np.arange(9), 3)
+    acts = Activations.of(np.eye(27, 4), document=document, position=np.tile(np.arange(3), 9))
+    read = acts.without(positions=[0]).shuffled(1).whole()
+    assert sorted(read.document) == sorted(np.repeat(np.arange(9), 2))
+    assert (read.document[::2] == read.document[1::2]).all()
+    assert (read.document[::2] != np.arange(9)).any()
+    assert read.position.tolist() == [1, 2] * 9
+
+
 def test_activations_still_being_built_are_refused(tmp_path):
     from cache.layout import ArraySpec
 
