@@ -3,7 +3,9 @@
     python -m benchmarks.bank [--models 64 256] [--threads N]
 
 Both sides train every model on its own half of the data, in the same batches, with the same optimiser, and the
-largest difference of their logits is printed. The one-by-one side is timed on `--alone` models and scaled.
+largest difference of their logits is printed. The one-by-one side is timed on `--alone` models and scaled. GFLOP/s
+are the bank's, of the products and convolutions that training needs, to be held against the rate of one large product
+in the last line: what is missing goes into small products and into passes over memory.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cache import Classification, Examples
 from cache.bank import Bank
@@ -99,7 +102,27 @@ def compare(name: str, build: Callable[[], nn.Module], counts: list[int], alone:
         again, _ = one_by_one(bank, masks[:alone])
         slow = min(seconds, again) / alone * count
         off = np.abs(found["logits"][:alone] - expected).max()
-        print(f"| {name} | {count} | {slow:.1f} | {took:.1f} | {slow / took:.1f} | {off:.0e} |", flush=True)
+        rate = operations(build()) * bank.recipe.passes(int(masks.sum())) / took / 1e9
+        print(
+            f"| {name} | {count} | {slow:.1f} | {took:.1f} | {slow / took:.1f} | {rate:.1f} | {off:.0e} |", flush=True
+        )
+
+
+def operations(model: nn.Module) -> float:
+    """Multiplications and additions of an example's forward and backward pass."""
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(torch.zeros(32, 64)), torch.zeros(32, dtype=torch.long)).backward()
+    return counter.get_total_flops() / 32
+
+
+def product_rate(size: int = 1024, times: int = 8) -> float:
+    """GFLOP/s of a product of two large matrices."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    torch.mm(a, b)
+    started = time.perf_counter()
+    for _ in range(times):
+        torch.mm(a, b)
+    return times * 2 * size**3 / (time.perf_counter() - started) / 1e9
 
 
 def main() -> None:
@@ -110,10 +133,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    print("| model | copies | one by one, s | bank, s | ratio | largest difference of logits |")
-    print("|---|---|---|---|---|---|")
+    print("| model | copies | one by one, s | bank, s | ratio | GFLOP/s | largest difference of logits |")
+    print("|---|---|---|---|---|---|---|")
     for name, build in MODELS.items():
         compare(name, build, options.models, options.alone)
+    print(f"\n{torch.get_num_threads()} threads; one product of 1024 x 1024 matrices: {product_rate():.0f} GFLOP/s")
 
 
 if __name__ == "__main__":
