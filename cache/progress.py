@@ -41,9 +41,23 @@ def bar(
         unit=unit,
         disable=quiet or os.environ.get("WHENCE_QUIET") == "1",
         mininterval=0.1 if interactive else LOG_SECONDS,
+        delay=0 if interactive else LOG_SECONDS,
         dynamic_ncols=interactive,
         leave=interactive,
+        file=None if interactive else _Log(),
     )
+
+
+class _Log:
+    """Standard error where it is a file: every state of a bar on a line of its own, nothing drawn over."""
+
+    def write(self, text: str) -> None:
+        line = text.replace("\x1b[A", "").strip()
+        if line:
+            print(line, file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def say(message: str) -> None:
