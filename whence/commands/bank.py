@@ -60,8 +60,8 @@ class Run:
             masks = oracle_masks(bank.train.ids, forget_ids(self.without, bank.train), self.models)
         store = Store(self.root)
         say(
-            f"Plan: {self.models} networks {self.network}, each trained {self.epochs} epochs on "
-            f"{int(masks[0].sum())} of {len(bank.train)} examples; {self.keep} at {len(bank.points)} points, into {store.root}"
+            f"Plan: {self.models} networks {self.network}, each trained {self.epochs} epochs on {int(masks[0].sum())} "
+            f"of {len(bank.train)} examples; {self.keep} at {len(bank.points)} points, into {store.root}"
         )
         bank.run(masks, self.seed + np.arange(self.models), store, cluster=self.cluster)
         entry = store.open("bank", bank.inputs(masks, self.seed + np.arange(self.models)))
