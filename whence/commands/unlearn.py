@@ -25,11 +25,11 @@ METHODS = (
 class Datamodel:
     """Fit a datamodel to a bank: every logit of every point as a linear function of who was in the training set.
 
-    Prints its linear datamodeling score on held-out masks.
+    Prints its linear datamodeling score on held-out masks. `whence unlearn run --datamodel NAME` uses what is kept.
 
     Example:
 
-        whence unlearn datamodel digits-subsets --method ridge
+        whence unlearn datamodel digits-subsets --method ridge --name digits-ridge
     """
 
     bank: tyro.conf.Positional[str]
@@ -66,8 +66,7 @@ class Datamodel:
 @dataclass(frozen=True)
 class _Setting:
     forget: str = "random:20"
-    """random:20, random:20:3 (seed), neighbours:17:20 (nearest to example 17 in its class), class:8:20, ids such as
-    3,17,29, or a file of ids."""
+    """random:20, random:20:3 (a seed), neighbours:17:20 (of example 17, in its class), class:8:20, 3,17,29, a file."""
     data: str = "digits"
     """digits, or an .npz with x_train, y_train, x_test and y_test."""
     network: str = "mlp-32"
@@ -180,7 +179,7 @@ class Run(_Setting):
     """
 
     method: str = "dmm"
-    """dmm, dm-direct, oracle-matching, retrain, fine-tune, ascent, descent-ascent, neggrad, scrub, salun, l1,
+    """One of dmm, dm-direct, oracle-matching, retrain, fine-tune, ascent, descent-ascent, neggrad, scrub, salun, l1,
     newton."""
     out: Path = Path("out/unlearned.npz")
     """Weights by parameter name, [models, ...], and the ledger as JSON."""
