@@ -30,7 +30,7 @@ from .demo_model import REFERENCE_SHAPE, REFERENCE_TRAINING
 from .language_model import Shape, Training, continuation, model_inputs, trained_model
 from .story import Atoms, Condensing, Forgetting, Story, plain, rebuilt
 
-FORMAT = 2  # of the stored parts; raised when what they hold or how it is computed changes
+FORMAT = 3  # of the stored parts; raised when what they hold or how it is computed changes
 # four beginnings in the reference's own words, four in ours
 PROMPTS = (
     'In a generator function, the "return"',
