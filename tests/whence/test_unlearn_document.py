@@ -46,7 +46,7 @@ def said(capsys, *arguments: str) -> dict:
 
 def test_a_document_is_forgotten_and_the_file_says_so(capsys, tmp_path, loaded):
     out = tmp_path / "forgot.safetensors"
-    told = said(capsys, "--out", str(out))
+    told = said(capsys, "--scale", "1", "--out", str(out))
     assert told["passages"] == 2
     assert told["forgotten after"] > told["forgotten before"]
     assert told["of retraining"] > 0
@@ -54,7 +54,7 @@ def test_a_document_is_forgotten_and_the_file_says_so(capsys, tmp_path, loaded):
         ledger = json.loads(file.metadata()["ledger"])
         assert ledger[0]["forgotten"] == sorted(int(i) for i in loaded[1].train.ids[:2])
         assert len(file.keys()) == len(dict(loaded[0].named_parameters()))
-    low = said(capsys, "--rank", "2", "--rate", "0.01", "--out", str(out))
+    low = said(capsys, "--scale", "1", "--rank", "2", "--rate", "0.01", "--out", str(out))
     assert low["forgotten after"] > low["forgotten before"]
     with safe_open(out, "pt") as file:
         assert not [name for name in file.keys() if "parametrizations" in name]  # noqa: SIM118
@@ -74,6 +74,9 @@ def test_the_scale_is_chosen_on_other_documents(capsys, tmp_path, monkeypatch, l
     assert said(capsys, "--pilots", "Bo", "--scales", "0.5", "2.0", "--out", out)["scale"] in (0.5, 2.0)
     assert main(["unlearn", "document", *QUIET, "--pilots", "Ada"]) != 0
     assert "cannot calibrate its own removal" in capsys.readouterr().err
+    for both_or_neither in ((), ("--pilots", "Bo", "--scale", "1")):
+        assert main(["unlearn", "document", *QUIET, *both_or_neither]) == 2
+        assert "either --scale, or --pilots" in capsys.readouterr().err
 
 
 def test_only_a_known_training_is_repeated(loaded):

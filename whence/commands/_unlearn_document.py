@@ -43,8 +43,8 @@ class Document:
     """Layers that the prediction moves, by clean name; "*" for every linear map."""
     damping: float = 0.1
     """Times each site's mean eigenvalue."""
-    scale: float = 1.0
-    """Of the predicted change."""
+    scale: float | None = None
+    """Of the predicted change: this or --pilots."""
     pilots: tuple[str, ...] = ()
     """Choose the scale on these documents instead."""
     scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
@@ -53,7 +53,8 @@ class Document:
     """Of fine-tuning."""
     batch: int = 8
     """Passages a step."""
-    rate: float = 1e-3
+    rate: float = 3e-4
+    """Of Adam. Low-rank updates bear ten times as much; more moves what is retained."""
     rank: int = 0
     """Train low-rank updates of this rank; 0 trains every weight."""
     epochs: int = 12
@@ -68,16 +69,21 @@ class Document:
     """Print JSON."""
 
     def run(self) -> None:
-        from cache import Store, named_parameters
+        from cache import Store, UsageError, named_parameters
         from unlearn.loop import run
         from unlearn.lora import merge
         from whence.inputs import load_data, load_model
 
+        if (self.scale is None) == (not self.pilots):
+            raise UsageError(
+                "The size of the prediction is not known: uncalibrated, it can overshoot a removal many times over.",
+                "Give either --scale, or --pilots to choose it on other documents.",
+            )
         store = Store(self.root)
         model, vocabulary = load_model(self.model, store, quiet=self.quiet)
         train = load_data(self.data, vocabulary).train
         job = _Forgetting(self, model, train, store)
-        scale = job.calibrated() if self.pilots else self.scale
+        scale = job.calibrated() if self.scale is None else self.scale
         deletion = job.deletion(self.document)
         done = run(job.method(scale), deletion, quiet=self.quiet)
         before, after = job.losses(job.lanes(), deletion), job.losses(done.models, deletion)
