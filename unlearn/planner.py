@@ -106,11 +106,8 @@ def candidates(deletion: Deletion, *, newton: Newton | None = None, dmm: DMM | N
         points = dmm.matching.points(forgotten, kept)
         passes = dmm.matching.passes(forgotten, kept) + (float(asked(forgotten, points)) if asked else 0.0)
         cost = dmm.datamodel.cost if isinstance(dmm.datamodel, Datamodel) else None
-        once = (
-            "a datamodel for every model"
-            if cost is None
-            else f"{cost.trainings:,.0f} trainings, {cost.passes:,.0f} passes"
-        )
+        made = {} if cost is None else {"trainings": cost.trainings, "passes": cost.passes}
+        once = ", ".join(f"{n:,.0f} {what}" for what, n in made.items() if n) or "a datamodel for every model"
         found.append(Candidate(dmm.name, dmm, passes, once, "steps x batch + points / 3 + prediction"))
     retrain = Candidate(RETRAIN, None, float(deletion.retraining), "", "epochs x kept examples")
     return (*found, retrain)
