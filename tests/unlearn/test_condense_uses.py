@@ -185,9 +185,10 @@ def test_the_report_shows_the_grid_and_the_card(tmp_path, made):
     assert grid(made).shape == (6, 5, 3)
 
 
-def test_commands_condense_judge_and_report(tmp_path, capsys, store):
+def test_commands_condense_judge_and_report(tmp_path, capsys, store, monkeypatch):
     from whence.commands.condense import COMMANDS
 
+    monkeypatch.delenv("WHENCE_QUIET", raising=False)
     pool = image_pool(channels=1)
     x = pool.scaling.undo(pool.x)
     data = tmp_path / "data.npz"
@@ -196,9 +197,15 @@ def test_commands_condense_judge_and_report(tmp_path, capsys, store):
     common = {"data": str(data), "json": True}
     COMMANDS["run"](out=out, network="mlp-4", outer=2, inner=2, epochs=1, real_batch=4, quiet=True, **common).run()
     assert json.loads(capsys.readouterr().out)[0]["path"] == str(out)
-    COMMANDS["evaluate"](sets=(out,), networks=("mlp-4",), count=2, passes=5, baselines=("herding",), **common).run()
-    table = json.loads(capsys.readouterr().out)
-    assert set(table) == {str(out), "herding"}
+    two, rows = tmp_path / "two.npz", [0, 1, 7, 8, 16, 17]
+    Condensed(pool.x[rows], np.eye(3)[pool.y[rows]], pool.scaling, np.zeros(1), np.arange(6), {"data": "other"}).save(
+        two
+    )
+    COMMANDS["evaluate"]((out, two), networks=("mlp-4",), count=1, passes=1, baselines=("herding",), **common).run()
+    said = capsys.readouterr()
+    assert set(json.loads(said.out)) == {str(out), str(two), "herding, 1 a class", "herding, 2 a class"}
+    assert f"{two} was made from other data" in said.err
+    assert f"{out} was made" not in said.err
     assert "accuracy mlp-4" in Condensed.load(out).about["measured"]
     COMMANDS["report"](set=out).run()
     assert out.with_suffix(".html").exists()

@@ -73,5 +73,6 @@ def plot_velocity(curves: dict[str, Float[np.ndarray, "e t"]], ax: "Axes | None"
         axes.plot(moments, mean, label=name)
         axes.fill_between(moments, mean - spread, mean + spread, alpha=0.2)
     axes.set(xlabel="moment of training", ylabel="log10 kernel velocity")
+    axes.locator_params(axis="x", integer=True)
     axes.legend(frameon=False)
     return axes

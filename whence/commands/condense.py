@@ -1,5 +1,6 @@
 """Fewer data: a small synthetic set that trains like the large one."""
 
+import itertools
 import json as json_module
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,7 @@ class Evaluate:
     """Print JSON."""
 
     def run(self) -> None:
+        from cache import say
         from unlearn.condense import Condensed, Training, evaluate, network, select
 
         if not self.sets:
@@ -126,9 +128,13 @@ class Evaluate:
         made = {str(path): Condensed.load(path) for path in self.sets}
         train, test = load(self.data, next(iter(made.values())))
         judged: dict[str, Any] = {name: [one] for name, one in made.items()}
-        per_class = len(next(iter(made.values()))) // train.classes
-        for rule in self.baselines:
-            judged[rule] = [select(train, rule, per_class, seed) for seed in range(3 if rule == "random" else 1)]
+        for name, one in made.items():
+            if one.about.get("data") != train.fingerprint:
+                say(f"{name} was made from other data than {self.data}.")
+        sizes = sorted({len(one) // train.classes for one in made.values()})
+        for size, rule in itertools.product(sizes, self.baselines):
+            name = rule if len(sizes) == 1 else f"{rule}, {size} a class"
+            judged[name] = [select(train, rule, size, seed) for seed in range(3 if rule == "random" else 1)]
         table = {
             name: {
                 net: evaluate(given, test, network(net), Training(self.passes, self.lr), self.count)
