@@ -87,6 +87,23 @@ class Factors:
         eigenvectors: Q_S ((Q_S^T V Q_A) / (lambda + damping)) Q_A^T)."""
         return {site: self._apply(site, value, self.inverse(site)) for site, value in gradients.items()}
 
+    def inverse_gradients(
+        self, inputs: Mapping[str, Float[Array, "b _s _i"]], grads: Mapping[str, Float[Array, "b _s _o"]]
+    ) -> dict[str, Float[Array, "b _o _i"]]:
+        """(G + damping I)^-1 applied to every example's gradient, from a frame's layer inputs and output gradients:
+        the examples' positions are rotated where that costs less than rotating the formed gradients."""
+        found = {}
+        for site, a in inputs.items():
+            g, factors = grads[site], self.per_site[site]
+            scale = jnp.asarray(self.inverse(site), a.dtype)
+            if factors.qa is None or factors.qs is None:
+                found[site] = kernels.gradients(a, g) * scale
+                continue
+            qa, qs = jnp.asarray(factors.qa, a.dtype), jnp.asarray(factors.qs, a.dtype)
+            order = kernels.rotation_order(a.shape[1], g.shape[2], a.shape[2])
+            found[site] = kernels.preconditioned(a, g, qa, qs, scale, order)
+        return found
+
     def product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
         """(G + damping I) applied to gradients, site by site."""
         return {site: self._apply(site, value, self.damped(site)) for site, value in gradients.items()}

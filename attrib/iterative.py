@@ -15,6 +15,7 @@ from cache import DataError, UsageError
 from cache.bridge import to_jax, to_torch
 from cache.build import Run
 
+from . import kernels
 from .factors import Damping, Factors
 from .gauss_newton import GaussNewton
 from .solvers import Solution
@@ -60,6 +61,12 @@ class Solved(Factors):
         b = {name: to_torch(value).to(self.run.device, dtype) for name, value in gradients.items()}
         found = self.solve(b)
         return {name: _like(value, gradients[name]) for name, value in found.x.items()}
+
+    def inverse_gradients(
+        self, inputs: Mapping[str, Float[Array, "b _s _i"]], grads: Mapping[str, Float[Array, "b _s _o"]]
+    ) -> dict[str, Float[Array, "b _o _i"]]:
+        """`inverse_product` of every example's gradient."""
+        return self.inverse_product({name: kernels.gradients(a, grads[name]) for name, a in inputs.items()})
 
     def product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
         """(G + damping) applied to gradients, exactly."""

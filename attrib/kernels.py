@@ -121,6 +121,18 @@ def gradients(a: Float[Array, "b s i"], g: Float[Array, "b s o"]) -> Float[Array
     return _formed(a, g)
 
 
+@partial(jax.jit, static_argnames="order")
+def rotated(
+    a: Float[Array, "b s i"],
+    g: Float[Array, "b s o"],
+    qa: Float[Array, "i i"],
+    qs: Float[Array, "o o"],
+    order: Order,
+) -> Float[Array, "b o i"]:
+    """Q_S^T G_b Q_A of every example."""
+    return _formed(a @ qa, g @ qs) if order == "positions" else rotate(_formed(a, g), qa, qs)
+
+
 @jax.jit
 def rotate(matrix: Float[Array, "q o i"], qa: Float[Array, "i i"], qs: Float[Array, "o o"]) -> Float[Array, "q o i"]:
     """Q_S^T G Q_A: into the eigenbasis."""
@@ -133,6 +145,19 @@ def rotate_back(
 ) -> Float[Array, "q o i"]:
     """Q_S G Q_A^T: out of the eigenbasis."""
     return jnp.einsum("po,qoi,ji->qpj", qs, matrix, qa)
+
+
+@partial(jax.jit, static_argnames="order")
+def preconditioned(
+    a: Float[Array, "b s i"],
+    g: Float[Array, "b s o"],
+    qa: Float[Array, "i i"],
+    qs: Float[Array, "o o"],
+    scale: Float[Array, "o i"],
+    order: Order,
+) -> Float[Array, "b o i"]:
+    """Q_S (scale * (Q_S^T G_b Q_A)) Q_A^T of every example."""
+    return rotate_back(scale * rotated(a, g, qa, qs, order), qa, qs)
 
 
 @partial(jax.jit, static_argnames="group")

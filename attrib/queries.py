@@ -7,13 +7,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Array, Float, Int64
 from torch import nn
 
 from cache import DataError, Examples, NumericalError, ResourceError, Task, UsageError, say
 from cache.build import BATCH_POSITIONS, Frame, memory_limit
 
-from . import contraction, kernels
+from . import contraction
 from .contraction import Form, Held
 from .factors import Factors
 from .lowrank import LowRank, truncated
@@ -129,33 +129,35 @@ def gather(
     options: FitOptions,
 ) -> dict[str, tuple[jax.Array, ...]]:
     """What `keep` makes of the preconditioned gradients [b o i] of a few queries at a time, in the queries' order."""
-    parts: dict[str, list[tuple[np.ndarray, ...]]] = {site.name: [] for site in factors.sites}
-    order, sizes = [], []
-    for rows, gradients in raw_gradients(factors, model, task, queries, options):
-        prepared = factors.inverse_product(gradients)
-        for name, value in prepared.items():
-            parts[name].append(tuple(np.asarray(x)[: len(rows)] for x in keep(name, value)))
-        order.append(rows)
-        sizes.append(np.sum([np.asarray(jnp.abs(v).sum((1, 2))) for v in prepared.values()], 0)[: len(rows)])
-    back = np.argsort(np.concatenate(order))
-    check_gradients(queries, np.concatenate(sizes)[back])
-    return {
-        name: tuple(jnp.asarray(np.concatenate(arrays)[back]) for arrays in zip(*blocks))
-        for name, blocks in parts.items()
-    }
+    held: dict[str, list[np.ndarray]] = {}
+    sizes = np.zeros(len(queries), np.float32)
+    for frame in query_frames(factors, model, task, queries, options):
+        rows = frame.rows
+        for name, value in factors.inverse_gradients(frame.inputs, frame.grads).items():
+            kept = [np.asarray(x) for x in keep(name, value)]
+            if name not in held:
+                held[name] = [np.empty((len(queries), *x.shape[1:]), x.dtype) for x in kept]
+            for whole, part in zip(held[name], kept):
+                whole[rows] = part[: len(rows)]
+            sizes[rows] += np.asarray(_absolute_sums(value))[: len(rows)]
+    check_gradients(queries, sizes)
+    return {name: tuple(jnp.asarray(x) for x in held.pop(name)) for name in list(held)}
 
 
-def raw_gradients(
+@jax.jit
+def _absolute_sums(value: Float[Array, "b o i"]) -> Float[Array, " b"]:
+    return jnp.abs(value).sum((1, 2))
+
+
+def query_frames(
     factors: Factors, model: nn.Module, task: Task, queries: Examples, options: FitOptions
-) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
-    """Rows and gradients [full o i] a site of the queries' measurement, as many at a time as an eighth of the memory
-    limit holds."""
+) -> Iterator[Frame]:
+    """Frames of the queries' measurement, of as many queries as an eighth of the memory limit holds gradients of."""
     run = make_run(model, task, queries, factors.sites, "measurement", 0, options)
     width = int(queries.lengths.max())
     at_once = max(1, memory_limit(options.memory) // 8 // gradient_bytes(factors))
     run = replace(run, positions=min(run.positions or width, at_once * width))
-    for frame in run.frames(desc="queries", quiet=options.quiet):
-        yield frame.rows, {s.name: kernels.gradients(frame.inputs[s.name], frame.grads[s.name]) for s in run.sites}
+    return run.frames(desc="queries", quiet=options.quiet)
 
 
 def check_gradients(queries: Examples, sizes: Float[np.ndarray, " q"]) -> None:

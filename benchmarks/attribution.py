@@ -161,6 +161,33 @@ def product_rate() -> float:
     return best
 
 
+def score_operations(size: Size) -> tuple[float, float, float]:
+    """Floating-point operations of preconditioning a query, of forming an example's gradients, and of the product of
+    the two."""
+    d, s = size.d, size.length
+    precondition = form = product = 0.0
+    for i, o in ((d + 1, 4 * d), (4 * d + 1, d)):
+        precondition += size.layers * 2.0 * (s * (i * i + o * o) + s * i * o + o * i * (o + i))
+        form += size.layers * 2.0 * s * i * o
+        product += size.layers * 2.0 * i * o
+    return precondition, form, product
+
+
+def forming_rate(size: Size) -> float:
+    """Operations a second of forming per-example gradients of the first site, one after the other."""
+    import jax
+
+    from attrib import kernels
+
+    a, g = (jax.numpy.ones((64, size.length, w)) for w in (size.d + 1, 4 * size.d))
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(kernels.gradients(a, g))
+        best = max(best, 2 * 64 * size.length * (size.d + 1) * 4 * size.d / (time.perf_counter() - start))
+    return best
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", choices=["whence", "kronfluence"])
@@ -224,6 +251,11 @@ def report(out: Path, size: Size, many: int) -> None:
     print(
         f"fit: {work / 1e12:.2f} T operations, {work / ours['fit'] / 1e9:.0f} G/s, "
         f"{work / ours['fit'] / rate:.0%} of this machine's product rate ({rate / 1e9:.0f} G/s)"
+    )
+    query, form, product = score_operations(size)
+    print(
+        f"scores: {query / 1e9:.1f} G operations to precondition a query, {form / 1e9:.2f} G to form an example's "
+        f"gradients (at {forming_rate(size) / 1e9:.0f} G/s), {product / 1e9:.3f} G a pair"
     )
 
 

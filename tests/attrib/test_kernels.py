@@ -91,6 +91,8 @@ def test_rotation_there_and_back_is_nothing(shape: tuple[int, ...]) -> None:
     there = kernels.rotate(jnp.asarray(formed(a, g), jnp.float32), qa, qs)
     close(there, np.array([qs.T @ one @ qa for one in formed(a, g)]))
     close(kernels.rotate_back(there, qa, qs), formed(a, g))
+    for order in ("positions", "gradients"):
+        close(kernels.rotated(a, g, qa, qs, order), np.asarray(there), 1e-4)
 
 
 @pytest.mark.parametrize("group", [1, 2, 16])

@@ -112,6 +112,22 @@ def test_weighted_truncation_loses_least_of_the_score() -> None:
     np.testing.assert_array_equal(curvature_weights(np.zeros((2, 3))).u, [1, 1])
 
 
+@pytest.mark.parametrize("positions", [2, 60])
+def test_inverse_of_gradients_as_they_come(positions: int) -> None:
+    """From positions as from formed gradients, whichever is rotated; without a basis too."""
+    rng = np.random.default_rng(0)
+    o, i = 12, 15
+    site = find_sites(torch.nn.Linear(i, o, bias=False), quiet=True)
+    qa, qs = (np.linalg.qr(rng.normal(size=(w, w)))[0] for w in (i, o))
+    a, g = (jnp.asarray(rng.normal(size=(3, positions, w)), jnp.float32) for w in (i, o))
+    for bases in ((qa, qs), (None, None)):
+        state = attrib.SiteFactors(*bases, rng.random((o, i)))
+        factors = attrib.Factors("ekfac", site, {site[0].name: state}, 1, attrib.Damping(), {})
+        found = factors.inverse_gradients({site[0].name: a}, {site[0].name: g})[site[0].name]
+        wanted = factors.inverse_product({site[0].name: kernels.gradients(a, g)})[site[0].name]
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+
+
 def test_forms_agree() -> None:
     rng = np.random.default_rng(0)
     a, g = (jnp.asarray(rng.normal(size=(3, 5, w)), jnp.float32) for w in (6, 7))
