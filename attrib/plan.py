@@ -21,6 +21,7 @@ from .method import FitOptions, make_run
 from .precision import Precision, itemsize
 from .queries import RANK, Rank
 from .room import fit_bytes
+from .scores import shard_rows
 
 SAMPLE_POSITIONS = 1024  # run for the measurement
 SYMMETRIC = 5 / 8  # of a full product's operations, in four blocks, where it is wide
@@ -138,7 +139,8 @@ def make_plan(
         )  # fmt: skip
     if index_width:
         operations = everything(model) * positions + rotated_operations(chosen, len(examples), longest)
-        stages.append(Stage("index", 1, operations, 0, index_width * len(examples) * 2))
+        held_rows = shard_rows(len(examples)) * index_width * 4 + sum(4 * w * w for site in chosen for w in site.shape)
+        stages.append(Stage("index", 1, operations, held_rows, index_width * len(examples) * 2))
     timed = tuple(rates.time(stage, positions) for stage in stages)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     memory = weights + batch + max(stage.memory for stage in stages)

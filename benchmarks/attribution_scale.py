@@ -1,8 +1,9 @@
 """What scale costs in agreement: ranks, precision, index and prefilters against exact scores; the kernels' rates.
 
-    python -m benchmarks.attribution_scale [--tiny] [--examples 300]
+    python -m benchmarks.attribution_scale [--tiny] [--examples 300 --completions 56]
 
-On the demo's model and the language reference (trained on first use), or with --tiny on an untrained one.
+On the demo's model and the language reference (trained on first use), or with --tiny on an untrained one. Queries are
+the data's own and, with --completions, the last one to eight tokens of passages that are not scored.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from attrib.prefilter import RULES, lexical_scores, recall_by_share
 from attrib.queries import prepared_queries
 from attrib.scores import row_source
 from attrib.sketches import Sketch
-from cache import LanguageModelling, Store, find_sites, gradients
+from cache import Examples, LanguageModelling, Store, find_sites, gradients
 from whence.corpora import language_reference
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -46,18 +47,32 @@ def problem(tiny: bool, store: Store) -> tuple[Any, Any, Any]:
     return model, docs.train.select(range(48)), docs.queries.select(range(4))
 
 
+def with_completions(queries: Examples, passages: Examples, count: int) -> Examples:
+    """These queries and the first passages' last one to eight tokens in turn, given what is before them."""
+    whole = [queries.columns[name] for name in ("input_ids", "labels")]
+    rows = [r for r in range(len(passages)) if passages.lengths[r] > 24][:count]
+    tokens = [passages.columns["input_ids"][r] for r in rows]
+    ends = [t[-(1 + place % 8) :] for place, t in enumerate(tokens)]
+    labels = [np.concatenate([np.full(len(t) - len(end), -100, np.int64), end]) for t, end in zip(tokens, ends)]
+    columns = {"input_ids": [*whole[0], *tokens], "labels": [*whole[1], *labels]}
+    return Examples(columns, np.arange(len(columns["labels"]), dtype=np.int64), {})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--root", help="the store")
     parser.add_argument("--examples", type=int, help="training examples to score, drawn at random; all by default")
+    parser.add_argument("--completions", type=int, default=0, help="as many more queries, of passages not scored")
     options = parser.parse_args()
     store, task = Store(options.root), LanguageModelling()
     model, train, queries = problem(options.tiny, store)
     sites = find_sites(model, "*.mlp.*")
     factors = attrib.EKFAC().fit(model, task, train, sites=sites, store=store)
     if options.examples:
-        train = train.select(np.sort(np.random.default_rng(0).permutation(len(train))[: options.examples]))
+        drawn = np.random.default_rng(1).permutation(len(train))
+        queries = with_completions(queries, train.select(drawn[options.examples :]), options.completions)
+        train = train.select(np.sort(drawn[: options.examples]))
     gradients(make_run(model, task, train, sites, "loss", 0, attrib.FitOptions()), store)  # one pass of the model
     exact = attrib.score(factors, model, task, queries, train, store=store, rank=None)
     print(f"{len(train)} examples, {len(queries)} queries, {len(sites)} sites\n")

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import whence.inputs
 from whence.cli import main
@@ -83,12 +84,13 @@ def test_score_through_a_dictionary_and_who_built_an_atom(capsys, tmp_path, load
 
 def test_index_and_query(capsys) -> None:
     built = said(capsys, "index", "--width", "300", "--check", "3")
-    assert built["width"] == 300
-    assert 0 <= built["recall_at_10"] <= built["recall_at_10_of_100"] == 1.0
-    found = said(capsys, "query", "--width", "300", "--candidates", "12", "--top", "10", "--check")
+    assert 200 < built["width"] <= 300
+    assert 0 <= built["recall_at_10_index"] <= built["recall_at_10_reranked"] == 1.0
+    found = said(capsys, "query", "--width", "300", "--candidates", "12", "--top", "3", "--check")
     assert found["index"] == built["key"]
-    assert 0 < found["recall_at_10"] <= 1
-    assert found["recall_at_10"] == found["recall_at_10_of_candidates"] <= 1
+    assert 0 < found["recall_at_10_index"] <= found["recall_at_10_reranked"] <= 1
+    assert main(["attrib", "query", "--width", "300", "--quiet", "--first", "1", "--check"]) == 0
+    assert "after its 24 best are reranked" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("view", ["output", "input", "position"])
@@ -104,8 +106,26 @@ def test_tokens(capsys, tmp_path, view) -> None:
                 assert passage["nats"] == pytest.approx(one["nats"], rel=1e-3)
             assert sum(t["nats"] for t in passage["tokens"]) == pytest.approx(passage["nats"], rel=1e-4)
     assert "<html" in page.read_text("utf-8")
-    assert main(["attrib", "tokens", "--quiet", "--first", "1"]) == 0
-    assert "nats" not in capsys.readouterr().out
+    assert main(["attrib", "tokens", "--view", view, "--quiet", "--first", "1"]) == 0
+    assert capsys.readouterr().out.startswith("Influence of the examples that help most, in nats")
+
+
+def test_an_example_that_overflows_is_named_and_left_out_by_choice(capsys, loaded) -> None:
+    model, corpus = loaded
+    odd = torch.as_tensor(corpus.train.columns["input_ids"][5])
+
+    def overflow(module, args, out):
+        rows = torch.tensor([len(odd) <= len(t) and bool((t[: len(odd)] == odd).all()) for t in args[0]])
+        if out.requires_grad:
+            out.register_hook(lambda g: g.masked_fill(rows[:, None, None], float("inf")))
+
+    handle = model.register_forward_hook(overflow)
+    try:
+        assert main(["attrib", "fit", "--quiet"]) == 1
+        assert f"ids [{corpus.train.ids[5]}]" in capsys.readouterr().err
+        assert said(capsys, "fit", "--skip-nan")["examples"] == 23
+    finally:
+        handle.remove()
 
 
 def test_plan_and_report(capsys, tmp_path) -> None:

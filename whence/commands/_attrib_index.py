@@ -11,6 +11,9 @@ from ._attrib_job import Job, Loaded, Questions, lists, print_json, show_lists
 
 if TYPE_CHECKING:
     from attrib.index import Index as Built
+    from cache import Examples
+
+CANDIDATES = 100  # of each query, reranked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,25 +67,16 @@ class Index(Compressed, Job):
             print_json(facts)
             return
         print(f"{facts['examples']} examples, {width} numbers each, {facts['bytes'] / 1e6:.1f} MB: {facts['key'][:12]}")
-        if "recall_at_10" in facts:
-            print(f"recall@10 on {facts['checked']} training examples as queries: {facts['recall_at_10']:.3f}, "
-                  f"among its 100 best (what a rerank sees) {facts['recall_at_10_of_100']:.3f}")  # fmt: skip
+        if self.check > 0:
+            print(f"with {facts['checked']} training examples as queries, {recall_line(facts, CANDIDATES)}")
 
     def _recall(self, loaded: Loaded, index: "Built") -> dict[str, Any]:
-        import attrib
-        from attrib.index import recall_of
-
         rows = np.random.default_rng(0).permutation(len(loaded.train))[: self.check]
         queries = loaded.train.select(np.sort(rows))
-        exact = attrib.score(*loaded.scoring, queries, loaded.train, store=loaded.store, options=self.options)
-        hits = index.search(loaded.model, loaded.task, queries, 101, self.options)
+        hits = index.search(loaded.model, loaded.task, queries, CANDIDATES + 1, self.options)
         own = {int(i): int(i) for i in queries.ids}
-        others = np.array([[i for i in row if i != q][:100] for row, q in zip(hits.ids.tolist(), queries.ids)])
-        return {
-            "checked": len(queries),
-            "recall_at_10": float(recall_of(others[:, :10], exact, 10, own).mean()),
-            "recall_at_10_of_100": float(recall_of(others, exact, 10, own).mean()),
-        }
+        others = np.array([[i for i in row if i != q][:CANDIDATES] for row, q in zip(hits.ids.tolist(), queries.ids)])
+        return {"checked": len(queries), **recalls(loaded, queries, others, own)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +91,14 @@ class Query(Questions, Compressed, Job):
         whence attrib query --prompt "The yield expression is used when" --completion " defining a generator" --check
     """
 
-    candidates: int = 100
+    candidates: int = CANDIDATES
     """Found by the index for each query."""
     top: int = 10
     """Listed."""
     rerank: bool = True
     """Score the candidates exactly."""
     check: bool = False
-    """Score everything as well, and report recall@10 of what was listed and of the candidates."""
+    """Score everything as well, and report recall@10 of the index alone and after the rerank."""
     json: bool = False
     """Print JSON."""
 
@@ -123,21 +117,33 @@ class Query(Questions, Compressed, Job):
         entries = lists(loaded, queries, {"helpful": (best.ids, best.scores)})
         facts: dict[str, Any] = {"index": index.entry.key, "exact": self.rerank, "queries": entries}
         if self.check:
-            facts |= self._recall(loaded, queries, best.ids, hits.ids)
+            facts |= recalls(loaded, queries, hits.ids)
         if self.json:
             print_json(facts)
             return
         show_lists(entries)
         if self.check:
-            print(f"\nrecall@10 against the exact scores: {facts['recall_at_10']:.3f}; "
-                  f"of the {self.candidates} candidates {facts['recall_at_10_of_candidates']:.3f}")  # fmt: skip
+            print(f"\n{recall_line(facts, hits.ids.shape[1])}")
 
-    def _recall(self, loaded: Loaded, queries: Any, listed: np.ndarray, found: np.ndarray) -> dict[str, Any]:
-        import attrib
-        from attrib.index import recall_of
 
-        exact = attrib.score(*loaded.scoring, queries, loaded.train, store=loaded.store, options=self.options)
-        return {
-            "recall_at_10": float(recall_of(listed, exact, 10).mean()),
-            "recall_at_10_of_candidates": float(recall_of(found, exact, 10).mean()),
-        }
+def recalls(
+    loaded: Loaded, queries: "Examples", found: np.ndarray, own: dict[int, int] | None = None
+) -> dict[str, float]:
+    """Recall@10 against the exact scores, of the index's candidates [q c] in its own order and once they are reranked
+    (which lists every one of the exact ten that is among them)."""
+    import attrib
+    from attrib.index import recall_of
+
+    options = loaded.job.options
+    exact = attrib.score(*loaded.scoring, queries, loaded.train, store=loaded.store, options=options)
+    return {
+        "recall_at_10_index": float(recall_of(found[:, :10], exact, 10, own).mean()),
+        "recall_at_10_reranked": float(recall_of(found, exact, 10, own).mean()),
+    }
+
+
+def recall_line(facts: dict[str, Any], candidates: int) -> str:
+    return (
+        f"recall@10 against the exact scores: {facts['recall_at_10_index']:.3f} by the index alone, "
+        f"{facts['recall_at_10_reranked']:.3f} after its {candidates} best are reranked"
+    )

@@ -222,7 +222,7 @@ def show_lists(entries: list[dict[str, Any]]) -> None:
         for name in (n for n in entry if n not in ("query", "asked")):
             print(f"  {name}")
             for line in entry[name]:
-                print(f"    {line['nats']:+.3e}  {line['id']:>10}  {line['title']}")
+                print(f"    {line['nats']:+.3e}  {line['id']:>10}  {line['title']}".rstrip())
                 for part in line.get("atoms", ()):
                     print(f"        {part['nats']:+.3e}  {part['id']:>6}  {part['title']}")
 

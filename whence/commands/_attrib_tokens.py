@@ -8,6 +8,12 @@ import numpy as np
 
 from ._attrib_job import Job, Loaded, Questions, asked_text, print_json
 
+SAYS = {
+    "output": "Influence of the examples that help most, in nats, and of their tokens as they are predicted.",
+    "input": "Influence of the examples that help most, in nats, to first order in the tokens that are read.",
+    "position": "Influence of the examples that help most, in nats, and of the tokens each position predicts.",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens(Questions, Job):
@@ -57,6 +63,7 @@ class Tokens(Questions, Job):
         if self.json:
             print_json({"view": self.view, "queries": entries})
             return
+        print(SAYS[self.view])
         for entry in entries:
             print(f"\n{entry['asked']}")
             for passage in entry["passages"]:

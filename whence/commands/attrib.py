@@ -11,7 +11,7 @@ from cache.errors import UsageError
 
 from ._attrib_evaluate import Evaluate, Probe
 from ._attrib_index import Index, Query
-from ._attrib_job import Job, Loaded, Precision, Questions, lists, print_json, save_scores, show_lists
+from ._attrib_job import Job, Loaded, Precision, Questions, asked_text, lists, print_json, save_scores, show_lists
 from ._attrib_report import Report
 from ._attrib_tokens import Tokens
 
@@ -228,7 +228,7 @@ class Score(Questions, Job):
             strength = np.abs(scores.values[place]).sum(0)
             order = np.argsort(-strength, kind="stable")[: self.top]
             found = [{"id": heads[h].name, "title": "sum of |influence|", "nats": float(strength[h])} for h in order]
-            entries.append({"query": int(queries.ids[place]), "asked": f"query {queries.ids[place]}", "heads": found})
+            entries.append({"query": int(queries.ids[place]), "asked": asked_text(queries, place), "heads": found})
         self._show(entries, scores)
 
     def _atoms(self, loaded: Loaded, queries: Any, folder: Path) -> None:
