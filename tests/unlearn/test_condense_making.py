@@ -25,6 +25,7 @@ from unlearn.condense import (
 )
 from unlearn.condense.augment import OPERATIONS, augment
 from unlearn.condense.evaluate import Accuracies, cross_architecture
+from unlearn.condense.methods import METHODS
 from unlearn.condense.outer import Rates, outer_step, parts_of, start
 
 from .condense_cases import image_pool, images, vector_pool
@@ -64,17 +65,17 @@ def test_warm_up_is_class_by_class_until_either_count_is_reached():
 
     def program(settings):
         parts = jnp.asarray(parts_of(settings, pool))
-        rates = Rates.of(settings)
-        return jax.jit(lambda outer: outer_step(settings, rates, parts, reals, state, key, outer)[0].made["x"])
+        run = jax.jit(lambda rates, outer: outer_step(settings, rates, parts, reals, state, key, outer)[0].made["x"])
+        return lambda outer, **changed: run(Rates.of(replace(settings, **changed)), outer)
 
     # inner steps 0 and 1 of outer step 1 are by class; from outer step 2 all are contrasted
-    warming, by_class, contrast = program(SMALL), program(replace(SMALL, method="dc")), program(ALWAYS)
-    np.testing.assert_allclose(warming(1), by_class(1), atol=1e-5)
+    warming, by_class, contrast = program(SMALL), program(replace(SMALL, method="dc"))(1), program(ALWAYS)
+    np.testing.assert_allclose(warming(1), by_class, atol=1e-5)
     np.testing.assert_allclose(warming(2), contrast(2), atol=1e-5)
     assert np.abs(warming(1) - contrast(1)).max() > 1e-3
     # with warm_inner = 1 the first step is by class, the second contrasted
-    inner = program(replace(SMALL, warm_inner=1))(1)
-    assert min(np.abs(inner - by_class(1)).max(), np.abs(inner - contrast(1)).max()) > 1e-4
+    inner = warming(1, warm_inner=1)
+    assert min(np.abs(inner - by_class).max(), np.abs(inner - contrast(1)).max()) > 1e-4
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, two_seeds):
@@ -165,13 +166,21 @@ def test_a_condensed_set_beats_as_many_real_examples():
 def test_augmentation_is_siamese_and_differentiable():
     x = jnp.asarray(images()[0][:3])
     twice = jnp.concatenate([x, x])
+
+    def changed(x):
+        return {name: augment(jax.random.key(4), x, (name,)) for name in OPERATIONS}
+
+    def gradients(x):
+        return {
+            name: jax.grad(lambda x, n=name: jnp.sum(augment(jax.random.key(4), x, (n,)) ** 2))(x)
+            for name in OPERATIONS
+        }
+
+    out, gradient = jax.jit(lambda x: (changed(x), gradients(x)))(twice)
     for name in OPERATIONS:
-        run = jax.jit(lambda k, x, n=name: augment(k, x, (n,)))
-        out = run(jax.random.key(4), twice)
-        np.testing.assert_allclose(out[:3], out[3:], atol=1e-6)
-        gradient = jax.jit(jax.grad(lambda x, n=name: jnp.sum(augment(jax.random.key(4), x, (n,)) ** 2)))(x)
-        assert np.isfinite(gradient).all()
-        assert np.abs(gradient).max() > 0
+        np.testing.assert_allclose(out[name][:3], out[name][3:], atol=1e-6)
+        assert np.isfinite(gradient[name]).all()
+        assert np.abs(gradient[name]).max() > 0
     assert augment(jax.random.key(0), x, ()) is x
     flipped = [OPERATIONS["flip"](jax.random.key(k), x[0]) for k in range(8)]
     assert any(np.array_equal(f, x[0]) for f in flipped)
@@ -186,14 +195,13 @@ def test_augmentation_is_siamese_and_differentiable():
         Settings(augment=("mirror",))
 
 
-def test_siamese_methods_run_on_images():
-    pool = image_pool()
-    for method in ("dsa", "dsac"):
-        settings = Settings(
-            method, MLP((4,)), 1, outer=2, inner=2, epochs=1, real_batch=4, augment=("crop", "scale"), warm_outer=1
-        )
-        (made,) = condense(pool, settings, quiet=True)
-        assert np.isfinite(made.x).all()
+def test_siamese_methods_are_theirs_without_and_run_on_images():
+    for plain, siamese in (("dc", "dsa"), ("dcc", "dsac")):
+        assert METHODS[siamese] == replace(METHODS[plain], name=siamese, augmented=True)
+    settings = Settings("dsac", MLP((4,)), 1, 2, 1, 0, real_batch=4, augment=("scale", "crop"), warm_outer=0)
+    (made,) = condense(image_pool(), settings, quiet=True)
+    assert np.isfinite(made.x).all()
+    assert (made.x != image_pool().x[made.init_ids]).any()
 
 
 def test_accuracy_counts_what_is_right_and_blocks_do_not_matter():

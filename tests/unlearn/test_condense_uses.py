@@ -156,17 +156,20 @@ def test_continual_learning_by_domain_and_by_class():
     turned = [replace(p, x=np.ascontiguousarray(p.x[:, ::-1])) for p in (train, test)]
     tasks = by_domain({"first": (train, test), "turned": (turned[0], turned[1])})
     training = Training(epochs=60, lr=0.05, batch=200, momentum=0.9, drop=False)
-    memories = {"random": chosen("random", 4), "none": lambda pool, seed: (pool.x[:0], pool.y[:0])}
+    memories = {
+        "condensed": condensed(replace(SMALL, per_class=4)),
+        "none": lambda pool, seed: (pool.x[:0], pool.y[:0]),
+    }
     found = run(tasks, memories, NET, training, (0, 1))
     assert found.dims == ("memory", "seed", "after", "task")
     assert np.isnan(found.sel(after="first", task="turned")).all()
     remembered = found.sel(after="turned", task="first").mean("seed")
-    assert float(remembered.sel(memory="random")) > float(remembered.sel(memory="none")) + 5
+    assert float(remembered.sel(memory="condensed")) > float(remembered.sel(memory="none")) + 5
     np.testing.assert_allclose(average_after(found).sel(after="first"), found.sel(after="first", task="first"))
     classes = by_class(train, test, [(0, 1), (2,)])
     assert [t.classes for t in classes] == [(0, 1), (2,)]
     assert set(classes[1].train.y) == {0}
-    found = run(classes, {"condensed": condensed(replace(SMALL, per_class=4))}, NET, training)
+    found = run(classes, {"random": chosen("random", 4)}, NET, training)
     assert float(found.sel(after="classes 2", task="classes 2").item()) > 50
     assert float(found.sel(after="classes 2", task="classes 0, 1").item()) > 30
     with pytest.raises(DataError, match="different shapes"):
