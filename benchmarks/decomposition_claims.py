@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from cache import Examples, LanguageModelling, Store
+from cache import Examples, LanguageModelling, Store, progress
 from decomp import ITDA, SAE, Activations, Dictionary, Random, calibrate, layers, observe
 from decomp.evaluate import baselines, evaluate, loss_recovered
 
@@ -145,12 +145,11 @@ def sweep(budget: Budget, at: Place) -> Sweep:
     """Every rate to every mark."""
     began, names = time.perf_counter(), [TOKENS, *budget.seconds]
     values = np.zeros((len(KINDS), len(RATES), len(names)))
-    for i, kind in enumerate(KINDS):
-        for j, rate in enumerate(RATES):
-            marks = budget.train(kind, rate, at.stream, set(names))
-            for n, name in enumerate(names):
-                found = evaluate(marks[name].autoencoder, at.validation)
-                values[i, j, n] = float(found.value.sel(metric="fvu"))
+    for i, j in progress(list(np.ndindex(len(KINDS), len(RATES))), desc="choosing rates", unit="training"):
+        marks = budget.train(KINDS[i], RATES[j], at.stream, set(names))
+        for n, name in enumerate(names):
+            found = evaluate(marks[name].autoencoder, at.validation)
+            values[i, j, n] = float(found.value.sel(metric="fvu"))
     coords = {"kind": list(KINDS), "rate": list(RATES), "mark": names}
     return Sweep(xr.DataArray(values, coords, ("kind", "rate", "mark")), time.perf_counter() - began)
 

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from cache import Store
+from cache import Store, progress
 from decomp import intervals, layers
 from decomp.intervals import Estimate
 
@@ -240,7 +240,7 @@ def quality(plan: Plan, models: Sequence[Trained], store: Store) -> list[Verdict
     budget = claims.Budget.of(plan, built)
     found = claims.sweep(budget, places[0])
     rows: list[dict[str, Figures]] = []
-    for at, made in zip(places, built):
+    for at, made in progress(list(zip(places, built)), desc="training and judging", unit="seed"):
         autoencoders = named(dict(claims.autoencoders_judged(budget, found, at, read.held_out)))
         rows.append({**dict(claims.dictionaries_judged(made, at, read.held_out)), **autoencoders})
     show_cost(rows, built, found)

@@ -151,6 +151,15 @@ class Activations:
         rank = np.random.default_rng(seed).permutation(len(documents))[place]
         return self.select(np.argsort(rank, kind="stable"))
 
+    def spread(self, rows: int) -> "Activations":
+        """About so many rows: whole documents, evenly apart in the stream; all of it where it is no longer."""
+        at = slice(None) if self.rows is None else self.rows
+        _, first = np.unique(self.document[at], return_index=True)
+        documents = self.document[at][np.sort(first)]
+        count = max(1, round(len(documents) * min(1.0, rows / max(len(self), 1))))
+        chosen = documents[np.linspace(0, len(documents) - 1, count).astype(int)]
+        return self.select(np.isin(self.document[at], chosen))
+
     def split(self, held_out: float = 0.1, seed: int = 0) -> tuple["Activations", "Activations"]:
         """(the rest, held out), cut by document so that no document is on both sides."""
         at = slice(None) if self.rows is None else self.rows

@@ -40,7 +40,7 @@ class Build(Source):
     k: int = 16
     """Pursuit steps."""
     unexplained: float | None = None
-    """itda: the threshold. By default it is calibrated so that `size` is reached near the end of the data."""
+    """itda: the threshold. By default chosen on a part of the data, so that about `size` are found in it all."""
     seeding: Literal["stream", "lexicographic", "none"] = "stream"
     """itda: the first atoms; lexicographic is what the published code does."""
     cosine: float = 0.5
@@ -86,11 +86,9 @@ class Build(Source):
         if self.unexplained is not None or size is None:
             chosen = 0.1 if self.unexplained is None else self.unexplained
             return ITDA(size=size, k=self.k, unexplained=chosen, seeding=self.seeding)
-        import numpy as np
-
-        pilot = stream.select(np.arange(min(len(stream), 16384)))
+        pilot = stream.spread(16384)
         wanted = ITDA(size=size, k=self.k, seeding=self.seeding)
-        return calibrate(wanted, pilot, size=size, rows=int(0.9 * len(stream)), rounds=6, quiet=self.quiet).builder
+        return calibrate(wanted, pilot, size=size, rows=int(0.9 * len(stream)), rounds=8, quiet=self.quiet).builder
 
 
 @dataclass(frozen=True)
