@@ -1,6 +1,6 @@
 """Condensed retained data in the place of real ones, for DMM and others: KLoM on digits (see condense_shown.py).
 
-An MLP 64-32-10 on 400 digits forgets 20 of them; 64 models are held against 64 of 128 oracles, the other half is the
+An MLP 64-32-10 on 400 digits forgets 20 of them; 32 models are held against 32 of 64 oracles, the other half is the
 null row. Every method runs with all real retained data, with real ones drawn at random, and with as many condensed
 ones; its settings are chosen for each of the three, on a forget set of its own, by the rule of `unlearn.evaluate`. The
 rate of condensing is chosen by the accuracy of networks trained on the set, on digits that no table uses.
@@ -47,11 +47,11 @@ class Bridge:
     per_class: int = 9
     """Nine a class are 90 of 380."""
     outer: int = 50
-    sets: int = 5
+    sets: int = 4
     """Forget sets."""
-    models: int = 64
-    subsets: int = 1024
-    sweep: Sweep = Sweep((0.01, 0.03, 0.1, 0.3, 1.0))
+    models: int = 32
+    subsets: int = 512
+    sweep: Sweep = Sweep((0.03, 0.1, 0.3, 1.0))
 
     def run(self) -> None:
         x, y = digit_images()

@@ -59,6 +59,7 @@ def test_the_set_begins_at_real_examples_and_moves(two_seeds):
 
 
 def test_warm_up_is_class_by_class_until_either_count_is_reached():
+    assert (Settings(outer=1000).warm_outer, Settings(outer=10).warm_outer) == (250, 2)
     pool = vector_pool()
     reals, key = pool.reals(), jax.random.key(1)
     state = start(SMALL, pool, 0)[0]

@@ -77,7 +77,7 @@ def condense(
     """One synthetic set a seed, all made side by side.
 
     store: keeps a checkpoint every `checkpoint` outer steps, every minute, where a signal stops the run, and at the
-        end; a run with the same settings, data and seeds goes on from the last one, also when `outer` has grown.
+        end; a run with the same settings, data and seeds goes on from the last one, also when only `outer` has grown.
     Raises DataError where a class has too few examples, ModelError where the network does not fit the data, and
     Diverged when a pixel step leaves the numbers: the sets of the last good step are in it, and in the store.
 

@@ -24,6 +24,7 @@ class Settings:
     real_batch: real examples a class and step. lr, momentum: of the synthetic examples, in units of the scaled data.
     lr_network, batch: of the network's training.
     warm_outer, warm_inner: the bi-level warm-up: classes are contrasted iff outer >= warm_outer or inner >= warm_inner.
+        Where warm_outer is None it becomes a quarter of `outer` (published: 250 of 1000).
     init: "real" examples, "noise", or "means" of a class's examples cut into `per_class` parts.
     augment: operations of DSA and DSAC. soft_labels: labels are learned too, at rate lr_labels. groups: of subgroup.
     Source: Lee et al. 2022, arXiv 2202.02916, and its code's defaults.
@@ -40,7 +41,7 @@ class Settings:
     momentum: float = 0.5
     lr_network: float = 0.01
     batch: int = 256
-    warm_outer: int = 250
+    warm_outer: int | None = None
     warm_inner: int = 10
     init: str = "real"
     augment: tuple[str, ...] = tuple(OPERATIONS)
@@ -49,6 +50,8 @@ class Settings:
     groups: int = 1
 
     def __post_init__(self) -> None:
+        if self.warm_outer is None:
+            object.__setattr__(self, "warm_outer", self.outer // 4)
         if self.method not in METHODS:
             raise UsageError(f"{self.method!r} is no condensation method.", f"Use one of {', '.join(METHODS)}.")
         if self.init not in INITS:
@@ -68,7 +71,7 @@ class Settings:
     @property
     def warms_up(self) -> bool:
         """Whether any step is class by class before classes are contrasted."""
-        return self.warm_outer > 0 and self.warm_inner > 0
+        return bool(self.warm_outer) and self.warm_inner > 0
 
     @property
     def inner_steps(self) -> int:
