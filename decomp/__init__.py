@@ -4,6 +4,7 @@ from .activations import ActivationBatch as ActivationBatch
 from .activations import Activations as Activations
 from .activations import Origin as Origin
 from .builders import ITDA as ITDA
+from .builders import Calibrated as Calibrated
 from .builders import Calibration as Calibration
 from .builders import KMeans as KMeans
 from .builders import Partition as Partition

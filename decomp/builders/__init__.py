@@ -1,5 +1,6 @@
 """Ways to make a dictionary from a stream of activations, one file each."""
 
+from .calibrate import Calibrated as Calibrated
 from .calibrate import Calibration as Calibration
 from .calibrate import calibrate as calibrate
 from .itda import ITDA as ITDA

@@ -6,6 +6,7 @@ Each is monotone in the threshold, so it is found by bisection on its logarithm,
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,26 @@ class Calibration:
     builder: ITDA
     trials: tuple[tuple[float, float], ...]
     reached: float
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """`builder` with the threshold at which about its `size` atoms come from a whole stream: found anew at every build,
+    by `calibrate` on about `rows` activations from all of the stream."""
+
+    builder: ITDA
+    rows: int = 16384
+    rounds: int = 8
+
+    def build(self, source: Activations, *, quiet: bool = True, checkpoint: str | Path | None = None) -> Dictionary:
+        """Raises UsageError for a builder without a size."""
+        if self.builder.size is None:
+            raise UsageError("A builder without a size.", "Give the size that is wanted.")
+        wanted, pilot = int(0.9 * len(source)), source.spread(self.rows)
+        found = calibrate(
+            self.builder, pilot, size=self.builder.size, rows=wanted, rounds=self.rounds, quiet=quiet
+        ).builder
+        return found.build(source, quiet=quiet, checkpoint=checkpoint)
 
 
 def calibrate(

@@ -19,7 +19,7 @@ from .. import kernels
 from ..activations import ActivationBatch, finite
 from ..dictionary import Provenance
 from ..kernels import Basis, Pursuit
-from ..kernels.forms import product
+from ..kernels.forms import BLOCK, product
 
 FIRST_CAPACITY = 1024
 SMALL_BATCH = 64  # rows judged together while the dictionary is small, where most of a batch is news
@@ -130,13 +130,15 @@ def put_rows(basis: Basis, new: Float[Array, "m d"], count: Array) -> Basis:
     return kernels.append(basis, new, count)
 
 
-def roomier(basis: Basis, needed: int) -> Basis:
-    """The same atoms in arrays of doubled capacity, until `needed` rows fit."""
+def roomier(basis: Basis, needed: int, most: int | None = None) -> Basis:
+    """The same atoms in arrays of doubled capacity, until `needed` rows fit; of `most` rows where those are enough."""
     capacity = basis.atoms.shape[0]
     if needed <= capacity:
         return basis
     while capacity < needed:
         capacity *= 2
+    if most is not None and needed <= most:
+        capacity = min(capacity, most)
     atoms = jnp.zeros((capacity, basis.atoms.shape[1])).at[: basis.atoms.shape[0]].set(basis.atoms)
     if basis.gram is None or not kernels.gram_pays(capacity):
         return Basis(atoms, None)
@@ -144,16 +146,17 @@ def roomier(basis: Basis, needed: int) -> Basis:
     return Basis(atoms, jnp.zeros((capacity, capacity), basis.gram.dtype).at[:old, :old].set(basis.gram))
 
 
-def extended(grown: Grown, x: np.ndarray, provenance: Provenance) -> Grown:
+def extended(grown: Grown, x: np.ndarray, provenance: Provenance, size: int | None = None) -> Grown:
     """With rows [m d] appended, scaled to unit norm. m is padded to 64, 512 or a power of two above, so that few
-    shapes are compiled."""
+    shapes are compiled. size: more atoms will never be there, so room for the last batch beyond them is enough."""
     count = len(x)
     if not count:
         return grown
     padded = 64 if count <= 64 else max(512, 1 << (count - 1).bit_length())
     unit = np.zeros((padded, x.shape[1]), np.float32)
     unit[:count] = x / np.linalg.norm(x, axis=1, keepdims=True)
-    basis = roomier(grown.basis, grown.filled + padded)
+    most = None if size is None else -(-(size + max(padded, 512)) // BLOCK) * BLOCK
+    basis = roomier(grown.basis, grown.filled + padded, most)
     basis = put_rows(basis, jnp.asarray(unit), jnp.int32(grown.filled))
     return grown._replace(basis=basis, filled=grown.filled + count, provenance=grown.provenance.joined(provenance))
 
@@ -182,6 +185,6 @@ def grow(grown: Grown, rows: Rows, pursuit: Pursuit, threshold: float, size: int
         chosen = np.flatnonzero(np.asarray(accepted))
         if size is not None:
             chosen = chosen[: size - grown.filled]
-        grown = extended(grown, part.x[chosen], places(part, chosen, np.asarray(share)[chosen]))
+        grown = extended(grown, part.x[chosen], places(part, chosen, np.asarray(share)[chosen]), size)
         grown = grown._replace(taken=rows.taken, curve=(*grown.curve, (rows.taken, grown.filled)))
         yield grown

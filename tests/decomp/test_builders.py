@@ -5,8 +5,9 @@ import pytest
 
 import decomp
 from cache.errors import CorruptEntry, DataError, UsageError
-from decomp import ITDA, Activations, KMeans, Partition, Random
+from decomp import ITDA, Activations, Calibrated, KMeans, Partition, Random
 from decomp.activations import ActivationBatch
+from decomp.builders import growth
 from decomp.builders.seeding import seed_rows
 
 
@@ -67,10 +68,11 @@ def test_a_batch_is_deduplicated():
     assert np.sum(built.provenance.document < 60) == 1
 
 
-def test_growth_through_capacities_keeps_every_atom():
-    acts = Activations.of(np.random.default_rng(0).standard_normal((2600, 40)).astype(np.float32))
-    built = ITDA(k=2, unexplained=0.01, seeding="none").build(acts)
-    assert len(built) > 2048
+def test_growth_through_capacities_keeps_every_atom(monkeypatch):
+    monkeypatch.setattr(growth, "FIRST_CAPACITY", 64)
+    acts = Activations.of(np.random.default_rng(0).standard_normal((300, 40)).astype(np.float32))
+    built = ITDA(k=2, unexplained=0.01, seeding="none", batch=64).build(acts)
+    assert len(built) > 256
     np.testing.assert_allclose(built.atoms @ built.atoms.T, built.basis.gram[: len(built), : len(built)], atol=1e-5)
 
 
@@ -79,6 +81,14 @@ def test_size_crops_in_order_of_arrival(acts, built):
     assert len(small) == 50
     assert small.provenance.places == built.provenance.places[:50]
     assert small.settings["rows_read"] < len(acts)
+
+
+def test_room_stops_at_the_size():
+    """A dictionary near its size is searched at that size, not at the next power of two."""
+    grown = growth.empty(4, gram=True)
+    assert growth.roomier(grown.basis, 1100, most=1536).atoms.shape[0] == 1536
+    assert growth.roomier(grown.basis, 1600, most=1536).atoms.shape[0] == 2048
+    assert growth.roomier(grown.basis, 1100).gram.shape == (2048, 2048)
 
 
 def test_a_build_goes_on_where_it_stopped(acts, built, tmp_path):
@@ -189,7 +199,7 @@ def test_centroids_without_snapping_have_no_place(acts):
 
 @pytest.mark.parametrize(("what", "goal"), [("size", 200), ("error", 0.25), ("sparsity", 2.5)])
 def test_calibration_reaches_what_is_asked(acts, what, goal):
-    pilot = acts.select(np.arange(1500))
+    pilot = acts.select(np.arange(600))
     found = decomp.calibrate(ITDA(k=4, batch=128), pilot, **{what: goal}, rounds=6)
     assert found.reached == pytest.approx(goal, rel=0.12)
     assert 0 < found.builder.unexplained < 1
@@ -197,8 +207,15 @@ def test_calibration_reaches_what_is_asked(acts, what, goal):
     assert again[found.builder.unexplained] == found.reached
 
 
+def test_a_calibrated_build_has_about_its_size(acts):
+    built = Calibrated(ITDA(size=200, k=4, batch=128), rows=1500, rounds=5).build(acts)
+    assert 120 < len(built) <= 200
+    with pytest.raises(UsageError, match="without a size"):
+        Calibrated(ITDA(k=4)).build(acts)
+
+
 def test_calibration_says_what_it_cannot_reach(acts):
     with pytest.raises(UsageError, match="No threshold reaches error"):
-        decomp.calibrate(ITDA(k=1), acts.select(np.arange(600)), error=1e-6)
+        decomp.calibrate(ITDA(k=1), acts.select(np.arange(200)), error=1e-6)
     with pytest.raises(UsageError, match="one thing"):
         decomp.calibrate(ITDA(), acts, size=3, error=0.1)

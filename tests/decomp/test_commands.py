@@ -37,7 +37,8 @@ def run(capsys, *arguments: str) -> str:
 
 def build(capsys, *more: str, out: str = "d") -> dict:
     options = ["--at", "down", "--size", "30", "--k", "3", "--out", out, "--json", "--quiet"]
-    return json.loads(run(capsys, "build", *options, *more))
+    threshold = () if "--unexplained" in more else ("--unexplained", "0.05")
+    return json.loads(run(capsys, "build", *options, *threshold, *more))
 
 
 def test_from_a_model_to_a_page(capsys, tmp_path):
@@ -125,7 +126,7 @@ def test_layers_of_models_and_checkpoints(capsys):
 def test_a_toml_job(capsys, tmp_path):
     (tmp_path / "job.toml").write_text('command = "decomp build"\nat = "down"\nsize = 30\nk = 3\nout = "j"\n')
     assert main(["run", "job.toml"]) == 0
-    assert len(decomp.load("j")) == 30
+    assert 20 < len(decomp.load("j")) <= 30  # the threshold is chosen so that it comes out about there
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import json as json_module
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from cache.errors import UsageError
 
@@ -11,9 +11,6 @@ from ._decomp_atoms import Edit, Report, Steer
 from ._decomp_compare import Compare, Match
 from ._decomp_export import Export
 from ._decomp_source import Folder, Source, at_site, open_codec, open_dictionary, show
-
-if TYPE_CHECKING:
-    from decomp import Activations
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Build(Source):
             "skip": [list(self.skip_positions), list(self.skip_tokens)],
             "held_out": self.held_out,
         }
-        builder = self._builder(stream)
+        builder = self._builder()
         how = {"checkpoint": self.out / "unfinished.safetensors"} if self.builder == "itda" else {}
         built = build_once(builder, stream, loaded.store, left, quiet=self.quiet, **how)
         if loaded.corpus.vocabulary is not None:
@@ -71,10 +68,14 @@ class Build(Source):
             return
         print(f"{len(built)} atoms of width {built.width} from {facts['rows_read']} activations: {folder}")
         lost = facts["rows_not_finite"] + facts["rows_zero"]
-        print(f"k={built.k}  " + (f"{lost} rows left out as zero or not finite  " if lost else "") + f"{builder}")
+        threshold = f"  threshold {facts['unexplained']:.3f}" if "unexplained" in facts else ""
+        print(
+            f"k={built.k}  {facts['builder']}{threshold}"
+            + (f"  {lost} rows left out as zero or not finite" * (lost > 0))
+        )
 
-    def _builder(self, stream: "Activations") -> Any:
-        from decomp import ITDA, KMeans, Partition, Random, calibrate
+    def _builder(self) -> Any:
+        from decomp import ITDA, Calibrated, KMeans, Partition, Random
 
         size = self.size or None
         if self.builder == "partition":
@@ -86,9 +87,7 @@ class Build(Source):
         if self.unexplained is not None or size is None:
             chosen = 0.1 if self.unexplained is None else self.unexplained
             return ITDA(size=size, k=self.k, unexplained=chosen, seeding=self.seeding)
-        pilot = stream.spread(16384)
-        wanted = ITDA(size=size, k=self.k, seeding=self.seeding)
-        return calibrate(wanted, pilot, size=size, rows=int(0.9 * len(stream)), rounds=8, quiet=self.quiet).builder
+        return Calibrated(ITDA(size=size, k=self.k, seeding=self.seeding))
 
 
 @dataclass(frozen=True)
