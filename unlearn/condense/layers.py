@@ -60,7 +60,7 @@ def normalise(
     share = jnp.full(h * w, 1 / (h * w), x.dtype)
 
     def mean(values: Float[Array, "n p c"]) -> Float[Array, "n 1 c"]:
-        found = jnp.einsum("npc,p->nc", values, share)
+        found = jnp.einsum("npc,p->nc", values, share, precision="highest")  # a mean, on a GPU too
         if groups < c:
             found = jnp.repeat(found.reshape(n, groups, c // groups).mean(-1), c // groups, 1)
         return found[:, None]
