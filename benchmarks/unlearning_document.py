@@ -34,7 +34,7 @@ from unlearn.metrics import KLoM
 from unlearn.report import save, table
 
 LENGTH, VOCABULARY, WIDTH = 64, 512, 64
-MODELS, PILOT_MODELS = 8, 4  # that forget; oracles of a document are twice as many, for the null row
+MODELS, PILOT_MODELS = 8, 2  # that forget; oracles of a document are twice as many, for the null row
 PILOTS = ("subscriptions", "id-classes", "class")
 DOCUMENTS = ("exceptions", "dict", "integers")
 OTHERS = ("numeric-types", "calls", "sequence-types", "operator-summary", "strings")
