@@ -2,7 +2,7 @@
 
     python -m benchmarks.condense_shown nuisance                                digits under a nuisance of all classes
     python -m benchmarks.condense_shown nuisance --network convnet-2-16 --strengths 0 0.5 1 2 --outer 15 --sets 3 \
-        --networks 5 --sweep.rates 0.1 1 --sweep.sets 1
+        --networks 5 --passes-all 60 --sweep.rates 0.1 1 --sweep.sets 1
     python -m benchmarks.condense_shown cifar --data cifar.npz                  DCC, DC, DM and random, equal budget
     python -m benchmarks.condense_shown cifar --data cifar.npz --per-class 10 --outer 2 --passes 100
     python -m benchmarks.condense_shown continual                               digits, rotated, inverted
@@ -53,7 +53,7 @@ class Nuisance:
     sets: int = 5
     networks: int = 10
     passes: int = 300
-    passes_all: int = 60
+    passes_all: int = 300
     """Over all training data."""
     sweep: Sweep = field(default_factory=lambda: Sweep((0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), sets=3))
 
