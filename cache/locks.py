@@ -34,6 +34,8 @@ class FileLock:
     """A flock on an open file, held until `release` or the object's end. works: false once the file system
     has turned out to have no such locks; every lock is then granted."""
 
+    _close = staticmethod(os.close)  # an object may outlive the module's names when Python ends
+
     def __init__(self, path: Path):
         self.path = path
         self.works = fcntl is not None
@@ -104,7 +106,7 @@ class FileLock:
 
     def release(self) -> None:
         if self._handle is not None:
-            os.close(self._handle)
+            self._close(self._handle)
             self._handle = None
 
     def __del__(self) -> None:
