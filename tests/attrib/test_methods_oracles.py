@@ -1,6 +1,7 @@
 """The methods that score in their own way against their formulas, written out naively."""
 
 import copy
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -220,6 +221,10 @@ def test_a_run_that_ends_elsewhere_is_refused() -> None:
     case = cases.build("mlp")
     with pytest.raises(ModelError, match="away from the model"):
         methods.MAGIC(case.model, RECIPES["sgd"]).fit(case.model, case.task, case.examples, options=QUIET)
+    end = train_with_torch(case.model, case.examples, RECIPES["sgd"], np.ones(len(case.examples)))
+    longer = replace(RECIPES["sgd"], epochs=RECIPES["sgd"].epochs + 1)
+    with pytest.raises(ModelError, match=r"away from the model, by 0\.[0-9]+ times"):
+        methods.MAGIC(case.model, longer, 3).fit(end, case.task, case.examples, options=QUIET)
     with pytest.raises(DataError, match="needs its start"):
         methods.MAGIC().fit(case.model, case.task, case.examples, options=QUIET)
     dropping = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)).double()
