@@ -67,6 +67,8 @@ class Evaluate:
         print(HEAD)
         for row in rows:
             print(row)
+        if self.curve is not None and "mislabelled" in self.tests:
+            print(f"curves: {self.curve}")
 
     def _stored(self, store: Store, scores: str, bank: str) -> None:
         from attrib.evaluate import lds
