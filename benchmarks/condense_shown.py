@@ -1,7 +1,7 @@
 """What condensation is claimed to do, tried on two cores: one command a table, minutes each.
 
     python -m benchmarks.condense_shown nuisance                                digits under a nuisance of all classes
-    python -m benchmarks.condense_shown nuisance --network convnet-2-16 --strengths 0 0.5 1 2 --outer 15 --sets 3 \
+    python -m benchmarks.condense_shown nuisance --network convnet-2-16 --strengths 0 1 2 --outer 40 --sets 3 \
         --networks 5 --passes-all 60 --sweep.rates 0.1 1 --sweep.sets 1
     python -m benchmarks.condense_shown cifar --data cifar.npz                  DCC, DC, DM and random, equal budget
     python -m benchmarks.condense_shown cifar --data cifar.npz --per-class 10 --outer 2 --passes 100
