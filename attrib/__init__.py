@@ -1,5 +1,8 @@
 """Which data: a model and its training data in, scores out (EK-FAC influence functions, Grosse et al. 2023)."""
 
+if __name__ != "whence.attrib":
+    raise ImportError("This package is whence.attrib: write `from whence import attrib`, not `import attrib`.")
+
 from .factors import Damping as Damping
 from .factors import Factors as Factors
 from .factors import SiteFactors as SiteFactors

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from cache import ModelError, UsageError, clean_name
-from cache.sites import copied
+from whence.cache import ModelError, UsageError, clean_name
+from whence.cache.model.sites import copied
 
 Checkpoint = nn.Module | Mapping[str, Tensor]
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import jax
 from jaxtyping import Array, Float
 
-from cache import Site
+from whence.cache import Site
 
 from . import kernels
 from .lowrank import LowRank, worth_it

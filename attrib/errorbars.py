@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import nn
 
-from cache import DataError, Examples, Sites, Store, Task, UsageError
+from whence.cache import DataError, Examples, Sites, Store, Task, UsageError
 
 from .method import FitOptions
 from .scores import score

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cache import DataError, Entry, Site, Sites, Store
-from cache.show import facts, table
+from whence.cache import DataError, Entry, Site, Sites, Store
+from whence.cache.display.html import facts, table
 
 from . import kernels
 

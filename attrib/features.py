@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Array, Float
 from torch import Tensor, nn
 
-from cache import (
+from whence.cache import (
     Classification,
     Examples,
     LanguageModelling,
@@ -22,7 +22,7 @@ from cache import (
     UsageError,
     borrowed,
 )
-from cache.build import Frame, Run, memory_limit, plan_batches
+from whence.cache.model.batches import Frame, Run, memory_limit, plan_batches
 
 from .method import FitOptions, make_run
 from .scores import site_products

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from cache import Examples, Sites, Task, find_sites, progress, say
-from cache.build import plan_batches
-from cache.capture import nonfinite
+from whence.cache import Examples, Sites, Task, find_sites, progress, say
+from whence.cache.model.batches import plan_batches
+from whence.cache.model.capture import nonfinite
 
 from .method import FitOptions
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from cache import ArraySpec, DataError, NumericalError, Shard, Store, UsageError, ordered_sum, run_job
-from cache.build import Frame, FrameSource
-from cache.cluster import INLINE
+from whence.cache import ArraySpec, DataError, NumericalError, Shard, Store, UsageError, ordered_sum, run_job
+from whence.cache.jobs.cluster import INLINE
+from whence.cache.model.batches import Frame, FrameSource
 
 from . import kernels
 from .method import FitOptions

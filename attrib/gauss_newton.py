@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cache import Sites, borrowed, matrices_of, named_parameters, parameters_of
-from cache.build import Run
-from cache.progress import progress
-from cache.sites import call_with
+from whence.cache import Sites, borrowed, matrices_of, named_parameters, parameters_of
+from whence.cache.jobs.progress import progress
+from whence.cache.model.batches import Run
+from whence.cache.model.sites import call_with
 
 Vectors = Mapping[str, Tensor]  # site -> [q o i]
 TANGENT_POSITIONS = 1 << 15  # positions times vectors that are alive at once

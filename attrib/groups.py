@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 from torch import nn
 
-from cache import DataError, Examples, Store, Task
+from whence.cache import DataError, Examples, Store, Task
 
 from . import kernels
 from .factors import Factors

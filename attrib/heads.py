@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import nn
 
-from cache import Examples, ModelError, Site, Sites, Store, Task
-from cache.build import Frame, FrameSource
+from whence.cache import Examples, ModelError, Site, Sites, Store, Task
+from whence.cache.model.batches import Frame, FrameSource
 
 from . import kernels
 from .contraction import group_size

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float, Int64
 from torch import nn
 
-from cache import ArraySpec, Entry, Examples, Shard, Store, Task, key_of, run_job
-from cache.build import Frame, FrameSource
+from whence.cache import ArraySpec, Entry, Examples, Shard, Store, Task, key_of, run_job
+from whence.cache.model.batches import Frame, FrameSource
 
 from .factors import Factors
 from .method import FitOptions, make_run

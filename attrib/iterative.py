@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from torch import Tensor
 
-from cache import DataError, UsageError
-from cache.bridge import to_jax, to_torch
-from cache.build import Run
+from whence.cache import DataError, UsageError
+from whence.cache.model.batches import Run
+from whence.cache.model.bridge import to_jax, to_torch
 
 from . import kernels
 from .factors import Damping, Factors

@@ -22,8 +22,8 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from cache import DataError, Examples, NumericalError, Sites, Store, Task
-from cache.build import Replay
+from whence.cache import DataError, Examples, NumericalError, Sites, Store, Task
+from whence.cache.model.batches import Replay
 
 from . import kernels
 from .factors import Damping, Factors, SiteFactors

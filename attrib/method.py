@@ -6,9 +6,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from cache import Cluster, Examples, Sites, Store, Task, find_sites
-from cache.build import Run
-from cache.fingerprint import model_fingerprint
+from whence.cache import Cluster, Examples, Sites, Store, Task, find_sites
+from whence.cache.model.batches import Run
+from whence.cache.model.fingerprint import model_fingerprint
 
 from .factors import Factors
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from torch import nn
 
-from cache import Examples, ResourceError, Site, Sites, Store, Task, find_sites
-from cache.build import GRAPH, Frame, Run, memory_limit, plan_batches, widths
+from whence.cache import Examples, ResourceError, Site, Sites, Store, Task, find_sites
+from whence.cache.model.batches import GRAPH, Frame, Run, memory_limit, plan_batches, widths
 
 from . import contraction, kernels
 from .fit import partition_count
@@ -282,7 +282,7 @@ def _advice(plan: Plan, sites: Sites, dense: int) -> list[str]:
 
 
 def size(count: float | int) -> str:
-    from cache.store import human
+    from whence.cache.store.store import human
 
     return human(count)
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 from scipy import sparse
 
-from cache import DataError, Examples, UsageError
+from whence.cache import DataError, Examples, UsageError
 
 if TYPE_CHECKING:
     import xarray

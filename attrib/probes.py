@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import nn
 
-from cache import DataError, Examples, Store, Task
+from whence.cache import DataError, Examples, Store, Task
 
 from .factors import Factors
 from .method import FitOptions

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int64
 from torch import nn
 
-from cache import DataError, Examples, NumericalError, ResourceError, Task, UsageError, say
-from cache.build import BATCH_POSITIONS, Frame, memory_limit
+from whence.cache import DataError, Examples, NumericalError, ResourceError, Task, UsageError, say
+from whence.cache.model.batches import BATCH_POSITIONS, Frame, memory_limit
 
 from . import contraction
 from .contraction import Form, Held

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from cache import DataError, Task, live_outputs_at
+from whence.cache import DataError, Task, live_outputs_at
 
 
 @runtime_checkable

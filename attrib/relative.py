@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from torch import nn
 
-from cache import DataError, Examples, Store, Task
+from whence.cache import DataError, Examples, Store, Task
 
 from .factors import Factors
 from .method import FitOptions

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from cache import DataError, Examples, Sites
-from cache.show import write_page
+from whence.cache import DataError, Examples, Sites
+from whence.cache.display.html import write_page
 
 from . import plots
 
@@ -124,12 +124,12 @@ class Report:
         """The report as one self-contained HTML page."""
         return self.render("influence.html")
 
-    def render(self, template: str, package: str = "attrib", **more: Any) -> str:
+    def render(self, template: str, package: str = "whence.attrib", **more: Any) -> str:
         """A template of this package, or of one whose template extends this one's, with the report and `more`."""
         from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
         environment = Environment(
-            loader=ChoiceLoader([PackageLoader(package), PackageLoader("attrib")]),
+            loader=ChoiceLoader([PackageLoader(package), PackageLoader("whence.attrib")]),
             autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from cache import ResourceError, Site
-from cache.build import memory_limit
+from whence.cache import ResourceError, Site
+from whence.cache.model.batches import memory_limit
 
 PAIR, WHOLE, BASIS = 8, 8, 4  # bytes of a number in a running sum, a finished sum, an eigenvector
 

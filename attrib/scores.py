@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
-from cache import (
+from whence.cache import (
     ArraySpec,
     Examples,
     ModelError,
@@ -32,7 +32,7 @@ from cache import (
     open_gradients,
     run_job,
 )
-from cache.build import Frame, FrameSource
+from whence.cache.model.batches import Frame, FrameSource
 
 from . import kernels
 from .contraction import group_size

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cache import DataError
-from cache.show import Shown, axes_or_new, heat, table
+from whence.cache import DataError
+from whence.cache.display.html import Shown, axes_or_new, heat, table
 
 if TYPE_CHECKING:
     import xarray

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int64
 
-from cache import DataError, UsageError
+from whence.cache import DataError, UsageError
 
 from .factors import Factors
 from .lowrank import leading_pairs

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cache import NumericalError
+from whence.cache import NumericalError
 
 Vectors = Mapping[str, Tensor]
 Apply = Callable[[Vectors], dict[str, Tensor]]

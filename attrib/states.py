@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import nn
 
-from cache import Examples, ModelError, Sites, Store, Task, model_fingerprint
+from whence.cache import Examples, ModelError, Sites, Store, Task, model_fingerprint
 
 from .factors import Factors
 from .method import FitOptions

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
-from cache import Examples, ModelError, Task, UsageError
-from cache.build import Frame
+from whence.cache import Examples, ModelError, Task, UsageError
+from whence.cache.model.batches import Frame
 
 from . import kernels
 from .factors import Factors

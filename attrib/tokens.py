@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cache import DataError, Examples, ModelError, Task, borrowed, named_parameters, parameters_of, progress
-from cache.bridge import to_torch
-from cache.build import plan_batches
-from cache.sites import call_with
+from whence.cache import DataError, Examples, ModelError, Task, borrowed, named_parameters, parameters_of, progress
+from whence.cache.model.batches import plan_batches
+from whence.cache.model.bridge import to_torch
+from whence.cache.model.sites import call_with
 
 from .factors import Factors
 from .method import FitOptions
@@ -196,7 +196,7 @@ def _embedding_gradient(
 
 def token_embedding(model: nn.Module, name: str | None = None) -> nn.Module:
     """The module that turns token ids into vectors: by name, or the embedding with the longest table."""
-    from cache import clean_name
+    from whence.cache import clean_name
 
     tables = {clean_name(n): m for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
     if name is not None and name in tables:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from cache import ArraySpec, Examples, Shard, Store, Task, UsageError, key_of, run_job
+from whence.cache import ArraySpec, Examples, Shard, Store, Task, UsageError, key_of, run_job
 
 from .factors import Factors
 from .method import FitOptions

@@ -44,10 +44,10 @@ def load(out: Path) -> tuple[Size, TinyGPT]:
 
 
 def whence_side(out: Path, many: int) -> None:
-    import attrib
-    from attrib import FitOptions
-    from attrib.method import make_run
-    from cache import Examples, LanguageModelling, Store, find_sites, gradients
+    from whence import attrib
+    from whence.attrib import FitOptions
+    from whence.attrib.method import make_run
+    from whence.cache import Examples, LanguageModelling, Store, find_sites, gradients
 
     size, model = load(out)
     train = Examples.of({"input_ids": sequences(size.train, size, 0)})
@@ -74,9 +74,9 @@ def many_queries(
 ) -> np.ndarray:
     """Times of many queries in one pass, from the model and from stored gradients, and of an index; recall@10 of the
     index alone and of its 100 best."""
-    import attrib
-    from attrib.index import build_index, recall_of
-    from cache import Examples
+    from whence import attrib
+    from whence.attrib.index import build_index, recall_of
+    from whence.cache import Examples
 
     asked = Examples.of({"input_ids": sequences(many, size, 2)})
     exact = clock.time("many", lambda: attrib.score(factors, model, task, asked, train, rank=None))
@@ -177,7 +177,7 @@ def forming_rate(size: Size) -> float:
     """Operations a second of forming per-example gradients of the first site, one after the other."""
     import jax
 
-    from attrib import kernels
+    from whence.attrib import kernels
 
     a, g = (jax.numpy.ones((64, size.length, w)) for w in (size.d + 1, 4 * size.d))
     best = 0.0

@@ -58,10 +58,10 @@ def loaded(out: Path) -> Saved:
 
 def whence(name: str) -> Callable[[Saved, Path], Side]:
     def make(saved: Saved, out: Path) -> Side:
-        from attrib import EKFAC, KFAC, Damping
-        from attrib.methods import CG, TRAK, DataInf, LoGra
-        from attrib.states import scores_of
-        from cache import Classification, Examples, find_sites
+        from whence.attrib import EKFAC, KFAC, Damping
+        from whence.attrib.methods import CG, TRAK, DataInf, LoGra
+        from whence.attrib.states import scores_of
+        from whence.cache import Classification, Examples, find_sites
 
         damping = Damping(saved.damping, "absolute")
         method: Any = {

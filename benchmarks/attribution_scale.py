@@ -15,16 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import attrib
-from attrib import contraction, kernels
-from attrib.index import build_index, recall_of
-from attrib.lowrank import LowRank, truncated
-from attrib.method import make_run
-from attrib.prefilter import RULES, lexical_scores, recall_by_share
-from attrib.queries import prepared_queries
-from attrib.scores import row_source
-from attrib.sketches import Sketch
-from cache import Examples, LanguageModelling, Store, find_sites, gradients
+from whence import attrib
+from whence.attrib import contraction, kernels
+from whence.attrib.index import build_index, recall_of
+from whence.attrib.lowrank import LowRank, truncated
+from whence.attrib.method import make_run
+from whence.attrib.prefilter import RULES, lexical_scores, recall_by_share
+from whence.attrib.queries import prepared_queries
+from whence.attrib.scores import row_source
+from whence.attrib.sketches import Sketch
+from whence.cache import Examples, LanguageModelling, Store, find_sites, gradients
 from whence.corpora import language_reference
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)

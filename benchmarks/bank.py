@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cache import Classification, Examples
-from cache.bank import Bank
-from cache.retrained import subset_masks
-from cache.training import SGD, Recipe, steps_of
+from whence.cache import Classification, Examples
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.recipe import SGD, Recipe, steps_of
+from whence.cache.retrain.retrained import subset_masks
 
 
 class Convolutional(nn.Module):

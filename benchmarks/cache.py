@@ -79,7 +79,7 @@ def memmap_open(folder: Path) -> Reader:
 
 
 def cache_write(folder: Path, rows: np.ndarray) -> None:
-    from cache import ArraySpec, Store
+    from whence.cache import ArraySpec, Store
 
     arrays = {"x": ArraySpec(rows.shape, rows.dtype)}
     with Store(folder).writer("activations", {}, arrays, SHARD) as w:
@@ -89,7 +89,7 @@ def cache_write(folder: Path, rows: np.ndarray) -> None:
 
 
 def cache_open(folder: Path) -> Reader:
-    from cache import Store
+    from whence.cache import Store
 
     entry = Store(folder).open("activations", {})
     return Reader(
@@ -102,7 +102,7 @@ def cache_open(folder: Path) -> Reader:
 def zarr_write(folder: Path, rows: np.ndarray, durable: bool = True) -> None:
     import zarr
 
-    import cache.bfloat16  # noqa: F401  registers the data type
+    import whence.cache.store.bfloat16  # noqa: F401  registers the data type
 
     array = zarr.create_array(
         str(folder / "a"), shape=rows.shape, dtype=rows.dtype, chunks=(256, rows.shape[1]),

@@ -65,7 +65,7 @@ def data_of(case: Case, path: str | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ours(case: Case, method: str, path: str | None) -> dict[str, float]:
-    from unlearn.condense import Pool, Settings, Training, condense, evaluate, network
+    from whence.unlearn.condense import Pool, Settings, Training, condense, evaluate, network
 
     pool = Pool.of(data_of(case, path))
     net, sizes = network(case.network), (case.per_class, case.loops, case.inner, case.epochs, case.real_batch)
@@ -140,8 +140,8 @@ def primitives() -> None:
     import jax
     import jax.numpy as jnp
 
-    from unlearn.condense.axes import each
-    from unlearn.condense.layers import conv, patches
+    from whence.unlearn.condense.axes import each
+    from whence.unlearn.condense.layers import conv, patches
 
     x = jax.random.normal(jax.random.key(0), (10, 64, 8, 8, 16))
     weight = jax.random.normal(jax.random.key(1), (144, 16))

@@ -10,19 +10,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cache import Classification, Examples
-from cache.bank import Bank
-from cache.lanes import Lanes
-from cache.retrained import oracle_masks, subset_masks
-from cache.training import SGD, AdamW, Recipe
-from unlearn import forget_sets
-from unlearn.condense import Pool, Settings, Training, condensed_retain, network, select
-from unlearn.datamodels import Regression, ridge
-from unlearn.deletion import Deletion
-from unlearn.evaluate import PARTS, Panel, sweep
-from unlearn.loop import Method, run
-from unlearn.methods import DMM, DescentAscent, Matching, NegGradPlus
-from unlearn.metrics import KLoM
+from whence.cache import Classification, Examples
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.recipe import SGD, AdamW, Recipe
+from whence.cache.retrain.replicas import Lanes
+from whence.cache.retrain.retrained import oracle_masks, subset_masks
+from whence.unlearn import forget_sets
+from whence.unlearn.condense import Pool, Settings, Training, condensed_retain, network, select
+from whence.unlearn.datamodels import Regression, ridge
+from whence.unlearn.deletion import Deletion
+from whence.unlearn.evaluate import PARTS, Panel, sweep
+from whence.unlearn.loop import Method, run
+from whence.unlearn.methods import DMM, DescentAscent, Matching, NegGradPlus
+from whence.unlearn.metrics import KLoM
 
 from .condense_common import Sweep, best, digit_images, row, spread, table
 from .unlearning_digits import mlp

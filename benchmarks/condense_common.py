@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unlearn.condense import Accuracies, Condensed, Diverged, Pool, Settings, Training, condense, evaluate
-from unlearn.condense.selection import select
+from whence.unlearn.condense import Accuracies, Condensed, Diverged, Pool, Settings, Training, condense, evaluate
+from whence.unlearn.condense.selection import select
 
 PATTERNS = ((1, 0), (0, 1), (1, 1), (1, 2))
 PUBLISHED = 0.1  # rate of DC and of DCC in their papers, in the same units

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import tyro
 
-from unlearn.condense import Accuracies, Pool, Settings, Training, evaluate, network
+from whence.unlearn.condense import Accuracies, Pool, Settings, Training, evaluate, network
 
 from .condense_bridge import Bridge
 from .condense_common import (
@@ -182,7 +182,7 @@ class Continual:
     sweep: Sweep = Sweep((0.03, 0.1, 0.3, 1.0))
 
     def run(self) -> None:
-        from unlearn.condense.continual import average_after, by_domain, chosen, condensed, run
+        from whence.unlearn.condense.continual import average_after, by_domain, chosen, condensed, run
 
         train, validation, test = split(*digit_images())
         tasks = by_domain({name: (turned(train, turn), turned(test, turn)) for name, turn in TURNS.items()})
@@ -233,7 +233,7 @@ class Velocity:
     def run(self) -> None:
         from matplotlib.figure import Figure
 
-        from unlearn.condense import kernel_velocity, plot_velocity
+        from whence.unlearn.condense import kernel_velocity, plot_velocity
 
         train, validation, test = split(*digit_images(self.strength))
         net, training, curves, found = network(self.network), Training(self.passes), {}, {}

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from decomp import ITDA, Activations, kernels
-from decomp.kernels import Basis, Code, Pursuit
+from whence.decomp import ITDA, Activations, kernels
+from whence.decomp.kernels import Basis, Code, Pursuit
 
 SHAPES = ((1024, 8192, 256, 32), (2048, 16384, 768, 32), (1024, 32768, 1024, 32))
 SKLEARN_SIGNALS = 4
@@ -295,7 +295,7 @@ def main() -> None:
     parser.add_argument("--store", help="claims: where trained models are kept; your cache by default")
     given = parser.parse_args()
     if given.what == "claims":
-        from cache import Store
+        from whence.cache import Store
 
         from . import decomposition_shown
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from cache import Examples, LanguageModelling, Store, progress
-from decomp import ITDA, SAE, Activations, Dictionary, Random, calibrate, layers, observe
-from decomp.evaluate import baselines, evaluate, loss_recovered
+from whence.cache import Examples, LanguageModelling, Store, progress
+from whence.decomp import ITDA, SAE, Activations, Dictionary, Random, calibrate, layers, observe
+from whence.decomp.evaluate import baselines, evaluate, loss_recovered
 
 from .decomposition_models import Data, Plan, Trained
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cache import Examples, LanguageModelling, Store
+from whence.cache import Examples, LanguageModelling, Store
 
 RATE, BATCH = 3e-3, 16
 LENGTH = 128  # characters of an example

@@ -15,9 +15,9 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from cache import Store, progress
-from decomp import intervals, layers
-from decomp.intervals import Estimate
+from whence.cache import Store, progress
+from whence.decomp import intervals, layers
+from whence.decomp.intervals import Estimate
 
 from . import decomposition_claims as claims
 from .decomposition_claims import KINDS, TOKENS, Built, Figures, Place, Sweep

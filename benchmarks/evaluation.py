@@ -46,8 +46,8 @@ def kronfluence_side(out: Path) -> None:
 
 def beside_kronfluence(name: str, subsets: int, seeds: int) -> None:
     """LDS of both on one bank for several seeds of the drawn labels, and the paired bootstrap of each difference."""
-    import attrib
-    from attrib.evaluate import compare, lds
+    from whence import attrib
+    from whence.attrib.evaluate import compare, lds
     from whence.evaluation import PROBLEMS
     from whence.judging import retrained
 
@@ -73,7 +73,7 @@ def beside_kronfluence(name: str, subsets: int, seeds: int) -> None:
 
 def kronfluence_scores(problem: Any, seed: int) -> np.ndarray:
     """Its scores [query, train] of a problem's model, from a process of its own."""
-    from cache import LanguageModelling
+    from whence.cache import LanguageModelling
 
     language = isinstance(problem.task, LanguageModelling)
 

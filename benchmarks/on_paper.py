@@ -17,10 +17,10 @@ import torch
 import transformers
 from torch import nn
 
-from attrib import contraction
-from attrib.plan import Stage, duration, everything, fit_stages, size
-from attrib.room import fit_bytes
-from cache import Sites, find_sites
+from whence.attrib import contraction
+from whence.attrib.plan import Stage, duration, everything, fit_stages, size
+from whence.attrib.room import fit_bytes
+from whence.cache import Sites, find_sites
 
 from .attribution import product_rate
 

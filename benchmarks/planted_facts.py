@@ -11,7 +11,7 @@ import argparse
 import time
 from dataclasses import replace
 
-from cache import Store
+from whence.cache import Store
 from whence.corpora import biographies
 from whence.demo_model import biographies_model
 from whence.planted_facts import planted_facts

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import Store
-from unlearn.evaluate import Evaluation
-from unlearn.report import save, table
+from whence.cache import Store
+from whence.unlearn.evaluate import Evaluation
+from whence.unlearn.report import save, table
 
 
 def _print(evaluations: list[Evaluation], verdicts: list[dict[str, bool]]) -> None:

@@ -20,17 +20,17 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from cache import Classification, Examples, Store, say
-from cache.bank import Bank
-from cache.lanes import Lanes
-from cache.retrained import Retrained, oracle_masks, subset_masks
-from cache.training import SGD, AdamW, Recipe
-from unlearn import forget_sets
-from unlearn.datamodels import Datamodel, grouped, nearest, neighbourhood_masks, ridge
-from unlearn.deletion import Deletion
-from unlearn.evaluate import Evaluation, Panel, Selected, evaluate, sweep
-from unlearn.loop import Method
-from unlearn.methods import (
+from whence.cache import Classification, Examples, Store, say
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.recipe import SGD, AdamW, Recipe
+from whence.cache.retrain.replicas import Lanes
+from whence.cache.retrain.retrained import Retrained, oracle_masks, subset_masks
+from whence.unlearn import forget_sets
+from whence.unlearn.datamodels import Datamodel, grouped, nearest, neighbourhood_masks, ridge
+from whence.unlearn.deletion import Deletion
+from whence.unlearn.evaluate import Evaluation, Panel, Selected, evaluate, sweep
+from whence.unlearn.loop import Method
+from whence.unlearn.methods import (
     DMM,
     DescentAscent,
     DMDirect,
@@ -44,7 +44,7 @@ from unlearn.methods import (
     SalUn,
     Scrub,
 )
-from unlearn.metrics import KLoM
+from whence.unlearn.metrics import KLoM
 
 MODELS, SUBSETS, SIZE = 64, 4096, 20
 KINDS, PILOTS, PILOT_SEED, SEED = ("random", "neighbours"), 3, 3000, 5000

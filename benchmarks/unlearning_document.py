@@ -19,19 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache import Examples, LanguageModelling, Store, find_sites, named_parameters, say
-from cache.bank import Bank
-from cache.lanes import Lanes
-from cache.retrained import Retrained, oracle_masks
-from cache.training import AdamW, Recipe, Schedule
-from unlearn import audit, forget_sets
-from unlearn.datamodels import Influence, ekfac
-from unlearn.deletion import Deletion
-from unlearn.evaluate import NOTHING, NULL, Panel, evaluate
-from unlearn.loop import Method, Unlearned, lanes_outputs, run
-from unlearn.methods import DMM, NPO, GradDiff, Matching
-from unlearn.metrics import KLoM
-from unlearn.report import save, table
+from whence.cache import Examples, LanguageModelling, Store, find_sites, named_parameters, say
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.recipe import AdamW, Recipe, Schedule
+from whence.cache.retrain.replicas import Lanes
+from whence.cache.retrain.retrained import Retrained, oracle_masks
+from whence.unlearn import audit, forget_sets
+from whence.unlearn.datamodels import Influence, ekfac
+from whence.unlearn.deletion import Deletion
+from whence.unlearn.evaluate import NOTHING, NULL, Panel, evaluate
+from whence.unlearn.loop import Method, Unlearned, lanes_outputs, run
+from whence.unlearn.methods import DMM, NPO, GradDiff, Matching
+from whence.unlearn.metrics import KLoM
+from whence.unlearn.report import save, table
 
 LENGTH, VOCABULARY, WIDTH = 64, 512, 64
 MODELS, PILOT_MODELS = 8, 2  # that forget; oracles of a document are twice as many, for the null row
@@ -102,7 +102,7 @@ class Library:
 
     def influence(self, sites: str, damping: float) -> Callable[[nn.Module], Influence]:
         """From a model to its own datamodel; its factors are fitted once and come from the store afterwards."""
-        import attrib
+        from whence import attrib
 
         def make(model: nn.Module) -> Influence:
             key = named_parameters(model)["head.weight"].detach().numpy().tobytes(), sites, damping

@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache import Classification, DataError, Examples, Store, UsageError, say
-from cache.bank import Bank
-from cache.retrained import oracle_masks, subset_masks
-from cache.training import SGD, AdamW, Recipe, Schedule
-from unlearn import forget_sets
-from unlearn.datamodels import ridge
-from unlearn.deletion import Deletion
-from unlearn.evaluate import Evaluation, Panel, evaluate
-from unlearn.loop import Method
-from unlearn.methods import DMM, DescentAscent, DMDirect, FineTune, Matching, OracleMatching
-from unlearn.metrics import KLoM
-from unlearn.report import save, table
+from whence.cache import Classification, DataError, Examples, Store, UsageError, say
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule
+from whence.cache.retrain.retrained import oracle_masks, subset_masks
+from whence.unlearn import forget_sets
+from whence.unlearn.datamodels import ridge
+from whence.unlearn.deletion import Deletion
+from whence.unlearn.evaluate import Evaluation, Panel, evaluate
+from whence.unlearn.loop import Method
+from whence.unlearn.methods import DMM, DescentAscent, DMDirect, FineTune, Matching, OracleMatching
+from whence.unlearn.metrics import KLoM
+from whence.unlearn.report import save, table
 
 CLASSES, MODELS, SUBSETS, KEPT = (3, 5), 24, 384, 400
 MATCHING = Matching(steps=60, batch_size=128, optimiser=AdamW(3e-3))

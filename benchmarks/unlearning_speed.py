@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 
-from cache import Store
-from cache.retrained import Retrained, subset_masks
-from unlearn.datamodels import ridge
-from unlearn.loop import run
-from unlearn.methods import DMM, DMDirect, OracleMatching, Retrain
-from unlearn.metrics import KLoM
+from whence.cache import Store
+from whence.cache.retrain.retrained import Retrained, subset_masks
+from whence.unlearn.datamodels import ridge
+from whence.unlearn.loop import run
+from whence.unlearn.methods import DMM, DMDirect, OracleMatching, Retrain
+from whence.unlearn.metrics import KLoM
 
 from .unlearning_digits import MODELS, candidates, forget_set, setting
 

@@ -1,5 +1,8 @@
 """Which directions: activations in, dictionaries and sparse codes out."""
 
+if __name__ != "whence.decomp":
+    raise ImportError("This package is whence.decomp: write `from whence import decomp`, not `import decomp`.")
+
 from .activations import ActivationBatch as ActivationBatch
 from .activations import Activations as Activations
 from .activations import Origin as Origin

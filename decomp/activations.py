@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from cache.errors import DataError, ModelError, NotCached, UsageError
+from whence.cache.errors import DataError, ModelError, NotCached, UsageError
 
 
 class ActivationBatch(NamedTuple):

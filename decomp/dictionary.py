@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from cache.errors import DataError, UsageError
+from whence.cache.errors import DataError, UsageError
 
 from . import kernels
 from .activations import Origin

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
-from cache.errors import DataError, ModelError
+from whence.cache.errors import DataError, ModelError
 
 from .dictionary import Dictionary, Text
 

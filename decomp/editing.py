@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from cache.errors import DataError, UsageError
+from whence.cache.errors import DataError, UsageError
 
 from . import kernels
 from .dictionary import Dictionary, Provenance, Text

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from cache.errors import DataError
+from whence.cache.errors import DataError
 
 from . import intervals
 from .activations import Activations, finite

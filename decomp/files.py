@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from cache.errors import CorruptEntry, DataError, NewerFormat, StoreError
-from cache.store import Store
+from whence.cache.errors import CorruptEntry, DataError, NewerFormat, StoreError
+from whence.cache.store.store import Store
 
 from .activations import Activations, Origin
 from .dictionary import Dictionary, Provenance, Text

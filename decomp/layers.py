@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from cache.errors import DataError
+from whence.cache.errors import DataError
 
 from . import intervals, overlap
 from .activations import Activations

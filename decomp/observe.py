@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from cache import Store, activations
+from whence.cache import Store, activations
 
 from .activations import Activations, from_entry
 
@@ -23,7 +23,7 @@ def observe(
     """site -> activations of every position that is not padding, examples in order, positions in order.
 
     store: where they are kept for the next time; without one they are only held in memory. The model runs once for
-    all sites, cut short after the deepest. cluster: where, see `cache.cluster`. Raises ModelError for an unknown
+    all sites, cut short after the deepest. cluster: where, see `cache.jobs.cluster`. Raises ModelError for an unknown
     hook point.
     """
     if store is not None:

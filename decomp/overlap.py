@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import xarray as xr
 
-from cache.errors import DataError
+from whence.cache.errors import DataError
 
 from . import intervals
 from .dictionary import Dictionary

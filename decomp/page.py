@@ -19,7 +19,7 @@ def page(
     """The page's HTML. contexts: from `top_contexts`; without them only places are shown."""
     from jinja2 import Environment, PackageLoader
 
-    environment = Environment(loader=PackageLoader("decomp", "templates"), autoescape=True)
+    environment = Environment(loader=PackageLoader("whence.decomp", "templates"), autoescape=True)
     return environment.get_template("features.html").render(
         title=title,
         facts=_facts(dictionary, found),

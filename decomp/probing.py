@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from cache.errors import DataError
+from whence.cache.errors import DataError
 
 from . import intervals
 from .evaluate import table

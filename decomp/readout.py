@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cache.bridge import to_numpy
-from cache.errors import UsageError
+from whence.cache.errors import UsageError
+from whence.cache.model.bridge import to_numpy
 
 from .dictionary import Dictionary
 

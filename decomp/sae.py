@@ -20,7 +20,7 @@ import optax
 from jax import Array
 from jaxtyping import Float
 
-from cache.errors import DataError, UsageError
+from whence.cache.errors import DataError, UsageError
 
 from .activations import Activations, Origin, finite
 from .kernels import Code

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cache.errors import DataError
-from cache.show import Shown, axes_or_new, facts, heat, table
+from whence.cache.display.html import Shown, axes_or_new, facts, heat, table
+from whence.cache.errors import DataError
 
 from .activations import Activations
 from .dictionary import Dictionary, Text

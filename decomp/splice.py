@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache import hook_points
-from cache.bridge import to_numpy
-from cache.errors import ModelError, near_names
+from whence.cache import hook_points
+from whence.cache.errors import ModelError, near_names
+from whence.cache.model.bridge import to_numpy
 
 Change = Callable[[Tensor], Tensor]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache import Classification, Examples, LanguageModelling, Regression, Sites, Task, find_sites
+from whence.cache import Classification, Examples, LanguageModelling, Regression, Sites, Task, find_sites
 
 ALL_KINDS = ("linear", "conv", "embedding", "norm")
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache import Store
+from whence.cache import Store
 
 torch.set_num_threads(1)
 

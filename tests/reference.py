@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache import Examples, Sites, matrices_of, named_parameters
+from whence.cache import Examples, Sites, matrices_of, named_parameters
 
 
 def gradients(model: nn.Module, examples: Examples, objective: Callable[[nn.Module, dict], Tensor]) -> list[dict]:

@@ -1,5 +1,8 @@
 """Without these data: datamodels, unlearning methods, and an evaluation with its noise in every table."""
 
+if __name__ != "whence.unlearn":
+    raise ImportError("This package is whence.unlearn: write `from whence import unlearn`, not `import unlearn`.")
+
 from . import audit as audit
 from . import forget_sets as forget_sets
 from .attacks import membership as membership

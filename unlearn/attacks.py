@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from cache.errors import DataError
+from whence.cache.errors import DataError
 
 
 class ULiRA(NamedTuple):

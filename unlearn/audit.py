@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cache import Examples, LanguageModelling, Task, UsageError
-from cache.bank import weighted_loss
-from cache.lanes import Lanes, mode, why_not_stacked
-from cache.training import AdamW, Optimiser
+from whence.cache import Examples, LanguageModelling, Task, UsageError
+from whence.cache.retrain.bank import weighted_loss
+from whence.cache.retrain.recipe import AdamW, Optimiser
+from whence.cache.retrain.replicas import Lanes, mode, why_not_stacked
 
 EXAMPLES_AT_ONCE = 64
 

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from cache import DataError, Examples, Store, Task, UsageError
-from cache.bank import Bank
-from cache.lanes import Lanes
-from cache.retrained import mask_hash, member_rows
-from cache.training import Recipe
+from whence.cache import DataError, Examples, Store, Task, UsageError
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.recipe import Recipe
+from whence.cache.retrain.replicas import Lanes
+from whence.cache.retrain.retrained import mask_hash, member_rows
 
 
 class Deleted(NamedTuple):

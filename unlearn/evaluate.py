@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from cache import DataError, Examples, UsageError
-from cache.retrained import Retrained
+from whence.cache import DataError, Examples, UsageError
+from whence.cache.retrain.retrained import Retrained
 
 from .attacks import u_lira
 from .deletion import Deletion

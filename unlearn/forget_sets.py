@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int64
 
-from cache import DataError, Examples
+from whence.cache import DataError, Examples
 
 from .datamodels.regression import Regression
 

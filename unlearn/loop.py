@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cache import Examples, progress, say
-from cache.lane_outputs import margins_of, outputs_of_lanes
-from cache.lanes import Lanes, PerLane, mode, why_not_stacked
-from cache.show import facts
-from cache.training import AdamW, Optimiser, Schedule
+from whence.cache import Examples, progress, say
+from whence.cache.display.html import facts
+from whence.cache.retrain.recipe import AdamW, Optimiser, Schedule
+from whence.cache.retrain.replica_outputs import margins_of, outputs_of_lanes
+from whence.cache.retrain.replicas import Lanes, PerLane, mode, why_not_stacked
 
 from .deletion import Deletion, Ledger
 

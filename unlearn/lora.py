@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cache import ModelError
-from cache.lanes import Lanes
-from cache.sites import copied, named_parameters
+from whence.cache import ModelError
+from whence.cache.model.sites import copied, named_parameters
+from whence.cache.retrain.replicas import Lanes
 
 
 class LowRank(nn.Linear):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64
 
-from cache.errors import DataError, UsageError
+from whence.cache.errors import DataError, UsageError
 
 CLIP = 100.0  # margins beyond ± this count as this
 FLOOR = 1e-5  # of a probability, so no KL exceeds log(1 / FLOOR) by much

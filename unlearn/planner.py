@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from cache import DataError, UsageError
-from cache.lane_outputs import margins_of
+from whence.cache import DataError, UsageError
+from whence.cache.retrain.replica_outputs import margins_of
 
 from .datamodels.base import Datamodel
 from .deletion import Deletion

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from cache import DataError
-from cache.show import Cell, Shown, axes_or_new, picture, write_page
-from cache.show import page as document
-from cache.show import table as show_table
+from whence.cache import DataError
+from whence.cache.display.html import Cell, Shown, axes_or_new, picture, write_page
+from whence.cache.display.html import page as document
+from whence.cache.display.html import table as show_table
 
 from .evaluate import NOTHING, NULL, PARTS, Evaluation, Row
 from .metrics import KLoM, Summary

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-import attrib
-import decomp
-from cache import Examples, Store, Task, find_sites
-from cache.show import written
-from decomp.diff import summary
+from whence import attrib, decomp
+from whence.cache import Examples, Store, Task, find_sites
+from whence.cache.display.html import written
+from whence.decomp.diff import summary
 
 from .evaluate import Panel, Row
 from .loop import Unlearned

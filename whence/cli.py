@@ -161,7 +161,7 @@ def completion(known: dict[str, Room], arguments: Sequence[str]) -> None:
 
 
 def wrong(what: str, given: str, known: list[str], see: str) -> NoReturn:
-    from cache.errors import UsageError, did_you_mean
+    from whence.cache.errors import UsageError, did_you_mean
 
     cure = did_you_mean(given, known, "There are")
     raise UsageError(f"There is no {what} called {given!r}.", f"{cure} See `{see}`.")
@@ -169,7 +169,7 @@ def wrong(what: str, given: str, known: list[str], see: str) -> NoReturn:
 
 def failed(error: Exception, debug: bool) -> int:
     """Print an error for the person who typed the command; returns the exit code."""
-    from cache.errors import WhenceError
+    from whence.cache.errors import WhenceError
 
     if debug:
         traceback.print_exception(error)

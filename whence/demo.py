@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-import attrib
-from attrib.report import Report, Table, coverage, nats, report, shown_passages
-from cache import Event, Examples, LanguageModelling, Sites, Store, find_sites, say
-from cache.store import human
+from whence import attrib
+from whence.attrib.report import Report, Table, coverage, nats, report, shown_passages
+from whence.cache import Event, Examples, LanguageModelling, Sites, Store, find_sites, say
+from whence.cache.store.store import human
 
 from .corpora import Corpus, language_reference
 from .corpora.corpus import query_examples

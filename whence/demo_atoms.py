@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-import attrib
-import decomp
-from attrib.report import Part, Passage, Report
-from cache import Examples, Store, Task
-from decomp.dictionary import context
-from decomp.features import Features, features
-from decomp.files import build_once
+from whence import attrib, decomp
+from whence.attrib.report import Part, Passage, Report
+from whence.cache import Examples, Store, Task
+from whence.decomp.dictionary import context
+from whence.decomp.features import Features, features
+from whence.decomp.files import build_once
 
 from .corpora import Corpus
 from .story import Atom, Atoms, Place

@@ -6,18 +6,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import nn
 
-import attrib
-from cache import Classification, Examples, Store, find_sites, model_fingerprint
-from cache.bank import Bank
-from cache.lanes import Lanes
-from cache.retrained import oracle_masks
-from cache.training import AdamW
-from unlearn.condense import Condensed, Pool, Settings, Training, by_influence, condense, evaluate, network, select
-from unlearn.datamodels import Influence, InverseProduct, exact
-from unlearn.deletion import Deletion
-from unlearn.evaluate import Panel
-from unlearn.evaluate import evaluate as judged
-from unlearn.methods import DMM, DescentAscent, FineTune, Matching, Newton, OracleMatching
+from whence import attrib
+from whence.cache import Classification, Examples, Store, find_sites, model_fingerprint
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.recipe import AdamW
+from whence.cache.retrain.replicas import Lanes
+from whence.cache.retrain.retrained import oracle_masks
+from whence.unlearn.condense import (
+    Condensed,
+    Pool,
+    Settings,
+    Training,
+    by_influence,
+    condense,
+    evaluate,
+    network,
+    select,
+)
+from whence.unlearn.datamodels import Influence, InverseProduct, exact
+from whence.unlearn.deletion import Deletion
+from whence.unlearn.evaluate import Panel
+from whence.unlearn.evaluate import evaluate as judged
+from whence.unlearn.methods import DMM, DescentAscent, FineTune, Matching, Newton, OracleMatching
 
 from .charts import strip
 from .corpora import digits
@@ -60,7 +70,7 @@ class CondensingPlan:
 def forgotten(plan: ForgettingPlan, store: Store, quiet: bool = False) -> Forgetting:
     """Every way of forgetting against oracles, whose outputs are kept in the store. The datamodel is influence, which
     needs no retraining."""
-    from unlearn import forget_sets
+    from whence.unlearn import forget_sets
 
     bank, task = digits_bank(plan.epochs), Classification()
     ids = forget_sets.random_set(bank.train, plan.forget)

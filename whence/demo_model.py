@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from cache import Store
+from whence.cache import Store
 
 from .corpora import Corpus, biographies, language_reference
 from .language_model import Shape, Training, trained_model

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attrib import methods
-from attrib.evaluate import flip_labels
-from cache import Classification, Examples, LanguageModelling, Sites, Task, UsageError, find_sites
-from cache.bank import Bank
-from cache.training import SGD, AdamW, Recipe
+from whence.attrib import methods
+from whence.attrib.evaluate import flip_labels
+from whence.cache import Classification, Examples, LanguageModelling, Sites, Task, UsageError, find_sites
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.recipe import SGD, AdamW, Recipe
 
 from .corpora import biographies, digits, language_reference
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
-from cache import ModelError, Store, UsageError
+from whence.cache import ModelError, Store, UsageError
 
 from .corpora import Corpus, Vocabulary, biographies, digits, language_reference, load
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import tyro
 
-from cache.errors import UsageError, did_you_mean
+from whence.cache.errors import UsageError, did_you_mean
 
 from .cli import parse
 from .rooms import rooms

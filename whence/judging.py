@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-import attrib
-from attrib import FitOptions
-from attrib import evaluate as judges
-from attrib.factors import Factors
-from attrib.methods.early import EarlyScores
-from attrib.states import scores_of
-from cache import Store, UsageError, say
-from cache.retrained import Retrained, subset_masks
+from whence import attrib
+from whence.attrib import FitOptions
+from whence.attrib import evaluate as judges
+from whence.attrib.factors import Factors
+from whence.attrib.methods.early import EarlyScores
+from whence.attrib.states import scores_of
+from whence.cache import Store, UsageError, say
+from whence.cache.retrain.retrained import Retrained, subset_masks
 
 from .evaluation import Problem, digits_problem, methods_for
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import nn
 
-from cache import (
+from whence.cache import (
     Entry,
     Examples,
     LanguageModelling,

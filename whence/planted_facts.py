@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import nn
 
-import attrib
-from attrib.evaluate import recall
-from cache import DataError, LanguageModelling, Store, find_sites
+from whence import attrib
+from whence.attrib.evaluate import recall
+from whence.cache import DataError, LanguageModelling, Store, find_sites
 
 from .corpora import Corpus, stating
 from .language_model import top_answers

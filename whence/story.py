@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from attrib.report import Part, Report, Table
-from cache.show import write_page
+from whence.attrib.report import Part, Report, Table
+from whence.cache.display.html import write_page
 
 from . import charts
 

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import rankdata
 
-from cache import DataError
-from cache.retrained import Retrained, mask_hash
+from whence.cache import DataError
+from whence.cache.retrain.retrained import Retrained, mask_hash
 
 if TYPE_CHECKING:
     import xarray

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from cache import DataError, Store, UsageError
-from cache.bank import Bank
-from cache.retrained import subset_masks
+from whence.cache import DataError, Store, UsageError
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.retrained import subset_masks
 
 from .agreement import aligned
 

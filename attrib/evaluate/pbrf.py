@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cache import DataError, Examples, ModelError, NumericalError, Sites, Task, progress
-from cache.lanes import Lanes, mode
+from whence.cache import DataError, Examples, ModelError, NumericalError, Sites, Task, progress
+from whence.cache.retrain.replicas import Lanes, mode
 
 from ..gauss_newton import Answered, parameter_names
 

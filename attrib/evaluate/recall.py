@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from cache import DataError
+from whence.cache import DataError
 
 if TYPE_CHECKING:
     import xarray

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 from torch import nn
 
-from cache import DataError, Examples, Sites, Store, Task
+from whence.cache import DataError, Examples, Sites, Store, Task
 
 from ..method import FitOptions
 from ..states import kept, labelled

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cache import Examples, Sites, Store, Task, say
+from whence.cache import Examples, Sites, Store, Task, say
 
 from ..iterative import Solved, inputs_with
 from ..method import FitOptions, make_run

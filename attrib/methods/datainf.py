@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from torch import Tensor, nn
 
-from cache import Examples, Sites, Store, Task
-from cache.bridge import to_jax, to_torch
+from whence.cache import Examples, Sites, Store, Task
+from whence.cache.model.bridge import to_jax, to_torch
 
 from .. import kernels
 from ..factors import Damping

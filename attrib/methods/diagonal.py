@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from cache import Examples, Sites, Store, Task
+from whence.cache import Examples, Sites, Store, Task
 
 from .. import kernels
 from ..factors import Damping, Factors, SiteFactors

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache import DataError, Examples, Sites, Store, Task, model_fingerprint
-from cache.build import Run
-from cache.task import Batch
+from whence.cache import DataError, Examples, Sites, Store, Task, model_fingerprint
+from whence.cache.model.batches import Run
+from whence.cache.model.task import Batch
 
 from .. import kernels
 from ..checkpoints import Checkpoint, models_at

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
-from cache import Examples, Sites, Store, Task, connect, gradients
-from cache.build import FrameSource, Replay, Run, memory_limit
-from cache.cluster import INLINE
-from cache.gradients import stored_bytes
+from whence.cache import Examples, Sites, Store, Task, connect, gradients
+from whence.cache.jobs.cluster import INLINE
+from whence.cache.model.batches import FrameSource, Replay, Run, memory_limit
+from whence.cache.model.gradients import stored_bytes
 
 from .. import kernels
 from ..factors import Damping, Factors, SiteFactors, from_entry, sites_to_json

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from cache import Examples, Sites, Store, Task
+from whence.cache import Examples, Sites, Store, Task
 
 from ..factors import Damping, Factors, SiteFactors
 from ..method import FitOptions, inputs_of, make_run

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
-from cache import Examples, Sites, Store, Task
+from whence.cache import Examples, Sites, Store, Task
 
 from ..factors import Damping, Factors, SiteFactors
 from ..fit import eigenbases, moments

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
-from cache import ArraySpec, Examples, Sites, Store, Task, UsageError
-from cache.build import Frame, Run
+from whence.cache import ArraySpec, Examples, Sites, Store, Task, UsageError
+from whence.cache.model.batches import Frame, Run
 
 from .. import kernels
 from ..factors import Damping

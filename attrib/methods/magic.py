@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cache import (
+from whence.cache import (
     DataError,
     Examples,
     ModelError,
@@ -24,10 +24,10 @@ from cache import (
     named_parameters,
     progress,
 )  # fmt: skip
-from cache.bank import weighted_loss
-from cache.lanes import why_not_stacked
-from cache.sites import call_with
-from cache.training import SGD, AdamW, Optimiser, Recipe, steps_of
+from whence.cache.model.sites import call_with
+from whence.cache.retrain.bank import weighted_loss
+from whence.cache.retrain.recipe import SGD, AdamW, Optimiser, Recipe, steps_of
+from whence.cache.retrain.replicas import why_not_stacked
 
 from ..checkpoints import Checkpoint, models_at, with_weights
 from ..method import FitOptions

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from cache import Examples, Sites, Store, Task
+from whence.cache import Examples, Sites, Store, Task
 
 from ..factors import Damping, Factors
 from ..iterative import Solved, inputs_with

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
-from cache import Examples, Sites, Store, Task, find_sites
-from cache.build import Frame
+from whence.cache import Examples, Sites, Store, Task, find_sites
+from whence.cache.model.batches import Frame
 
 from ..features import features
 from ..method import FitOptions, inputs_of, make_run

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from torch import nn
 
-from cache import Examples, Sites, Store, Task
-from cache.build import FrameSource
+from whence.cache import Examples, Sites, Store, Task
+from whence.cache.model.batches import FrameSource
 
 from .. import kernels
 from ..factors import Damping, Factors, SiteFactors

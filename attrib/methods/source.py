@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
-from cache import Examples, Sites, Store, Task, UsageError, model_fingerprint
+from whence.cache import Examples, Sites, Store, Task, UsageError, model_fingerprint
 
 from .. import kernels
 from ..checkpoints import Checkpoint, models_at

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from cache import Examples, Sites, Store, Task, UsageError
+from whence.cache import Examples, Sites, Store, Task, UsageError
 
 from ..checkpoints import Checkpoint, models_at
 from ..factors import Factors

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from cache import Examples, Sites, Store, Task, UsageError, model_fingerprint
-from cache.task import Batch
+from whence.cache import Examples, Sites, Store, Task, UsageError, model_fingerprint
+from whence.cache.model.task import Batch
 
 from ..checkpoints import Checkpoint, models_at
 from ..features import margin_task, projected_gradients, values_of

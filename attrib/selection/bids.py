@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int64
 
-from cache import DataError
+from whence.cache import DataError
 
 from .top import check_k
 

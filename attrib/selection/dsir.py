@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 from scipy import sparse
 
-from cache import DataError, Examples
+from whence.cache import DataError, Examples
 
 from .top import check_k
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Int64
 
-from cache import UsageError
+from whence.cache import UsageError
 
 if TYPE_CHECKING:
     import xarray

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from cache import progress
-from cache.errors import UsageError
+from whence.cache import progress
+from whence.cache.errors import UsageError
 
 from ..activations import Activations
 from ..dictionary import Dictionary

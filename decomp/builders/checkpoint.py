@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from cache.errors import CorruptEntry, UsageError
+from whence.cache.errors import CorruptEntry, UsageError
 
 from ..dictionary import Provenance
 from ..kernels import Basis

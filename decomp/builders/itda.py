@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from cache import progress
-from cache.errors import DataError, UsageError
+from whence.cache import progress
+from whence.cache.errors import DataError, UsageError
 
 from .. import kernels
 from ..activations import ActivationBatch, Origin, as_stream

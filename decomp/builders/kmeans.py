@@ -14,8 +14,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from cache import progress
-from cache.errors import DataError
+from whence.cache import progress
+from whence.cache.errors import DataError
 
 from ..activations import ActivationBatch, as_stream
 from ..dictionary import Dictionary, Provenance

@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from cache import progress
-from cache.errors import DataError
+from whence.cache import progress
+from whence.cache.errors import DataError
 
 from ..activations import ActivationBatch, as_stream
 from ..dictionary import Dictionary

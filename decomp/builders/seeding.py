@@ -13,7 +13,7 @@ the models.
 
 import numpy as np
 
-from cache.errors import DataError, UsageError
+from whence.cache.errors import DataError, UsageError
 
 from ..activations import ActivationBatch
 

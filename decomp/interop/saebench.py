@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.bridge import to_numpy
+from whence.cache.model.bridge import to_numpy
 
 from ..dictionary import Dictionary
 from .mirror import mirrored

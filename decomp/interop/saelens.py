@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from cache.errors import CorruptEntry, ModelError, StoreError, UsageError
+from whence.cache.errors import CorruptEntry, ModelError, StoreError, UsageError
 
 from ..activations import Origin
 from ..dictionary import Dictionary, Provenance, Text

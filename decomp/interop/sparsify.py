@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from cache.errors import CorruptEntry, ModelError, StoreError, UsageError
+from whence.cache.errors import CorruptEntry, ModelError, StoreError, UsageError
 
 from ..activations import Origin
 from ..dictionary import Dictionary

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from cache import LanguageModelling
-from cache.task import Batch
+from whence.cache import LanguageModelling
+from whence.cache.model.task import Batch
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev
 
-from cache import Examples, Sites, Task, matrices_of, named_parameters
 from tests import cases, reference
+from whence.cache import Examples, Sites, Task, matrices_of, named_parameters
 
 
 def jacobian(model: nn.Module, task: Task, sites: Sites, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def jacobian(model: nn.Module, task: Task, sites: Sites, batch: dict[str, Tensor
 
 def dense_gauss_newton(case: cases.Case) -> np.ndarray:
     """(1/N) sum of J^T H J, H the Hessian of the loss in the outputs, example by example."""
-    from attrib.gauss_newton import Answered
+    from whence.attrib.gauss_newton import Answered
 
     total = 0.0
     for row in range(len(case.examples)):

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-import attrib
-from attrib import EKFAC, FitOptions
-from cache import (
+from tests import cases
+from whence import attrib
+from whence.attrib import EKFAC, FitOptions
+from whence.cache import (
     Classification,
     DataError,
     Examples,
@@ -19,7 +20,6 @@ from cache import (
     Store,
     find_sites,
 )
-from tests import cases
 
 QUIET = FitOptions(quiet=True)
 
@@ -94,7 +94,7 @@ def test_memory_limit_too_small() -> None:
 
 
 def test_interrupted_keeps_what_was_done(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attrib.fit.PARTITION_EXAMPLES", 4)
+    monkeypatch.setattr("whence.attrib.fit.PARTITION_EXAMPLES", 4)
     case = cases.build("mlp")
     model = case.model.float()
     examples = small(case)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import attrib
-from attrib import EKFAC, KFAC, Damping, FitOptions, Identity
-from cache import Examples
 from tests import cases, reference
+from whence import attrib
+from whence.attrib import EKFAC, KFAC, Damping, FitOptions, Identity
+from whence.cache import Examples
 
 QUIET = FitOptions(quiet=True)
 

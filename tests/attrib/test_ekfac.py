@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-import attrib
-from attrib import EKFAC, KFAC, Damping, Diagonal, FitOptions, Identity
-from cache import Classification, Examples, capture
 from tests import cases, reference
+from whence import attrib
+from whence.attrib import EKFAC, KFAC, Damping, Diagonal, FitOptions, Identity
+from whence.cache import Classification, Examples, capture
 
 QUIET = FitOptions(quiet=True)
 

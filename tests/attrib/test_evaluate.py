@@ -8,10 +8,11 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import nn
 
-import attrib
-from attrib import EKFAC, Damping, FitOptions, Identity, methods
-from attrib.errorbars import error_bars
-from attrib.evaluate import (
+from tests import cases
+from whence import attrib
+from whence.attrib import EKFAC, Damping, FitOptions, Identity, methods
+from whence.attrib.errorbars import error_bars
+from whence.attrib.evaluate import (
     agreement_with_pbrf,
     brittleness,
     compare,
@@ -23,13 +24,12 @@ from attrib.evaluate import (
     qld,
     recall,
 )  # fmt: skip
-from attrib.probes import by_layer, fictional_facts, power_law, word_order
-from attrib.selection import bids, dsir, hashed_ngrams, top_k
-from cache import Classification, DataError, Examples, ModelError, Regression, UsageError
-from cache.bank import Bank
-from cache.retrained import Retrained, subset_masks
-from cache.training import SGD, Recipe
-from tests import cases
+from whence.attrib.probes import by_layer, fictional_facts, power_law, word_order
+from whence.attrib.selection import bids, dsir, hashed_ngrams, top_k
+from whence.cache import Classification, DataError, Examples, ModelError, Regression, UsageError
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.recipe import SGD, Recipe
+from whence.cache.retrain.retrained import Retrained, subset_masks
 
 QUIET = FitOptions(quiet=True)
 
@@ -298,7 +298,7 @@ def test_word_order_is_asked_of_any_encoder() -> None:
         return [words.index(w) for w in text.split()]
 
     model = cases.Attention(vocabulary=len(words), context=12).double()
-    from cache import LanguageModelling
+    from whence.cache import LanguageModelling
 
     train = Examples.of({"input_ids": [np.array(encode(f.forms["exact"])) for f in facts]})
     state = Identity().fit(model, LanguageModelling(), train, options=QUIET)

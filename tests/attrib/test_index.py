@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import attrib
-from attrib import EKFAC, FitOptions
-from attrib.index import Hits, build_index, index_inputs, recall_of, rerank
-from attrib.prefilter import RULES, candidates, lexical_scores, recall_by_share
-from attrib.sketches import Coordinates, Ranked, Sketch, plan_sketch
-from cache import DataError, Examples, Store, UsageError, key_of
 from tests import cases
+from whence import attrib
+from whence.attrib import EKFAC, FitOptions
+from whence.attrib.index import Hits, build_index, index_inputs, recall_of, rerank
+from whence.attrib.prefilter import RULES, candidates, lexical_scores, recall_by_share
+from whence.attrib.sketches import Coordinates, Ranked, Sketch, plan_sketch
+from whence.cache import DataError, Examples, Store, UsageError, key_of
 
 QUIET = FitOptions(quiet=True)
 
@@ -58,7 +58,7 @@ def test_a_wide_index_is_the_score_and_a_narrow_one_near_it(case, factors, queri
 
 
 def test_search_then_rerank(case, factors, queries, exact, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("attrib.index.BLOCK_ROWS", 7)
+    monkeypatch.setattr("whence.attrib.index.BLOCK_ROWS", 7)
     index = build_index(factors, case.model, case.task, case.examples, Store(tmp_path), Sketch(width=120), QUIET)
     hits = index.search(case.model, case.task, queries, 20, QUIET)
     scores = index.scores(case.model, case.task, queries, QUIET)
@@ -113,7 +113,7 @@ def test_ranks_follow_the_width(factors, monkeypatch) -> None:
                 assert all(1 <= kept <= whole for kept, whole in zip(part.cut.shape, sizes[name]))
                 assert part.count < min(sizes[name])
     assert all(isinstance(part, Coordinates) for part in plan_sketch(factors, Sketch(width=10**6)).values())
-    monkeypatch.setattr("attrib.sketches.SIDES_A_PAIR", 1)
+    monkeypatch.setattr("whence.attrib.sketches.SIDES_A_PAIR", 1)
     assert max(part.count for part in plan_sketch(factors, Sketch(width=120)).values()) > 1
 
 
@@ -134,7 +134,7 @@ def test_sketch_that_cannot_be(case, factors, tmp_path) -> None:
 
 def test_rows_of_another_layout_are_not_misread(case, factors, monkeypatch) -> None:
     now = index_inputs(factors, case.task, case.examples, Sketch())
-    monkeypatch.setattr("attrib.index.LAYOUT", 1)
+    monkeypatch.setattr("whence.attrib.index.LAYOUT", 1)
     before = index_inputs(factors, case.task, case.examples, Sketch())
     assert key_of("gradients", now) != key_of("gradients", before)
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-import attrib
-from attrib import EKFAC, FitOptions
-from cache import Examples, Store
 from tests import cases
+from whence import attrib
+from whence.attrib import EKFAC, FitOptions
+from whence.cache import Examples, Store
 
 QUIET = FitOptions(quiet=True)
 
@@ -92,8 +92,8 @@ def test_killed_in_the_middle_and_run_again(
     case: cases.Case, queries: Examples, wanted: np.ndarray, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Partitions and shards that were done are not done again, and the result is the same bit for bit."""
-    monkeypatch.setattr("attrib.fit.PARTITION_EXAMPLES", 5)
-    monkeypatch.setattr("attrib.scores.SHARD_ROWS", 7)
+    monkeypatch.setattr("whence.attrib.fit.PARTITION_EXAMPLES", 5)
+    monkeypatch.setattr("whence.attrib.scores.SHARD_ROWS", 7)
 
     def work(store: Store) -> np.ndarray:
         factors = EKFAC().fit(case.model, case.task, case.examples, sites=case.sites, store=store, options=QUIET)

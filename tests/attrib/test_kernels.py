@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attrib import kernels
+from whence.attrib import kernels
 
 SHAPES = [(3, 5, 4, 6), (2, 1, 7, 3), (4, 9, 300, 2)]  # b s o i
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-import attrib
-from attrib import EKFAC, FitOptions
-from attrib.merge import Basis, factors_of, merge, moment_sums, square_sums, subtract
-from cache import DataError, Examples, NumericalError, Store
 from tests import cases
+from whence import attrib
+from whence.attrib import EKFAC, FitOptions
+from whence.attrib.merge import Basis, factors_of, merge, moment_sums, square_sums, subtract
+from whence.cache import DataError, Examples, NumericalError, Store
 
 QUIET = FitOptions(quiet=True)
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from attrib import FitOptions, methods
-from attrib.methods.source import Segment
-from attrib.states import scores_of
-from cache import Classification, Examples, LanguageModelling, ModelError, Store, UsageError
-from cache.training import SGD, Recipe
 from tests import cases
+from whence.attrib import FitOptions, methods
+from whence.attrib.methods.source import Segment
+from whence.attrib.states import scores_of
+from whence.cache import Classification, Examples, LanguageModelling, ModelError, Store, UsageError
+from whence.cache.retrain.recipe import SGD, Recipe
 
 QUIET = FitOptions(quiet=True)
 RECIPE = Recipe(epochs=6, batch_size=6, optimiser=SGD(0.1, momentum=0.5), batches="shared")
@@ -68,7 +68,7 @@ class Problem:
 
 def problem(kind: str) -> Problem:
     """A few steps of training, float32, and both its ends."""
-    from attrib.methods.magic import record, trained
+    from whence.attrib.methods.magic import record, trained
 
     torch.manual_seed(0)
     if kind == "language":

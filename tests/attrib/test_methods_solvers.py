@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 import torch
 
-import attrib
-from attrib import Damping, FitOptions
-from attrib.gauss_newton import GaussNewton
-from attrib.method import make_run
-from attrib.methods.cg import CG
-from attrib.methods.datainf import DataInf
-from attrib.methods.ekfac import EKFAC
-from attrib.methods.neumann import ASTRA, LiSSA
-from cache import DataError, NumericalError, UsageError
 from tests import cases
 from tests.attrib import oracles
+from whence import attrib
+from whence.attrib import Damping, FitOptions
+from whence.attrib.gauss_newton import GaussNewton
+from whence.attrib.method import make_run
+from whence.attrib.methods.cg import CG
+from whence.attrib.methods.datainf import DataInf
+from whence.attrib.methods.ekfac import EKFAC
+from whence.attrib.methods.neumann import ASTRA, LiSSA
+from whence.cache import DataError, NumericalError, UsageError
 
 QUIET = FitOptions(quiet=True)
 

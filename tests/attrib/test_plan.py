@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from attrib import FitOptions
-from attrib.plan import duration, everything, make_plan, padded_positions, refuse, rotated_operations
-from attrib.room import fit_bytes
-from cache import Examples, LanguageModelling, ResourceError, Store, find_sites
 from tests import cases
+from whence.attrib import FitOptions
+from whence.attrib.plan import duration, everything, make_plan, padded_positions, refuse, rotated_operations
+from whence.attrib.room import fit_bytes
+from whence.cache import Examples, LanguageModelling, ResourceError, Store, find_sites
 
 
 class Big(nn.Module):

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-import attrib
-from attrib import EKFAC, FitOptions, contraction, kernels
-from attrib.groups import group_scores, groups_by
-from attrib.heads import Head, find_heads, head_scores
-from attrib.lowrank import curvature_weights, truncated
-from attrib.queries import check_fits, hold_queries, prepared_queries, settled_rank
-from attrib.relative import relative
-from attrib.room import check_fit_fits, fit_bytes
-from attrib.topk import ends, top
-from cache import DataError, Examples, ModelError, NumericalError, ResourceError, Store, UsageError, find_sites
 from tests import cases, reference
+from whence import attrib
+from whence.attrib import EKFAC, FitOptions, contraction, kernels
+from whence.attrib.groups import group_scores, groups_by
+from whence.attrib.heads import Head, find_heads, head_scores
+from whence.attrib.lowrank import curvature_weights, truncated
+from whence.attrib.queries import check_fits, hold_queries, prepared_queries, settled_rank
+from whence.attrib.relative import relative
+from whence.attrib.room import check_fit_fits, fit_bytes
+from whence.attrib.topk import ends, top
+from whence.cache import DataError, Examples, ModelError, NumericalError, ResourceError, Store, UsageError, find_sites
 
 QUIET = FitOptions(quiet=True)
 LENGTHS = np.array([9])
@@ -212,7 +212,7 @@ def test_relative(case, factors, queries, exact) -> None:
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_top_is_the_sorted_scores_ends(case, factors, queries, exact, tmp_path, monkeypatch, kept) -> None:
-    monkeypatch.setattr("attrib.topk.SHARD_ROWS", 11)
+    monkeypatch.setattr("whence.attrib.topk.SHARD_ROWS", 11)
     store = Store(tmp_path) if kept else None
     found = top(factors, case.model, case.task, queries, case.examples, 4, store=store, options=QUIET)
     order = np.argsort(-exact, axis=1)

@@ -7,10 +7,10 @@ import pytest
 import xarray
 from matplotlib.figure import Figure
 
-import attrib
-from attrib import influences, plot_sites, plot_tail, token_map
-from cache import DataError, Examples
 from tests.cache.test_show import HOSTILE, Tags, harmless
+from whence import attrib
+from whence.attrib import influences, plot_sites, plot_tail, token_map
+from whence.cache import DataError, Examples
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import attrib
-from attrib import EKFAC, FitOptions
-from attrib.method import make_run
-from cache import Store, Task, connect, gradients, open_gradients
 from tests import cases
+from whence import attrib
+from whence.attrib import EKFAC, FitOptions
+from whence.attrib.method import make_run
+from whence.cache import Store, Task, connect, gradients, open_gradients
 
 from .deadly import DiesTwice
 
@@ -65,7 +65,7 @@ def test_scores_from_stored_gradients_do_not_run_the_model(case: cases.Case, tmp
 
 def test_workers_give_the_same_bits(case: cases.Case, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two workers, one of which is killed in the middle of the fit and one in the middle of the scoring."""
-    monkeypatch.setattr("attrib.fit.PARTITION_EXAMPLES", 4)
+    monkeypatch.setattr("whence.attrib.fit.PARTITION_EXAMPLES", 4)
     options = FitOptions(quiet=True, positions=40)
     queries = case.examples.select(range(3))
 

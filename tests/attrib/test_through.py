@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-import attrib
-from attrib import EKFAC, FitOptions, kernels
-from attrib.queries import prepared_queries
-from cache import DataError, ModelError, UsageError, capture
 from tests import cases
+from whence import attrib
+from whence.attrib import EKFAC, FitOptions, kernels
+from whence.attrib.queries import prepared_queries
+from whence.cache import DataError, ModelError, UsageError, capture
 
 QUIET = FitOptions(quiet=True)
 

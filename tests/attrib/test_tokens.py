@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-import attrib
-from attrib import EKFAC, FitOptions
-from attrib.tokens import Directions, input_token_scores, output_token_scores, step_size, token_embedding
-from cache import DataError, Examples, ModelError
 from tests import cases
+from whence import attrib
+from whence.attrib import EKFAC, FitOptions
+from whence.attrib.tokens import Directions, input_token_scores, output_token_scores, step_size, token_embedding
+from whence.cache import DataError, Examples, ModelError
 
 QUIET = FitOptions(quiet=True)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cache import Store
+from whence.cache import Store
 
 MEMORY = "/dev/shm"
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from cache import ModelError, NumericalError, Store, WhenceError, activations
 from tests import cases
+from whence.cache import ModelError, NumericalError, Store, WhenceError, activations
 
 
 def plain(case: cases.Case, name: str) -> np.ndarray:
@@ -30,7 +30,7 @@ def test_rows_and_where_they_came_from(tmp_path) -> None:
 
 
 def test_shards_resume_and_are_the_same(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cache.hooked.SHARD_BYTES", 7 * 16 * 4)  # seven rows of `up`
+    monkeypatch.setattr("whence.cache.model.activations.SHARD_BYTES", 7 * 16 * 4)  # seven rows of `up`
     case = cases.build("attention")
     one = activations(case.model, case.examples, "up", store=Store(tmp_path / "a"), quiet=True)
 

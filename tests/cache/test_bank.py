@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cache import Classification, DataError, Examples, ModelError, NumericalError, Store, UsageError, errors
-from cache.bank import Bank
-from cache.retrained import mask_hash, oracle_masks, subset_masks
-from cache.training import SGD, AdamW, Recipe, Schedule, steps_of
+from whence.cache import Classification, DataError, Examples, ModelError, NumericalError, Store, UsageError, errors
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule, steps_of
+from whence.cache.retrain.retrained import mask_hash, oracle_masks, subset_masks
 
 
 def data(n: int = 48, d: int = 16, c: int = 3) -> Examples:
@@ -181,7 +181,7 @@ def test_one_set_of_retrainings_three_uses(store, monkeypatch):
     bank = Bank(mlp, Classification("margin"), train, train, RECIPES["sgd"], keep=("logits", "measurements"))
     masks = np.concatenate([subset_masks(len(train), 40, 0.5), oracle_masks(train.ids, forget, 4)])
     first = bank.run(masks, store=store, quiet=True)
-    monkeypatch.setattr("cache.bank.train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("whence.cache.retrain.bank.train", lambda *a, **k: pytest.fail("trained again"))
     again = bank.run(masks, store=store, quiet=True)
     assert [event.what for event in store.events] == ["built", "hit"]
     np.testing.assert_array_equal(first["logits"], again["logits"])
@@ -193,13 +193,13 @@ def test_one_set_of_retrainings_three_uses(store, monkeypatch):
 
 
 def test_an_interrupted_bank_resumes_by_shard(store, monkeypatch):
-    import cache.bank_store
+    import whence.cache.retrain.bank_store
 
-    monkeypatch.setattr(cache.bank_store, "MODELS_IN_A_SHARD", 2)
+    monkeypatch.setattr(whence.cache.retrain.bank_store, "MODELS_IN_A_SHARD", 2)
     train = data(24)
     bank = Bank(mlp, Classification(), train, train, Recipe(1, 8))
     masks = subset_masks(24, 6, 0.5)
-    real, calls = cache.bank.Plan.outputs, []
+    real, calls = whence.cache.retrain.bank.Plan.outputs, []
 
     def failing(self, masks, seeds, models):
         calls.append(len(masks))
@@ -207,12 +207,12 @@ def test_an_interrupted_bank_resumes_by_shard(store, monkeypatch):
             raise KeyboardInterrupt
         return real(self, masks, seeds, models)
 
-    monkeypatch.setattr(cache.bank.Plan, "outputs", failing)
+    monkeypatch.setattr(whence.cache.retrain.bank.Plan, "outputs", failing)
     with pytest.raises(errors.Interrupted, match="1 of 3 partitions"):
         bank.run(masks, store=store, quiet=True)
     resumed = bank.run(masks, store=store, quiet=True)
     assert len(calls) == 2 + 2  # one shard was there, two were left
-    monkeypatch.setattr(cache.bank.Plan, "outputs", real)
+    monkeypatch.setattr(whence.cache.retrain.bank.Plan, "outputs", real)
     np.testing.assert_allclose(resumed["logits"], bank.run(masks, quiet=True)["logits"], atol=1e-6)
 
 

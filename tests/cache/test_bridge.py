@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache.bridge import to_jax, to_numpy, to_torch
+from whence.cache.model.bridge import to_jax, to_numpy, to_torch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int32])

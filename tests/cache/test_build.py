@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from cache import Classification, DataError, ModelError, ResourceError, find_sites
-from cache.build import Replay, Run, plan_batches, widths
 from tests import cases
+from whence.cache import Classification, DataError, ModelError, ResourceError, find_sites
+from whence.cache.model.batches import Replay, Run, plan_batches, widths
 
 
 def make(case: cases.Case, **more) -> Run:
@@ -89,7 +89,7 @@ def test_nothing_to_run_over() -> None:
     case = cases.build("attention")
     with pytest.raises(DataError, match="is empty"):
         Run(case.model, case.task, case.examples.select([]), case.sites).prepared()
-    from cache import Examples
+    from whence.cache import Examples
 
     blank = Examples.of({"input_ids": [np.array([1, 2]), np.array([], np.int64)]}, ids=[4, 9])
     with pytest.raises(DataError, match=r"without a single token, ids \[9\]"):

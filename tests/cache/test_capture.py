@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from cache import (
+from tests import cases, reference
+from whence.cache import (
     LanguageModelling,
     ModelError,
     NumericalError,
@@ -15,7 +16,6 @@ from cache import (
     named_parameters,
     parameters_of,
 )
-from tests import cases, reference
 
 
 @pytest.mark.parametrize("name", cases.TABLE)

@@ -9,8 +9,8 @@ import pytest
 import tensorstore
 import zarr
 
-from cache import Store
-from cache.upkeep import verify
+from whence.cache import Store
+from whence.cache.store.maintenance import verify
 
 from .golden.make import arrays, make, whole
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import errors, key_of
-from cache.commit import check, sign
-from cache.layout import entry_path
-from cache.upkeep import listing, remove, verify
+from whence.cache import errors, key_of
+from whence.cache.store.commit import check, sign
+from whence.cache.store.layout import entry_path
+from whence.cache.store.maintenance import listing, remove, verify
 
 
 class Bomb:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from cache import (
+from tests import cases
+from whence.cache import (
     LanguageModelling,
     Sites,
     Store,
@@ -17,8 +18,7 @@ from cache import (
     matrices_of,
     named_parameters,
 )
-from cache.sites import call_with
-from tests import cases
+from whence.cache.model.sites import call_with
 
 
 @pytest.fixture(scope="module")

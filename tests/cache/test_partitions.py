@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from cache import ArraySpec, Store, activations, connect, errors, ordered_sum, run_job
-from cache.bank import Bank
-from cache.cluster import slurm_cluster, slurm_settings
-from cache.retrained import subset_masks
-from cache.training import Recipe
 from tests import cases
+from whence.cache import ArraySpec, Store, activations, connect, errors, ordered_sum, run_job
+from whence.cache.jobs.cluster import slurm_cluster, slurm_settings
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.recipe import Recipe
+from whence.cache.retrain.retrained import subset_masks
 
 from .work import Covariance, DiesOnce, Fails, rows_of
 
@@ -124,15 +124,15 @@ class Heavy(Covariance):
 def test_work_that_carries_a_model(place, quick, workers, monkeypatch):
     """It is handed to each worker once; what is too much is refused."""
     assert bits(fit(place, Heavy(), workers)) == bits(fit(Store(quick / "one"), Covariance()))
-    monkeypatch.setattr("cache.partitions.WORK_BYTES", 1 << 20)
+    monkeypatch.setattr("whence.cache.jobs.partitions.WORK_BYTES", 1 << 20)
     with pytest.raises(errors.UsageError, match="carries 2 MiB"):
         fit(Store(quick / "refused"), Heavy(), workers)
 
 
 def test_activations_and_banks_on_workers(quick, workers, monkeypatch):
     """The other long jobs of the floor run the same way, with the same bits."""
-    monkeypatch.setattr("cache.hooked.SHARD_BYTES", 7 * 16 * 4)
-    monkeypatch.setattr("cache.bank_store.MODELS_IN_A_SHARD", 2)
+    monkeypatch.setattr("whence.cache.model.activations.SHARD_BYTES", 7 * 16 * 4)
+    monkeypatch.setattr("whence.cache.retrain.bank_store.MODELS_IN_A_SHARD", 2)
     case, vectors = cases.build("attention"), cases.build("mlp")
     bank = Bank(vectors.model, vectors.task, vectors.examples, vectors.examples, Recipe(1, 5))
     masks = subset_masks(len(vectors.examples), 4, 0.5)

@@ -4,13 +4,13 @@ import sys
 
 import pytest
 
-from cache import progress, say
+from whence.cache import progress, say
 
 
 @pytest.fixture
 def logged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WHENCE_QUIET")
-    monkeypatch.setattr(sys.modules["cache.progress"], "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules["whence.cache.jobs.progress"], "LOG_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("logged")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache import ArraySpec, Store, errors
+from whence.cache import ArraySpec, Store, errors
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 

@@ -7,8 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cache import ArraySpec, Store, errors
-from cache.upkeep import collect, listing, pin, remove, repair, verify
+from whence.cache import ArraySpec, Store, errors
+from whence.cache.store.maintenance import collect, listing, pin, remove, repair, verify
 
 from .work import Covariance
 
@@ -142,7 +142,7 @@ def test_upkeep(far):
 
 
 def test_jobs_write_to_remote_stores(far):
-    from cache import ordered_sum, run_job
+    from whence.cache import ordered_sum, run_job
 
     arrays = {"a": ArraySpec((4, 5, 5), "float64"), "count": ArraySpec((4,), "int64")}
     entry = run_job(far, "factors", {}, arrays, Covariance(), shard_rows=1)

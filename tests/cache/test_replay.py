@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cache.allocator import freed_memory_kept
-from cache.replay import PARTS, SEEN, Replay
+from whence.cache.retrain.allocator import freed_memory_kept
+from whence.cache.retrain.trajectory import PARTS, SEEN, Replay
 
 
 def gradient(w: torch.Tensor, x: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,9 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from cache import ArraySpec, DataError, Examples, ResourceError, Store, find_sites
-from cache.retrained import Retrained
-from cache.show import SORT, Cell, axes_or_new, facts, heat, number, page, picture, table, write_page, written
+from whence.cache import ArraySpec, DataError, Examples, ResourceError, Store, find_sites
+from whence.cache.display.html import (
+    SORT,
+    Cell,
+    axes_or_new,
+    facts,
+    heat,
+    number,
+    page,
+    picture,
+    table,
+    write_page,
+    written,
+)
+from whence.cache.retrain.retrained import Retrained
 
 HOSTILE = "<script>alert(1)</script>\"'&</td><img src=x onerror=alert(1)>"
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 
-from cache import ArraySpec, Store, canonical, errors, key_of
+from whence.cache import ArraySpec, Store, canonical, errors, key_of
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = ["float16", "float32", "float64", "bfloat16", "int8", "int32", "int64", "uint8", "uint16", "bool"]

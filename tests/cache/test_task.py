@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from cache import Classification, DataError, Examples, LanguageModelling, Regression, draws, margin
 from tests import cases
+from whence.cache import Classification, DataError, Examples, LanguageModelling, Regression, margin
+from whence.cache.model import rng as draws
 
 
 def test_loss_is_the_sum_over_counted_tokens() -> None:

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from cache import ArraySpec, Store, errors, model_fingerprint
-from cache.export import export
-from cache.upkeep import collect, listing, pin, remove, repair, verify
+from whence.cache import ArraySpec, Store, errors, model_fingerprint
+from whence.cache.store.export import export
+from whence.cache.store.maintenance import collect, listing, pin, remove, repair, verify
 from whence.cli import main
 
 BF16 = np.dtype(ml_dtypes.bfloat16)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import Shard
+from whence.cache import Shard
 
 
 def rows_of(start: int, stop: int, width: int = 5) -> np.ndarray:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from decomp import Activations, Dictionary, Origin, Random
-from decomp.interop import saelens
+from whence.decomp import Activations, Dictionary, Origin, Random
+from whence.decomp.interop import saelens
 
 NEEDS = ("torch==2.13.0", "sae-lens==6.54.12")  # torch first: it decides the build that the rest is content with
 

@@ -3,12 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import decomp
-from cache.errors import CorruptEntry, DataError, UsageError
-from decomp import ITDA, Activations, Calibrated, KMeans, Partition, Random
-from decomp.activations import ActivationBatch
-from decomp.builders import growth
-from decomp.builders.seeding import seed_rows
+from whence import decomp
+from whence.cache.errors import CorruptEntry, DataError, UsageError
+from whence.decomp import ITDA, Activations, Calibrated, KMeans, Partition, Random
+from whence.decomp.activations import ActivationBatch
+from whence.decomp.builders import growth
+from whence.decomp.builders.seeding import seed_rows
 
 
 def stream(seed: int = 0, t: int = 3000, d: int = 24, scale: float = 1.0) -> Activations:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-import decomp
-from cache import Examples
-from decomp.interop import sparsify
 from tests.cases import Attention
+from whence import decomp
+from whence.cache import Examples
 from whence.cli import main
 from whence.corpora import Corpus, Vocabulary
+from whence.decomp.interop import sparsify
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cache.errors import DataError, ModelError
-from decomp import ITDA, Dictionary, Origin, Provenance, Text, diff, layers, overlap, similarity
 from tests.decomp.test_builders import stream
+from whence.cache.errors import DataError, ModelError
+from whence.decomp import ITDA, Dictionary, Origin, Provenance, Text, diff, layers, overlap, similarity
 
 
 def made_of(places: list[tuple[int, int]], seeds: int = 0, width: int = 8, seed: int = 0) -> Dictionary:

@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import decomp
-from cache import Examples
-from cache.errors import CorruptEntry, DataError, ModelError, NewerFormat, NotCached, StoreError, UsageError
-from cache.store import Store
-from decomp import Activations, Dictionary, Origin, Provenance, Random, files
-from decomp.activations import from_entry
 from tests.decomp.reference import problem
+from whence import decomp
+from whence.cache import Examples
+from whence.cache.errors import CorruptEntry, DataError, ModelError, NewerFormat, NotCached, StoreError, UsageError
+from whence.cache.store.store import Store
+from whence.decomp import Activations, Dictionary, Origin, Provenance, Random, files
+from whence.decomp.activations import from_entry
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_shuffled_moves_whole_documents():
 
 
 def test_activations_still_being_built_are_refused(tmp_path):
-    from cache.layout import ArraySpec
+    from whence.cache.store.layout import ArraySpec
 
     store, inputs = Store(tmp_path), {"model": "m", "data": "d", "at": ["here"]}
     specs = {

@@ -3,16 +3,16 @@ import numpy as np
 import pytest
 import torch
 
-from cache.errors import DataError, ModelError, UsageError
-from decomp import Activations, Dictionary, Origin, Provenance, Random, intervals, splice
-from decomp.curves import sparsity_curve, training_curve
-from decomp.evaluate import evaluate, loss_recovered, losses
-from decomp.observe import observe
-from decomp.probing import probe
-from decomp.sae import SAE, SparseAutoencoder, _reached_by
-from decomp.splice import spliced
 from tests import cases
 from tests.decomp.test_builders import stream
+from whence.cache.errors import DataError, ModelError, UsageError
+from whence.decomp import Activations, Dictionary, Origin, Provenance, Random, intervals, splice
+from whence.decomp.curves import sparsity_curve, training_curve
+from whence.decomp.evaluate import evaluate, loss_recovered, losses
+from whence.decomp.observe import observe
+from whence.decomp.probing import probe
+from whence.decomp.sae import SAE, SparseAutoencoder, _reached_by
+from whence.decomp.splice import spliced
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from cache.errors import CorruptEntry, ModelError, StoreError, UsageError
-from decomp import Activations, Dictionary, Origin, Provenance, Random
-from decomp.dictionary import Text
-from decomp.interop import adapter, mirrored, saelens, sparsify
-from decomp.sae import SparseAutoencoder
 from tests.decomp.reference import paper_loop
+from whence.cache.errors import CorruptEntry, ModelError, StoreError, UsageError
+from whence.decomp import Activations, Dictionary, Origin, Provenance, Random
+from whence.decomp.dictionary import Text
+from whence.decomp.interop import adapter, mirrored, saelens, sparsify
+from whence.decomp.sae import SparseAutoencoder
 
 # SAELens 6: names and types of the fields of cfg.json for the architecture "matching_pursuit"
 SAELENS_CONFIG = {

@@ -2,8 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from decomp import kernels as K
 from tests.decomp import reference
+from whence.decomp import kernels as K
 
 PURSUITS = {
     "matching": (K.matching_pursuit, lambda x, d, k: reference.paper_loop(x, d, k)),

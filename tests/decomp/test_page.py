@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from cache import Examples
-from cache.errors import DataError, ModelError
-from cache.show import write_page
-from decomp import ITDA, Activations, Dictionary, Origin, Provenance, Text, show
-from decomp.curves import sparsity_curve
-from decomp.features import features, top_contexts
-from decomp.page import page
 from tests.cache.test_show import Tags
 from tests.decomp.test_builders import stream
+from whence.cache import Examples
+from whence.cache.display.html import write_page
+from whence.cache.errors import DataError, ModelError
+from whence.decomp import ITDA, Activations, Dictionary, Origin, Provenance, Text, show
+from whence.decomp.curves import sparsity_curve
+from whence.decomp.features import features, top_contexts
+from whence.decomp.page import page
 
 NASTY = "</script><script>alert(1)</script>&amp;<img src=x onerror=alert(2)>\u2028'\""
 

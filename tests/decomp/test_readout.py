@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from cache import UsageError
-from decomp import Coefficient, Dictionary, Provenance
-from decomp.kernels import densify
+from whence.cache import UsageError
+from whence.decomp import Coefficient, Dictionary, Provenance
+from whence.decomp.kernels import densify
 
 
 def dictionary(pursuit: str = "matching", centre: bool = False) -> Dictionary:

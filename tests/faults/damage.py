@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import Store, errors
-from cache.upkeep import verify
+from whence.cache import Store, errors
+from whence.cache.store.maintenance import verify
 
 from .world import build, content, room
 

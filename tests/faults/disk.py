@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cache import ArraySpec, Shard, Store, errors
+from whence.cache import ArraySpec, Shard, Store, errors
 
 from .world import SHARD_ROWS, SPECS, check, content, orphans, part, room, system
 

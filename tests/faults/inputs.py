@@ -9,8 +9,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from cache import ArraySpec, Store, errors
-from cache.layout import DTYPES, parse_dtype
+from whence.cache import ArraySpec, Store, errors
+from whence.cache.store.layout import DTYPES, parse_dtype
 
 from .world import build, check, room, system
 

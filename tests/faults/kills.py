@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import ArraySpec, Store, ordered_sum
-from cache.writer import open_writer
+from whence.cache import ArraySpec, Store, ordered_sum
+from whence.cache.store.writer import open_writer
 
 from .world import (
     ROWS,
@@ -84,10 +84,10 @@ def two_worker_kills(long: bool) -> str:
 
 def _prepared(store: Store, seed: int) -> str:
     """The key of an entry whose header exists, made if need be."""
-    from cache import key_of
-    from cache.header import new_header
-    from cache.layout import Grid
-    from cache.writer import create_or_resume
+    from whence.cache import key_of
+    from whence.cache.store.header import new_header
+    from whence.cache.store.layout import Grid
+    from whence.cache.store.writer import create_or_resume
 
     key = key_of("gradients", {"seed": seed})
     grid = Grid.of(SPECS, SHARD_ROWS)
@@ -197,10 +197,10 @@ FIT = {"a": ArraySpec((16, 8, 8), "float64")}
 
 
 def _fit_worker(root: Path, seed: int, number: int, of: int, pause: float | None) -> None:
-    from cache import key_of
-    from cache.header import new_header
-    from cache.layout import Grid
-    from cache.writer import create_or_resume
+    from whence.cache import key_of
+    from whence.cache.store.header import new_header
+    from whence.cache.store.layout import Grid
+    from whence.cache.store.writer import create_or_resume
 
     store, key = Store(root), key_of("factors", {"seed": seed})
     create_or_resume(store.files, new_header("factors", key, {"seed": seed}, Grid.of(FIT, 1), FIT, None, None))

@@ -8,9 +8,9 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from cache import Entry, Store, errors, key_of
-from cache.layout import entry_path
-from cache.upkeep import collect, pin, remove
+from whence.cache import Entry, Store, errors, key_of
+from whence.cache.store.layout import entry_path
+from whence.cache.store.maintenance import collect, pin, remove
 
 from .world import SHARD_ROWS, SPECS, content, part
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import ArraySpec, Shard, Store, connect, ordered_sum, run_job
+from whence.cache import ArraySpec, Shard, Store, connect, ordered_sum, run_job
 
 from .world import room
 

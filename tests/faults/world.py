@@ -16,8 +16,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-import cache.files
-from cache import ArraySpec, Shard, Store
+import whence.cache.store.local
+from whence.cache import ArraySpec, Shard, Store
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 ROWS, SHARD_ROWS = 96, 8
@@ -152,9 +152,9 @@ class System:
 @contextlib.contextmanager
 def system(before: Callable[..., Any], after: Callable[..., Any] = lambda *a: None) -> Iterator[None]:
     """Let the store's files run on another operating system inside the block."""
-    real = cache.files.os
-    cache.files.os = System(before, after)  # type: ignore[assignment]
+    real = whence.cache.store.local.os
+    whence.cache.store.local.os = System(before, after)  # type: ignore[assignment]
     try:
         yield
     finally:
-        cache.files.os = real
+        whence.cache.store.local.os = real

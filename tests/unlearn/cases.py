@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache import Classification, Examples, LanguageModelling
-from cache.bank import Bank
-from cache.lanes import Lanes
-from cache.retrained import Retrained, oracle_masks, subset_masks
-from cache.training import SGD, AdamW, Recipe
-from unlearn.deletion import Deletion
+from whence.cache import Classification, Examples, LanguageModelling
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.recipe import SGD, AdamW, Recipe
+from whence.cache.retrain.replicas import Lanes
+from whence.cache.retrain.retrained import Retrained, oracle_masks, subset_masks
+from whence.unlearn.deletion import Deletion
 
 TRAIN, VALIDATION, MODELS = 40, 20, 8
 RECIPE = Recipe(30, 20, SGD(0.1, 0.9))

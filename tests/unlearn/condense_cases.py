@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from unlearn.condense import Pool
+from whence.unlearn.condense import Pool
 
 
 def images(classes: int = 3, counts: tuple[int, ...] = (7, 9, 12), size: int = 4, channels: int = 2, seed: int = 0):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cache import DataError, Store, UsageError
+from whence.cache import DataError, Store, UsageError
 from whence.commands import bank, unlearn
 from whence.commands._classifier import builder, forget_ids, labelled
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import xarray
 
-from cache import DataError, UsageError
-from unlearn.condense import MLP, Pool, Settings, Training, at_equal_size, by_influence, condensed_retain
-from unlearn.datamodels import ridge
-from unlearn.loop import run
-from unlearn.methods import DMM, Matching
+from whence.cache import DataError, UsageError
+from whence.unlearn.condense import MLP, Pool, Settings, Training, at_equal_size, by_influence, condensed_retain
+from whence.unlearn.datamodels import ridge
+from whence.unlearn.loop import run
+from whence.unlearn.methods import DMM, Matching
 
 from . import cases
 
@@ -17,9 +17,9 @@ SETTINGS = Settings("dcc", MLP((8,)), per_class=3, outer=10, inner=3, epochs=2, 
 
 
 def test_datamodel_matching_with_a_condensed_retain_set():
-    from cache.training import AdamW
-    from unlearn.evaluate import Panel
-    from unlearn.metrics import KLoM
+    from whence.cache.retrain.recipe import AdamW
+    from whence.unlearn.evaluate import Panel
+    from whence.unlearn.metrics import KLoM
 
     condensed = condensed_retain(cases.deletion(), SETTINGS)
     assert 4 * len(condensed.kept) <= len(cases.deletion().kept)

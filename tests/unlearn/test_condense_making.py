@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cache import Store
-from cache.errors import CorruptEntry, DataError, Interrupted, UsageError
-from unlearn.condense import (
+from whence.cache import Store
+from whence.cache.errors import CorruptEntry, DataError, Interrupted, UsageError
+from whence.unlearn.condense import (
     MLP,
     Condensed,
     ConvNet,
@@ -23,10 +23,10 @@ from unlearn.condense import (
     making,
     recondense,
 )
-from unlearn.condense.augment import OPERATIONS, augment
-from unlearn.condense.evaluate import Accuracies, cross_architecture
-from unlearn.condense.methods import METHODS
-from unlearn.condense.outer import Rates, outer_step, parts_of, start
+from whence.unlearn.condense.augment import OPERATIONS, augment
+from whence.unlearn.condense.evaluate import Accuracies, cross_architecture
+from whence.unlearn.condense.methods import METHODS
+from whence.unlearn.condense.outer import Rates, outer_step, parts_of, start
 
 from .condense_cases import image_pool, images, vector_pool
 
@@ -186,7 +186,7 @@ def test_augmentation_is_siamese_and_differentiable():
     flipped = [OPERATIONS["flip"](jax.random.key(k), x[0]) for k in range(8)]
     assert any(np.array_equal(f, x[0]) for f in flipped)
     assert any(np.array_equal(f, x[0, :, ::-1]) for f in flipped)
-    from unlearn.condense.augment import _sample
+    from whence.unlearn.condense.augment import _sample
 
     np.testing.assert_allclose(_sample(x[0], jnp.eye(2)), x[0], atol=1e-5)
     np.testing.assert_allclose(_sample(x[0], jnp.diag(jnp.array([1.0, -1.0]))), x[0, :, ::-1], atol=1e-5)
@@ -206,7 +206,7 @@ def test_siamese_methods_are_theirs_without_and_run_on_images():
 
 
 def test_accuracy_counts_what_is_right_and_blocks_do_not_matter():
-    from unlearn.condense.training import accuracy
+    from whence.unlearn.condense.training import accuracy
 
     params = jax.jit(lambda k: NET.init(k, (5,), 3))(jax.random.key(0))
     pool = vector_pool()
@@ -297,7 +297,7 @@ def test_bad_input_is_named():
         Pool.of((x, y), classes=2)
     with pytest.raises(DataError, match="8 examples a class are asked for, and class 0 has 7"):
         condense(Pool.of((x, y)), Settings(network=NET, per_class=8))
-    from cache.errors import ModelError
+    from whence.cache.errors import ModelError
 
     with pytest.raises(ModelError, match="does not fit"):
         condense(Pool.of((x, y)), Settings(network=ConvNet(3, 4), per_class=1))

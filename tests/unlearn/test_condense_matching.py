@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from cache import UsageError
-from cache.errors import ModelError
-from unlearn.condense import MLP, ConvNet, LeNet, ResNet, Settings, network
-from unlearn.condense.axes import each
-from unlearn.condense.layers import conv, normalise, pool
-from unlearn.condense.matching import cross_entropy, distance, weighted_gradient
-from unlearn.condense.methods import METHODS
-from unlearn.condense.outer import Step, by_class_parts, loss_and_gradient, parts_of
-from unlearn.condense.pool import draw
+from whence.cache import UsageError
+from whence.cache.errors import ModelError
+from whence.unlearn.condense import MLP, ConvNet, LeNet, ResNet, Settings, network
+from whence.unlearn.condense.axes import each
+from whence.unlearn.condense.layers import conv, normalise, pool
+from whence.unlearn.condense.matching import cross_entropy, distance, weighted_gradient
+from whence.unlearn.condense.methods import METHODS
+from whence.unlearn.condense.outer import Step, by_class_parts, loss_and_gradient, parts_of
+from whence.unlearn.condense.pool import draw
 
 from .condense_cases import image_pool
 from .condense_reference import TorchConvNet, one_seed_sgd, torch_matching
@@ -193,7 +193,7 @@ def test_draws_do_not_repeat_and_weigh_what_a_class_has():
 
 
 def test_training_is_torchs_sgd_with_momentum_decay_and_drop():
-    from unlearn.condense.training import Training, fit
+    from whence.unlearn.condense.training import Training, fit
 
     data, params = image_pool(), begin(NET, 2)
     labels = np.eye(3, dtype=np.float32)[data.y]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from cache.errors import DataError, UsageError
 from tests.cache.test_show import HOSTILE, Tags
-from unlearn.condense import (
+from whence.cache.errors import DataError, UsageError
+from whence.unlearn.condense import (
     MLP,
     Condensed,
     Pool,
@@ -29,10 +29,10 @@ from unlearn.condense import (
     report,
     select,
 )
-from unlearn.condense.continual import average_after, by_class, by_domain, chosen, condensed, run
-from unlearn.condense.matching import distance, weighted_gradient
-from unlearn.condense.report import grid
-from unlearn.condense.velocity import tangent_kernel
+from whence.unlearn.condense.continual import average_after, by_class, by_domain, chosen, condensed, run
+from whence.unlearn.condense.matching import distance, weighted_gradient
+from whence.unlearn.condense.report import grid
+from whence.unlearn.condense.velocity import tangent_kernel
 
 from .condense_cases import image_pool, vector_pool
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from cache import Classification, DataError, Examples, Regression, UsageError
-from cache.retrained import Retrained, subset_masks
 from tests.unlearn import cases
-from unlearn import datamodels
-from unlearn.datamodels import Influence, Pilot, calibrate, exact, lasso, lds, projected, ridge
-from unlearn.datamodels.base import spearman
+from whence.cache import Classification, DataError, Examples, Regression, UsageError
+from whence.cache.retrain.retrained import Retrained, subset_masks
+from whence.unlearn import datamodels
+from whence.unlearn.datamodels import Influence, Pilot, calibrate, exact, lasso, lds, projected, ridge
+from whence.unlearn.datamodels.base import spearman
 
 
 def linear_bank(
@@ -71,7 +71,7 @@ def test_rank_correlation_is_scipys():
 
 
 def test_a_regression_saves_and_says_what_it_does_not_know(tmp_path):
-    from cache import Store
+    from whence.cache import Store
 
     bank, _ = linear_bank()
     model = ridge(bank)
@@ -156,8 +156,8 @@ def test_exact_curvature_is_the_hessian_of_a_linear_classifier():
 
 
 def test_ekfac_projection_and_exact_curvature_all_predict_removals():
-    import attrib
-    from cache import find_sites
+    from whence import attrib
+    from whence.cache import find_sites
 
     model, data, task = cases.models().module(0), cases.train(), Classification()
     before = {n: p.clone() for n, p in model.named_parameters()}

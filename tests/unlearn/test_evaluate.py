@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from cache import DataError, UsageError
-from cache.retrained import oracle_masks
-from cache.training import AdamW
 from tests.cache.test_show import Tags
 from tests.unlearn import cases
-from unlearn import forget_sets
-from unlearn.datamodels import ridge
-from unlearn.deletion import Deletion
-from unlearn.evaluate import NOTHING, NULL, Panel, Rule, evaluate, sweep
-from unlearn.loop import run
-from unlearn.methods import DMM, DescentAscent, FineTune, GradientAscent, Matching, OracleMatching
-from unlearn.metrics import KLoM
-from unlearn.report import page, plot, plot_margins, save, table, to_dataset
+from whence.cache import DataError, UsageError
+from whence.cache.retrain.recipe import AdamW
+from whence.cache.retrain.retrained import oracle_masks
+from whence.unlearn import forget_sets
+from whence.unlearn.datamodels import ridge
+from whence.unlearn.deletion import Deletion
+from whence.unlearn.evaluate import NOTHING, NULL, Panel, Rule, evaluate, sweep
+from whence.unlearn.loop import run
+from whence.unlearn.methods import DMM, DescentAscent, FineTune, GradientAscent, Matching, OracleMatching
+from whence.unlearn.metrics import KLoM
+from whence.unlearn.report import page, plot, plot_margins, save, table, to_dataset
 
 MATCHING = Matching(steps=60, batch_size=24, optimiser=AdamW(1e-2))
 
@@ -134,8 +134,8 @@ def test_an_effect_below_noise_is_warned_about():
 
 
 def test_language_is_judged_token_by_token():
-    from cache import LanguageModelling
-    from cache.bank import Bank
+    from whence.cache import LanguageModelling
+    from whence.cache.retrain.bank import Bank
 
     text = cases.text()
     train = text.select(np.arange(24))

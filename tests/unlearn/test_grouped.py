@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from cache import DataError, Examples
-from cache.retrained import Retrained
-from unlearn.datamodels import grouped, nearest, neighbourhood_masks, ridge
-from unlearn.datamodels.grouped import POWERS, SIZES, _shares
+from whence.cache import DataError, Examples
+from whence.cache.retrain.retrained import Retrained
+from whence.unlearn.datamodels import grouped, nearest, neighbourhood_masks, ridge
+from whence.unlearn.datamodels.grouped import POWERS, SIZES, _shares
 
 N, POINTS, MODELS = 60, 4, 400
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from cache import Classification, DataError, Examples, ModelError, UsageError
-from cache.training import SGD, AdamW
 from tests.unlearn import cases
-from unlearn.datamodels import exact, ridge
-from unlearn.deletion import Deletion
-from unlearn.loop import run
-from unlearn.lora import lora, merge
-from unlearn.methods import (
+from whence.cache import Classification, DataError, Examples, ModelError, UsageError
+from whence.cache.retrain.recipe import SGD, AdamW
+from whence.unlearn.datamodels import exact, ridge
+from whence.unlearn.deletion import Deletion
+from whence.unlearn.loop import run
+from whence.unlearn.lora import lora, merge
+from whence.unlearn.methods import (
     DMM,
     NPO,
     RMU,
@@ -215,9 +215,9 @@ def test_language_methods_name_what_does_not_fit():
 
 
 def test_a_document_is_forgotten_without_retraining_in_full_and_low_rank():
-    from cache import LanguageModelling
-    from unlearn import audit
-    from unlearn.datamodels import Influence
+    from whence.cache import LanguageModelling
+    from whence.unlearn import audit
+    from whence.unlearn.datamodels import Influence
 
     document = cases.document()
     task = LanguageModelling()
@@ -244,8 +244,8 @@ def test_a_document_is_forgotten_without_retraining_in_full_and_low_rank():
 
 
 def test_matching_may_begin_at_the_predicted_parameters():
-    from cache import LanguageModelling
-    from unlearn.datamodels import Influence
+    from whence.cache import LanguageModelling
+    from whence.unlearn.datamodels import Influence
 
     document, task = cases.document(), LanguageModelling()
     first = document.models.module(0)
@@ -265,8 +265,8 @@ def test_matching_may_begin_at_the_predicted_parameters():
 
 
 def test_attack_curves_start_where_the_model_is():
-    from cache import LanguageModelling
-    from unlearn import audit
+    from whence.cache import LanguageModelling
+    from whence.unlearn import audit
 
     task, lanes, text = LanguageModelling(), cases.readers(), cases.text()
     start = audit.loss_per_token(lanes, task, text)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from cache import DataError, UsageError
 from tests.unlearn.reference import energy_of_point, klom_of_point
-from unlearn.attacks import attack_by_logistic, membership, u_lira, u_lira_cheap
-from unlearn.metrics import (
+from whence.cache import DataError, UsageError
+from whence.unlearn.attacks import attack_by_logistic, membership, u_lira, u_lira_cheap
+from whence.unlearn.metrics import (
     KLoM,
     advise,
     bins_for,

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 
-import attrib
-from attrib.evaluate import lds
-from cache import Store, bank, find_sites
-from cache.retrained import oracle_masks, subset_masks
-from unlearn.datamodels import ridge
-from unlearn.evaluate import Panel
-from unlearn.metrics import KLoM
+from whence import attrib
+from whence.attrib.evaluate import lds
+from whence.cache import Store, find_sites
+from whence.cache.retrain import bank
+from whence.cache.retrain.retrained import oracle_masks, subset_masks
+from whence.unlearn.datamodels import ridge
+from whence.unlearn.evaluate import Panel
+from whence.unlearn.metrics import KLoM
 
 from . import cases
 

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from cache import Classification, UsageError
-from cache.retrained import oracle_masks
-from cache.training import AdamW
-from unlearn.datamodels import exact, ridge
-from unlearn.evaluate import Panel
-from unlearn.loop import run
-from unlearn.methods import DMM, Matching, Newton, Retrain
-from unlearn.metrics import KLoM
-from unlearn.planner import (
+from whence.cache import Classification, UsageError
+from whence.cache.retrain.recipe import AdamW
+from whence.cache.retrain.retrained import oracle_masks
+from whence.unlearn.datamodels import exact, ridge
+from whence.unlearn.evaluate import Panel
+from whence.unlearn.loop import run
+from whence.unlearn.methods import DMM, Matching, Newton, Retrain
+from whence.unlearn.metrics import KLoM
+from whence.unlearn.planner import (
     candidates,
     expected_klom,
     left_of_the_shift,

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from decomp import ITDA
-from unlearn.evaluate import Panel
-from unlearn.loop import run
-from unlearn.methods import DMM, FineTune, Matching, Retrain
-from unlearn.metrics import KLoM
-from unlearn.traces import traces
+from whence.decomp import ITDA
+from whence.unlearn.evaluate import Panel
+from whence.unlearn.loop import run
+from whence.unlearn.methods import DMM, FineTune, Matching, Retrain
+from whence.unlearn.metrics import KLoM
+from whence.unlearn.traces import traces
 
 from . import cases
 
@@ -36,8 +36,8 @@ def test_an_oracle_has_gone_all_the_way_and_nothing_none(retrained) -> None:
 
 def test_beside_klom() -> None:
     """A classifier's ensemble: the row of its panel stands beside the traces."""
-    from cache.training import AdamW
-    from unlearn.datamodels import ridge
+    from whence.cache.retrain.recipe import AdamW
+    from whence.unlearn.datamodels import ridge
 
     deletion = cases.deletion()
     done = run(DMM(ridge(cases.subsets()), Matching(steps=20, batch_size=16, optimiser=AdamW(1e-2))), deletion)

@@ -61,7 +61,7 @@ def test_fit_score_and_self(capsys, tmp_path, loaded) -> None:
 
 
 def test_score_through_a_dictionary_and_who_built_an_atom(capsys, tmp_path, loaded) -> None:
-    import decomp
+    from whence import decomp
 
     model, corpus = loaded
     at = "blocks.0.mlp.fc_in.hook_in"

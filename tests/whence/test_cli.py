@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from cache import Interrupted, StoreError
 from whence import cli
+from whence.cache import Interrupted, StoreError
 from whence.rooms import rooms
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import DataError, UsageError
 from whence import inputs
+from whence.cache import DataError, UsageError
 from whence.corpora import Vocabulary, biographies, digits, language_reference, load, load_queries, stating
 from whence.corpora.corpus import query_examples
 from whence.corpora.language_reference import _unwrapped

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from cache import Store
+from whence.cache import Store
 from whence.corpora import language_reference
 from whence.demo import Plan, demo
 from whence.demo_atoms import AtomsPlan

@@ -16,23 +16,21 @@ import pytest
 import torch
 from torch import nn
 
-import attrib
-import cache
-import decomp
-from cache import Classification, Store, find_sites
 from tests.cases import vectors
 from tests.unlearn import cases
 from tests.unlearn.condense_cases import vector_pool
-from unlearn import Panel
+from whence import attrib, cache, decomp
+from whence.cache import Classification, Store, find_sites
+from whence.unlearn import Panel
 
-ROOMS = ("cache", "attrib", "decomp", "unlearn", "unlearn.condense")
+ROOMS = ("cache", "attrib", "decomp", "unlearn", "whence.unlearn.condense")
 # what no room works without shows how it is used
 SHOWN = {
     "cache": {"Examples", "Store", "find_sites", "capture", "activations", "Classification"},
     "attrib": {"EKFAC", "score", "self_influence", "top", "Reading"},
     "decomp": {"Activations", "ITDA", "Dictionary", "evaluate", "compare", "save", "load"},
     "unlearn": {"ridge", "Deletion", "run", "evaluate", "KLoM"},
-    "unlearn.condense": {"Pool", "condense", "select", "evaluate"},
+    "whence.unlearn.condense": {"Pool", "condense", "select", "evaluate"},
 }
 
 

@@ -7,8 +7,8 @@ from typing import Literal
 import pytest
 import tyro
 
-from cache import UsageError
 from whence import cli, jobs
+from whence.cache import UsageError
 from whence.commands.demo import Demo
 
 

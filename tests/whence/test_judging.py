@@ -6,12 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import attrib
-from attrib import FitOptions
-from cache import Store, UsageError
-from cache.training import SGD, Recipe
-from cache.upkeep import listing
-from whence import evaluation
+from whence import attrib, evaluation
+from whence.attrib import FitOptions
+from whence.cache import Store, UsageError
+from whence.cache.retrain.recipe import SGD, Recipe
+from whence.cache.store.maintenance import listing
 from whence.commands import _attrib_evaluate as commands
 from whence.commands._attrib_evaluate import Evaluate, Probe
 from whence.judging import judge, retrained

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache import Examples, NumericalError, Store, UsageError, model_fingerprint
+from whence.cache import Examples, NumericalError, Store, UsageError, model_fingerprint
 from whence.corpora import Vocabulary
 from whence.language_model import (
     Shape,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cache.cluster import slurm_settings
 from whence import cli, jobs
+from whence.cache.jobs.cluster import slurm_settings
 from whence.rooms import rooms
 
 ROOT = Path(__file__).parents[2]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import xarray
 
-from attrib import plots
-from attrib.report import Bar, Report, Table, nats, report, shown_passages
-from cache import DataError, ResourceError
+from whence.attrib import plots
+from whence.attrib.report import Bar, Report, Table, nats, report, shown_passages
+from whence.cache import DataError, ResourceError
 from whence.corpora import Corpus, Vocabulary, digits
 from whence.corpora.corpus import query_examples, ragged, stable_ids
 
@@ -19,7 +19,7 @@ NASTY = '<script>alert("x")</script> & <img src=x onerror=y>'
 def corpus() -> Corpus:
     texts = [f"passage {n} {'says ' * (n % 5)}{NASTY if n == 3 else 'so'}" for n in range(20)]
     words = Vocabulary.byte_pairs(texts, 300)
-    from cache import Examples
+    from whence.cache import Examples
 
     about = {"title": [f"title {n} {NASTY if n == 3 else ''}" for n in range(20)], "text": texts}
     train = Examples(ragged([words.encode(t) for t in texts]), stable_ids(texts), about)

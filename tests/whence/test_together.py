@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-import attrib
-import decomp
-from attrib import EKFAC, FitOptions
-from cache import LanguageModelling, find_sites
-from decomp.kernels import densify
+from whence import attrib, decomp
+from whence.attrib import EKFAC, FitOptions
+from whence.cache import LanguageModelling, find_sites
 from whence.corpora import language_reference
 from whence.corpora.corpus import query_examples
+from whence.decomp.kernels import densify
 from whence.language_model import Shape, Training, new_model, train_language_model
 
 QUIET, SITE = FitOptions(quiet=True), "blocks.0.mlp.fc_in"

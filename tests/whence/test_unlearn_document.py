@@ -7,7 +7,7 @@ from safetensors import safe_open
 
 import whence.commands._unlearn_document as command
 import whence.inputs
-from cache import UsageError
+from whence.cache import UsageError
 from whence.cli import main
 
 QUIET = ("--document", "Ada", "--column", "name", "--epochs", "4", "--quiet", "--json")

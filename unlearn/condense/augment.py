@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cache.errors import UsageError
+from whence.cache.errors import UsageError
 
 Image = Float[Array, "h w c"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from cache import Examples
-from cache.errors import CorruptEntry, DataError, NewerFormat, UsageError
+from whence.cache import Examples
+from whence.cache.errors import CorruptEntry, DataError, NewerFormat, UsageError
 
 from .pool import LAYOUTS, Scaling
 
@@ -44,7 +44,7 @@ class Condensed:
         return f"Condensed({len(self)} examples {list(self.x.shape[1:])} of {self.labels.shape[1]} classes, {made})"
 
     def _repr_html_(self) -> str:
-        from cache.show import picture
+        from whence.cache.display.html import picture
 
         from .report import card, figure
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from cache.errors import DataError
-from cache.progress import progress
+from whence.cache.errors import DataError
+from whence.cache.jobs.progress import progress
 
 from .making import condense
 from .networks import Network

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cache.errors import DataError
-from cache.progress import progress
+from whence.cache.errors import DataError
+from whence.cache.jobs.progress import progress
 
 from .axes import each
 from .condensed import Condensed

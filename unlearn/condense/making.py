@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cache import Store
-from cache.errors import Interrupted, NumericalError, UsageError
-from cache.progress import bar, say
-from cache.stopping import Stopping, stopping
+from whence.cache import Store
+from whence.cache.errors import Interrupted, NumericalError, UsageError
+from whence.cache.jobs.progress import bar, say
+from whence.cache.jobs.signals import Stopping, stopping
 
 from .condensed import Condensed
 from .outer import Rates, State, labels_of, parts_of, program, start

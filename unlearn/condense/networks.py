@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cache.errors import ModelError, UsageError
+from whence.cache.errors import ModelError, UsageError
 
 from .layers import Params, conv_layer, dense, dense_params, normalise, pool
 

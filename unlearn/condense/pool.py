@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from cache import Entry, Examples
-from cache.errors import DataError
+from whence.cache import Entry, Examples
+from whence.cache.errors import DataError
 
 
 class Reals(NamedTuple):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cache.errors import UsageError
+from whence.cache.errors import UsageError
 
 from .condensed import Condensed
 from .evaluate import labels_of_set

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cache.show import Shown, axes_or_new, facts, page, picture, write_page
+from whence.cache.display.html import Shown, axes_or_new, facts, page, picture, write_page
 
 from .condensed import Condensed
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from cache.errors import DataError, UsageError
+from whence.cache.errors import DataError, UsageError
 
 from .pool import Pool
 from .settings import Settings

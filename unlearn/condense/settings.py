@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cache.errors import DataError, UsageError
+from whence.cache.errors import DataError, UsageError
 
 from .augment import OPERATIONS, check_operations
 from .methods import METHODS, Method

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cache import Store
-from cache.errors import UsageError
+from whence.cache import Store
+from whence.cache.errors import UsageError
 
 from ..deletion import Deletion
 from .condensed import Condensed

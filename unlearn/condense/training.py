@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from cache.errors import UsageError
+from whence.cache.errors import UsageError
 
 from .augment import augment, check_operations
 from .layers import Params

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int64
 
-from cache import DataError, Examples, UsageError
-from cache.retrained import Retrained
+from whence.cache import DataError, Examples, UsageError
+from whence.cache.retrain.retrained import Retrained
 
 FEWEST_MASKS = 8
 

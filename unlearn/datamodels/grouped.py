@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from cache import DataError, Examples
-from cache.retrained import Retrained, member_rows
+from whence.cache import DataError, Examples
+from whence.cache.retrain.retrained import Retrained, member_rows
 
 from .base import Cost, Lds, lds_of
 from .regression import MODELS_AT_ONCE, Regression, held_out, moments, outputs

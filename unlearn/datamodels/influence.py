@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cache import DataError, Examples, NumericalError, Task
-from cache.retrained import member_rows
-from cache.sites import call_with, matrices_of, named_parameters, parameters_of
-from cache.task import margin
+from whence.cache import DataError, Examples, NumericalError, Task
+from whence.cache.model.sites import call_with, matrices_of, named_parameters, parameters_of
+from whence.cache.model.task import margin
+from whence.cache.retrain.retrained import member_rows
 
 from .base import Cost
 
@@ -216,7 +216,7 @@ class _evaluating:
 
 def ekfac(model: nn.Module, factors: Any) -> InverseProduct:
     """The inverse of attrib's factors (any method of the Kronecker family), over the parameters of their sites."""
-    from cache.bridge import to_jax, to_torch
+    from whence.cache.model.bridge import to_jax, to_torch
 
     sites = factors.sites
     names = tuple(dict.fromkeys(name for site in sites for _, name in site.parameters))

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from cache import DataError, Entry, Examples, Store
-from cache.bank_store import StoredOutput
-from cache.retrained import Retrained, member_rows
+from whence.cache import DataError, Entry, Examples, Store
+from whence.cache.retrain.bank_store import StoredOutput
+from whence.cache.retrain.retrained import Retrained, member_rows
 
 from .base import Cost, Lds, lds_of, spearman
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cache import Examples
+from whence.cache import Examples
 
 from ..datamodels.base import Datamodel
 from ..deletion import Deletion

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from cache import DataError, Examples, UsageError
-from cache.lanes import Lanes
+from whence.cache import DataError, Examples, UsageError
+from whence.cache.retrain.replicas import Lanes
 
 from ..datamodels.base import Datamodel
 from ..datamodels.influence import Influence

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from cache.training import AdamW, Optimiser
+from whence.cache.retrain.recipe import AdamW, Optimiser
 
 from ..deletion import Deletion
 from ..loop import Phase, Plan, batches, mean_loss

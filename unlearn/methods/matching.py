@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cache.training import AdamW, Optimiser, Schedule
+from whence.cache.retrain.recipe import AdamW, Optimiser, Schedule
 
 from ..deletion import Deletion
 from ..loop import FORWARD, Phase, Plan

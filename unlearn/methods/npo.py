@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cache.training import AdamW, Optimiser
+from whence.cache.retrain.recipe import AdamW, Optimiser
 
 from ..deletion import Deletion
 from ..loop import FORWARD, Phase, Plan, mean_loss, side_by_side

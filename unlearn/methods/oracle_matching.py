@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cache import DataError
-from cache.retrained import Retrained
+from whence.cache import DataError
+from whence.cache.retrain.retrained import Retrained
 
 from ..deletion import Deletion
 from ..loop import Plan

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cache import UsageError
-from cache.bank import train
-from cache.lanes import Lanes
+from whence.cache import UsageError
+from whence.cache.retrain.bank import train
+from whence.cache.retrain.replicas import Lanes
 
 from ..deletion import Deletion
 from ..loop import Plan

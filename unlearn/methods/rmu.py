@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cache import ModelError
-from cache.lanes import mode
-from cache.training import AdamW, Optimiser
+from whence.cache import ModelError
+from whence.cache.retrain.recipe import AdamW, Optimiser
+from whence.cache.retrain.replicas import mode
 
 from ..deletion import Deletion
 from ..loop import FORWARD, Phase, Plan, side_by_side

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cache import DataError
-from cache.training import AdamW, Optimiser
+from whence.cache import DataError
+from whence.cache.retrain.recipe import AdamW, Optimiser
 
 from ..deletion import Deletion
 from ..loop import Phase, Plan, logits_table, mean_loss, side_by_side

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cache.training import AdamW, Optimiser
+from whence.cache.retrain.recipe import AdamW, Optimiser
 
 from ..deletion import Deletion
 from ..loop import FORWARD, Phase, Plan, batches, logits_table, mean_loss

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cache.errors import UsageError
+from whence.cache.errors import UsageError
 
 from ._attrib_job import Loaded, lists
 
 if TYPE_CHECKING:
-    from cache import Examples
-    from decomp import Dictionary
+    from whence.cache import Examples
+    from whence.decomp import Dictionary
 
 
 def opened(folder: Path, loaded: Loaded) -> "Dictionary":
@@ -30,7 +30,7 @@ def carried(
 ) -> tuple[list[dict[str, Any]], Any]:
     """One entry a query: the examples that help most, each with the atoms that carried it at the site, and the atoms
     that carried most for all of them together. Also the parts [query, train, atom]."""
-    import attrib
+    from whence import attrib
 
     scores = attrib.score(*loaded.scoring, queries, loaded.train, store=loaded.store, options=loaded.job.options)
     order = np.argsort(-scores.values, axis=1, kind="stable")[:, :top]
@@ -58,7 +58,7 @@ def strongest(dictionary: "Dictionary", atoms: np.ndarray, values: np.ndarray, t
 
 def described(dictionary: "Dictionary", atom: int) -> str:
     """An atom for people: its token in its context; or which of the other parts this is."""
-    from attrib import CONSTANT, RESIDUAL
+    from whence.attrib import CONSTANT, RESIDUAL
 
     if atom in (RESIDUAL, CONSTANT):
         return "what no atom explains" if atom == RESIDUAL else "the bias and the centre"
@@ -71,8 +71,8 @@ def described(dictionary: "Dictionary", atom: int) -> str:
 def built(loaded: Loaded, queries: "Examples", dictionary: "Dictionary", atom: int) -> tuple["Examples", Any]:
     """The queries in which the atom is active, and scores [query, train] of its mean activation over each. Raises
     UsageError where no query has it."""
-    import attrib
-    from decomp import Coefficient
+    from whence import attrib
+    from whence.decomp import Coefficient
 
     if not dictionary.origin.site:
         raise UsageError("This dictionary does not say at which hook point it was built.", "Build it with whence.")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cache import Examples, Store, UsageError
+from whence.cache import Examples, Store, UsageError
 
 Root = Annotated[str | None, tyro.conf.arg(help="The store; $WHENCE_CACHE or your cache folder by default.")]
 Test = Literal["lds", "leave-out", "qld", "brittleness", "recall", "pbrf", "mislabelled"]
@@ -71,8 +71,8 @@ class Evaluate:
             print(f"curves: {self.curve}")
 
     def _stored(self, store: Store, scores: str, bank: str) -> None:
-        from attrib.evaluate import lds
-        from cache.bank_store import retrained_from
+        from whence.attrib.evaluate import lds
+        from whence.cache.retrain.bank_store import retrained_from
 
         found = lds(stored_scores(store, scores, bank), retrained_from(store.get(bank)))
         print(json_module.dumps({**found._asdict(), "per_query": found.per_query.tolist()}) if self.json else found)
@@ -127,9 +127,9 @@ class Probe:
     root: Root = None
 
     def run(self) -> None:
-        import attrib
-        from attrib.probes import by_layer, fictional_facts, power_law, word_order
-        from cache import LanguageModelling, find_sites
+        from whence import attrib
+        from whence.attrib.probes import by_layer, fictional_facts, power_law, word_order
+        from whence.cache import LanguageModelling, find_sites
         from whence.inputs import load_data, load_model
 
         store = Store(self.root)
@@ -154,7 +154,7 @@ class Probe:
             forms = word_order(factors, model, task, words.encode, fictional_facts(), options=options).mean("fact")
             told["wordorder"] = {str(k): float(f"{v:.3g}") for k, v in zip(forms["form"].values, forms.values)}
         if "errors" in self.probes:
-            from attrib.errorbars import error_bars
+            from whence.attrib.errorbars import error_bars
 
             bars = error_bars(attrib.EKFAC(), model, task, train, queries, train, sites=sites, options=options)
             told["errors"] = str(bars)

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cache.errors import UsageError
+from whence.cache.errors import UsageError
 
 from ._attrib_job import Job, Loaded, Questions, lists, print_json, show_lists
 
 if TYPE_CHECKING:
-    from attrib.index import Index as Built
-    from cache import Examples
+    from whence.attrib.index import Index as Built
+    from whence.cache import Examples
 
 CANDIDATES = 100  # of each query, reranked
 
@@ -26,8 +26,8 @@ class Compressed:
     """Numbers an example, 16 bits each."""
 
     def build_index(self, loaded: Loaded) -> "Built":
-        from attrib.index import build_index
-        from attrib.sketches import Sketch
+        from whence.attrib.index import build_index
+        from whence.attrib.sketches import Sketch
 
         sketch = Sketch(self.kind, self.width, loaded.job.seed)
         return build_index(*loaded.scoring, loaded.train, loaded.store, sketch, loaded.job.options)
@@ -103,7 +103,7 @@ class Query(Questions, Compressed, Job):
     """Print JSON."""
 
     def run(self) -> None:
-        from attrib.index import Hits, rerank
+        from whence.attrib.index import Hits, rerank
 
         if self.candidates < self.top:
             raise UsageError(f"{self.candidates} candidates for a list of {self.top}.", "Find at least as many.")
@@ -131,8 +131,8 @@ def recalls(
 ) -> dict[str, float]:
     """Recall@10 against the exact scores, of the index's candidates [q c] in its own order and once they are reranked
     (which lists every one of the exact ten that is among them)."""
-    import attrib
-    from attrib.index import recall_of
+    from whence import attrib
+    from whence.attrib.index import recall_of
 
     options = loaded.job.options
     exact = attrib.score(*loaded.scoring, queries, loaded.train, store=loaded.store, options=options)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from cache.errors import UsageError
+from whence.cache.errors import UsageError
 
 if TYPE_CHECKING:
-    from attrib import Factors, FitOptions
-    from cache import Examples, Sites, Store, Task
+    from whence.attrib import Factors, FitOptions
+    from whence.cache import Examples, Sites, Store, Task
     from whence.corpora import Corpus
 
 Root = Annotated[str | None, tyro.conf.arg(help="The store; $WHENCE_CACHE or your cache folder by default.")]
@@ -52,7 +52,7 @@ class Job:
     """No progress bars."""
 
     def load(self) -> "Loaded":
-        from cache import Classification, LanguageModelling, Store, find_sites
+        from whence.cache import Classification, LanguageModelling, Store, find_sites
         from whence.inputs import load_data, load_model
 
         store = Store(self.root)
@@ -67,7 +67,7 @@ class Job:
 
     @property
     def options(self) -> "FitOptions":
-        from attrib import FitOptions
+        from whence.attrib import FitOptions
 
         return FitOptions(
             memory=read_bytes(self.memory), positions=self.positions, quiet=self.quiet, device=self.device,
@@ -90,7 +90,7 @@ class Loaded:
     def without_nan(self) -> "Loaded":
         from dataclasses import replace
 
-        import attrib
+        from whence import attrib
 
         kept = attrib.finite_examples(self.model, self.task, self.train, self.sites, options=self.job.options)
         return replace(self, train=kept)
@@ -98,7 +98,7 @@ class Loaded:
     @cached_property
     def factors(self) -> "Factors":
         """EK-FAC on the training examples: from the store, resumed, or fitted now."""
-        import attrib
+        from whence import attrib
 
         method = attrib.EKFAC(damping=attrib.Damping(self.job.damping), seed=self.job.seed)
         return method.fit(

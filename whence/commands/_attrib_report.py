@@ -25,8 +25,8 @@ class Report(Questions, Job):
     """Passages shown that hinder it."""
 
     def run(self) -> None:
-        import attrib
-        from attrib.report import coverage, report, shown_passages
+        from whence import attrib
+        from whence.attrib.report import coverage, report, shown_passages
 
         loaded = self.load()
         queries = self.asked(loaded.corpus)

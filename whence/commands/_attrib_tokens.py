@@ -39,7 +39,7 @@ class Tokens(Questions, Job):
     """Print JSON."""
 
     def run(self) -> None:
-        import attrib
+        from whence import attrib
 
         loaded = self.load()
         queries = self.asked(loaded.corpus)
@@ -72,7 +72,7 @@ class Tokens(Questions, Job):
                     print(f"      {token['nats']:+.3e}  {token['at']:>4}  {token['token']!r}")
 
     def _scores(self, loaded: Loaded, query: Any, train: Any) -> Any:
-        import attrib
+        from whence import attrib
 
         views = {
             "output": attrib.output_token_scores,

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from cache import Classification, DataError, Examples, UsageError
-from cache.bank import Bank
-from cache.training import SGD, AdamW, Recipe
+from whence.cache import Classification, DataError, Examples, UsageError
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.recipe import SGD, AdamW, Recipe
 
 
 def labelled(data: str) -> tuple[Examples, Examples]:
@@ -99,7 +99,7 @@ def make_bank(data: str, network: str, epochs: int, batch: int, rate: float, opt
 def forget_ids(text: str, train: Examples) -> np.ndarray:
     """ids: `random:20`, `random:20:3` (seed), `neighbours:ID:20` (within its class), `class:8:20`, `3,17,29`, or a
     file with an id a line. Raises UsageError for anything else."""
-    from unlearn import forget_sets
+    from whence.unlearn import forget_sets
 
     parts = text.split(":")
     try:

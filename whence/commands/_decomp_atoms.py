@@ -4,7 +4,7 @@ import json as json_module
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.errors import UsageError
+from whence.cache.errors import UsageError
 
 from ._decomp_source import Folder, Source, at_site, open_dictionary
 
@@ -32,9 +32,9 @@ class Report(Source):
     """Print JSON."""
 
     def run(self) -> None:
-        from cache.show import write_page
-        from decomp.features import features, top_contexts
-        from decomp.page import page
+        from whence.cache.display.html import write_page
+        from whence.decomp.features import features, top_contexts
+        from whence.decomp.page import page
 
         dictionary = at_site(open_dictionary(self.dictionary), self.dictionary, self.at)
         loaded = self.load()
@@ -71,8 +71,8 @@ class Steer(Source):
     """Print JSON."""
 
     def run(self) -> None:
-        from decomp import spliced
-        from decomp.splice import steered, without_atoms
+        from whence.decomp import spliced
+        from whence.decomp.splice import steered, without_atoms
         from whence.language_model import continuation
 
         dictionary = at_site(open_dictionary(self.dictionary), self.dictionary, self.at)
@@ -114,7 +114,7 @@ class Edit:
     """Print JSON."""
 
     def run(self) -> None:
-        from decomp import delete_documents, merge, save
+        from whence.decomp import delete_documents, merge, save
 
         if not self.delete_documents and not self.merge:
             raise UsageError("Nothing to change.", "Give --delete-documents, --merge, or both.")

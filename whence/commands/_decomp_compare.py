@@ -29,8 +29,8 @@ class Compare:
     """Print JSON."""
 
     def run(self) -> None:
-        from decomp import compare
-        from decomp.diff import difference
+        from whence.decomp import compare
+        from whence.decomp.diff import difference
 
         one, other = open_dictionary(self.one), open_dictionary(self.other)
         found = compare(one, other)
@@ -83,7 +83,7 @@ class Match(Reading):
     def run(self) -> None:
         import numpy as np
 
-        from decomp import ITDA, layers
+        from whence.decomp import ITDA, layers
 
         builder, models = ITDA(k=self.k, unexplained=self.unexplained), []
         for name in self.models:

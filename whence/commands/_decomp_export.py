@@ -34,7 +34,7 @@ class Export:
     """Print JSON."""
 
     def run(self) -> None:
-        from decomp.interop import saelens, sparsify
+        from whence.decomp.interop import saelens, sparsify
 
         dictionary = open_dictionary(self.dictionary)
         if self.to == "saelens":

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from cache.errors import UsageError
+from whence.cache.errors import UsageError
 
 if TYPE_CHECKING:
-    from cache import Store
-    from decomp import Activations, Dictionary, SparseAutoencoder
+    from whence.cache import Store
+    from whence.decomp import Activations, Dictionary, SparseAutoencoder
 
 Folder = tyro.conf.Positional[Path]
 
@@ -37,7 +37,7 @@ class Reading:
     """No progress bars."""
 
     def with_model(self, name: str) -> "Loaded":
-        from cache import Store
+        from whence.cache import Store
         from whence.inputs import load_data, load_model
 
         store = Store(self.store)
@@ -68,7 +68,7 @@ class Loaded:
 
     def activations(self, sites: Sequence[str]) -> "dict[str, Activations]":
         """All rows of every site, less what is skipped."""
-        from decomp import observe
+        from whence.decomp import observe
 
         found = observe(
             self.model, self.corpus.train, sites, self.store, cluster=self.source.cluster, quiet=self.source.quiet
@@ -94,8 +94,8 @@ class Loaded:
 
 def open_codec(folder: Path) -> "Dictionary | SparseAutoencoder":
     """A folder of ours, of SAELens or of sparsify. Raises StoreError where there is none of them."""
-    from decomp import load
-    from decomp.interop import saelens, sparsify
+    from whence.decomp import load
+    from whence.decomp.interop import saelens, sparsify
 
     if (folder / saelens.WEIGHTS).exists():
         return saelens.load(folder)
@@ -105,7 +105,7 @@ def open_codec(folder: Path) -> "Dictionary | SparseAutoencoder":
 def open_dictionary(folder: Path) -> "Dictionary":
     """One of ours, or a matching-pursuit folder of SAELens. Raises StoreError where there is neither, UsageError for
     an autoencoder."""
-    from decomp import Dictionary
+    from whence.decomp import Dictionary
 
     found = open_codec(folder)
     if not isinstance(found, Dictionary):

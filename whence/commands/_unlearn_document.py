@@ -10,10 +10,10 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import nn
 
-    from cache import Examples
-    from cache.lanes import Lanes
-    from unlearn.deletion import Deletion
-    from unlearn.methods import DMM
+    from whence.cache import Examples
+    from whence.cache.retrain.replicas import Lanes
+    from whence.unlearn.deletion import Deletion
+    from whence.unlearn.methods import DMM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +69,10 @@ class Document:
     """Print JSON."""
 
     def run(self) -> None:
-        from cache import Store, UsageError, named_parameters
-        from unlearn.loop import run
-        from unlearn.lora import merge
+        from whence.cache import Store, UsageError, named_parameters
         from whence.inputs import load_data, load_model
+        from whence.unlearn.loop import run
+        from whence.unlearn.lora import merge
 
         if (self.scale is None) == (not self.pilots):
             raise UsageError(
@@ -117,16 +117,16 @@ class _Forgetting:
     store: Any
 
     def lanes(self) -> "Lanes":
-        from cache.lanes import Lanes
-        from unlearn.lora import lora
+        from whence.cache.retrain.replicas import Lanes
+        from whence.unlearn.lora import lora
 
         return lora(self.model, self.job.rank) if self.job.rank else Lanes.of([self.model])
 
     def deletion(self, document: str) -> "Deletion":
-        from cache import LanguageModelling
-        from cache.training import AdamW, Recipe
-        from unlearn.deletion import Deletion
-        from unlearn.forget_sets import document as passages
+        from whence.cache import LanguageModelling
+        from whence.cache.retrain.recipe import AdamW, Recipe
+        from whence.unlearn.deletion import Deletion
+        from whence.unlearn.forget_sets import document as passages
 
         forget = passages(self.train, document, self.job.column)
         recipe = Recipe(self.job.epochs, self.job.batch, AdamW(self.job.rate))
@@ -134,11 +134,11 @@ class _Forgetting:
 
     def method(self, scale: float) -> "DMM":
         """DMM with the model's own influence datamodel; factors come from the store once fitted."""
-        import attrib
-        from cache import LanguageModelling, find_sites
-        from cache.training import AdamW
-        from unlearn.datamodels import Influence, ekfac
-        from unlearn.methods import DMM, Matching
+        from whence import attrib
+        from whence.cache import LanguageModelling, find_sites
+        from whence.cache.retrain.recipe import AdamW
+        from whence.unlearn.datamodels import Influence, ekfac
+        from whence.unlearn.methods import DMM, Matching
 
         task, quiet = LanguageModelling(), self.job.quiet
         sites = find_sites(self.model, list(self.job.sites), quiet=quiet)
@@ -152,7 +152,7 @@ class _Forgetting:
 
     def losses(self, lanes: "Lanes", deletion: "Deletion") -> tuple[float, float]:
         """Nats a token on what is forgotten, and on 64 retained passages."""
-        from unlearn.audit import loss_per_token
+        from whence.unlearn.audit import loss_per_token
 
         rows = np.random.default_rng(0).permutation(len(deletion.kept))[:64]
         parts = (deletion.forgotten, deletion.kept.select(np.sort(rows)))
@@ -164,9 +164,9 @@ class _Forgetting:
 
         Raises UsageError when the document is among its pilots, or the model's training is not known.
         """
-        from cache import UsageError, say
-        from cache.lanes import Lanes
-        from unlearn.loop import run
+        from whence.cache import UsageError, say
+        from whence.cache.retrain.replicas import Lanes
+        from whence.unlearn.loop import run
 
         job = self.job
         if job.document in job.pilots:
@@ -190,7 +190,7 @@ def retrained(job: _Forgetting, deletion: "Deletion") -> "nn.Module":
     another model or data."""
     from dataclasses import replace
 
-    from cache import UsageError
+    from whence.cache import UsageError
     from whence.demo_model import REFERENCE_SHAPE, REFERENCE_TRAINING
     from whence.inputs import load_data
     from whence.language_model import trained_model

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cache.errors import UsageError
+from whence.cache.errors import UsageError
 
 from ._attrib_evaluate import Evaluate, Probe
 from ._attrib_index import Index, Query
@@ -42,7 +42,7 @@ class Plan(Job):
     """Print JSON."""
 
     def run(self) -> None:
-        from attrib.plan import make_plan, refuse
+        from whence.attrib.plan import make_plan, refuse
 
         loaded = self.load()
         plan = make_plan(
@@ -161,8 +161,8 @@ class Score(Questions, Job):
             self._scores(loaded, queries)
 
     def _scores(self, loaded: Loaded, queries: Any) -> None:
-        import attrib
-        from attrib.prefilter import RULES, candidates, lexical_scores, recall_by_share
+        from whence import attrib
+        from whence.attrib.prefilter import RULES, candidates, lexical_scores, recall_by_share
 
         train = loaded.train
         if self.prefilter is not None and not self.recall:
@@ -190,7 +190,7 @@ class Score(Questions, Job):
         )  # fmt: skip
 
     def _ends(self, loaded: Loaded, queries: Any) -> None:
-        import attrib
+        from whence import attrib
 
         found = attrib.top(
             *loaded.scoring, queries, loaded.train, self.top, store=loaded.store,
@@ -200,7 +200,7 @@ class Score(Questions, Job):
         self._show(lists(loaded, queries, ends), None)
 
     def _groups(self, loaded: Loaded, queries: Any) -> None:
-        import attrib
+        from whence import attrib
 
         groups = attrib.groups_by(loaded.train, self.group_by) if self.group_by else None
         asked = None if self.one_query else {str(i): [i] for i in queries.ids}
@@ -217,7 +217,7 @@ class Score(Questions, Job):
         self._show(entries, scores)
 
     def _heads(self, loaded: Loaded, queries: Any) -> None:
-        import attrib
+        from whence import attrib
 
         heads = attrib.find_heads(loaded.factors.sites, self.heads or 1, self.key_value_heads)
         scores = attrib.head_scores(
@@ -274,7 +274,7 @@ class Self(Job):
     """Print JSON."""
 
     def run(self) -> None:
-        import attrib
+        from whence import attrib
 
         loaded = self.load()
         found = attrib.self_influence(*loaded.scoring, loaded.train, store=loaded.store, options=self.options)

@@ -48,8 +48,8 @@ class Run:
     """Print JSON."""
 
     def run(self) -> None:
-        from cache import Store, say
-        from cache.retrained import oracle_masks, subset_masks
+        from whence.cache import Store, say
+        from whence.cache.retrain.retrained import oracle_masks, subset_masks
 
         from ._classifier import forget_ids, make_bank
 
@@ -88,8 +88,8 @@ class Info:
     """Print JSON."""
 
     def run(self) -> None:
-        from cache import Store
-        from cache.bank_store import retrained_from
+        from whence.cache import Store
+        from whence.cache.retrain.bank_store import retrained_from
 
         entry = Store(self.root).get(self.key)
         bank = retrained_from(entry)

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from cache.errors import CorruptEntry, UsageError
-from cache.progress import progress
-from cache.store import Store, human
-from cache.upkeep import collect, listing, pin, remove, repair, verify
+from whence.cache.errors import CorruptEntry, UsageError
+from whence.cache.jobs.progress import progress
+from whence.cache.store.maintenance import collect, listing, pin, remove, repair, verify
+from whence.cache.store.store import Store, human
 
 Key = tyro.conf.Positional[str]
 Root = Annotated[str | None, tyro.conf.arg(help="The store; $WHENCE_CACHE or your cache folder by default.")]
@@ -257,7 +257,7 @@ class Export:
     root: Root = None
 
     def run(self) -> None:
-        from cache.export import export
+        from whence.cache.store.export import export
 
         for path in export(Store(self.root).get(self.key), self.to, self.format):
             print(f"{path} {human(path.stat().st_size)}")
@@ -298,7 +298,7 @@ def _told(store: Store, kind: str, key: str) -> dict[str, Any]:
 
 
 def _differs(store: Store, one: tuple[str, str], two: tuple[str, str]) -> dict[str, Any]:
-    from cache.keys import differences
+    from whence.cache.store.keys import differences
 
     left, right = store.header(*one), store.header(*two)
     told: dict[str, Any] = {}

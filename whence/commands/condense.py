@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
-from cache.errors import DataError, UsageError
+from whence.cache.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from unlearn.condense import Pool
+    from whence.unlearn.condense import Pool
 
 Sets = tyro.conf.Positional[tuple[Path, ...]]
 
@@ -70,9 +70,9 @@ class Run:
     """Print JSON."""
 
     def run(self) -> None:
-        from cache import Store
-        from unlearn.condense import Settings, condense, network
-        from unlearn.condense.condensed import checked_path
+        from whence.cache import Store
+        from whence.unlearn.condense import Settings, condense, network
+        from whence.unlearn.condense.condensed import checked_path
 
         checked_path(self.out)  # before the work, not after it
         names = ["method", "per_class", "outer", "inner", "epochs", "real_batch", "lr", "warm_outer", "warm_inner"]
@@ -120,8 +120,8 @@ class Evaluate:
     """Print JSON."""
 
     def run(self) -> None:
-        from cache import say
-        from unlearn.condense import Condensed, Training, evaluate, network, select
+        from whence.cache import say
+        from whence.unlearn.condense import Condensed, Training, evaluate, network, select
 
         if not self.sets:
             raise UsageError("No set is given.", "Name one or more .npz or .safetensors files.")
@@ -171,7 +171,7 @@ class Report:
     """The page; beside the set by default."""
 
     def run(self) -> None:
-        from unlearn.condense import Condensed, report
+        from whence.unlearn.condense import Condensed, report
 
         made = Condensed.load(self.set)
         print(report(made, self.out or self.set.with_suffix(".html"), f"{self.set.name}: {len(made)} examples"))
@@ -182,7 +182,7 @@ def load(name: str, like: Any = None) -> "tuple[Pool, Pool]":
 
     Raises DataError where the file or one of its arrays is missing.
     """
-    from unlearn.condense import Pool
+    from whence.unlearn.condense import Pool
 
     scaling = None if like is None else like.scaling
     if name == "digits":

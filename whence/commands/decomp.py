@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cache.errors import UsageError
+from whence.cache.errors import UsageError
 
 from ._decomp_atoms import Edit, Report, Steer
 from ._decomp_compare import Compare, Match
@@ -46,8 +46,8 @@ class Build(Source):
     """Print JSON."""
 
     def run(self) -> None:
-        from decomp import save
-        from decomp.files import build_once
+        from whence.decomp import save
+        from whence.decomp.files import build_once
 
         loaded = self.load()
         stream, _ = loaded.split(self.at)
@@ -75,7 +75,7 @@ class Build(Source):
         )
 
     def _builder(self) -> Any:
-        from decomp import ITDA, Calibrated, KMeans, Partition, Random
+        from whence.decomp import ITDA, Calibrated, KMeans, Partition, Random
 
         size = self.size or None
         if self.builder == "partition":
@@ -165,8 +165,8 @@ class Evaluate(Source):
         import numpy as np
         import xarray as xr
 
-        from cache import LanguageModelling
-        from decomp import Dictionary, evaluate, loss_recovered
+        from whence.cache import LanguageModelling
+        from whence.decomp import Dictionary, evaluate, loss_recovered
 
         dictionary = at_site(open_codec(self.dictionary), self.dictionary, self.at)
         loaded = self.load()

@@ -25,7 +25,7 @@ class Demo:
     """No progress bars."""
 
     def run(self) -> None:
-        from cache import Store
+        from whence.cache import Store
         from whence.demo import demo
 
         print(demo(Store(self.store), self.out, quiet=self.quiet))

@@ -11,9 +11,9 @@ import tyro
 from ._unlearn_document import Document
 
 if TYPE_CHECKING:
-    from cache import Examples
-    from unlearn.deletion import Deletion
-    from unlearn.loop import Method
+    from whence.cache import Examples
+    from whence.unlearn.deletion import Deletion
+    from whence.unlearn.loop import Method
 
 METHODS = (
     "dmm", "dm-direct", "oracle-matching", "retrain", "fine-tune", "ascent", "descent-ascent", "neggrad", "scrub",
@@ -43,9 +43,9 @@ class Datamodel:
     """Print JSON."""
 
     def run(self) -> None:
-        from cache import Store
-        from cache.bank_store import retrained_from
-        from unlearn.datamodels import lasso, ridge
+        from whence.cache import Store
+        from whence.cache.retrain.bank_store import retrained_from
+        from whence.unlearn.datamodels import lasso, ridge
 
         store = Store(self.root)
         entry = store.get(self.bank)
@@ -89,8 +89,8 @@ class _Setting:
     """The store; $WHENCE_CACHE or your cache folder by default."""
 
     def made(self) -> "Made":
-        from cache import Classification, Store
-        from unlearn.deletion import Deletion
+        from whence.cache import Classification, Store
+        from whence.unlearn.deletion import Deletion
 
         from ._classifier import forget_ids, make_bank, models_of
 
@@ -113,7 +113,7 @@ class Made:
     deletion: "Deletion"
 
     def oracles(self) -> Any:
-        from cache.retrained import oracle_masks
+        from whence.cache.retrain.retrained import oracle_masks
 
         count = 2 * self.setting.models
         masks = oracle_masks(self.bank.train.ids, self.deletion.forget, count)
@@ -121,9 +121,9 @@ class Made:
 
     def datamodel(self) -> Any:
         """The one that was named, or one fitted for this data. Raises DataError when it was fitted on other data."""
-        from cache import DataError, say
-        from cache.retrained import subset_masks
-        from unlearn.datamodels import Regression, ridge
+        from whence.cache import DataError, say
+        from whence.cache.retrain.retrained import subset_masks
+        from whence.unlearn.datamodels import Regression, ridge
 
         if self.setting.datamodel is not None:
             entry = self.store.get(self.setting.datamodel)
@@ -142,10 +142,10 @@ class Made:
 
     def method(self, name: str) -> "Method":
         """The method of a name. Raises UsageError for one that is not known."""
-        from cache import Classification, UsageError
-        from cache.training import AdamW
-        from unlearn import methods
-        from unlearn.datamodels import exact
+        from whence.cache import Classification, UsageError
+        from whence.cache.retrain.recipe import AdamW
+        from whence.unlearn import methods
+        from whence.unlearn.datamodels import exact
 
         matching = methods.Matching(steps=self.setting.steps, optimiser=AdamW(1e-2))
         made: dict[str, Any] = {
@@ -185,7 +185,7 @@ class Run(_Setting):
     """Weights by parameter name, [models, ...], and the ledger as JSON."""
 
     def run(self) -> None:
-        from unlearn.loop import run
+        from whence.unlearn.loop import run
 
         made = self.made()
         done = run(made.method(self.method), made.deletion, quiet=False)
@@ -224,10 +224,10 @@ class Plan(_Setting):
     def run(self) -> None:
         from dataclasses import replace
 
-        from unlearn.deletion import Deletion
-        from unlearn.evaluate import Panel
-        from unlearn.methods import DMM, Newton
-        from unlearn.planner import candidates, pilot_factors, plan_deletion
+        from whence.unlearn.deletion import Deletion
+        from whence.unlearn.evaluate import Panel
+        from whence.unlearn.methods import DMM, Newton
+        from whence.unlearn.planner import candidates, pilot_factors, plan_deletion
 
         made = self.made()
         newton, dmm = made.method("newton"), made.method("dmm")
@@ -260,7 +260,7 @@ class Plan(_Setting):
 
 def pilot_set(train: "Examples", size: int, seed: int) -> np.ndarray:
     """Ids for a pilot deletion: half the neighbours of an example within its class, half random others."""
-    from unlearn import forget_sets
+    from whence.unlearn import forget_sets
 
     near = forget_sets.neighbours(train, int(train.ids[seed]), max(1, size // 2), within="y")
     rest = size - len(near)
@@ -288,9 +288,9 @@ class Evaluate(_Setting):
     """Print JSON."""
 
     def run(self) -> None:
-        from unlearn.evaluate import Panel, evaluate
-        from unlearn.metrics import KLoM
-        from unlearn.report import save, table, to_json
+        from whence.unlearn.evaluate import Panel, evaluate
+        from whence.unlearn.metrics import KLoM
+        from whence.unlearn.report import save, table, to_json
 
         made = self.made()
         metric = KLoM(self.direction, self.bins)
@@ -317,8 +317,8 @@ class Report:
     out: Path = Path("out/unlearning.html")
 
     def run(self) -> None:
-        from cache import DataError, UsageError
-        from unlearn.report import from_json, save
+        from whence.cache import DataError, UsageError
+        from whence.unlearn.report import from_json, save
 
         if not self.evaluations:
             raise UsageError("There is nothing to report.", "Name files that `whence unlearn evaluate` wrote.")

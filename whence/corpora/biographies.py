@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
-from cache import Examples
+from whence.cache import Examples
 
 from .corpus import Corpus, query_examples, ragged
 from .vocabulary import Vocabulary

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cache import DataError, Examples
+from whence.cache import DataError, Examples
 
 from .vocabulary import Vocabulary
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cache import Examples
+from whence.cache import Examples
 
 from .corpus import Corpus
 

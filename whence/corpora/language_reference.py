@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cache import Examples
+from whence.cache import Examples
 
 from .corpus import Corpus, query_examples, ragged, stable_ids
 from .vocabulary import Vocabulary

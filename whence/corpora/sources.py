@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cache import DataError, Examples, UsageError
+from whence.cache import DataError, Examples, UsageError
 
 from .corpus import Corpus, query_examples, ragged, stable_ids
 from .vocabulary import Vocabulary

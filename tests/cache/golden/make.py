@@ -6,7 +6,7 @@ import sys
 import ml_dtypes
 import numpy as np
 
-from cache import ArraySpec, Store
+from whence.cache import ArraySpec, Store
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 

@@ -6,7 +6,7 @@ Groups are found by k-means over the classes' mean examples. One group is DCC, a
 import numpy as np
 from jaxtyping import Int
 
-from cache.errors import UsageError
+from whence.cache.errors import UsageError
 
 from ..matching import gradient_matching
 from ..pool import Pool

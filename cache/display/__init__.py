@@ -1,0 +1,1 @@
+"""Tables, heat maps and pages, from plain values."""

@@ -1,0 +1,1 @@
+"""The job engine: partitions, clusters, progress and signals."""

@@ -1,0 +1,151 @@
+"""Where partitions run: in this process, on workers of this machine, or on any Dask cluster.
+
+    inline            one after the other, here (the default)
+    local:N           N worker processes on this machine, one for each GPU where there are GPUs
+    dask:ADDRESS      a Dask scheduler that somebody runs
+    slurm:FILE        jobs on SLURM; FILE is TOML with the arguments of dask_jobqueue.SLURMCluster and `jobs`
+
+Workers need the same packages and the same store (a shared folder, or an object store). They compute with as
+many threads as this process would, so that arithmetic, and with it every bit of the result, is the same.
+"""
+
+import contextlib
+import inspect
+import os
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ResourceError, UsageError, did_you_mean
+from .progress import say
+
+HEARTBEAT_SECONDS = 120
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Workers to run partitions on. client: a `distributed.Client`, None for this very process; revive: starts
+    again the workers that are gone for good."""
+
+    address: str
+    client: Any = None
+    revive: Callable[[], Any] = field(default=lambda: None, compare=False)
+
+    @property
+    def workers(self) -> int:
+        return 1 if self.client is None else len(self.client.scheduler_info(n_workers=-1)["workers"])
+
+
+INLINE = Cluster("inline")
+
+
+@contextlib.contextmanager
+def connect(address: "str | Cluster" = "inline", heartbeat: int | float = HEARTBEAT_SECONDS) -> Iterator[Cluster]:
+    """The workers at this address for as long as the block lasts; a Cluster is passed through.
+
+    heartbeat: seconds of silence after which a worker counts as hung, is replaced and its partitions are given
+        to others (on clusters that are started here).
+    Raises UsageError for an address of another form, ResourceError when nobody answers there.
+    """
+    if isinstance(address, Cluster):
+        yield address
+        return
+    form, _, rest = address.partition(":")
+    if form not in ("inline", "local", "dask", "slurm") or (form != "inline") != bool(rest):
+        raise UsageError(f"{address!r} is no cluster.", "Use inline, local:N, dask:ADDRESS or slurm:FILE.toml.")
+    if form == "inline":
+        yield INLINE
+        return
+    try:
+        import distributed
+    except ImportError as error:
+        raise ResourceError(
+            "Running on several workers needs dask.distributed, which is not installed.",
+            "pip install 'whence[cluster]', or run with --cluster inline.",
+        ) from error
+    with contextlib.ExitStack() as stack:
+        if form == "dask":
+            try:
+                client = stack.enter_context(distributed.Client(rest, timeout=30))
+            except (OSError, TimeoutError, ValueError) as error:
+                raise ResourceError(
+                    f"No Dask scheduler answers at {rest}.", "Start one, or correct the address."
+                ) from error
+            revive = INLINE.revive
+        else:
+            started, revive = local_cluster(rest, heartbeat) if form == "local" else slurm_cluster(rest)
+            client = stack.enter_context(distributed.Client(stack.enter_context(started)))
+        say(f"Workers: {address}. Dashboard: {client.dashboard_link}")
+        yield Cluster(address, client, revive)
+
+
+def local_cluster(count: str, heartbeat: int | float = HEARTBEAT_SECONDS) -> tuple[Any, Callable[[], Any]]:
+    """A Dask cluster of this many processes, and what revives it; worker i sees GPU i modulo their number."""
+    import dask
+    import distributed
+    import torch
+
+    if not count.isdecimal() or int(count) < 1:
+        raise UsageError(f"local:{count} names no number of workers.", "Write local:2, for instance.")
+    threads = {name: os.environ.get(name, str(torch.get_num_threads())) for name in THREAD_SETTINGS}
+    gpus = torch.cuda.device_count()
+    workers = {}
+    for number in range(int(count)):
+        seen = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
+        options = {"nthreads": 1, "host": "127.0.0.1", "memory_limit": 0, "env": threads | seen}
+        workers[number] = {"cls": distributed.Nanny, "options": options}
+    scheduler = {"host": "127.0.0.1", "dashboard": True, "dashboard_address": "127.0.0.1:0"}
+    settings = {
+        "distributed.scheduler.worker-ttl": f"{heartbeat}s",
+        # how many workers a partition may take down before it counts as the culprit
+        "distributed.scheduler.allowed-failures": 10,
+        "distributed.deploy.lost-worker-timeout": "5s",
+    }
+    spec = {"cls": distributed.Scheduler, "options": scheduler}
+    with dask.config.set(settings):
+        cluster = distributed.SpecCluster(workers=workers, scheduler=spec)
+    # Dask looks for silent workers once a heartbeat, and so would find one only after up to two
+    here: Any = cluster.scheduler
+    here.periodic_callbacks["worker-ttl"].callback_time = 1000.0
+    return cluster, lambda: cluster.scale(int(count))
+
+
+def slurm_settings(path: str) -> tuple[int, dict[str, Any]]:
+    """(jobs, arguments of SLURMCluster) from a TOML file. Raises UsageError for what SLURMCluster does not
+    take, naming the nearest argument that it does."""
+    from dask_jobqueue import SLURMCluster
+    from dask_jobqueue.core import Job
+    from dask_jobqueue.slurm import SLURMJob
+
+    try:
+        settings = tomllib.loads(Path(path).read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as TOML: {error}.", "See the README for an example.") from error
+    known = {"jobs"}
+    for kind in (SLURMCluster, SLURMJob, Job):
+        known |= set(inspect.signature(kind.__init__).parameters)
+    known -= {"self", "job_kwargs", "base_class_kwargs", "loop", "asynchronous", "job_cls", "n_workers"}
+    for name in settings:
+        if name not in known:
+            cure = did_you_mean(name, sorted(known), "Settings:")
+            raise UsageError(f"{path}: SLURM clusters have no setting {name!r}.", cure)
+    jobs = settings.pop("jobs", 1)
+    for name in ("cores", "memory"):
+        if name not in settings:
+            raise UsageError(f"{path} lacks {name!r}.", 'Say what one job takes: cores = 8, memory = "32GB".')
+    return int(jobs), settings
+
+
+def slurm_cluster(path: str) -> tuple[Any, Callable[[], Any]]:
+    """A dask_jobqueue.SLURMCluster as the file describes, its jobs asked for, and what asks again for those
+    that are gone."""
+    from dask_jobqueue import SLURMCluster
+
+    jobs, settings = slurm_settings(path)
+    cluster = SLURMCluster(**{"scheduler_options": {"dashboard_address": ":0"}} | settings)
+    say(cluster.job_script())
+    cluster.scale(jobs=jobs)
+    return cluster, lambda: cluster.scale(jobs=jobs)

@@ -1,0 +1,278 @@
+"""The job engine: the partitions of an entry, each computed by an idempotent task, on any number of workers.
+
+A partition is a shard of the entry that the job makes, fixed when the entry is created. `work(shard)` computes
+its arrays; whoever runs it commits them, durably, before it reports. So a job that is killed anywhere goes on
+where it stopped, a dead worker's partitions are computed by another, and the result is bit for bit the same for
+any number of workers: nothing is ever summed across partitions while they run.
+
+What must be summed (a covariance) is stored one row a partition, in float64, and reduced from disk in a fixed
+order by `ordered_sum` when all are there.
+
+`work` goes to every worker process once, by cloudpickle, those that are started later included: make it a frozen
+dataclass with `__call__`. It may hold a model and its data; what is larger than memory it loads by name:
+
+    @dataclass(frozen=True)
+    class Covariance:
+        data: str
+
+        def __call__(self, shard: Shard) -> dict[str, np.ndarray]:
+            x = load(self.data)[shard.rows]
+            return {"a": (x.T @ x)[None]}
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from ..errors import Interrupted, WhenceError
+from ..store.entry import Entry
+from ..store.layout import ArraySpec, Shard
+from ..store.store import Store
+from ..store.writer import Writer
+from .cluster import Cluster, connect
+from .progress import progress, say
+from .signals import Stopping, stopping
+
+Work = Callable[[Shard], Mapping[str, np.ndarray]]
+# work that carries more than this should load it by name instead
+WORK_BYTES = 2 << 30
+SUPERVISE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Record:
+    """One partition that was committed: by which worker, what, how long it took."""
+
+    shard: Shard
+    worker: str
+    seconds: float
+    bytes: int
+
+
+def run_job(
+    store: Store,
+    kind: str,
+    inputs: Mapping[str, Any],
+    arrays: Mapping[str, ArraySpec],
+    work: Work,
+    *,
+    shard_rows: int | None = None,
+    about: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    cluster: str | Cluster = "inline",
+    log: str | os.PathLike[str] | None = None,
+    desc: str = "",
+    quiet: bool = False,
+) -> Entry:
+    """The entry of these inputs: opened when it is there, else computed partition by partition and sealed.
+
+    Arguments as in `Store.writer` and `run_partitions`.
+    """
+    with store.writer(kind, inputs, arrays, shard_rows, about, provenance) as writer:
+        if not writer.complete:
+            run_partitions(writer, work, cluster, log=log, desc=desc or kind, quiet=quiet)
+        return writer.seal()
+
+
+def run_partitions(
+    writer: Writer,
+    work: Work,
+    cluster: str | Cluster = "inline",
+    *,
+    log: str | os.PathLike[str] | None = None,
+    desc: str = "partitions",
+    quiet: bool = False,
+) -> list[Record]:
+    """Compute and commit every partition of the entry that is not there yet; returns what was done here.
+
+    work: shard -> {array name: rows of the shard}, a pure function of the shard.
+    cluster: where; see `cache.jobs.cluster`. log: a file that gets one JSON line a partition.
+    quiet: no progress bar.
+    SIGINT, SIGTERM and SIGUSR1 raise Interrupted between commits. An error in `work` is raised with the
+    partition named, after which everything committed is kept.
+    """
+    count, missing = writer.grid.count, writer.missing
+    if missing == 0:
+        return []
+    if missing < count and not quiet:
+        say(f"{desc}: {count - missing} of {count} partitions are there already.")
+    done: list[Record] = []
+    began = time.monotonic()
+    with connect(cluster) as workers, stopping() as stop, _JobLog(log) as journal:
+        source = _inline(writer, work, stop) if workers.client is None else _spread(writer, work, workers)
+        try:
+            for record in progress(source, total=missing, desc=desc, unit="part", quiet=quiet):
+                done.append(record)
+                journal.line(writer, record, count - missing + len(done), time.monotonic() - began)
+        except (Interrupted, KeyboardInterrupt) as error:
+            reason = error.cause if isinstance(error, Interrupted) else "Stopped."
+            raise Interrupted(
+                f"{reason} {desc}: {count - writer.missing} of {count} partitions are committed.",
+                "Run the same command again: it goes on from there.",
+            ) from None
+    return done
+
+
+def _inline(writer: Writer, work: Work, stop: Stopping) -> Iterator[Record]:
+    for shard in writer.todo():
+        began = time.monotonic()
+        with _named(shard, "this process"):
+            arrays = work(shard)
+            with stop.held():
+                writer.write(shard, arrays)
+        size = writer.header.shard_bytes(shard.index)
+        yield Record(shard, _here(), time.monotonic() - began, size)
+
+
+def _spread(writer: Writer, work: Work, cluster: Cluster) -> Iterator[Record]:
+    from .broadcast import hand_out, take_back
+
+    name = f"whence-{writer.key}"
+    hand_out(cluster.client, name, Task(writer.files.address, writer.kind, writer.key, work), WORK_BYTES)
+    shards = list(writer.todo())
+    futures = cluster.client.map(compute, [shard.index for shard in shards], name=name, key=writer.key[:12], pure=False)
+    shard_of = {future.key: shard for future, shard in zip(futures, shards)}
+    finished: SimpleQueue = SimpleQueue()
+    for future in futures:
+        future.add_done_callback(finished.put)
+    try:
+        for _ in futures:
+            future = _next(finished, cluster)
+            with _named(shard_of[future.key], "a worker"):
+                record = future.result()
+            writer.work.rows += len(record.shard)
+            writer.work.bytes += record.bytes
+            yield record
+            future.release()
+    finally:
+        cluster.client.cancel(futures, force=True)
+        take_back(cluster.client, name)
+
+
+def _next(finished: "SimpleQueue[Any]", cluster: Cluster) -> Any:
+    """The next future that is done; in silence, workers that are gone are started again."""
+    while True:
+        try:
+            return finished.get(timeout=SUPERVISE_SECONDS)
+        except Empty:
+            cluster.revive()
+            if cluster.workers == 0:
+                say("Waiting for a worker to appear.")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker runs for one partition: compute it unless somebody has, commit it, report."""
+
+    root: str
+    kind: str
+    key: str
+    work: Work
+
+    def __call__(self, index: int) -> Record:
+        began = time.monotonic()
+        writer = Store(self.root).join(self.kind, self.key)
+        try:
+            shard = writer.grid.shard(index)
+            if not writer.committed(shard):  # it is, when the worker that did it died before it could tell
+                writer.write(shard, self.work(shard))
+            size = writer.header.shard_bytes(index)
+            return Record(shard, _here(), time.monotonic() - began, size)
+        finally:
+            writer.close()
+
+
+def compute(index: int, name: str) -> Record:
+    """One partition, on a worker that was handed its task."""
+    from .broadcast import handed
+
+    return handed(name)(index)
+
+
+def ordered_sum(entry: Entry, name: str) -> np.ndarray:
+    """The sum over an array's first axis, taken one row after the other in float64: the same bits whoever
+    computed the rows."""
+    spec = entry.arrays[name]
+    total = np.zeros(spec.shape[1:], np.float64)
+    for row in entry.blocks(name, 1):
+        np.add(total, row[0].astype(np.float64), out=total)
+    return total
+
+
+def _here() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+class _named:
+    """Errors leave the block with the partition named; the class of a WhenceError is kept."""
+
+    def __init__(self, shard: Shard, where: str):
+        self.text = f"Partition {shard.index} (rows {shard.start} to {shard.stop})"
+        self.where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or not isinstance(error, Exception) or isinstance(error, Interrupted):
+            return
+        if isinstance(error, WhenceError):
+            if not error.cause.startswith("Partition "):
+                error.cause = f"{self.text}: {error.cause}"
+            return
+        if type(error).__name__ == "KilledWorker":
+            raise WhenceError(
+                f"{self.text} took down every worker that computed it (out of memory?).",
+                "What is committed is kept. Give workers more memory, or make partitions smaller.",
+            ) from error
+        raise WhenceError(
+            f"{self.text} failed on {self.where}: {type(error).__name__}: {error}",
+            "What is committed is kept; once the cause is gone, run the same command again.",
+        ) from error
+
+
+class _JobLog:
+    """A file with a JSON line a partition; nothing when there is no path ($WHENCE_LOG is the default one)."""
+
+    def __init__(self, path: str | os.PathLike[str] | None):
+        path = path or os.environ.get("WHENCE_LOG")
+        self._path = Path(path) if path else None
+        self._file: Any = None
+
+    def __enter__(self) -> "_JobLog":
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def line(self, writer: Writer, record: Record, done: int, elapsed: float) -> None:
+        if self._file is None:
+            return
+        told = {
+            "time": time.time(),
+            "kind": writer.kind,
+            "key": writer.key,
+            "partition": record.shard.index,
+            "start": record.shard.start,
+            "stop": record.shard.stop,
+            "seconds": round(record.seconds, 4),
+            "bytes": record.bytes,
+            "worker": record.worker,
+            "done": done,
+            "of": writer.grid.count,
+            "elapsed": round(elapsed, 4),
+        }
+        self._file.write(json.dumps(told) + "\n")
+        self._file.flush()

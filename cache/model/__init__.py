@@ -1,0 +1,1 @@
+"""What watches a model: data, tasks, sites, capture, batches and fingerprints."""

@@ -1,0 +1,243 @@
+"""What is differentiated: a task gives the training loss, the loss under labels drawn from the model, and the
+measurement whose change a query asks about.
+
+All three return one number per example, summed (never averaged) over positions, in nats, and skip the same
+positions: padding and labels of -100. Labels that the model draws are masked exactly as the true ones are; an
+unmasked draw would put the loss of padding and of prompts into the curvature.
+
+A task of one's own is a class with these methods; being a frozen dataclass of plain values makes its settings
+part of every key.
+"""
+
+import inspect
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..errors import DataError
+from . import rng as draws
+
+Batch = dict[str, Tensor]
+IGNORED = -100
+
+
+@runtime_checkable
+class Task(Protocol):
+    """The contract between a model, its data and everything that differentiates them."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Training loss of each example, [b], summed over positions, in nats."""
+        ...
+
+    def sampled_loss(self, model: nn.Module, batch: Batch, seed: int) -> Tensor:
+        """The same loss [b] with labels drawn from the model's own predictions, keyed by (seed, example id,
+        position): its gradients have the Fisher matrix as their second moment."""
+        ...
+
+    def measurement(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What a query measures, [b]; influence is its predicted change."""
+        ...
+
+    def positions(self, batch: Batch) -> Tensor:
+        """Bool [b s] (or [b 1]): the positions whose layer inputs count in the curvature's input moments."""
+        ...
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The model's outputs on the batch, [b s c] or [b c]."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """JSON-able description that enters every key."""
+        ...
+
+
+def outputs_of(out: Any) -> Tensor:
+    """The logits tensor of what a model returned (a tensor, a tuple, or a Hugging Face output)."""
+    if isinstance(out, Tensor):
+        return out
+    if hasattr(out, "logits"):
+        return out.logits
+    if isinstance(out, (tuple, list)) and isinstance(out[0], Tensor):
+        return out[0]
+    raise DataError(
+        f"The model returned a {type(out).__name__}, which holds no logits.",
+        "Return a tensor, a tuple that begins with one, or an object with .logits; or write a Task.",
+    )
+
+
+def column(batch: Batch, name: str) -> Tensor:
+    if name not in batch:
+        raise DataError(
+            f"The batch has no column {name!r}; it has {', '.join(sorted(batch))}.",
+            f"Name a column of the examples {name!r}, or use the task that fits these data.",
+        )
+    return batch[name]
+
+
+class _Settings:
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"task": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class LanguageModelling(_Settings):
+    """Next-token prediction for causal language models: Hugging Face, TransformerLens bridges, plain modules.
+
+    Batches have `input_ids` [b s], optionally `attention_mask` [b s] and `labels` [b s] (-100 where a token
+    is not to be predicted, such as a prompt). The measurement is the log-probability of the labelled tokens, or
+    their margin: the sum over tokens of log p/(1-p), whose gradient does not vanish where p is near 1
+    (Park et al. 2023, TRAK).
+    """
+
+    measure: Literal["logprob", "margin"] = "logprob"
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        tokens = column(batch, "input_ids")
+        accepted = inspect.signature(model.forward).parameters
+        extra: dict[str, Any] = {}
+        if "attention_mask" in batch and ("attention_mask" in accepted or _takes_any(accepted)):
+            extra["attention_mask"] = batch["attention_mask"]
+        if "use_cache" in accepted:
+            extra["use_cache"] = False
+        return outputs_of(model(tokens, **extra))
+
+    def targets(self, batch: Batch) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
+        """The token after each position but the last, and where it counts (t = s - 1)."""
+        tokens = column(batch, "input_ids")
+        labels = batch.get("labels", tokens)[:, 1:]
+        counted = labels != IGNORED
+        if "attention_mask" in batch:
+            real = batch["attention_mask"].bool()
+            counted = counted & real[:, 1:] & real[:, :-1]
+        return labels.masked_fill(~counted, 0), counted
+
+    def positions(self, batch: Batch) -> Bool[Tensor, "b s"]:
+        """Real tokens from which something is predicted: all but each example's last."""
+        tokens = column(batch, "input_ids")
+        real = batch.get("attention_mask", torch.ones_like(tokens)).bool()
+        follows = torch.zeros_like(real)
+        follows[:, :-1] = real[:, 1:]
+        return real & follows
+
+    def _nll(self, logits: Tensor, targets: Tensor, counted: Tensor) -> Float[Tensor, " b"]:
+        rows = logits[:, :-1].flatten(0, 1)
+        each = F.cross_entropy(rows.to(_wide(rows)), targets.flatten(), reduction="none")
+        return (each.view_as(targets) * counted).sum(1)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
+        return self._nll(self.logits(model, batch), *self.targets(batch))
+
+    def sampled_loss(self, model: nn.Module, batch: Batch, seed: int) -> Float[Tensor, " b"]:
+        logits = self.logits(model, batch)
+        _, counted = self.targets(batch)
+        real = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        place = (real.cumsum(1) - 1)[:, :-1].cpu().numpy()  # counted from the first real token
+        u = draws.uniforms(seed, column(batch, "example_id").cpu().numpy(), place)
+        return self._nll(logits, draws.categorical(logits[:, :-1].detach(), u), counted)
+
+    def measurement(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
+        targets, counted = self.targets(batch)
+        logits = self.logits(model, batch)
+        if self.measure == "logprob":
+            return -self._nll(logits, targets, counted)
+        return (margin(logits[:, :-1].to(_wide(logits)), targets) * counted).sum(1)
+
+
+@dataclass(frozen=True)
+class Classification(_Settings):
+    """Cross-entropy on `x` [b ...] and integer `y` [b]; measured by log-probability, margin or loss.
+
+    >>> Classification(measure="margin").loss(model, train.batch([0, 1])).shape
+    torch.Size([2])
+    """
+
+    measure: Literal["logprob", "margin", "loss"] = "logprob"
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        return outputs_of(model(column(batch, "x")))
+
+    def positions(self, batch: Batch) -> Bool[Tensor, "b 1"]:
+        return torch.ones(len(column(batch, "x")), 1, dtype=torch.bool, device=batch["x"].device)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
+        logits = self.logits(model, batch)
+        return F.cross_entropy(logits.to(_wide(logits)), column(batch, "y").long(), reduction="none")
+
+    def sampled_loss(self, model: nn.Module, batch: Batch, seed: int) -> Float[Tensor, " b"]:
+        logits = self.logits(model, batch)
+        ids = column(batch, "example_id").cpu().numpy()
+        u = draws.uniforms(seed, ids, np.zeros((len(ids), 1), np.int64))
+        drawn = draws.categorical(logits.detach()[:, None], u)[:, 0]
+        return F.cross_entropy(logits.to(_wide(logits)), drawn, reduction="none")
+
+    def measurement(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
+        logits, y = self.logits(model, batch), column(batch, "y").long()
+        if self.measure == "margin":
+            return margin(logits.to(_wide(logits)), y)
+        sign = 1.0 if self.measure == "loss" else -1.0
+        return sign * F.cross_entropy(logits.to(_wide(logits)), y, reduction="none")
+
+
+@dataclass(frozen=True)
+class Regression(_Settings):
+    """Half the squared error on `x` and `y` [b] or [b c]: the negative log-likelihood, up to a constant, of a
+    unit normal around the prediction. The measurement is the prediction (summed over outputs), or the loss.
+
+    `noise` draws the model's labels: "normal" as the likelihood says, or "sign", plus or minus one, which has
+    the same second moment and, for one output, no sampling error in it at all.
+    """
+
+    measure: Literal["prediction", "loss"] = "prediction"
+    noise: Literal["normal", "sign"] = "normal"
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        out = outputs_of(model(column(batch, "x")))
+        return out.reshape(len(out), -1)
+
+    def positions(self, batch: Batch) -> Bool[Tensor, "b 1"]:
+        return torch.ones(len(column(batch, "x")), 1, dtype=torch.bool, device=batch["x"].device)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
+        out = self.logits(model, batch)
+        return 0.5 * (out - column(batch, "y").reshape(out.shape).to(out.dtype)).square().sum(1)
+
+    def sampled_loss(self, model: nn.Module, batch: Batch, seed: int) -> Float[Tensor, " b"]:
+        out = self.logits(model, batch)
+        ids = column(batch, "example_id").cpu().numpy()
+        outputs = np.broadcast_to(np.arange(out.shape[1]), tuple(out.shape))
+        if self.noise == "sign":
+            noise = np.where(draws.uniforms(seed, ids, outputs) < 0.5, -1.0, 1.0)
+        else:
+            noise = draws.normals(seed, ids, outputs)
+        drawn = out.detach() + torch.as_tensor(noise, dtype=out.dtype, device=out.device)
+        return 0.5 * (out - drawn).square().sum(1)
+
+    def measurement(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
+        return self.loss(model, batch) if self.measure == "loss" else self.logits(model, batch).sum(1)
+
+
+def margin(logits: Float[Tensor, "*b c"], y: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """z_y - logsumexp over the other classes = log p_y / (1 - p_y).
+
+    >>> margin(torch.tensor([[2.0, 0.0]]), torch.tensor([0])).tolist()
+    [2.0]
+    """
+    chosen = logits.gather(-1, y.unsqueeze(-1))
+    others = logits.scatter(-1, y.unsqueeze(-1), float("-inf"))
+    return (chosen.squeeze(-1)) - others.logsumexp(-1)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """Half precision is widened before a softmax; float64 stays."""
+    return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
+
+
+def _takes_any(parameters: Any) -> bool:
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())

@@ -1,0 +1,1 @@
+"""Retraining: recipes, replicas, banks of retrained models."""

@@ -1,0 +1,1 @@
+"""The store: arrays on disk under keys. Imports neither torch nor JAX."""
