@@ -49,8 +49,8 @@ class Evaluate:
     store: StorePath = None
 
     def run(self) -> None:
-        from whence.evaluation import PROBLEMS
-        from whence.judging import HEAD, judge
+        from whence.problems.problem import PROBLEMS
+        from whence.problems.judge import HEAD, judge
 
         store = Store(self.store)
         if (self.scores is None) != (self.bank is None):
