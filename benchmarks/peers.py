@@ -44,7 +44,7 @@ def peak_bytes() -> int:
 
 
 def kronfluence_analyzer(
-    model: Any, outputs: Callable[[Any, Any], tuple[Any, Any]], modules: Sequence[str], folder: Path
+    model: Any, outputs: Callable[[Any, Any], tuple[Any, Any]], modules: Sequence[str], folder: Path, cpu: bool = True
 ) -> Any:
     """kronfluence's Analyzer of these modules for summed cross-entropy, measured by the same loss on a query's own
     labels. `outputs`: model, batch -> logits [n c] and labels [n]."""
@@ -70,6 +70,6 @@ def kronfluence_analyzer(
 
     task = Loss()
     results = str(folder / "kronfluence_results")
-    analyzer = Analyzer("bench", prepare_model(model, task), task, cpu=True, output_dir=results, disable_tqdm=True)
+    analyzer = Analyzer("bench", prepare_model(model, task), task, cpu=cpu, output_dir=results, disable_tqdm=True)
     analyzer.set_dataloader_kwargs(DataLoaderKwargs(num_workers=0))
     return analyzer
