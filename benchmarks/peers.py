@@ -1,4 +1,5 @@
-"""Other people's libraries for side-by-side runs: each in a folder of its own, never in the project's environment."""
+"""Sides of a comparison in processes of their own: other libraries are installed for that process alone, into a folder
+kept between runs, never into the project's environment; peak memory is the process's own."""
 
 import os
 import resource
@@ -9,10 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+KRONFLUENCE = ("kronfluence==1.0.1", "einconv==0.1.0")
 
-def install(*requirements: str) -> str:
-    """Install packages, without their dependencies, into a folder kept between runs; returns it, for PYTHONPATH."""
-    name = "-".join(r.replace("==", "-") for r in requirements)
+
+def install(requirements: Sequence[str]) -> str:
+    """Install packages without their dependencies, and return the folder (for PYTHONPATH); "" for no packages."""
+    if not requirements:
+        return ""
+    name = "-".join(requirement.replace("==", "-") for requirement in requirements)
     folder = Path(tempfile.gettempdir()) / "whence-bench" / name
     if not (folder / ".ready").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -22,24 +27,23 @@ def install(*requirements: str) -> str:
     return str(folder)
 
 
-def run_side(
-    module: str, side: str, out: Path, extra_path: str = "", *arguments: str, check: bool = True
+def run_process(
+    module: str, side: str, folder: Path, packages: Sequence[str] = (), check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run one side of a comparison as a process of its own, so that peak memory is its own too. Where a failure is a
-    result (not `check`), what it said on stderr is kept, not shown."""
-    path = os.pathsep.join(p for p in (extra_path, os.environ.get("PYTHONPATH", "")) if p)
+    """Run one side of a script. If a failure is a result (not `check`), its stderr is captured instead of shown."""
+    path = os.pathsep.join(p for p in (install(packages), os.environ.get("PYTHONPATH", "")) if p)
     quiet = {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore", "WHENCE_QUIET": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", module, "--side", side, "--out", str(out), *arguments]
+    command = [sys.executable, "-m", module, "--side", side, "--out", str(folder)]
     errors = None if check else subprocess.PIPE
     return subprocess.run(command, check=check, env={**os.environ, **quiet}, stderr=errors, text=True)
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held. Not getrusage's figure, which a child begins with its parent's."""
+    """This process's largest resident memory. On Linux not by getrusage, which starts with the parent's."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):  # elsewhere than on Linux
+    except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -47,7 +51,14 @@ def kronfluence_analyzer(
     model: Any, outputs: Callable[[Any, Any], tuple[Any, Any]], modules: Sequence[str], folder: Path
 ) -> Any:
     """kronfluence's Analyzer of these modules for summed cross-entropy, measured by the same loss on a query's own
-    labels. `outputs`: model, batch -> logits [n c] and labels [n]."""
+    labels.
+
+    Args:
+        model: the network.
+        outputs: model, batch -> logits [n c] and labels [n].
+        modules: names of the layers.
+        folder: where it writes.
+    """
     import torch
     import torch.nn.functional as F
     from kronfluence.analyzer import Analyzer, prepare_model
