@@ -208,7 +208,7 @@ def kronfluence(run: Run, train: int = 512, queries: int = 64, many: int = 0) ->
         ("kronfluence's rank 32 with its own full", k["scores"], k["rank"]),
     ):
         run.say(f"{text}: {np.corrcoef(a.ravel(), b.ravel())[0, 1]:.4f}")
-    rate, work = max(product_rate(2048), product_rate(2048, "jax")), fit_operations(size)
+    rate, work = product_rate(2048), fit_operations(size)
     run.say(f"fit: {work / 1e12:.2f} T operations, {work / ours['fit'] / 1e9:.0f} G/s, {work / ours['fit'] / rate:.0%} "
             f"of this machine's product rate ({rate / 1e9:.0f} G/s)")  # fmt: skip
     query, form, product = score_operations(size)

@@ -7,6 +7,7 @@ they say what small products and passes over memory cost.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from whence.cache.retrain.recipe import SGD, Recipe, steps_of
 from whence.cache.retrain.retrained import subset_masks
 
 from .harness import Benchmark, Run
-from .timing import paired, product_rate
+from .timing import Ratio, paired, product_rate
 
 bench = Benchmark(__file__, __doc__, example="--only 'MLP*' --models 64")
 
@@ -96,6 +97,33 @@ def operations(model: nn.Module) -> float:
     return counter.get_total_flops() / 32
 
 
+class Measured(NamedTuple):
+    """Seconds of the one-by-one side (scaled to all copies) and of the bank, their ratio, the bank's GFLOP/s, and the
+    largest difference of logits."""
+
+    alone: float
+    bank: float
+    ratio: Ratio
+    gflops: float
+    off: float
+
+
+def compare(build: Callable[[], nn.Module], bank: Bank, count: int, alone: int, rounds: int) -> Measured:
+    masks, found = subset_masks(400, count, 0.5), {}
+
+    def by_hand() -> None:
+        found["alone"] = one_by_one(bank, masks[:alone])
+
+    def at_once() -> None:
+        found["bank"] = bank.run(masks, quiet=True)["logits"][:alone]
+
+    times, scale = paired({"alone": by_hand, "bank": at_once}, rounds, warm=0), count / alone
+    work = operations(build()) * bank.recipe.passes(int(masks.sum()))
+    ratio = Ratio(*(r * scale for r in times.ratio("alone", "bank")))
+    seconds, off = times.median("bank"), float(np.abs(found["bank"] - found["alone"]).max())
+    return Measured(times.median("alone") * scale, seconds, ratio, work / seconds / 1e9, off)
+
+
 @bench.case(quick={"models": (8,), "alone": 2, "rounds": 1})
 def copies(
     run: Run, models: tuple[int, ...] = (64, 256), alone: int = 8, threads: int | None = None, rounds: int = 2
@@ -110,31 +138,14 @@ def copies(
     """
     if threads:
         torch.set_num_threads(threads)
-    table = run.table(
-        "model", "copies", "one by one, s|.1f", "bank, s|.1f", "ratio", "GFLOP/s|.1f",
-        "largest difference of logits|.0e",
-    )  # fmt: skip
+    table = run.table("model", "copies", "one by one, s|.1f", "bank, s|.1f", "ratio", "GFLOP/s|.1f",
+                      "largest difference of logits|.0e")  # fmt: skip
     for name in run.selected(MODELS):
         bank = bank_of(MODELS[name])
         bank.run(subset_masks(400, 2, 0.5), quiet=True)
         for count in models:
-            masks, found = subset_masks(400, count, 0.5), {}
-            times = paired(
-                {
-                    "alone": lambda: found.update(alone=one_by_one(bank, masks[:alone])),
-                    "bank": lambda: found.update(bank=bank.run(masks, quiet=True)["logits"][:alone]),
-                },
-                rounds,
-                warm=0,
-            )
-            ratio = times.ratio("alone", "bank")
-            work = operations(MODELS[name]()) * bank.recipe.passes(int(masks.sum()))
-            table.row(
-                name, count, times.median("alone") / alone * count, times.median("bank"),
-                type(ratio)(*(r / alone * count for r in ratio)), work / times.median("bank") / 1e9,
-                np.abs(found["bank"] - found["alone"]).max(),
-            )  # fmt: skip
-    rate = product_rate(1024) / 1e9
+            table.row(name, count, *compare(MODELS[name], bank, count, alone, rounds))
+    rate = product_rate(1024, ("torch",)) / 1e9
     run.say(f"\n{torch.get_num_threads()} threads; one product of 1024 x 1024 matrices: {rate:.0f} GFLOP/s")
 
 

@@ -31,7 +31,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 
 @dataclass(frozen=True)
 class Format:
-    """write(folder, rows) is durable when it returns; open(folder) returns [start, stop) -> rows, ids -> rows, columns -> slice."""
+    """write(folder, rows) is durable when it returns; open(folder) returns a Reader."""
 
     write: Callable[[Path, np.ndarray], None]
     open: Callable[[Path], "Reader"]
@@ -39,6 +39,8 @@ class Format:
 
 @dataclass(frozen=True)
 class Reader:
+    """[start, stop) -> rows, ids -> rows, columns -> slice."""
+
     rows: Callable[[int, int], np.ndarray]
     gather: Callable[[np.ndarray], np.ndarray]
     columns: Callable[[slice], np.ndarray]

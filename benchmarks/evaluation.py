@@ -95,7 +95,7 @@ def beside_kronfluence(run: Run, name: str, subsets: int, seeds: int) -> None:
             table.row(seed, label, lds(scores, bank), compare(scores, theirs, bank), correlation)
 
 
-@bench.case(quick={"on": ("digits",), "tests": ("lds",), "methods": ("identity",), "subsets": 4, "seeds": 1})
+@bench.case(quick={"on": ("digits",), "tests": ("lds",), "methods": ("identity",), "subsets": 12, "seeds": 1})
 def judged(
     run: Run,
     on: tuple[Name, ...] = ("digits", "language", "facts"),

@@ -90,7 +90,7 @@ def paper(
         queries: queries.
         rank: of the preconditioned queries.
     """
-    here = product_rate(2048, "jax")
+    here = product_rate(2048)
     run.say(f"one device: {rate:.3g} operations/s, {size(memory)}, {price} an hour (assumed); "
             f"here: {here:.3g} operations/s (measured)")  # fmt: skip
     for job in jobs():
