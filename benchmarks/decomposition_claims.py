@@ -35,7 +35,7 @@ def times(multiple: float) -> str:
 
 
 class Place(NamedTuple):
-    """One layer of one model: activations to build from, to choose by and to judge by, and the loss of each ablation."""
+    """One layer of one model: activations to build from, to choose by and to judge by, and the ablations' losses."""
 
     trained: Trained
     stream: Activations

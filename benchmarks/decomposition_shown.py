@@ -46,8 +46,8 @@ def show_cost(run: Run, rows: Seeds, built: Sequence[Built], found: Sweep) -> No
     calibration = np.mean([b.calibration for b in built])
     atoms = ", ".join(str(len(b.dictionary)) for b in built)
     rates = ", ".join(f"{r:g}" for r in claims.RATES)
-    run.say(f"\nITDA's atoms: {atoms}. Not in the times: choosing its threshold, {calibration:.1f} s per seed; "
-            f"choosing the autoencoders' rates by validation FVU, {found.seconds:.0f} s in all, from {rates}:")  # fmt: skip
+    run.say(f"\nITDA's atoms: {atoms}. Not in the times: choosing its threshold, {calibration:.1f} s per seed;")
+    run.say(f"choosing the autoencoders' rates by validation FVU, {found.seconds:.0f} s in all, from {rates}:\n")
     for kind in KINDS:
         chosen = ", ".join(f"{mark} {found.chosen(kind, str(mark)):g}" for mark in found.fvu.mark.values)
         run.say(f"- {kind}: {chosen}")
@@ -55,8 +55,10 @@ def show_cost(run: Run, rows: Seeds, built: Sequence[Built], found: Sweep) -> No
 
 def show_matching(run: Run, found: xr.Dataset) -> None:
     trials, chance, models = found.attrs["trials"], found.attrs["chance"], found.attrs["models"]
-    table = run.table("measure", "accuracy|.2f", "95 % interval", "with itself|.2f", "counted together|.2f",
-                      title=f"Layer matching between different models: {trials} trials, chance {chance:.2f}")  # fmt: skip
+    title = f"Layer matching between different models: {trials} trials, chance {chance:.2f}"
+    table = run.table(
+        "measure", "accuracy|.2f", "95 % interval", "with itself|.2f", "counted together|.2f", title=title
+    )
     for name in found.measure.values:
         row = found.sel(measure=name)
         accuracy, self_pairs = float(row.accuracy), float(row.self_pairs)
