@@ -10,20 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from whence.unlearn.condense import Accuracies, Pool, Settings, Training, evaluate, network
+from whence.unlearn.condense import Accuracies, Pool, Settings, Training, evaluate
+from whence.unlearn.condense import network as network_of
 
 from .condense_bridge import Bridge
 from .condense_common import PUBLISHED, Sweep, at_which, below, best, digit_images, random_sets, sets_of, split, spread
 from .harness import Benchmark, Run
 from .timing import timed
 
-bench = Benchmark(__file__, __doc__, example="nuisance --net convnet-2-16 --strengths 0 1 2 --rates 0.1 1")
+bench = Benchmark(__file__, __doc__, example="nuisance --network convnet-2-16 --strengths 0 1 2 --rates 0.1 1")
 MANY = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 FEW = {"outer": 2, "sets": 2, "networks": 2, "passes": 5, "rates": (0.1,), "rate_sets": 1}
 
 
-def settings_of(method: Any, net: str, per_class: int, outer: int, inner=10, epochs=5, batch=64) -> Settings:
-    return Settings(method, network(net), per_class, outer, inner, epochs, batch, warm_outer=0)
+def settings_of(method: Any, network: str, per_class: int, outer: int, inner=10, epochs=5, batch=64) -> Settings:
+    return Settings(method, network_of(network), per_class, outer, inner, epochs, batch, warm_outer=0)
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,14 @@ class Judge:
 
 @bench.case(quick={**FEW, "strengths": (0.0, 1.0), "passes_all": 5})
 def nuisance(
-    run: Run, net: str = "mlp-64-64-64", strengths: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0), outer: int = 100,
+    run: Run, network: str = "mlp-64-64-64", strengths: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0), outer: int = 100,
     sets: int = 5, networks: int = 10, passes: int = 300, passes_all: int = 300,
     rates: tuple[float, ...] = MANY, rate_sets: int = 3,
 ) -> None:  # fmt: skip
     """Random, DC and DCC, one example per class, as a nuisance common to all classes grows; beside them all data.
 
     Args:
-        net: the network, by name.
+        network: the network, by name.
         strengths: standard deviation of the nuisance, in that of the data.
         outer: outer steps.
         sets: synthetic sets.
@@ -62,20 +63,20 @@ def nuisance(
         rate_sets: sets at each rate.
     """
     methods = [f"{m} at {r}" for m in ("DC", "DCC") for r in ("its best rate", PUBLISHED)]
-    title = f"{net}, one per class, {outer} x 10 matching steps; test accuracy, percent"
+    title = f"{network}, one per class, {outer} x 10 matching steps; test accuracy, percent"
     table = run.table("strength|g", "all data|.1f", "random", *methods, title=title)
     tried: list[tuple[Any, ...]] = []
     found: list[dict[str, Accuracies]] = []
     for strength in strengths:
         judge = Judge(split(*digit_images(strength)), Sweep(rates, rate_sets), Training(passes), networks)
-        plain, train = settings_of("dc", net, 1, outer), judge.pools[0]
+        plain, train = settings_of("dc", network, 1, outer), judge.pools[0]
         random = random_sets(train, 1, 3 * sets)
         found.append({"random": judge.of(random, plain)})
         level = judge.of(random, plain, part=1).mean
         all_data = replace(judge, networks=2).of([train], plain, training=Training(passes_all)).mean
         cells: list[Any] = [all_data, found[-1]["random"]]
         for method in ("dc", "dcc"):
-            settings = settings_of(method, net, 1, outer)
+            settings = settings_of(method, network, 1, outer)
             accuracy = judge.rates(settings)
             tried.append((strength, method, level, *(value or "diverged" for value in accuracy.values())))
             chosen = best(accuracy)
@@ -100,7 +101,7 @@ def nuisance(
 
 @bench.case(quick={"outer": 1, "sets": 1, "networks": 2, "passes": 5, "rates": (0.1,)}, default=False)
 def cifar(
-    run: Run, data: str = "cifar10_small.npz", per_class: int = 1, size: int = 16, net: str = "convnet-3-16",
+    run: Run, data: str = "cifar10_small.npz", per_class: int = 1, size: int = 16, network: str = "convnet-3-16",
     outer: int = 15, inner: int = 10, epochs: int = 5, real_batch: int = 32, sets: int = 3, networks: int = 5,
     passes: int = 300, rates: tuple[float, ...] = (0.1, 0.3, 1.0), rate_sets: int = 1,
 ) -> None:  # fmt: skip
@@ -115,15 +116,15 @@ def cifar(
         real_batch: real images per class and step.
     """
     judge = Judge(image_pools(data, size), Sweep(rates, rate_sets, 3), Training(passes), networks)
-    train, plain = judge.pools[0], settings_of("dc", net, per_class, outer)
-    title = f"{net}, {size} by {size}, {per_class} per class, {outer} x {inner} steps"
+    train, plain = judge.pools[0], settings_of("dc", network, per_class, outer)
+    title = f"{network}, {size} by {size}, {per_class} per class, {outer} x {inner} steps"
     table = run.table("method", "accuracy, percent", "its rate|g", "seconds, sweep and all|.0f", title=title)
     found = {"random": judge.of(random_sets(train, per_class, 2 * sets), plain)}
     table.row("random", found["random"], None, None)
     for method in ("dm", "dc", "dcc"):
         # DM: a fresh network for every step, none trained
         steps = (outer * inner, 1, 0) if method == "dm" else (outer, inner, epochs)
-        settings = settings_of(method, net, per_class, *steps, real_batch)
+        settings = settings_of(method, network, per_class, *steps, real_batch)
 
         def judged(settings: Settings = settings) -> tuple[float, Accuracies]:
             lr = best(judge.rates(settings))
@@ -170,7 +171,7 @@ def turned(pool: Pool, turn: Callable[[np.ndarray], np.ndarray]) -> Pool:
 
 @bench.case(quick={"outer": 2, "seeds": 2, "passes": 3, "rates": (0.1,)})
 def continual(
-    run: Run, net: str = "convnet-2-16", per_class: int = 3, outer: int = 30, seeds: int = 5, passes: int = 20,
+    run: Run, network: str = "convnet-2-16", per_class: int = 3, outer: int = 30, seeds: int = 5, passes: int = 20,
     rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0),
 ) -> None:  # fmt: skip
     """Digits, then rotated, then inverted: mean accuracy over the tasks so far with memories of one size.
@@ -182,7 +183,7 @@ def continual(
 
     train, validation, test = split(*digit_images())
     tasks = sequence.by_domain({name: (turned(train, f), turned(test, f)) for name, f in TURNS.items()})
-    settings = settings_of("dcc", net, per_class, outer)
+    settings = settings_of("dcc", network, per_class, outer)
     lr = best(Sweep(rates).of(settings, train, validation, Training()))
     memories = {
         "none": lambda pool, seed: (pool.x[:0], pool.y[:0]),
@@ -192,7 +193,7 @@ def continual(
     }
     accuracy = sequence.run(tasks, memories, settings.network, Training(passes), tuple(range(seeds)))
     found = sequence.average_after(accuracy)
-    run.say(f"{net}, memory of {per_class} per class and task, {seeds} seeds, DCC's rate {lr:g}")
+    run.say(f"{network}, memory of {per_class} per class and task, {seeds} seeds, DCC's rate {lr:g}")
     title = "mean accuracy over the tasks so far, percent [95 % interval]"
     table = run.table("memory", *(f"after {name}" for name in TURNS), title=title)
     for name in memories:
@@ -206,8 +207,8 @@ def continual(
 
 @bench.case(quick={**FEW, "warm": (0, 1)})
 def velocity(
-    run: Run, net: str = "mlp-64-64-64", strength: float = 1.0, outer: int = 100, warm: tuple[int, ...] = (0, 25, 50),
-    sets: int = 5, networks: int = 10, passes: int = 300, rates: tuple[float, ...] = Sweep().rates, rate_sets: int = 2,
+    run: Run, network: str = "mlp-64-64-64", strength: float = 1.0, outer: int = 100,
+    warm: tuple[int, ...] = (0, 25, 50), sets: int = 5, networks: int = 10, passes: int = 300, rates: tuple[float, ...] = Sweep().rates, rate_sets: int = 2,
 ) -> None:  # fmt: skip
     """Kernel velocity of networks trained on DCC's sets with and without warm-up, and their accuracy; plots it.
 
@@ -224,10 +225,10 @@ def velocity(
     judge = Judge(split(*digit_images(strength)), Sweep(rates, rate_sets), Training(passes), networks)
     train, _, test = judge.pools
     curves, found = {}, {}
-    settings = {steps: replace(settings_of("dcc", net, 1, outer), warm_outer=steps) for steps in warm}
+    settings = {steps: replace(settings_of("dcc", network, 1, outer), warm_outer=steps) for steps in warm}
     swept = [judge.rates(one) for one in settings.values()]
     lr = best({rate: sum(accuracy[rate] for accuracy in swept) for rate in rates})
-    title = f"{net}, nuisance {strength:g}, {outer} outer steps, {sets} sets, rate {lr:g}"
+    title = f"{network}, nuisance {strength:g}, {outer} outer steps, {sets} sets, rate {lr:g}"
     table = run.table("warm-up", "accuracy", "log10 velocity, first moment", "last moment", title=title)
     for steps, one in settings.items():
         condensed = sets_of(replace(one, lr=lr), train, sets)
