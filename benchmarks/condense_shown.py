@@ -208,7 +208,8 @@ def continual(
 @bench.case(quick={**FEW, "warm": (0, 1)})
 def velocity(
     run: Run, network: str = "mlp-64-64-64", strength: float = 1.0, outer: int = 100,
-    warm: tuple[int, ...] = (0, 25, 50), sets: int = 5, networks: int = 10, passes: int = 300, rates: tuple[float, ...] = Sweep().rates, rate_sets: int = 2,
+    warm: tuple[int, ...] = (0, 25, 50), sets: int = 5, networks: int = 10, passes: int = 300,
+    rates: tuple[float, ...] = Sweep().rates, rate_sets: int = 2,
 ) -> None:  # fmt: skip
     """Kernel velocity of networks trained on DCC's sets with and without warm-up, and their accuracy; plots it.
 

@@ -233,6 +233,14 @@ class Benchmark:
                 added.add(name)
         return parser
 
+    def command(self, arguments: Sequence[str]) -> str:
+        """The command that repeats this run, without what belongs to this machine."""
+        shown = ["python", "-m", f"benchmarks.{self.name}"]
+        for before, word in zip(["", *arguments], arguments):
+            if not {before, word} & {"--json", "--out", "--store"} and word != "--save":
+                shown.append(word)
+        return shlex.join(shown)
+
     def main(self, arguments: Sequence[str] | None = None) -> None:
         """Run the command. Raises SystemExit for bad arguments."""
         parser, arguments = self.parser(), list(sys.argv[1:] if arguments is None else arguments)
@@ -258,11 +266,10 @@ class Benchmark:
         if options.json:
             options.json.write_text(json.dumps(run.record(), indent=1, default=float), "utf-8")
         if options.save:
-            shown = [word for word in arguments if word != "--save"]
-            save(self.name, shlex.join(["python", "-m", f"benchmarks.{self.name}", *shown]), run.lines)
+            save(self.name, self.command(arguments), run.lines, RESULTS)
 
 
-def save(name: str, command: str, lines: Iterable[str], folder: Path = RESULTS) -> Path:
+def save(name: str, command: str, lines: Iterable[str], folder: Path) -> Path:
     """Write a run into the results file of its script, beneath the command that prints it and the machine; a saved run
     of the same command is replaced, everything else in the file stays as it is."""
     begin, end = f"<!-- measured: {command} -->", "<!-- end -->"
