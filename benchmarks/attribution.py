@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .harness import Benchmark, Run
-from .peers import KRONFLUENCE, kronfluence_analyzer, peak_bytes
+from .peers import KRONFLUENCE, Kronfluence, peak_bytes
 from .timing import best, product_rate, timed
 from .transformer import Decoder, Size, briefly_trained, decoder, sequences
 
@@ -89,8 +89,6 @@ def whence_side(folder: Path) -> None:
 
 
 def kronfluence_side(folder: Path) -> None:
-    from kronfluence.arguments import FactorArguments, ScoreArguments
-
     side = Side(folder)
     size = side.size
     train, queries = (torch.as_tensor(sequences(n, size, s)) for n, s in ((size.train, 0), (size.queries, 1)))
@@ -99,30 +97,11 @@ def kronfluence_side(folder: Path) -> None:
     def outputs(model: Any, batch: Any) -> tuple[Any, Any]:
         return model(batch)[:, :-1].flatten(0, 1), batch[:, 1:].flatten()
 
-    analyzer = kronfluence_analyzer(side.model, outputs, modules, folder)
-    strategy = FactorArguments(strategy="ekfac")
-    side.time("fit", lambda: analyzer.fit_all_factors("factors", train, per_device_batch_size=32, factor_args=strategy))
-
-    def pairwise(name: str, rank: int | None) -> np.ndarray:
-        key, arguments = name.replace(" ", "_"), ScoreArguments(damping_factor=None, query_gradient_low_rank=rank)
-        side.time(
-            name,
-            lambda: analyzer.compute_pairwise_scores(
-                key, "factors", queries, train, per_device_query_batch_size=32,
-                per_device_train_batch_size=32, score_args=arguments, overwrite_output_dir=True,
-            ),
-        )  # fmt: skip
-        return analyzer.load_pairwise_scores(key)["all_modules"].numpy()
-
-    scores, rank = pairwise("pairwise", None), pairwise("pairwise rank 32", 32)
-    plain = ScoreArguments(damping_factor=None)
-    side.time(
-        "self",
-        lambda: analyzer.compute_self_scores(
-            "self", "factors", train, per_device_train_batch_size=32, score_args=plain
-        ),
-    )
-    self_scores = analyzer.load_self_scores("self")["all_modules"].numpy()
+    peer = Kronfluence(side.model, outputs, modules, folder, 32)
+    side.time("fit", lambda: peer.fit(train))
+    scores = side.time("pairwise", lambda: peer.pairwise(queries, train))
+    rank = side.time("pairwise rank 32", lambda: peer.pairwise(queries, train, rank=32))
+    self_scores = side.time("self", lambda: peer.self_scores(train))
     side.finish("kronfluence", scores=scores, rank=rank, self_scores=self_scores)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from .harness import Benchmark, Run
-from .peers import KRONFLUENCE, kronfluence_analyzer, peak_bytes
+from .peers import KRONFLUENCE, Kronfluence, peak_bytes
 from .timing import timed
 
 bench = Benchmark(__file__, __doc__, example="--only 'Whence *' 'dattri TRAK'")
@@ -82,26 +82,11 @@ def whence(name: str) -> Callable[[Saved, Path], Side]:
 
 
 def kronfluence(saved: Saved, out: Path) -> Side:
-    from kronfluence.arguments import FactorArguments, ScoreArguments
-
     torch.manual_seed(0)
     names = [name for name, module in saved.model.named_modules() if isinstance(module, nn.Linear)]
-    analyzer = kronfluence_analyzer(saved.model, lambda model, batch: (model(batch[0]), batch[1]), names, out)
+    peer = Kronfluence(saved.model, lambda model, batch: (model(batch[0]), batch[1]), names, out, BATCH)
     train, queries = (TensorDataset(*columns) for columns in (saved.train, saved.queries))
-
-    def score(_: None) -> np.ndarray:
-        analyzer.compute_pairwise_scores(
-            "scores", "factors", queries, train, per_device_query_batch_size=BATCH, per_device_train_batch_size=BATCH,
-            score_args=ScoreArguments(damping_factor=saved.damping),
-        )  # fmt: skip
-        return analyzer.load_pairwise_scores("scores")["all_modules"].numpy()
-
-    return Side(
-        lambda: analyzer.fit_all_factors(
-            "factors", train, per_device_batch_size=BATCH, factor_args=FactorArguments(strategy="ekfac")
-        ),
-        score,
-    )
+    return Side(lambda: peer.fit(train), lambda _: peer.pairwise(queries, train, saved.damping))
 
 
 def dattri(name: str) -> Callable[[Saved, Path], Side]:

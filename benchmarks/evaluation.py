@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .harness import Benchmark, Run
-from .peers import KRONFLUENCE, kronfluence_analyzer
+from .peers import KRONFLUENCE, Kronfluence
 
 bench = Benchmark(__file__, __doc__, example="--on digits --tests lds --methods ekfac --skip-kronfluence")
 Name = Literal["digits", "language", "facts"]
@@ -53,8 +53,6 @@ def kronfluence_scores(problem: Any, seed: int) -> np.ndarray:
 
 def kronfluence_side(folder: Path) -> None:
     """Scores of the saved model by kronfluence, EK-FAC with the paper's damping."""
-    from kronfluence.arguments import FactorArguments, ScoreArguments
-
     saved = torch.load(folder / "problem.pt", weights_only=False)  # written by the process that started this one
 
     def outputs(model: Any, batch: Any) -> tuple[Any, Any]:
@@ -62,14 +60,10 @@ def kronfluence_side(folder: Path) -> None:
         return (model(x)[:, :-1].flatten(0, 1), x[:, 1:].flatten()) if saved["language"] else (model(x), y)
 
     torch.manual_seed(saved["seed"])
-    analyzer = kronfluence_analyzer(saved["model"], outputs, saved["modules"], folder)
+    peer = Kronfluence(saved["model"], outputs, saved["modules"], folder, 64)
     train, queries = (torch.utils.data.TensorDataset(*saved[name]) for name in ("train", "queries"))
-    analyzer.fit_all_factors("factors", train, per_device_batch_size=64, factor_args=FactorArguments(strategy="ekfac"))
-    analyzer.compute_pairwise_scores(
-        "scores", "factors", queries, train, per_device_query_batch_size=64, per_device_train_batch_size=64,
-        score_args=ScoreArguments(damping_factor=None),
-    )  # fmt: skip
-    np.save(folder / "scores.npy", analyzer.load_pairwise_scores("scores")["all_modules"].numpy())
+    peer.fit(train)
+    np.save(folder / "scores.npy", peer.pairwise(queries, train))
 
 
 bench.side("kronfluence", kronfluence_side)

@@ -74,12 +74,7 @@ def stages(job: Paper, queries: int, rank: int, memory: float) -> list[Stage]:
 
 @bench.case()
 def paper(
-    run: Run,
-    rate: float = 2e14,
-    price: float = 2.5,
-    memory: float = 60e9,
-    queries: int = 64,
-    rank: int = 32,
+    run: Run, rate: float = 2e14, price: float = 2.5, memory: float = 60e9, queries: int = 64, rank: int = 32
 ) -> None:
     """The stages of each job.
 

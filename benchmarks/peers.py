@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 KRONFLUENCE = ("kronfluence==1.0.1", "einconv==0.1.0")
 
 
@@ -47,40 +49,75 @@ def peak_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def kronfluence_analyzer(
-    model: Any, outputs: Callable[[Any, Any], tuple[Any, Any]], modules: Sequence[str], folder: Path
-) -> Any:
-    """kronfluence's Analyzer of these modules for summed cross-entropy, measured by the same loss on a query's own
-    labels.
+class Kronfluence:
+    """EK-FAC by kronfluence for summed cross-entropy, measured by the same loss on a query's own labels. Imported only
+    in a process that run_process started with KRONFLUENCE.
 
     Args:
         model: the network.
         outputs: model, batch -> logits [n c] and labels [n].
         modules: names of the layers.
         folder: where it writes.
+        batch: examples and queries per batch.
     """
-    import torch
-    import torch.nn.functional as F
-    from kronfluence.analyzer import Analyzer, prepare_model
-    from kronfluence.task import Task
-    from kronfluence.utils.dataset import DataLoaderKwargs
 
-    class Loss(Task):
-        def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> Any:
-            logits, labels = outputs(model, batch)
-            if sample:
-                with torch.no_grad():
-                    labels = torch.multinomial(logits.softmax(-1), 1).flatten()
-            return F.cross_entropy(logits, labels, reduction="sum")
+    def __init__(
+        self,
+        model: Any,
+        outputs: Callable[[Any, Any], tuple[Any, Any]],
+        modules: Sequence[str],
+        folder: Path,
+        batch: int,
+    ) -> None:
+        import torch
+        import torch.nn.functional as F
+        from kronfluence.analyzer import Analyzer, prepare_model
+        from kronfluence.task import Task
+        from kronfluence.utils.dataset import DataLoaderKwargs
 
-        def compute_measurement(self, batch: Any, model: Any) -> Any:
-            return self.compute_train_loss(batch, model)
+        class Loss(Task):
+            def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> Any:
+                logits, labels = outputs(model, batch)
+                if sample:
+                    with torch.no_grad():
+                        labels = torch.multinomial(logits.softmax(-1), 1).flatten()
+                return F.cross_entropy(logits, labels, reduction="sum")
 
-        def get_influence_tracked_modules(self) -> list[str]:
-            return list(modules)
+            def compute_measurement(self, batch: Any, model: Any) -> Any:
+                return self.compute_train_loss(batch, model)
 
-    task = Loss()
-    results = str(folder / "kronfluence_results")
-    analyzer = Analyzer("bench", prepare_model(model, task), task, cpu=True, output_dir=results, disable_tqdm=True)
-    analyzer.set_dataloader_kwargs(DataLoaderKwargs(num_workers=0))
-    return analyzer
+            def get_influence_tracked_modules(self) -> list[str]:
+                return list(modules)
+
+        task, self.batch = Loss(), batch
+        where = str(folder / "kronfluence_results")
+        self.analyzer = Analyzer(
+            "bench", prepare_model(model, task), task, cpu=True, output_dir=where, disable_tqdm=True
+        )
+        self.analyzer.set_dataloader_kwargs(DataLoaderKwargs(num_workers=0))
+
+    def fit(self, train: Any) -> None:
+        from kronfluence.arguments import FactorArguments
+
+        strategy = FactorArguments(strategy="ekfac")
+        self.analyzer.fit_all_factors("ekfac", train, per_device_batch_size=self.batch, factor_args=strategy)
+
+    def pairwise(self, queries: Any, train: Any, damping: float | None = None, rank: int | None = None) -> np.ndarray:
+        """[query, train]. damping: None is the paper's, a tenth of the mean eigenvalue."""
+        from kronfluence.arguments import ScoreArguments
+
+        name, options = f"pairwise_{rank}", ScoreArguments(damping_factor=damping, query_gradient_low_rank=rank)
+        self.analyzer.compute_pairwise_scores(
+            name, "ekfac", queries, train, per_device_query_batch_size=self.batch,
+            per_device_train_batch_size=self.batch, score_args=options, overwrite_output_dir=True,
+        )  # fmt: skip
+        return self.analyzer.load_pairwise_scores(name)["all_modules"].numpy()
+
+    def self_scores(self, train: Any) -> np.ndarray:
+        from kronfluence.arguments import ScoreArguments
+
+        options = ScoreArguments(damping_factor=None)
+        self.analyzer.compute_self_scores(
+            "self", "ekfac", train, per_device_train_batch_size=self.batch, score_args=options
+        )
+        return self.analyzer.load_self_scores("self")["all_modules"].numpy()
