@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import harness
+from benchmarks.__main__ import main as command
 from benchmarks.__main__ import scripts
 from benchmarks.harness import Benchmark, Run
 from benchmarks.timing import paired
@@ -136,3 +137,11 @@ def test_every_script_prints_its_help_with_an_example(name, capsys):
     assert f"python -m benchmarks.{name} {module.bench.example}" in out
     for case in module.bench.cases.values():
         assert case.name in out
+
+
+def test_the_scripts_are_listed_and_an_unknown_one_is_refused(capsys):
+    assert command(["--list"]) == 0
+    listed = capsys.readouterr().out
+    assert [name for name in scripts() if name not in listed] == []
+    assert command(["nothing", "--quick"]) == 2
+    assert "There is no benchmark 'nothing'." in capsys.readouterr().err
