@@ -53,7 +53,7 @@ def digits(run: Run, seeds: int = 3, subsets: int = 4096) -> None:
     page(run, found, "digits", "Digits: unlearning against oracles")
 
 
-@bench.case(quick={"models": 2, "documents": 1})
+@bench.case(quick={"models": 4, "documents": 1})
 def document(run: Run, models: int = 8, documents: int = 3) -> None:
     """Documents forgotten by a language model, without retraining.
 

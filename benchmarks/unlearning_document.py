@@ -97,21 +97,16 @@ def library(store: Store, models: int) -> Library:
     kept = np.flatnonzero([t in OTHERS for t in train.about["topic"]])
     retained = train.select(np.sort(np.random.default_rng(1).permutation(kept)[:PROBE]))
     read = np.isin(chosen.about["topic"], DOCUMENTS) | np.isin(chosen.ids, np.r_[retained.ids, validation.ids])
-    bank = Bank(
-        lambda seed: Decoder(VOCABULARY, WIDTH, 2, 2, LENGTH),
-        TASK,
-        train,
-        chosen.select(read),
-        RECIPE,
-        keep=("margins", "weights"),
-    )
+    points = chosen.select(read)
+    bank = Bank(lambda seed: Decoder(VOCABULARY, WIDTH, 2, 2, LENGTH), TASK, train, points, RECIPE,
+                keep=("margins", "weights"))  # fmt: skip
     say(f"{len(train)} pieces of text to read, {len(validation)} held out; training {models} models")
     everyone = bank.run(np.ones((models, len(train)), bool), np.arange(models), store, quiet=True)
     return Library(train, retained, validation, bank, lanes_of(bank, everyone), store)
 
 
 def lanes_of(bank: Bank, retrained: Retrained) -> Lanes:
-    """A bank's models themselves, from the weights that it kept."""
+    """A bank's models themselves, from the stored weights."""
     like = Lanes.of([bank.build(int(seed)) for seed in retrained.seeds])
     return like.with_flat(torch.as_tensor(retrained["weights"]))
 
