@@ -18,6 +18,8 @@ from .scores import self_influence as self_influence
 from .scores import token_scores as token_scores
 
 # to look at
+from .reporting import report as report
+from .reporting import shown_passages as shown_passages
 from .show import influences as influences
 from .show import plot_sites as plot_sites
 from .show import plot_tail as plot_tail

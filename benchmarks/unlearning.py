@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from whence.cache import Store
-from whence.unlearn.evaluate import Evaluation
-from whence.unlearn.report import save, table
+from whence.unlearn.report import save
+from whence.unlearn.results import Evaluation, table
 
 
 def _print(evaluations: list[Evaluation], verdicts: list[dict[str, bool]]) -> None:

@@ -27,11 +27,12 @@ from whence.cache.retrain.retrained import Retrained, oracle_masks
 from whence.unlearn import audit, forget_sets
 from whence.unlearn.datamodels import Influence, ekfac
 from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import NOTHING, NULL, Panel, evaluate
+from whence.unlearn.evaluate import Panel, evaluate
 from whence.unlearn.loop import Method, Unlearned, lanes_outputs, run
 from whence.unlearn.methods import DMM, NPO, GradDiff, Matching
 from whence.unlearn.metrics import KLoM
-from whence.unlearn.report import save, table
+from whence.unlearn.report import save
+from whence.unlearn.results import NOTHING, NULL, table
 
 LENGTH, VOCABULARY, WIDTH = 64, 512, 64
 MODELS, PILOT_MODELS = 8, 2  # that forget; oracles of a document are twice as many, for the null row

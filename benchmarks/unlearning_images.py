@@ -20,11 +20,12 @@ from whence.cache.retrain.retrained import oracle_masks, subset_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import ridge
 from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import Evaluation, Panel, evaluate
+from whence.unlearn.evaluate import Panel, evaluate
 from whence.unlearn.loop import Method
 from whence.unlearn.methods import DMM, DescentAscent, DMDirect, FineTune, Matching, OracleMatching
 from whence.unlearn.metrics import KLoM
-from whence.unlearn.report import save, table
+from whence.unlearn.report import save
+from whence.unlearn.results import Evaluation, table
 
 CLASSES, MODELS, SUBSETS, KEPT = (3, 5), 24, 384, 400
 MATCHING = Matching(steps=60, batch_size=128, optimiser=AdamW(3e-3))
@@ -70,7 +71,7 @@ def show(path: str | None, store: Store, out: Path) -> None:
     bank = Bank(lambda seed: Network(), Classification(), train, points, recipe)
     say(f"{len(train)} images to train on, {len(points) - len(train)} held out; {SUBSETS} models on subsets")
     datamodel = ridge(bank.run(subset_masks(len(train), SUBSETS, 0.6), store=store))
-    print(f"datamodel: penalty {datamodel.penalty:g}, LDS {datamodel.lds}")
+    print(f"datamodel: penalty {datamodel.penalty:g}, {datamodel.lds}")
     models = bank.train_lanes(np.ones((MODELS, len(train)), bool), 10_000 + np.arange(MODELS))
     evaluations: list[Evaluation] = []
     for title, forget in {

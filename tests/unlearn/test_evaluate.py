@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from tests.cache.test_show import Tags
+from tests.pages import Tags
 from tests.unlearn import cases
 from whence.cache import DataError, UsageError
 from whence.cache.retrain.recipe import AdamW
@@ -12,11 +12,12 @@ from whence.cache.retrain.retrained import oracle_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import ridge
 from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import NOTHING, NULL, Panel, Rule, evaluate, sweep
+from whence.unlearn.evaluate import Panel, Rule, evaluate, sweep
 from whence.unlearn.loop import run
 from whence.unlearn.methods import DMM, DescentAscent, FineTune, GradientAscent, Matching, OracleMatching
 from whence.unlearn.metrics import KLoM
-from whence.unlearn.report import page, plot, plot_margins, save, table, to_dataset
+from whence.unlearn.report import page, plot, plot_margins, save
+from whence.unlearn.results import NOTHING, NULL, table, to_dataset
 
 MATCHING = Matching(steps=60, batch_size=24, optimiser=AdamW(1e-2))
 

@@ -26,7 +26,7 @@ class Report(Questions, Job):
 
     def run(self) -> None:
         from whence import attrib
-        from whence.attrib.report import coverage, report, shown_passages
+        from whence.attrib.reporting import coverage, report, shown_passages
 
         loaded = self.load()
         queries = self.asked(loaded.corpus)
