@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Interval:
 
     @staticmethod
     def bootstrap(
-        *samples: Float[np.ndarray, " n"],
+        *samples: Shaped[np.ndarray, " n"],
         statistic: Callable[..., np.ndarray] | None = None,
         rng: int | np.random.Generator = 0,
         resamples: int = 1000,
