@@ -20,8 +20,10 @@ from torch import nn
 from whence import attrib
 from whence.attrib.reporting import Report, Table, coverage, report, shown_passages
 from whence.cache import Examples, LanguageModelling, Sites, Store, find_sites, say
-from whence.cache.display import Cell, Shown, against_compute, signed, table, write_page
+from whence.cache.display import signed, write_page
 from whence.cache.store.store import human
+from whence.unlearn.report import chart
+from whence.unlearn.results import from_json, shown
 
 from .corpora import Corpus, language_reference
 from .corpora.corpus import query_examples
@@ -139,38 +141,17 @@ def page(parts: Mapping[str, Any], store: Store, seconds: float) -> str:
     taken = [(name, f"{part['seconds']:.1f} s") for name, part in parts.items()]
     head = ("part", "when it was computed")
     influence.tables.append(Table(title="How long each part took", rows=taken, head=head, note=""))
-    rows = parts["forgetting"]["rows"]
-    points = [(row["method"], 100 * row["compute"], row["p95"]) for row in rows[2:]]
-    label = "KLoM p95 on the forget set, nats, against compute"
-    levels = [(row["method"], row["p95"]) for row in rows[:2]]
+    evaluation = from_json(parts["forgetting"]["evaluation"])
+    title = "Whence: which data, what it is made of, and without some of it"
     return influence.render(
-        "story.html",
-        "whence",
-        title="Whence: which data, what it is made of, and without some of it",
-        scripts=True,
-        parts=parts["atoms"]["parts"],
-        atoms=parts["atoms"],
-        forgetting=parts["forgetting"],
-        forgetting_table=_forgetting(rows),
-        chart=against_compute(points, levels, label, "compute, share of retraining"),
-        condensing=parts["condensing"],
-        work=store.work(),
-        seconds=seconds,
-        root=store.root,
-    )
+        "story.html", "whence", title=title, scripts=True, parts=parts["atoms"]["parts"], atoms=parts["atoms"],
+        examples=parts["forgetting"]["examples"], evaluation=evaluation, evaluated=shown(evaluation),
+        chart=chart(evaluation), condensing=parts["condensing"], work=store.work(), seconds=seconds, root=store.root,
+    )  # fmt: skip
 
 
 def _report(part: Mapping[str, Any]) -> Report:
     return Report(**{name: value for name, value in part.items() if name != "seconds"})
-
-
-def _forgetting(rows: Sequence[Mapping[str, Any]]) -> Shown:
-    lines = []
-    for row in rows:
-        share = 100 * row["compute"] if row["compute"] is not None else float("nan")
-        numbers = [Cell(f"{row[name]:.2f}", row[name]) for name in ("p95", "mean", "retain", "validation")]
-        lines.append([row["method"], *numbers, Cell("" if row["compute"] is None else f"{share:.3g} %", share)])
-    return table(("method", "forget p95", "mean", "retain p95", "held out p95", "compute"), lines)
 
 
 @dataclass

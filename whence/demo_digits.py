@@ -30,6 +30,7 @@ from whence.unlearn.deletion import Deletion
 from whence.unlearn.evaluate import Panel
 from whence.unlearn.evaluate import evaluate as judged
 from whence.unlearn.methods import DMM, DescentAscent, FineTune, Matching, Newton, OracleMatching
+from whence.unlearn.results import to_json
 
 from .classifiers import make_bank
 from .corpora import digits
@@ -69,12 +70,8 @@ class CondensingPlan:
 
 
 def forgotten(plan: ForgettingPlan, store: Store, quiet: bool = False) -> dict[str, Any]:
-    """Every way of forgetting against oracles, whose outputs are kept in the store. The datamodel is influence, which
-    needs no retraining.
-
-    rows: the null row first, the models left as they are second. KLoM in nats: p95 and mean on the forget set, p95 on
-    the retained and the held-out data; compute: example passes over those of retraining, None for the first two.
-    """
+    """Every way of forgetting against oracles, whose outputs are kept in the store: the evaluation as JSON, and of how
+    many examples. The datamodel is influence, which needs no retraining."""
     bank, task = digits_bank(plan.epochs), Classification()
     ids = forget_sets.random_set(bank.train, plan.forget)
     seeds = 10_000 + np.arange(plan.models)
@@ -103,15 +100,7 @@ def forgotten(plan: ForgettingPlan, store: Store, quiet: bool = False) -> dict[s
         ],
         resamples=0,
     )
-    rows = [
-        {
-            "method": row.method, "p95": row.klom["forget"].p95, "mean": row.klom["forget"].mean,
-            "retain": row.klom["retain"].p95, "validation": row.klom["validation"].p95,
-            "compute": None if number < 2 else row.ratio,
-        }
-        for number, row in enumerate(found.rows)
-    ]  # fmt: skip
-    return {"forgotten": len(ids), "examples": len(bank.train), "models": plan.models, "rows": rows}
+    return {"examples": len(bank.train), "evaluation": to_json(found)}
 
 
 def digits_bank(epochs: int) -> Bank:

@@ -76,14 +76,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "",
 
 def facts(title: str, pairs: Sequence[tuple[str, Any]]) -> Shown:
     """A title, and a value for every name."""
-    style = "text-align:left;vertical-align:top;padding:1px 18px 1px 0"
-    rows = "".join(
-        f'<tr><td style="{style};opacity:.72">{escape(str(name))}</td>'
-        f'<td style="{style};overflow-wrap:anywhere">{escape(number(value))}</td></tr>'
-        for name, value in pairs
-    )
-    html = f'<div><b>{escape(title)}</b><table style="border-collapse:collapse">{rows}</table></div>'
-    return Shown(html, f"{title}\n" + "\n".join(f"  {line}" for line in _columns(pairs).splitlines()))
+    return table((), [(str(name), number(value)) for name, value in pairs], title, sortable=False)
 
 
 def written(text: str) -> Shown:
