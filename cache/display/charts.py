@@ -55,7 +55,7 @@ class _Chart:
         self.text((self.left + end) / 2, self.height - 4, name)
 
     def svg(self, label: str) -> str:
-        head = f'<svg viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(label)}">'
+        head = f'<svg viewBox="0 0 {self.width} {self.height}" role="img" font-size="11" aria-label="{escape(label)}">'
         return head + "".join(self.parts) + "</svg>"
 
 
@@ -128,8 +128,11 @@ def against_compute(
     for (title, value), kind in zip(lines, ("help", "hinder")):
         end, height = chart.width - chart.right, chart.y(value)
         chart.line([(chart.left, height), (end, height)], kind)
-        chart.text(end + 5, height + 4, title, "start")
-        taken.append((end + 5.0, height + 4))
+        at = height + 4
+        while any(abs(at - other) < LINE for _, other in taken):
+            at += 1 if height > chart.y(lines[0][1]) else -1
+        chart.text(end + 5, at, title, "start")
+        taken.append((end + 5.0, at))
     for title, percent, value in sorted(points, key=lambda point: -point[2]):
         x, y = chart.x(percent), chart.y(value)
         at = y - 6 if any(abs(y - level) < LINE for level in levels) else y + 4
