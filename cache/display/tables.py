@@ -93,8 +93,8 @@ def written(text: str) -> Shown:
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """The same cells as a Markdown table."""
-    lines = [list(head), *([number(value) for value in row] for row in rows)]
-    lines = [f"| {' | '.join(line)} |" for line in lines]
+    cells = [list(head), *([number(value) for value in row] for row in rows)]
+    lines = [f"| {' | '.join(line)} |" for line in cells]
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
