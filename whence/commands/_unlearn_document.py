@@ -191,7 +191,7 @@ def retrained(job: _Forgetting, deletion: "Deletion") -> "nn.Module":
     from dataclasses import replace
 
     from whence.cache import UsageError
-    from whence.demo_model import REFERENCE_SHAPE, REFERENCE_TRAINING
+    from whence.corpora.models import REFERENCE_SHAPE, REFERENCE_TRAINING
     from whence.inputs import load_data
     from whence.language_model import trained_model
 
