@@ -117,7 +117,7 @@ def demo(store: Store, out: str | Path = "out/report.html", plan: Plan | None = 
 
 def _planned(store: Store, plan: Plan, out: str | Path) -> str:
     """What a run is going to do, in one line."""
-    to_do = [name for name, inputs in plan.inputs.items() if not store.has("scores", inputs)]
+    to_do = [name for name, inputs in plan.inputs.items() if not store.has("report", inputs)]
     read = [name for name in plan.inputs if name not in to_do]
     parts = [f"compute {', '.join(to_do)} (some minutes on two cores)"] if to_do else []
     parts += [f"read {', '.join(read)} from the cache"] if read else []
@@ -127,8 +127,8 @@ def _planned(store: Store, plan: Plan, out: str | Path) -> str:
 def _kept(store: Store, inputs: Mapping[str, Any], make: Callable[[], Any]) -> tuple[dict[str, Any], float]:
     """A part of the report as plain values, and the seconds that computing it took: from the store, where all that it
     stands on must still be, or made now and kept there."""
-    if store.has("scores", inputs):
-        entry = store.open("scores", inputs)
+    if store.has("report", inputs):
+        entry = store.open("report", inputs)
         for key in entry.about["stands on"]:
             store.get(key)
         return json.loads(bytes(entry.read("contents"))), float(entry.about["seconds"])
@@ -137,7 +137,7 @@ def _kept(store: Store, inputs: Mapping[str, Any], make: Callable[[], Any]) -> t
     seconds = time.monotonic() - began
     keys = list(dict.fromkeys(event.key for event in store.events[before:]))
     contents = np.frombuffer(document.encode(), np.uint8)
-    store.put("scores", inputs, {"contents": contents}, about={"stands on": keys, "seconds": seconds})
+    store.put("report", inputs, {"contents": contents}, about={"stands on": keys, "seconds": seconds})
     return json.loads(document), seconds
 
 
@@ -204,7 +204,7 @@ class _Bench:
         )
 
     def atoms(self) -> Atoms:
-        contents = self.store.open("scores", self.plan.inputs["influence"]).read("contents")
+        contents = self.store.open("report", self.plan.inputs["influence"]).read("contents")
         shown = Shown(
             Report.from_json(bytes(contents).decode()), self.factors, self.model, self.task, self.asked[0],
             self.plan.corpus, self.store, self.quiet,

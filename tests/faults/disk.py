@@ -12,7 +12,7 @@ import numpy as np
 
 from whence.cache import ArraySpec, Shard, Store, errors
 
-from .world import SHARD_ROWS, SPECS, check, content, orphans, part, room, system
+from .world import SHARD_ROWS, SPECS, check, content, orphans, part, scratch, system
 
 STEP = 4096
 WIDE = {"x": ArraySpec((64, 1024), "float32")}
@@ -45,7 +45,7 @@ def disk_full(long: bool) -> str:
     """Space runs out at every 4 KiB of a job: an error that says so, nothing lost, resumed with space again."""
     steps = 0
     for budget in range(0, 1 << 20, STEP if long else 8 * STEP):
-        with room() as root:
+        with scratch() as root:
             store, left = Store(root), [budget]
 
             def before(name: str, arguments: tuple, left: list[int] = left) -> None:
@@ -78,7 +78,7 @@ def disk_full(long: bool) -> str:
 def _real_disk_full() -> str:
     """The same on tmpfs mounts of 64 sizes, where the right to mount is had."""
     sizes = 0
-    with room() as root:
+    with scratch() as root:
         place = root / "small"
         place.mkdir()
         for pages in range(8, 8 + 64):
@@ -174,7 +174,7 @@ def power_cuts(long: bool) -> str:
     """The power goes after each system call of a build: what was acknowledged is there, nothing is wrong."""
     cuts = 0
     calls: list[tuple[str, tuple, object, int]] = []
-    with room() as folder:
+    with scratch() as folder:
         root = (folder / "store").resolve()
         root.mkdir()
         store, acknowledged = Store(root), 0

@@ -25,7 +25,7 @@ from .world import (
     kill_soon,
     orphans,
     part,
-    room,
+    scratch,
     system,
 )
 
@@ -60,7 +60,7 @@ def writer_kills(long: bool) -> str:
     def start(root: Path, seed: int, _: int, acks: Acks) -> None:
         build(Store(root), seed, acks)
 
-    with room() as root:
+    with scratch() as root:
         return _until_built(root, 500 if long else 50, start, 1, random.Random(1))
 
 
@@ -78,7 +78,7 @@ def two_worker_kills(long: bool) -> str:
                 writer.write(shard, part(seed, shard))
                 acks(shard.index)
 
-    with room() as root:
+    with scratch() as root:
         return _until_built(root, 300 if long else 30, start, 2, random.Random(2))
 
 
@@ -91,7 +91,7 @@ def _prepared(store: Store, seed: int) -> str:
 
     key = key_of("gradients", {"seed": seed})
     grid = Grid.of(SPECS, SHARD_ROWS)
-    create_or_resume(store.files, new_header("gradients", key, {"seed": seed}, grid, SPECS, None, None))
+    create_or_resume(store.backend, new_header("gradients", key, {"seed": seed}, grid, SPECS, None, None))
     return key
 
 
@@ -101,7 +101,7 @@ def every_system_call(long: bool) -> str:
     for torn in (False, True) if long else (False,):
         at = 0
         while True:
-            with room() as root:
+            with scratch() as root:
                 store = Store(root)
                 with store.writer("gradients", {"seed": 0}, SPECS, SHARD_ROWS) as w:
                     w.write(w.grid.shard(0), part(0, w.grid.shard(0)))
@@ -121,7 +121,7 @@ def every_system_call(long: bool) -> str:
 def _dies(root: Path, at: int, torn: bool) -> None:
     store, calls = Store(root), [0]
     key = next(key for _, key in store.contents())
-    writer = open_writer(store.files, "gradients", key)
+    writer = open_writer(store.backend, "gradients", key)
 
     def before(name: str, arguments: tuple) -> None:
         if calls[0] == at:
@@ -138,7 +138,7 @@ def build_races(long: bool) -> str:
     """Two processes build the same key from bytes of their own: one of them makes the whole entry."""
     rounds, freed = (300 if long else 25), []
     winners = {0: 0, 1: 0}
-    with room() as root:
+    with scratch() as root:
         for number in range(rounds):
             pids = [fork(_race, root, number, n) for n in range(2)]
             assert [ended(pid) for pid in pids] == [0, 0]
@@ -180,7 +180,7 @@ def worker_counts(long: bool) -> str:
     killed = 0
     for seed in range(seeds):
         chance = random.Random(seed)
-        with room() as folder:
+        with scratch() as folder:
             _fit_worker(folder / "whole", seed, 0, 1, None)
             expected = _covariance(folder / "whole", seed)
             for finishers in (1, 3):
@@ -203,7 +203,7 @@ def _fit_worker(root: Path, seed: int, number: int, of: int, pause: float | None
     from whence.cache.store.writer import create_or_resume
 
     store, key = Store(root), key_of("factors", {"seed": seed})
-    create_or_resume(store.files, new_header("factors", key, {"seed": seed}, Grid.of(FIT, 1), FIT, None, None))
+    create_or_resume(store.backend, new_header("factors", key, {"seed": seed}, Grid.of(FIT, 1), FIT, None, None))
     writer = store.join("factors", key)
     for shard in writer.grid:
         if shard.index % of == number and not writer.committed(shard):

@@ -11,7 +11,7 @@ import numpy as np
 
 from whence.cache import ArraySpec, Shard, Store, connect, ordered_sum, run_job
 
-from .world import room
+from .world import scratch
 
 HEARTBEAT = 10
 ARRAYS = {"a": ArraySpec((12, 6, 6), "float64")}
@@ -59,7 +59,7 @@ def workers_die_and_hang(long: bool) -> str:
     """SIGKILL and SIGSTOP to workers of a local cluster in the middle of a fit."""
     kills, hangs = (10, 20) if long else (1, 0)
     seconds: dict[int, list[float]] = {signal.SIGKILL: [], signal.SIGSTOP: []}
-    with room() as root:
+    with scratch() as root:
         (root / "seen").mkdir()
         expected = _fit(Store(root / "inline"), Slow(str(root / "seen"), 0.0), "inline")
         with connect("local:2", heartbeat=HEARTBEAT) as cluster:
