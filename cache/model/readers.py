@@ -1,15 +1,16 @@
 """Batches of a stored entry's rows as torch tensors or JAX arrays."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 
 from ..store.entry import Entry
 from ..store.layout import BFLOAT16
+
+if TYPE_CHECKING:
+    import jax
 
 
 def torch_batches(entry: Entry, names: Any = None, **options: Any) -> Iterator[dict[str, torch.Tensor]]:
@@ -29,10 +30,12 @@ def torch_batches(entry: Entry, names: Any = None, **options: Any) -> Iterator[d
         }
 
 
-def jax_batches(entry: Entry, names: Any = None, **options: Any) -> Iterator[dict[str, jax.Array]]:
+def jax_batches(entry: Entry, names: Any = None, **options: Any) -> Iterator[dict[str, "jax.Array"]]:
     """One epoch of {name: array [batch, ...]}, 64 bits wide only if JAX is set so; arguments as `torch_batches`."""
+    import jax
+
     for arrays in entry.batches(names, **options):
         yield {
-            name: jnp.asarray(array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False))
+            name: jax.numpy.asarray(array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False))
             for name, array in arrays.items()
         }

@@ -22,7 +22,7 @@ from .zarrview import CommittedStore
 if TYPE_CHECKING:
     import xarray
 
-# how much `batches` mixes at once, and how much of it lies together in the store
+# bytes that `batches` mixes at once, and bytes of one run of rows
 BUFFER_BYTES = 256 << 20
 RUN_BYTES = 1 << 20
 

@@ -88,7 +88,7 @@ class Store(Catalogue):
         return table(("kind", "key", "of", "state", "rows", "size", "names"), rows, caption)
 
     def work(self) -> Shown:
-        """One line per artefact that this object was asked for: computed now or from the cache, size, seconds."""
+        """One line per artefact requested from this object: computed now or from the cache, size, seconds."""
         once: dict[str, Event] = {}
         for event in self.events:
             if event.key not in once or event.what != "hit":

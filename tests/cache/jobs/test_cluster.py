@@ -8,7 +8,7 @@ from whence.cache.jobs.cluster import slurm_cluster, slurm_settings
 
 @pytest.mark.parametrize("address", ["local", "local:", "local:0", "local:x", "mpi:3", "inline:2"])
 def test_malformed_addresses(address):
-    with pytest.raises(errors.UsageError, match="local|worker count"), connect(address):
+    with pytest.raises(errors.UsageError, match=r"local|worker count"), connect(address):
         pass
 
 

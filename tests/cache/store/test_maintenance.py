@@ -18,6 +18,7 @@ from whence.cli import main
 
 from .fill import SPECS, fill
 
+
 def folder(place: Store, key: str, kind: str = "gradients") -> Path:
     return Path(place.root) / "v1" / kind / key[:2] / key
 

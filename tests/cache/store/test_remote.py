@@ -12,6 +12,7 @@ from whence.cache.store.maintenance import collect, remove, repair, verify
 from ..jobs.work import Covariance
 from .fill import SPECS, fill, values
 
+
 @pytest.fixture(scope="module")
 def s3():
     """A bucket on moto's server, on this machine."""
