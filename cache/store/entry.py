@@ -44,7 +44,7 @@ class Entry(Committed):
         ]
         inputs = [(name, _brief(value)) for name, value in self.inputs.items()]
         about = [(name, _brief(value)) for name, value in {**self.provenance, **self.about}.items()]
-        state = "complete" if self.sealed else f"{int(self.mask.sum())} of {len(self.mask)} rows are committed"
+        state = "complete" if self.sealed else f"{int(self.mask.sum())} of {len(self.mask)} rows are there"
         shown = facts(f"{self.kind} {self.key[:12]}: {state}", [("computed from", ""), *inputs])
         shown += table(("array", "shape", "type", "axes", "bytes"), arrays) + facts("about", about)
         return shown.html

@@ -138,11 +138,11 @@ class Disk:
             pieces = arguments[1] if name == "writev" else [arguments[1]]
             self.handles[first].written += b"".join(bytes(piece) for piece in pieces)[: int(result)]
         elif name == "fsync":
-            held = self.handles[first]
-            if isinstance(held, str):
-                self.synced[held] = dict(self.folder(held))
+            inode = self.handles[first]
+            if isinstance(inode, str):
+                self.synced[inode] = dict(self.folder(inode))
             else:
-                held.synced = held.written
+                inode.synced = inode.written
         elif name == "close":
             self.handles.pop(first, None)
         elif name in ("rename", "link"):
@@ -163,9 +163,9 @@ class Disk:
 
     def _write(self, folder: str, to: Path, names: dict[str, dict[str, Any]]) -> None:
         to.mkdir(exist_ok=True)
-        for name, held in names.get(folder, {}).items():
-            if isinstance(held, Inode):
-                (to / name).write_bytes(held.synced)
+        for name, inode in names.get(folder, {}).items():
+            if isinstance(inode, Inode):
+                (to / name).write_bytes(inode.synced)
             else:
                 self._write(f"{folder}/{name}", to / name, names)
 

@@ -33,23 +33,23 @@ from .world import (
 def _until_built(root: Path, count: int, start: Callable, workers: int, chance: random.Random) -> str:
     """Kill until `count` have died; finish each build, check it, go on with the next."""
     killed = built = acknowledged = 0
-    seed, acks, told, within = 0, Acks(), set(), 0.2
+    seed, acks, known, within = 0, Acks(), set(), 0.2
     store = Store(root)
     while killed < count or built < 3:
         pids = [fork(start, root, seed, n, acks) for n in range(workers)]
         killed += kill_soon(pids, chance, within)
         news = acks.received()
         within *= 0.7 if len(news) > 3 else 1.15  # so that a build takes a handful of lives
-        told |= news
+        known |= news
         if not any(store.header(*at).inputs["seed"] == seed for at in store.contents()):
-            assert not told
+            assert not known
             continue
-        if check(store, seed, told) * SHARD_ROWS == ROWS:
+        if check(store, seed, known) * SHARD_ROWS == ROWS:
             entry = build(store, seed)  # what is left: the seal, and sweeping up
             assert all(entry.read(name).tobytes() == rows.tobytes() for name, rows in content(seed).items())
             entry.close()
             assert orphans(root) == [], "the next start left an orphan"
-            built, acknowledged, seed, told = built + 1, acknowledged + len(told), seed + 1, set()
+            built, acknowledged, seed, known = built + 1, acknowledged + len(known), seed + 1, set()
     acks.close()
     return f"{killed} kills over {built} complete builds, {acknowledged} acknowledged shards, 0 lost, 0 wrong"
 
@@ -83,7 +83,7 @@ def two_worker_kills(long: bool) -> str:
 
 
 def _prepared(store: Store, seed: int) -> str:
-    """The key of an entry whose header exists, made if need be."""
+    """The key of an entry whose header exists, created if need be."""
     from whence.cache import key_of
     from whence.cache.store.header import new_header
     from whence.cache.store.layout import Grid
@@ -148,7 +148,7 @@ def build_races(long: bool) -> str:
             winners[int(seen[0])] += 1
         for number in range(max(3, rounds // 30)):
             pid = fork(_hold, root, number)
-            while not (root / f"held-{number}").exists():
+            while not (root / f"locked-{number}").exists():
                 time.sleep(0.002)
             os.kill(pid, signal.SIGKILL)
             ended(pid)
@@ -170,7 +170,7 @@ def _race(root: Path, number: int, who: int) -> None:
 def _hold(root: Path, number: int) -> None:
     specs = {"who": ArraySpec((6,), "int64")}
     with Store(root).writer("bank", {"round": 10_000 + number}, specs, 1):
-        (root / f"held-{number}").touch()
+        (root / f"locked-{number}").touch()
         time.sleep(60)
 
 

@@ -67,9 +67,11 @@ def workers_die_and_hang(long: bool) -> str:
                 result, after = _struck(root / str(number), cluster, how)
                 assert result == expected, "another result after a worker was lost"
                 seconds[how].append(after)
-    told = f"{kills} killed, finished at most {max(seconds[signal.SIGKILL]):.1f} s after; {hangs} hung"
+    figures = f"{kills} killed, finished at most {max(seconds[signal.SIGKILL]):.1f} s after; {hangs} hung"
     if hangs:
         hung = seconds[signal.SIGSTOP]
-        told += f", finished at most {max(hung):.1f} s after, {sum(s <= HEARTBEAT + 5 for s in hung)} of them within "
-        told += f"the heartbeat of {HEARTBEAT} s and 5 more"
-    return told + ": bit-identical"
+        figures += (
+            f", finished at most {max(hung):.1f} s after, {sum(s <= HEARTBEAT + 5 for s in hung)} of them within "
+        )
+        figures += f"the heartbeat of {HEARTBEAT} s and 5 more"
+    return figures + ": bit-identical"

@@ -61,7 +61,7 @@ def test_array_names_cannot_leave_the_entry(place, entry, quick, name):
         place.open("factors", {"n": 1})
 
 
-def test_headers_that_lie(place, entry):
+def test_forged_headers(place, entry):
     original = (entry / "entry.json").read_bytes()
     for changes in (
         {"kind": "scores"},
