@@ -43,10 +43,12 @@ from .model.task import Classification as Classification
 from .model.task import LanguageModelling as LanguageModelling
 from .model.task import Regression as Regression
 from .model.task import Task as Task
+from .model.trained import ModelPass as ModelPass
+from .model.trained import TrainedModel as TrainedModel
 from .model.task import margin as margin
 
 # loops over data
-from .model.gradients import StoredFrames as StoredFrames
+from .model.gradients import StoredBatches as StoredBatches
 from .model.gradients import gradients as gradients
 from .model.gradients import open_gradients as open_gradients
 from .model.activations import activations as activations

@@ -66,7 +66,7 @@ def brittleness(
     if not removed or min(removed) < 1 or max(removed) >= n:
         raise UsageError(f"Cannot leave {list(removed)} of {n} examples out.", f"Leave out 1 to {n - 1}.")
     if output not in bank.keep:
-        raise DataError(f"The bank keeps no {output!r}.", f"Run it with keep=({output!r},).")
+        raise DataError(f"The bank keeps no {output!r}.", f"ModelPass it with keep=({output!r},).")
     order = np.argsort(-values, axis=1, kind="stable")
     top = np.ones((len(removed), q, n), bool)
     for place, k in enumerate(removed):

@@ -17,16 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from torch import nn
 
-from whence.cache import Examples, ModelError, Task, UsageError
-from whence.cache.model.batches import Frame
+from whence.cache import Examples, ModelError, UsageError
+from whence.cache.model.batches import CapturedBatch
 
-from . import kernels
-from .factors import Factors
-from .method import FitOptions, make_run
-from .queries import prepared_queries
-from .scores import check_model, label
+from .. import kernels
+from ..curvature import Curvature
+from .queries import exact_queries
+from .scores import labelled
 
 if TYPE_CHECKING:
     import xarray
@@ -46,16 +44,11 @@ class Encoder(Protocol):
 
 
 def through_atoms(
-    factors: Factors,
-    model: nn.Module,
-    task: Task,
+    factors: Curvature,
     queries: Examples,
     train: Examples,
     dictionary: Encoder,
-    *,
     site: str | None = None,
-    train_size: int | None = None,
-    options: FitOptions = FitOptions(),
 ) -> "xarray.DataArray":
     """Influence at one site by atom of the training examples' inputs: [query, train, atom], in nats.
 
@@ -67,26 +60,26 @@ def through_atoms(
     Raises UsageError where the site is not among the factors' or cannot be told; ModelError where its inputs are not as
     wide as the atoms; otherwise as `score`.
     """
-    check_model(factors, model)
+    factors.check_model()
     name = chosen_site(factors, dictionary, site)
     only = replace(factors, sites=factors.sites.only([name]))
     atoms = np.asarray(dictionary.atoms)
     bias = check_width(only.sites[0].shape[1], atoms.shape[1], name)
-    prepared = prepared_queries(only, model, task, queries, options)[name]
-    run = make_run(model, task, train, only.sites, "loss", 0, options)
+    prepared = exact_queries(only, queries)[name]
+    run = factors.trained.run("loss", only.sites, train)
     found = np.zeros((len(queries), len(train), len(atoms) + 2))
-    for frame in run.frames(desc="through atoms", quiet=options.quiet):
-        parts = decomposed(frame, name, dictionary, bias)
-        each = products(prepared, frame.grads[name], parts, atoms)
-        found[:, frame.rows] = each[:, : len(frame.rows)]
-    size = factors.count if train_size is None else train_size
+    for batch in run.batches(desc="scores by atom"):
+        parts = decomposed(batch, name, dictionary, bias)
+        each = products(prepared, batch.grads[name], parts, atoms)
+        found[:, batch.rows] = each[:, : len(batch.rows)]
+    size = factors.train_size
     used = np.flatnonzero(found[..., : len(atoms)].any((0, 1)))
     numbers = np.concatenate([used, [RESIDUAL, CONSTANT]])
-    array = label(-found[..., numbers].astype(prepared.dtype) / size, queries, train, factors, task, last="atom")
+    array = labelled(-found[..., numbers].astype(prepared.dtype) / size, queries, train, factors, last="atom")
     return array.assign_coords(atom=numbers).assign_attrs(site=name)
 
 
-def chosen_site(factors: Factors, dictionary: Any, site: str | None) -> str:
+def chosen_site(factors: Curvature, dictionary: Any, site: str | None) -> str:
     """The site that is meant. Raises UsageError where there is none."""
     origin = getattr(getattr(dictionary, "origin", None), "site", "")
     name = site or origin.removesuffix(".hook_in")
@@ -98,7 +91,7 @@ def chosen_site(factors: Factors, dictionary: Any, site: str | None) -> str:
             f"Say which site's input it is (site=...), one of {', '.join(factors.sites.names)}.",
         )
     raise UsageError(
-        f"The factors know no site {site!r}.", f"Use one of {', '.join(factors.sites.names)}, or fit it as well."
+        f"The factors have no site {site!r}.", f"Use one of {', '.join(factors.sites.names)}, or fit it as well."
     )
 
 
@@ -122,9 +115,9 @@ class Parts(NamedTuple):
     constant: jax.Array
 
 
-def decomposed(frame: Frame, site: str, dictionary: Encoder, bias: bool) -> Parts:
-    """The inputs of one frame, encoded where the loss has a gradient; elsewhere they carry nothing."""
-    a, g = np.asarray(frame.inputs[site]), np.asarray(frame.grads[site])
+def decomposed(batch: CapturedBatch, site: str, dictionary: Encoder, bias: bool) -> Parts:
+    """The inputs of one batch, encoded where the loss has a gradient; elsewhere they carry nothing."""
+    a, g = np.asarray(batch.inputs[site]), np.asarray(batch.grads[site])
     x = a[..., :-1] if bias else a
     live = (g != 0).any(-1)
     code = dictionary.encode(x[live])

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .factors import Factors
+from ..curvature import Curvature
 
 OVERSAMPLING = 16
 POWER_STEPS = 2
@@ -65,7 +65,7 @@ def curvature_weights(eigenvalues: Float[np.ndarray, "o i"], steps: int = 30) ->
 
 
 def truncated(
-    factors: Factors, site: str, prepared: Float[Array, "q o i"], rank: int, weighted: bool = True
+    factors: Curvature, site: str, prepared: Float[Array, "q o i"], rank: int, weighted: bool = True
 ) -> LowRank:
     """The preconditioned gradients of one site at this rank (or at the largest there is, min(o, i), if less)."""
     state, dtype = factors.per_site[site], prepared.dtype

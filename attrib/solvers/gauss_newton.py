@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whence.cache import Sites, borrowed, matrices_of, named_parameters, parameters_of
 from whence.cache.jobs.progress import progress
-from whence.cache.model.batches import Run
+from whence.cache.model.batches import ModelPass
 from whence.cache.model.sites import call_with
 
 Vectors = Mapping[str, Tensor]  # site -> [q o i]
@@ -50,7 +50,7 @@ class _Outputs(nn.Module):
 class GaussNewton:
     """The Gauss-Newton matrix of a run's model over its examples at its sites; nothing is stored but the run."""
 
-    run: Run
+    run: ModelPass
 
     def product(self, vectors: Vectors, rows: np.ndarray | None = None, desc: str = "") -> dict[str, Tensor]:
         """G times each vector, [q o i] a site, over these rows of the examples (all by default), their mean."""

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from whence.cache import ModelError, UsageError, clean_name
-from whence.cache.model.sites import copied
+from ..errors import ModelError, UsageError
+from .sites import clean_name, copied
 
 Checkpoint = nn.Module | Mapping[str, Tensor]
 

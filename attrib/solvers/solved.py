@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from torch import Tensor
 
 from whence.cache import DataError, UsageError
-from whence.cache.model.batches import Run
+from whence.cache.model.batches import ModelPass
 from whence.cache.model.bridge import to_jax, to_torch
 
 from . import kernels
@@ -27,7 +27,7 @@ class Solved(Factors):
     A kind of solver is a subclass with `solve`."""
 
     base: Factors
-    run: Run
+    run: ModelPass
 
     def __reduce__(self) -> Any:
         return _rebuilt, (type(self), {field.name: getattr(self, field.name) for field in fields(self)})

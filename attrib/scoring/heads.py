@@ -6,22 +6,21 @@ add up to the map. Fused maps (query, key and value in one) are cut into the thr
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from torch import nn
 
-from whence.cache import Examples, ModelError, Site, Sites, Store, Task
-from whence.cache.model.batches import Frame, FrameSource
+from whence.cache import Examples, ModelError, Site, Sites
+from whence.cache.model.batches import BatchSource, CapturedBatch
 
-from . import kernels
+from .. import kernels
+from ..curvature import Curvature
 from .contraction import group_size
-from .factors import Factors
-from .method import FitOptions
-from .queries import prepared_queries
-from .scores import check_model, label, over_rows, score_inputs
+from .queries import exact_queries
+from .rows import Values, over_rows, row_inputs
+from .scores import labelled
 
 if TYPE_CHECKING:
     import xarray
@@ -108,61 +107,46 @@ def _uneven(site: Site, width: int, heads: int) -> ModelError:
 
 
 def head_scores(
-    factors: Factors,
-    model: nn.Module,
-    task: Task,
+    factors: Curvature,
     queries: Examples,
     train: Examples,
     heads: Sequence[Head],
-    *,
-    store: Store | None = None,
-    train_size: int | None = None,
-    options: FitOptions = FitOptions(),
 ) -> "xarray.DataArray":
     """Influence by head, [query, train, head], in nats, heads named site/part and number. Raises as `score`."""
-    check_model(factors, model)
+    factors.check_model()
     unknown = sorted({head.site for head in heads} - set(factors.sites.names))
     if unknown:
-        raise ModelError(f"The factors know no site {unknown[0]!r}.", f"They know {', '.join(factors.sites.names)}.")
-    inputs = {
-        **score_inputs(factors, task, train),
-        "queries": queries.fingerprint,
-        "what": "heads",
-        "heads": [[h.name, h.axis, h.start, h.stop] for h in heads],
-    }
-    prepare = _ByHead(factors, model, task, queries, tuple(heads), options)
-    values = over_rows(
-        factors, model, task, train, inputs, (len(queries), len(heads)), prepare, store, options, "heads"
-    )
-    size = np.float32(factors.count if train_size is None else train_size)
-    array = label(values.transpose(1, 0, 2) / size, queries, train, factors, task, last="head")
+        raise ModelError(f"The factors have no site {unknown[0]!r}.", f"They have {', '.join(factors.sites.names)}.")
+    about = [[h.name, h.axis, h.start, h.stop] for h in heads]
+    inputs = row_inputs(factors, train, queries=queries.fingerprint, what="heads", heads=about)
+    work = _ByHead(factors, queries, tuple(heads))
+    values = over_rows(factors, train, inputs, (len(queries), len(heads)), work, "heads")
+    size = np.float32(factors.train_size)
+    array = labelled(values.transpose(1, 0, 2) / size, queries, train, factors, last="head")
     return array.assign_coords(head=[head.name for head in heads])
 
 
 @dataclass(frozen=True)
 class _ByHead:
-    factors: Factors
-    model: nn.Module
-    task: Task
+    factors: Curvature
     queries: Examples
     heads: tuple[Head, ...]
-    options: FitOptions
 
-    def __call__(self, source: FrameSource) -> Callable[[Frame], np.ndarray]:
-        whole = prepared_queries(self.factors, self.model, self.task, self.queries, self.options)
-        asked = [_part(whole[head.site], head, 1 if head.axis == "out" else 2) for head in self.heads]
+    def __call__(self, source: BatchSource) -> Values:
+        whole = exact_queries(self.factors, self.queries)
+        parts_of_queries = [_part(whole[head.site], head, 1 if head.axis == "out" else 2) for head in self.heads]
 
-        def each(frame: Frame) -> np.ndarray:
+        def values(batch: CapturedBatch) -> np.ndarray:
             parts = []
-            for head, mine in zip(self.heads, asked):
-                a, g = frame.inputs[head.site], frame.grads[head.site]
+            for head, mine in zip(self.heads, parts_of_queries):
+                a, g = batch.inputs[head.site], batch.grads[head.site]
                 a, g = (a, _part(g, head, 2)) if head.axis == "out" else (_part(a, head, 2), g)
                 parts.append(
                     np.asarray(kernels.pair_products(mine, a, g, group=group_size(a, g, len(mine))), np.float32)
                 )
-            return -np.stack(parts, -1).swapaxes(0, 1)[: len(frame.rows)]
+            return -np.stack(parts, -1).swapaxes(0, 1)[: len(batch.rows)]
 
-        return each
+        return values
 
 
 def _part(array: Any, head: Head, axis: int) -> Any:

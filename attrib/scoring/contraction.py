@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from whence.cache import Site
 
-from . import kernels
+from .. import kernels
 from .lowrank import LowRank, worth_it
 
 Form = Literal["positions", "rank", "tiles"]

@@ -1,8 +1,8 @@
-"""Groups: many queries asked as one, many training examples answering as one.
+"""Groups: influence of groups of training examples on groups of queries.
 
 Influence is linear on both sides, so a group's is the sum of its members'. On the training side the group's gradient
-is summed first, position by position into one matrix product, and met with the queries once: the cost does not grow
-with queries times examples, and nothing of size [query, example] is ever held.
+is summed first, in one matrix product over positions, and multiplied with the queries once: the cost does not grow
+with queries times examples, and nothing of size [query, example] is stored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
-from torch import nn
 
-from whence.cache import DataError, Examples, Store, Task
+from whence.cache import DataError, Examples
 
-from . import kernels
-from .factors import Factors
-from .method import FitOptions
-from .queries import prepared_queries
-from .scores import check_model, row_source
+from .. import kernels
+from ..curvature import Curvature
+from .queries import exact_queries
+from .rows import row_source
 
 if TYPE_CHECKING:
     import xarray
@@ -29,17 +27,12 @@ Groups = Mapping[str, Any]
 
 
 def group_scores(
-    factors: Factors,
-    model: nn.Module,
-    task: Task,
+    factors: Curvature,
     queries: Examples,
     train: Examples,
     *,
     query_groups: Groups | None = None,
     train_groups: Groups | None = None,
-    store: Store | None = None,
-    train_size: int | None = None,
-    options: FitOptions = FitOptions(),
 ) -> "xarray.DataArray":
     """Influence of groups of training examples on groups of queries, in nats: sums over the members.
 
@@ -49,33 +42,33 @@ def group_scores(
     Raises DataError for a mask that does not match the data, an unknown id or an empty group; otherwise as `score`.
 
     >>> halves = {"first": train.ids[:6], "second": train.ids[6:]}
-    >>> group_scores(factors, model, task, queries, train, train_groups=halves).shape
+    >>> factors.group_scores(queries, train_groups=halves).shape
     (1, 2)
     """
     import xarray
 
-    check_model(factors, model)
-    asked = members(queries, query_groups or {"all": np.ones(len(queries), bool)}, "queries")
-    answering = members(train, train_groups or {"all": np.ones(len(train), bool)}, "training examples")
-    weights = jnp.asarray(np.stack(list(asked.values())), jnp.float32)
-    each = prepared_queries(factors, model, task, queries, options)
+    factors.check_model()
+    query_members = members(queries, query_groups or {"all": np.ones(len(queries), bool)}, "queries")
+    train_members = members(train, train_groups or {"all": np.ones(len(train), bool)}, "training examples")
+    weights = jnp.asarray(np.stack(list(query_members.values())), jnp.float32)
+    each = exact_queries(factors, queries)
     summed = {name: jnp.einsum("kq,qoi->koi", weights.astype(value.dtype), value) for name, value in each.items()}
     del each
-    source = row_source(factors, model, task, train, store, options)
-    out = np.empty((len(asked), len(answering)), np.float32)
-    for column, mask in enumerate(answering.values()):
+    source = row_source(factors, train)
+    out = np.empty((len(query_members), len(train_members)), np.float32)
+    for column, mask in enumerate(train_members.values()):
         total: dict[str, kernels.Sum] = {}
-        for frame in source.frames(np.flatnonzero(mask), desc=f"group {column + 1}", quiet=options.quiet):
+        for batch in source.batches(np.flatnonzero(mask), desc=f"group {column + 1}"):
             for name in summed:
-                a, g = frame.inputs[name], frame.grads[name]
+                a, g = batch.inputs[name], batch.grads[name]
                 start = total.pop(name) if name in total else kernels.zero_sum(summed[name].shape[1:], a.dtype)
                 total[name] = kernels.add_gradient(start, a, g)
         out[:, column] = -sum(_product(summed[name], total[name]) for name in summed)
-    size = factors.count if train_size is None else train_size
+    size = factors.train_size
     return xarray.DataArray(
         out / np.float32(size),
         dims=("query", "train"),
-        coords={"query": list(asked), "train": list(answering)},
+        coords={"query": list(query_members), "train": list(train_members)},
         name="influence",
         attrs={"units": "nats", "meaning": "sum over the groups' members", "method": factors.method},
     )

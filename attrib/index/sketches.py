@@ -65,7 +65,7 @@ Numbers = Callable[[jax.Array, jax.Array], Float[Array, "b k"]]
 
 @runtime_checkable
 class SiteSketch(Protocol):
-    """One site's part of a sketch. width: numbers an example. rows, asked: functions of a frame's a [b s i] and
+    """One site's part of a sketch. width: numbers an example. rows, asked: functions of a batch's a [b s i] and
     g [b s o] that give what is kept of an example and what a query needs. scores: inner products of the two."""
 
     @property

@@ -9,12 +9,10 @@ divided by |(G + damping)^-1 grad L|, the length of the step the example makes.
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from torch import nn
 
-from whence.cache import DataError, Examples, Store, Task
+from whence.cache import DataError, Examples
 
-from .factors import Factors
-from .method import FitOptions
+from ..curvature import Curvature
 from .scores import squared_norms
 
 if TYPE_CHECKING:
@@ -25,14 +23,9 @@ Per = Literal["loss", "parameters"]
 
 def relative(
     scores: "xarray.DataArray",
-    factors: Factors,
-    model: nn.Module,
-    task: Task,
+    factors: Curvature,
     train: Examples,
-    *,
     per: Per = "loss",
-    store: Store | None = None,
-    options: FitOptions = FitOptions(),
 ) -> "xarray.DataArray":
     """Influence scores [query, train, ...] as relative influence, in nats a unit of the norm. An example without any
     gradient has relative influence 0. Raises DataError where the scores are of other examples; as `score` otherwise."""
@@ -41,7 +34,7 @@ def relative(
             f"These scores are of {scores.sizes['train']} training examples, not of these {len(train)} in this order.",
             "Give the examples that were scored.",
         )
-    squares = squared_norms(factors, model, task, train, 1 if per == "loss" else 2, store=store, options=options)
+    squares = squared_norms(factors, train, 1 if per == "loss" else 2)
     norms = np.sqrt(np.maximum(squares, 0))
     scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     shape = [len(train) if dim == "train" else 1 for dim in scores.dims]

@@ -19,7 +19,7 @@ def eigenvalue_bytes(sites: Sequence[Site]) -> int:
 
 
 def fit_bytes(sites: Sequence[Site]) -> int:
-    """The most that a fit holds besides the model, its batches and the frames that it keeps."""
+    """The most that a fit holds besides the model, its batches and the batches that it keeps."""
     return max(moment_bytes(sites), eigenvalue_bytes(sites))
 
 

@@ -22,20 +22,22 @@ from whence.cache import (
     UsageError,
     borrowed,
 )
-from whence.cache.model.batches import Frame, Run, memory_limit, plan_batches
+from whence.cache.model.batches import CapturedBatch, ModelPass, memory_limit, plan_batches
 
 from .method import FitOptions, make_run
 from .scores import site_products
 
 
-def features(run: Run, each: Callable[[Frame], Float[Array, "b k"]], desc: str, quiet: bool) -> np.ndarray:
-    """each(frame) for every example of a run, in the examples' order, [n k]."""
+def features(
+    run: ModelPass, each: Callable[[CapturedBatch], Float[Array, "b k"]], desc: str, quiet: bool
+) -> np.ndarray:
+    """each(batch) for every example of a run, in the examples' order, [n k]."""
     out: np.ndarray | None = None
-    for frame in run.frames(desc=desc, quiet=quiet):
-        rows = np.asarray(each(frame), np.float32)[: len(frame.rows)]
+    for batch in run.batches(desc=desc, quiet=quiet):
+        rows = np.asarray(each(batch), np.float32)[: len(batch.rows)]
         if out is None:
             out = np.empty((len(run.examples), rows.shape[1]), np.float32)
-        out[frame.rows] = rows
+        out[batch.rows] = rows
     assert out is not None  # make_run refuses an empty data set
     return out
 
@@ -62,8 +64,8 @@ def projected_gradients(
     run = make_run(model, task, examples, sites, objective, 0, options)
     made: dict[str, Any] = {s.name: random_projection(s, place, width, seed) for place, s in enumerate(sites)}
 
-    def each(frame: Frame) -> jax.Array:
-        parts = [site_products(made[s.name].astype(frame.inputs[s.name].dtype), frame, s.name) for s in run.sites]
+    def each(batch: CapturedBatch) -> jax.Array:
+        parts = [site_products(made[s.name].astype(batch.inputs[s.name].dtype), batch, s.name) for s in run.sites]
         return sum(parts[1:], parts[0]).T
 
     return features(run, each, "projected gradients", options.quiet)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import nn
 
 from whence.cache import ArraySpec, Entry, Examples, Shard, Store, Task, key_of, run_job
-from whence.cache.model.batches import Frame, FrameSource
+from whence.cache.model.batches import BatchSource, CapturedBatch
 
 from .factors import Factors
 from .method import FitOptions, make_run
@@ -32,17 +32,17 @@ BLOCK_ROWS = 8192  # rows of the index that are looked at together
 
 @dataclass(frozen=True)
 class Compress:
-    """Sketches of a frame's gradients, [b width], in the order of the plan's sites."""
+    """Sketches of a batch's gradients, [b width], in the order of the plan's sites."""
 
     factors: Factors
     sketch: Sketch
 
-    def __call__(self, source: FrameSource) -> Callable[[Frame], np.ndarray]:
+    def __call__(self, source: BatchSource) -> Callable[[CapturedBatch], np.ndarray]:
         kernels = {name: site.rows() for name, site in plan_sketch(self.factors, self.sketch).items()}
 
-        def each(frame: Frame) -> np.ndarray:
-            parts = [kernel(frame.inputs[name], frame.grads[name]) for name, kernel in kernels.items()]
-            return np.asarray(jnp.concatenate(parts, 1), np.float32)[: len(frame.rows)]
+        def each(batch: CapturedBatch) -> np.ndarray:
+            parts = [kernel(batch.inputs[name], batch.grads[name]) for name, kernel in kernels.items()]
+            return np.asarray(jnp.concatenate(parts, 1), np.float32)[: len(batch.rows)]
 
         return each
 
@@ -87,11 +87,11 @@ class Index:
         run = make_run(model, task, queries, self.factors.sites, "measurement", 0, options)
         kernels = {name: site.asked() for name, site in plan_sketch(self.factors, self.sketch).items()}
         order, parts = [], {name: list[np.ndarray]() for name in kernels}
-        for frame in run.frames(desc="queries", quiet=options.quiet):
-            order.append(frame.rows)
+        for batch in run.batches(desc="queries", quiet=options.quiet):
+            order.append(batch.rows)
             for name, kernel in kernels.items():
-                found = kernel(frame.inputs[name], frame.grads[name])
-                parts[name].append(np.asarray(found, np.float32)[: len(frame.rows)])
+                found = kernel(batch.inputs[name], batch.grads[name])
+                parts[name].append(np.asarray(found, np.float32)[: len(batch.rows)])
         back = np.argsort(np.concatenate(order))
         out = {name: np.concatenate(arrays)[back] for name, arrays in parts.items()}
         check_gradients(queries, np.sum([np.abs(array).sum(1) for array in out.values()], 0))
