@@ -62,6 +62,8 @@ from .display import table as table
 from .jobs.cluster import Cluster as Cluster
 from .jobs.cluster import connect as connect
 from .store.entry import Entry as Entry
+from .model.readers import jax_batches as jax_batches
+from .model.readers import torch_batches as torch_batches
 from .model.fingerprint import Fingerprint as Fingerprint
 from .model.fingerprint import model_fingerprint as model_fingerprint
 from .store.keys import canonical as canonical

@@ -100,7 +100,7 @@ def demo(store: Store, out: str | Path = "out/report.html", plan: Plan | None = 
         "forgetting": lambda: forgotten(plan.forgetting, store, quiet),
         "condensing": lambda: condensed(plan.condensing, store),
     }
-    missing = [name for name in steps if not store.has("scores", plan.inputs[name])]
+    missing = [name for name in steps if not store.has("report", plan.inputs[name])]
     stored = [name for name in steps if name not in missing]
     to_do = [f"compute {', '.join(missing)} (some minutes on two cores)"] if missing else []
     to_do += [f"read {', '.join(stored)} from the cache"] if stored else []
@@ -119,14 +119,14 @@ def demo(store: Store, out: str | Path = "out/report.html", plan: Plan | None = 
 def _stored(store: Store, inputs: Mapping[str, Any], step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A part's values, and the `seconds` that computing it took: read from the store, which must still have every
     entry that it depends on, or computed now and put there."""
-    if not store.has("scores", inputs):
+    if not store.has("report", inputs):
         began, before = time.monotonic(), len(store.events)
         document = json.dumps(step()).encode()
         keys = list(dict.fromkeys(event.key for event in store.events[before:]))
         about = {"depends on": keys, "seconds": time.monotonic() - began}
-        entry = store.put("scores", inputs, {"contents": np.frombuffer(document, np.uint8)}, about=about)
+        entry = store.put("report", inputs, {"contents": np.frombuffer(document, np.uint8)}, about=about)
     else:
-        entry = store.open("scores", inputs)
+        entry = store.open("report", inputs)
         for key in entry.about["depends on"]:
             store.get(key)
     return json.loads(bytes(entry.read("contents"))) | {"seconds": float(entry.about["seconds"])}
@@ -188,7 +188,8 @@ class _Bench:
         millions = sum(p.numel() for p in self.trained.model.parameters()) / 1e6
         lead = (
             f"A transformer of {millions:.1f} million parameters has read the "
-            f"Python language reference {plan.training.epochs} times: {len(corpus.train):,} passages, {corpus.tokens:,} tokens. "
+            f"Python language reference {plan.training.epochs} times: {len(corpus.train):,} passages, "
+            f"{corpus.tokens:,} tokens. "
             f"Given the beginnings of {len(queries)} sentences, it continued with the coloured words. Below each are "
             "the passages that taught it those words, and those that speak for others."
         )

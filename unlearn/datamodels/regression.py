@@ -68,7 +68,7 @@ class Regression:
     def save(self, store: Store, inputs: dict[str, Any]) -> str:
         """Keep the weights under the key of what they were fitted on; returns the key."""
         entry = store.put(
-            "scores",
+            "datamodel",
             {"datamodel": "regression", "penalty": self.penalty, **inputs},
             {"weights": np.asarray(self.weights[:])},
             {

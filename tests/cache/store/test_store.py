@@ -11,6 +11,7 @@ import pytest
 import zarr
 
 from whence.cache import ArraySpec, Store, canonical, errors, key_of
+from whence.cache.store.layout import FORMERLY
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = ["float16", "float32", "float64", "bfloat16", "int8", "int32", "int64", "uint8", "uint16", "bool"]
@@ -115,7 +116,7 @@ def test_resume_writes_only_what_is_missing(place):
     assert np.isnan(half.read("x")[16:]).all()
     np.testing.assert_array_equal(half["x"][:16], x[:16])
     assert np.isnan(half["x"][16:]).all()
-    with pytest.raises(errors.DataError, match="not there yet"):
+    with pytest.raises(errors.DataError, match="not committed yet"):
         half.rows("x", [3, 17])
     half.close()
     with place.writer("bank", {"s": 0}, specs, 8) as w:
@@ -136,7 +137,7 @@ def test_a_missing_entry_names_the_nearest_and_what_differs(place):
         place.open("scores", {"model": "a"})
     place.put("scores", {"model": "aaaa", "task": {"kind": "lm", "seed": 1}}, {"x": np.zeros(3)})
     place.put("scores", {"model": "bbbb", "task": {"kind": "mc", "seed": 9}}, {"x": np.zeros(3)})
-    with pytest.raises(errors.NotCached, match=r"differs in task\.seed: 2 asked, 1 there"):
+    with pytest.raises(errors.NotCached, match=r"differs in task\.seed: 2 wanted, 1 found"):
         place.open("scores", {"model": "aaaa", "task": {"kind": "lm", "seed": 2}})
 
 
@@ -178,7 +179,7 @@ def test_bfloat16_bits_never_become_integers(place):
     x = values((4,), "bfloat16")
     with place.writer("bank", {}, {"x": ArraySpec((4,), "uint16")}) as w:
         shard = next(iter(w.todo()))
-        with pytest.raises(errors.DataError, match="stored as uint16 and was given bfloat16"):
+        with pytest.raises(errors.DataError, match="stored as uint16; the rows given are bfloat16"):
             w.write(shard, {"x": x})
         w.write(shard, {"x": x.view(np.uint16)})
         assert w.seal().read("x").tobytes() == x.tobytes()
@@ -226,9 +227,20 @@ def test_a_second_builder_waits_and_finds_it_done(place, caplog):
         again.__enter__()
 
 
+@pytest.mark.parametrize(("kind", "former"), FORMERLY.items())
+def test_kinds_of_earlier_versions_are_found(place, kind, former):
+    inputs = {"what": "x"}
+    place.put(former, inputs, {"x": np.zeros(3)}).close()
+    assert place.has(kind, inputs)
+    assert place.open(kind, inputs).kind == former
+    place.put(kind, inputs, {"x": np.ones(3)}).close()
+    assert place.open(kind, inputs).kind == kind
+    assert place.open(former, inputs).read("x").sum() == 0
+
+
 def test_names(place):
     entry = build(place, {}, {"x": np.zeros((2, 2), np.float32)})
-    with pytest.raises(errors.NotCached, match="Nothing is called"):
+    with pytest.raises(errors.NotCached, match="No entry is called"):
         place.ref("best")
     place.name("../../évil name", entry)
     assert place.ref("../../évil name").key == entry.key

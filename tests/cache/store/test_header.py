@@ -1,4 +1,4 @@
-"""Stores that somebody made to do harm: nothing read from one is executed, and nothing leaves its root."""
+"""Forged and hostile stores: nothing read from one is executed, and no path leaves its root."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from whence.cache import errors, key_of
 from whence.cache.store.commit import check, sign
 from whence.cache.store.layout import entry_path
-from whence.cache.store.maintenance import listing, remove, verify
+from whence.cache.store.maintenance import remove, verify
 
 
 class Bomb:
@@ -41,7 +41,7 @@ def test_pickles_are_not_loaded(place, entry, tmp_path, file):
     (entry / file).write_bytes(pickle.dumps(Bomb(str(tmp_path / "mark"))))
     with pytest.raises(errors.CorruptEntry):
         place.open("factors", {"n": 1}).read("x")
-    listing(place)
+    place.listing()
     verify(place, "factors", entry.name)
     assert not (tmp_path / "mark").exists()
 
@@ -61,7 +61,7 @@ def test_array_names_cannot_leave_the_entry(place, entry, quick, name):
         place.open("factors", {"n": 1})
 
 
-def test_headers_that_lie(place, entry):
+def test_forged_headers(place, entry):
     original = (entry / "entry.json").read_bytes()
     for changes in (
         {"kind": "scores"},
@@ -102,18 +102,18 @@ def test_links_are_not_followed(place, entry, quick, what):
 
 def test_names_cannot_point_outside(place, entry):
     document = {"format": 1, "name": "best", "kind": "x", "key": "../../../etc"}
-    place.files.publish({"v1/refs/best.json": [sign(document)]})
+    place.backend.publish({"v1/refs/best.json": [sign(document)]})
     with pytest.raises(errors.StoreError):
         place.ref("best")
 
 
 @pytest.mark.parametrize("path", ["../x", "v1/../../x", "/etc/passwd", "v1//x", "v1/./x", "", "v1/\0"])
 def test_paths_stay_inside(place, path):
-    for act in (place.files.read, place.files.local, place.files.remove, place.files.remove_tree):
+    for act in (place.backend.read, place.backend.local, place.backend.remove, place.backend.remove_tree):
         with pytest.raises(errors.StoreError):
             act(path)
     with pytest.raises(errors.StoreError):
-        place.files.publish({path: [b"x"]})
+        place.backend.publish({path: [b"x"]})
 
 
 def test_deep_json_is_refused(place, entry):

@@ -1,10 +1,8 @@
-"""Loaders and labelled views: every row once, blocks read in order, chunks of a shard's size."""
+"""An entry's batches and labelled view: every row once, read in runs, chunks of a shard's size."""
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 
 from whence.cache import ArraySpec, Store, errors
 
@@ -23,28 +21,25 @@ def entry(place: Store):
 
 
 @pytest.mark.parametrize("buffer_bytes", [1 << 12, 1 << 20])
-def test_shuffled_batches_hold_every_row_once(entry, buffer_bytes):
+def test_shuffled_batches_have_every_row_once(entry, buffer_bytes):
     def epoch(seed):
-        return [b["x"] for b in entry.torch(["x"], batch=64, shuffle=True, seed=seed, buffer_bytes=buffer_bytes)]
+        return [b["x"] for b in entry.batches(["x"], 64, shuffle=True, seed=seed, buffer_bytes=buffer_bytes)]
 
     first = epoch(0)
     assert [len(batch) for batch in first] == [64] * 15 + [40]
-    seen = torch.cat(first)[:, 0] / 4
+    seen = np.concatenate(first)[:, 0] / 4
     assert sorted(seen.tolist()) == list(range(1000))
-    assert torch.equal(torch.cat(epoch(0)), torch.cat(first))
-    assert not torch.equal(torch.cat(epoch(1)), torch.cat(first))
-    assert (seen[:64].diff() != 1).float().mean() > 0.8
+    assert np.array_equal(np.concatenate(epoch(0)), np.concatenate(first))
+    assert not np.array_equal(np.concatenate(epoch(1)), np.concatenate(first))
+    assert (np.diff(seen[:64]) != 1).mean() > 0.8
 
 
-def test_in_order(entry):
-    batches = list(entry.jax(batch=300, drop_last=True))
+def test_batches_in_order(entry):
+    batches = list(entry.batches(batch=300, drop_last=True))
     assert [b["x"].shape for b in batches] == [(300, 4)] * 3
-    assert batches[0]["y"].dtype == jnp.bfloat16
-    torch_batches = list(entry.torch("y", batch=1000))
-    assert torch_batches[0]["y"].dtype == torch.bfloat16
-    assert torch_batches[0]["y"].view(torch.uint16).numpy().tobytes() == entry.read("y").tobytes()
+    np.testing.assert_array_equal(np.concatenate([b["y"] for b in batches]), entry.read("y")[:900])
     with pytest.raises(errors.UsageError, match="no array 'z'"):
-        next(entry.torch("z"))
+        next(entry.batches("z"))
 
 
 def test_labelled(entry):

@@ -3,17 +3,14 @@
 import pickle
 import threading
 
-import ml_dtypes
 import numpy as np
 import pytest
 
-from whence.cache import ArraySpec, Store, errors
-from whence.cache.store.maintenance import collect, listing, pin, remove, repair, verify
+from whence.cache import ArraySpec, Store, errors, ordered_sum, run_job
+from whence.cache.store.maintenance import collect, remove, repair, verify
 
-from .work import Covariance
-
-BF16 = np.dtype(ml_dtypes.bfloat16)
-SPECS = {"x": ArraySpec((40, 4), "float32"), "blocks.0/a b": ArraySpec((40, 3), "bfloat16")}
+from ..jobs.work import Covariance
+from .fill import SPECS, fill, values
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +46,6 @@ def far(request, quick, monkeypatch) -> Store:
     return Store(f"{'s3://bucket' if request.param == 's3' else 'memory://'}/{request.node.name.split('[')[0]}")
 
 
-def values() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    x, a = rng.normal(size=(40, 4)), rng.normal(size=(40, 3))
-    return {"x": x.astype(np.float32), "blocks.0/a b": a.astype(BF16)}
-
-
-def fill(place: Store, inputs: dict, stop: int = 5):
-    arrays = values()
-    with place.writer("gradients", inputs, SPECS, 8) as w:
-        for shard in w.todo():
-            if shard.index < stop:
-                w.write(shard, {name: array[shard.rows] for name, array in arrays.items()})
-        return w.seal() if w.missing == 0 else w.key
-
-
 def test_written_resumed_and_read(far):
     key = fill(far, {"n": 1}, stop=2)
     half = far.open("gradients", {"n": 1}, partial=True)
@@ -77,7 +59,7 @@ def test_written_resumed_and_read(far):
         assert entry[name][7:19].tobytes() == expected[7:19].tobytes()
     other = Store(far.root)
     np.testing.assert_array_equal(other.get(key[:9]).read("x"), values()["x"])
-    with pytest.raises(errors.NotCached, match="n: 2 asked, 1 there"):
+    with pytest.raises(errors.NotCached, match="n: 2 wanted, 1 found"):
         other.open("gradients", {"n": 2})
     if far.root.startswith("s3"):
         assert pickle.loads(pickle.dumps(entry)).read("x").tobytes() == values()["x"].tobytes()
@@ -88,8 +70,8 @@ def test_the_read_through_copy_serves_and_is_checked(far, quick):
     entry.read("x")
     copies = sorted((quick / "mirror").rglob("data.zarr/x/c.*"))
     assert len(copies) == 5
-    path = next(path for path, _ in far.files.walk("v1") if path.endswith("data.zarr/x/c.1.0"))
-    far.files.publish({path: [b"damaged"]})  # only the object: the copy was dropped with it
+    path = next(path for path, _ in far.backend.walk("v1") if path.endswith("data.zarr/x/c.1.0"))
+    far.backend.publish({path: [b"damaged"]})  # only the object: the copy was dropped with it
     with pytest.raises(errors.CorruptEntry, match="is not what was committed"):
         Store(far.root).open("gradients", {"n": 1}).read("x")
     assert [fault.path for fault in verify(far, "gradients", entry.key)] == ["data.zarr/x/c.1.0"]
@@ -118,32 +100,30 @@ def test_two_builders_share_the_work_and_one_commits_each_shard(far):
 
 
 def test_a_second_upload_of_the_same_file_lets_the_first_stand(far):
-    assert far.files.create("v1/a", b"one")
-    assert not far.files.create("v1/a", b"two")
-    kept = far.files.publish({"v1/a": [b"two"]}, once=True)
-    assert kept["v1/a"] == far.files.publish({"v1/b": [b"one"]})["v1/b"]
-    assert far.files.read("v1/a") == b"one"
+    assert far.backend.create("v1/a", b"one")
+    assert not far.backend.create("v1/a", b"two")
+    kept = far.backend.publish({"v1/a": [b"two"]}, once=True)
+    assert kept["v1/a"] == far.backend.publish({"v1/b": [b"one"]})["v1/b"]
+    assert far.backend.read("v1/a") == b"one"
 
 
-def test_upkeep(far):
+def test_maintenance(far):
     one, two = fill(far, {"n": 1}), fill(far, {"n": 2})
     far.name("best", one)
-    pin(far, "gradients", two.key)
-    assert {line.key: (line.names, line.pinned) for line in listing(far)} == {
+    far.pin("gradients", two.key)
+    assert {line.key: (line.names, line.pinned) for line in far.listing()} == {
         one.key: (("best",), False),
         two.key: ((), True),
     }
     assert collect(far, older_than=-1.0, grace=-1.0) == []
-    pin(far, "gradients", two.key, pinned=False)
+    far.pin("gradients", two.key, pinned=False)
     assert [line.key for line in collect(far, older_than=-1.0, grace=-1.0)] == [two.key]
     remove(far, "gradients", one.key, force=True)
-    left = [path for path, _ in far.files.walk("v1")]
+    left = [path for path, _ in far.backend.walk("v1")]
     assert left == []
 
 
 def test_jobs_write_to_remote_stores(far):
-    from whence.cache import ordered_sum, run_job
-
     arrays = {"a": ArraySpec((4, 5, 5), "float64"), "count": ArraySpec((4,), "int64")}
     entry = run_job(far, "factors", {}, arrays, Covariance(), shard_rows=1)
     assert ordered_sum(entry, "count") == 40
@@ -153,4 +133,4 @@ def test_addresses():
     with pytest.raises(errors.UsageError, match="no conditional writes"):
         Store("ftp://host/x")
     with pytest.raises(FileNotFoundError):
-        Store("memory://nothing").files.read("v1/a")
+        Store("memory://nothing").backend.read("v1/a")
