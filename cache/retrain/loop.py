@@ -8,7 +8,7 @@ language model and recorded runs (`trajectory`) give it gradients and steps of t
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -147,7 +147,7 @@ def train(
     flat = copies.flat
     with mode(copies, training=True), _seeded(copies, seeds), freed_memory_kept():
         for point in descend(flat, gradient_of, steps(), recipe.optimiser, clip=recipe.clip):
-            flat = point.parameters
+            flat = cast(Tensor, point.parameters)
     broken = (~torch.isfinite(flat).all(1)).nonzero().flatten().tolist()
     if broken:
         raise NumericalError(

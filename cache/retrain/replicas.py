@@ -137,9 +137,8 @@ class Replicas:
             out = run({**tensors, **self.frozen}, dict(batch) if shared else inputs, more)
             return tree_map(lambda t: t.unsqueeze(0), out)
         if not self.stackable:
-            parts = []
-            for one, inputs, more in self._one_by_one(batch, extra, shared):
-                parts.append(one.apply(function, inputs, more, shared=shared))
+            alone = self._one_by_one(batch, extra, shared)
+            parts = [one.apply(function, its, others, shared=shared) for one, its, others in alone]
             return tree_map(lambda *tensors: torch.cat(tensors), *parts)
 
         def one_of(tensors: dict, inputs: dict, more: dict) -> Any:
