@@ -195,7 +195,7 @@ def _run_phase(
     index, total = torch.arange(count)[:, None], torch.full((count, 1), float(max(len(rows_of_steps), 1)))
     dtype = models.flat.dtype
     guard = LastGood(models.flat, torch.tensor([[float(e not in over)] for e in range(count)], dtype=dtype))
-    losses, passes = [], 0
+    passes, losses = 0, list[Tensor]()
 
     def steps() -> Iterator[tuple[Any, ...]]:
         bar = progress(enumerate(rows_of_steps), total=len(rows_of_steps), desc="unlearning", unit="step", quiet=quiet)

@@ -8,7 +8,7 @@ language model and recorded runs (`trajectory`) give it gradients and steps of t
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from .traced import Traced
 class Point(NamedTuple):
     """Where a run is: parameters and the optimiser's state after a step, and the loss before it (None at the start)."""
 
-    parameters: Tree
+    parameters: Any  # a tree of the form of the start's
     moments: Moments
     loss: Any = None
 
@@ -147,7 +147,7 @@ def train(
     flat = copies.flat
     with mode(copies, training=True), _seeded(copies, seeds), freed_memory_kept():
         for point in descend(flat, gradient_of, steps(), recipe.optimiser, clip=recipe.clip):
-            flat = cast(Tensor, point.parameters)
+            flat = point.parameters
     broken = (~torch.isfinite(flat).all(1)).nonzero().flatten().tolist()
     if broken:
         raise NumericalError(

@@ -109,6 +109,6 @@ class Trajectory:
     def _walk(self, start: int, stop: int) -> Iterator[Point]:
         """The points after each of the steps from the kept point `start` on."""
         point = self.points[start]
-        dtype = next(iter(point.parameters.values())).dtype  # type: ignore[union-attr]
+        dtype = next(iter(point.parameters.values())).dtype
         steps = ((step.rate, torch.ones(len(step.rows), dtype=dtype), step) for step in self.steps[start:stop])
         return descend(point, self._gradient, steps, self.recipe.optimiser, clip=self.recipe.clip)
