@@ -1,174 +1,198 @@
-"""Curvature factors: per site an eigenbasis and eigenvalues, whatever method fitted them.
+"""Factors: fitted curvature, and every question that it answers."""
 
-Every method of the Kronecker family is a basis and a grid of eigenvalues, G ~ (Q_A x Q_S) diag(lambda) (Q_A x Q_S)^T:
-identity and diagonal in the weights' own basis, K-FAC with an outer product of eigenvalues, EK-FAC with the measured
-ones. What is done with them is the same for all: (G + damping I)^-1 times gradients.
-"""
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from whence.cache import DataError, Entry, Site, Sites, Store
-from whence.cache.display.html import facts, table
+from whence.cache import Entry, Examples, TrainedModel, UsageError
 
-from . import kernels
+from .curvature import Curvature, Damping, SiteFactors, sites_from_json
+from .scoring import groups, heads, relative, scores, tokens, top
+from .scoring.atoms import Encoder, through_atoms
+from .scoring.precision import Precision
+from .scoring.queries import Rank
+
+if TYPE_CHECKING:
+    import xarray
+
+TOKEN_VIEWS = {
+    "layer": tokens.layer_token_scores,
+    "output": tokens.output_token_scores,
+    "input": tokens.input_token_scores,
+}
 
 
-class SiteFactors(NamedTuple):
-    """One site's curvature: columns of qa [i i] and qs [o o] are eigenvectors (None: the weights' own basis);
-    eigenvalues [o i] are means over examples."""
+class Factors(Curvature):
+    """Fitted curvature that answers questions about training examples; `Curvature` has its fields.
 
-    qa: np.ndarray | None
-    qs: np.ndarray | None
-    eigenvalues: np.ndarray
+    Influence is the predicted change of the query's measurement when the example is added to the training data once
+    more, in nats (Grosse et al. 2023, Eq. 5): a positive one raises the measurement. In every method `train` is by
+    default the training data. With a store, scores are stored shard by shard, resumed after a kill, and read when
+    they are there.
 
-
-@dataclass(frozen=True)
-class Damping:
-    """What is added to the eigenvalues before inverting.
-
-    value: a factor of the site's mean eigenvalue (relative, the paper's 0.1), or the number itself (absolute).
-    per_site: site name -> value, for sites that are to differ.
-
-    >>> Damping(1e-3, "absolute", per_site={"head": 1e-2}).value
-    0.001
+    Every method raises ModelError if the weights are not those that were fitted; DataError for a query without a
+    position that counts; NumericalError for a loss or gradient that is not finite, with the example's id;
+    ResourceError, with what would fit, if the queries' gradients do not fit the memory limit.
     """
 
-    value: float = 0.1
-    rule: Literal["relative", "absolute"] = "relative"
-    per_site: Mapping[str, float] = field(default_factory=dict)
+    def __reduce_ex__(self, protocol: Any) -> Any:  # factors in a store travel to other processes by their key
+        if self.trained.store is not None and self.key and self.inputs.get("method") == "ekfac":
+            return load, (self.trained, self.key, self.damping)
+        return super().__reduce_ex__(protocol)
 
-    def at(self, site: str, eigenvalues: np.ndarray) -> float:
-        value = float(self.per_site.get(site, self.value))
-        return value * float(eigenvalues.mean()) if self.rule == "relative" else value
+    def score(
+        self,
+        queries: Examples,
+        train: Examples | None = None,
+        *,
+        rank: Rank = "auto",
+        precision: Precision = "float32",
+        per_site: bool = False,
+        through: Encoder | None = None,
+        site: str | None = None,
+    ) -> "xarray.DataArray":
+        """Influence of every training example on every query's measurement, [query, train], in nats.
 
+        Args:
+            queries: the examples whose measurement is explained.
+            train: the examples that are scored.
+            rank: of the preconditioned query gradients (Grosse et al. 2023, Section 3.2.2); None is exact; "auto" is
+                exact if they fit half the memory limit, else rank 32.
+            precision: of the products with the training examples' gradients.
+            per_site: split by site, [query, train, site]; the sum over sites is the influence.
+            through: a dictionary of the inputs of one site: split by its atoms, [query, train, atom]. The atom axis
+                has the atoms that occur, then RESIDUAL (-1) and CONSTANT (-2); its sum is the influence at the site.
+            site: the site whose input `through` decomposes; by default the one that it was built at.
 
-@dataclass(frozen=True)
-class Factors:
-    """The fitted curvature of a model on data, and how it is damped.
+        Raises UsageError for a rank below 1, or for `through` together with `per_site`.
 
-    method: its name. sites: where. per_site: site -> SiteFactors. count: examples it was fitted on.
-    inputs: what it was computed from (model, data, task, ...), as in its key. key: its entry in the store at `root`,
-    or "": factors of a store travel to other processes by their key.
-    """
+        >>> scores = factors.score(queries)
+        >>> scores.dims, scores.shape
+        (('query', 'train'), (3, 12))
+        """
+        if through is not None:
+            if per_site:
+                raise UsageError("A split by atoms is at one site.", "Give through= or per_site=, not both.")
+            return through_atoms(self, queries, self._train(train), through, site)
+        return scores.score(self, queries, self._train(train), rank=rank, precision=precision, per_site=per_site)
 
-    method: str
-    sites: Sites
-    per_site: Mapping[str, SiteFactors]
-    count: int
-    damping: Damping
-    inputs: Mapping[str, Any]
-    key: str = ""
-    root: str = ""
+    def pairwise(self, queries: Examples, train: Examples) -> Float[np.ndarray, "q n"]:
+        return self.score(queries, train).values
 
-    def __reduce__(self) -> Any:
-        if self.root and self.method == "ekfac":
-            return load_factors, (self.root, self.key, self.damping)
-        return Factors, tuple(getattr(self, field.name) for field in fields(self))
+    def self_influence(self, train: Examples | None = None) -> "xarray.DataArray":
+        """(1/N) grad L_n^T (G + damping I)^-1 grad L_n, [train], in nats: how much an example changes its own loss.
 
-    def damped(self, site: str) -> np.ndarray:
-        """Eigenvalues plus damping, [o i]."""
-        values = self.per_site[site].eigenvalues
-        return values + self.damping.at(site, values)
+        >>> bool((factors.self_influence() > 0).all())
+        True
+        """
+        return scores.self_influence(self, self._train(train))
 
-    def inverse(self, site: str) -> np.ndarray:
-        """1 / (eigenvalues + damping), [o i]; zero where both are zero (directions no example has)."""
-        damped = self.damped(site)
-        return np.divide(1.0, damped, out=np.zeros_like(damped), where=damped > 0)
+    def top(
+        self,
+        queries: Examples,
+        k: int = 10,
+        train: Examples | None = None,
+        *,
+        rank: Rank = "auto",
+        precision: Precision = "float32",
+    ) -> "xarray.Dataset":
+        """The k most helpful and k most harmful examples of each query, in memory that does not grow with the data.
 
-    def inverse_product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
-        """(G + damping I)^-1 applied to gradients, site by site (Grosse et al. 2023, Eq. 21, with column
-        eigenvectors: Q_S ((Q_S^T V Q_A) / (lambda + damping)) Q_A^T)."""
-        return {site: self._apply(site, value, self.inverse(site)) for site, value in gradients.items()}
+        Returns a Dataset with `helpful` and `harmful` [query, place] in nats, and the ids `helpful_id` and
+        `harmful_id`; k is cut to the number of examples. Arguments are those of `score`. Raises UsageError for k
+        below 1.
 
-    def inverse_gradients(
-        self, inputs: Mapping[str, Float[Array, "b _s _i"]], grads: Mapping[str, Float[Array, "b _s _o"]]
-    ) -> dict[str, Float[Array, "b _o _i"]]:
-        """(G + damping I)^-1 applied to every example's gradient, from a frame's layer inputs and output gradients:
-        the examples' positions are rotated where that costs less than rotating the formed gradients."""
-        found = {}
-        for site, a in inputs.items():
-            g, factors = grads[site], self.per_site[site]
-            scale = jnp.asarray(self.inverse(site), a.dtype)
-            if factors.qa is None or factors.qs is None:
-                found[site] = kernels.gradients(a, g) * scale
-                continue
-            qa, qs = jnp.asarray(factors.qa, a.dtype), jnp.asarray(factors.qs, a.dtype)
-            order = kernels.rotation_order(a.shape[1], g.shape[2], a.shape[2])
-            found[site] = kernels.preconditioned(a, g, qa, qs, scale, order)
-        return found
+        >>> best = factors.top(queries, k=2)
+        >>> best["helpful"].shape, bool((best["helpful"] >= best["harmful"]).all())
+        ((3, 2), True)
+        """
+        return top.top(self, queries, self._train(train), k, rank=rank, precision=precision)
 
-    def product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
-        """(G + damping I) applied to gradients, site by site."""
-        return {site: self._apply(site, value, self.damped(site)) for site, value in gradients.items()}
+    def token_scores(
+        self,
+        queries: Examples,
+        train: Examples | None = None,
+        *,
+        by: Literal["layer", "output", "input"] = "layer",
+        **options: Any,
+    ) -> "xarray.DataArray":
+        """Influence split over the training examples' positions, [query, train, position], in nats; NaN past the end of
+        an example. Meant for the few examples that one looks at.
 
-    def _apply(self, site: str, value: jax.Array, weight: np.ndarray) -> jax.Array:
-        factors = self.per_site.get(site)
-        if factors is None:
-            raise DataError(f"These factors know no site {site!r}.", f"They know {', '.join(self.per_site)}.")
-        scale = jnp.asarray(weight, value.dtype)
-        if factors.qa is None or factors.qs is None:
-            return value * scale
-        qa, qs = jnp.asarray(factors.qa, value.dtype), jnp.asarray(factors.qs, value.dtype)
-        return kernels.rotate_back(kernels.rotate(value, qa, qs) * scale, qa, qs)
+        Args:
+            queries, train: as for `score`.
+            by: "layer" splits by the positions of the layers' rows (the sum is the influence); "output" by the tokens
+                as they are predicted (the sum is the influence; option how="difference" if the model has no
+                forward-mode derivative); "input" by the tokens as they are embedded (a first-order share; option
+                embedding= names the token embedding).
 
-    def with_damping(self, value: float, rule: Literal["relative", "absolute"] = "relative") -> "Factors":
-        """The same curvature, damped otherwise; nothing is refitted."""
-        return replace(self, damping=Damping(value, rule))
+        Raises DataError for a task without tokens; ModelError for sites whose rows are not the sequence's positions,
+        or if a derivative or an embedding is missing.
+        """
+        if by not in TOKEN_VIEWS:
+            raise UsageError(f"There are no token scores by {by!r}.", f"Choose from {', '.join(TOKEN_VIEWS)}.")
+        return TOKEN_VIEWS[by](self, queries, self._train(train), **options)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(a.nbytes for f in self.per_site.values() for a in f if a is not None)
+    def head_scores(
+        self, queries: Examples, attention: Sequence[heads.Head], train: Examples | None = None
+    ) -> "xarray.DataArray":
+        """Influence by attention head, [query, train, head], in nats; `find_heads` lists the heads. Raises ModelError
+        for a head at a site that was not fitted."""
+        return heads.head_scores(self, queries, self._train(train), attention)
 
-    def __repr__(self) -> str:
-        return (
-            f"Factors({self.method}, {len(self.per_site)} sites, {self.count} examples, "
-            f"damping {self.damping.value:g} {self.damping.rule}, {self.nbytes / 1e6:.1f} MB)"
+    def group_scores(
+        self,
+        queries: Examples,
+        train: Examples | None = None,
+        *,
+        query_groups: Mapping[str, Any] | None = None,
+        train_groups: Mapping[str, Any] | None = None,
+    ) -> "xarray.DataArray":
+        """Influence of groups of training examples on groups of queries, in nats: sums over the members.
+
+        Args:
+            queries, train: as for `score`.
+            query_groups, train_groups: name -> boolean mask or ids of its members; groups may overlap. A side without
+                groups is one group "all".
+
+        Raises DataError for a mask that does not match the data, an unknown id or an empty group.
+
+        >>> halves = {"first": train.ids[:6], "second": train.ids[6:]}
+        >>> factors.group_scores(queries, train_groups=halves).shape
+        (1, 2)
+        """
+        return groups.group_scores(
+            self, queries, self._train(train), query_groups=query_groups, train_groups=train_groups
         )
 
-    def _repr_html_(self) -> str:
-        rows = [
-            (s.name, f"{s.shape[0]} × {s.shape[1]}", float(self.per_site[s.name].eigenvalues.mean()))
-            for s in self.sites
-            if s.name in self.per_site
-        ]
-        pairs = [("inputs", self.key[:12] or "not kept"), ("sites", self.sites.summary)]
-        return (facts(repr(self), pairs) + table(("site", "out × in", "mean eigenvalue"), rows)).html
+    def relative(
+        self, influence: "xarray.DataArray", train: Examples | None = None, per: relative.Per = "loss"
+    ) -> "xarray.DataArray":
+        """Scores [query, train, ...] divided by how far each training example alone moves the model (RelatIF, Barshan
+        et al. 2020): per "loss" or per "parameters". Raises DataError if the scores are of other examples."""
+        return relative.relative(influence, self, self._train(train), per)
+
+    def _train(self, train: Examples | None) -> Examples:
+        return self.trained.train if train is None else train
 
 
-def sites_to_json(sites: Sites) -> dict[str, Any]:
-    return {"sites": [asdict(s) for s in sites], "total": sites.total, "left_out": [list(x) for x in sites.left_out]}
-
-
-def sites_from_json(data: Mapping[str, Any]) -> Sites:
-    def site(d: Mapping[str, Any]) -> Site:
-        return Site(
-            **{
-                **d,
-                "shape": tuple(d["shape"]),
-                "modules": tuple(d["modules"]),
-                "parameters": tuple((a, n) for a, n in d["parameters"]),
-            }
-        )
-
-    return Sites(tuple(site(d) for d in data["sites"]), data["total"], tuple((n, c) for n, c in data["left_out"]))
-
-
-def from_entry(entry: Entry, damping: Damping, root: str) -> Factors:
+def factors_of_entry(trained: TrainedModel, entry: Entry, damping: Damping) -> Factors:
     """Factors as a fit stored them: arrays `<site>/<part>`, sites and count beside them."""
     sites = sites_from_json(entry.about["sites"])
     per_site = {
         site.name: SiteFactors(*(entry.read(f"{site.name}/{part}") for part in SiteFactors._fields)) for site in sites
     }
-    return Factors("ekfac", sites, per_site, int(entry.about["count"]), damping, entry.inputs, entry.key, root)
+    count = int(entry.about["count"])
+    return Factors(trained, entry.inputs["method"], entry.inputs, sites, per_site, count, damping, entry.key)
 
 
-def load_factors(root: str, key: str, damping: Damping | None = None) -> Factors:
-    """The fitted EK-FAC factors with this key (or its beginning) in the store at `root`."""
-    return from_entry(Store(root).get(key), damping or Damping(), root)
+def load(trained: TrainedModel, key: str, damping: Damping | None = None) -> Factors:
+    """The fitted factors with this key (or its beginning) in the trained model's store.
+
+    Raises UsageError without a store, NotCached for an unknown key.
+    """
+    if trained.store is None:
+        raise UsageError("This trained model has no store to load from.", "Give TrainedModel(..., store=Store()).")
+    return factors_of_entry(trained, trained.store.get(key), damping or Damping())

@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from whence.cache import ArraySpec, DataError, NumericalError, Shard, Store, UsageError, ordered_sum, run_job
+from whence.cache import ArraySpec, DataError, NumericalError, Shard, TrainedModel, UsageError, ordered_sum, run_job
 from whence.cache.jobs.cluster import INLINE
-from whence.cache.model.batches import Frame, FrameSource
+from whence.cache.model.batches import BatchSource, CapturedBatch
 
 from . import kernels
-from .method import FitOptions
 
 PARTITION_EXAMPLES = 512
 MAX_PARTITIONS = 16
@@ -31,6 +31,13 @@ class Moments(NamedTuple):
     a: np.ndarray
     s: np.ndarray
     per_example: float
+
+
+class Eigenbasis(NamedTuple):
+    """values: ascending eigenvalues [n], not below zero. vectors: column eigenvectors [n n]."""
+
+    values: np.ndarray
+    vectors: np.ndarray
 
 
 def partition_count(examples: int) -> int:
@@ -56,21 +63,21 @@ class _Row:
 
 
 def sum_partitions(
-    store: Store | None,
+    trained: TrainedModel,
     inputs: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
     count: int,
     work: Sums,
-    options: FitOptions,
     desc: str,
 ) -> tuple[dict[str, np.ndarray], str]:
     """work(partition) -> named float64 sums, for `count` partitions, each kept in the store as soon as it is done,
-    on whatever cluster the options name; returns the totals, added in order of partition, and the entry's key.
+    on the trained model's cluster; returns the totals, added in order of partition, and the entry's key.
 
     Raises UsageError for a cluster without a store: partitions meet there.
     """
+    store = trained.store
     if store is None:
-        if options.cluster not in ("inline", INLINE):
+        if trained.cluster not in ("inline", INLINE):
             raise UsageError("A cluster needs a store, where its workers' partitions meet.", "Give store=Store().")
         totals = {name: np.zeros(shape) for name, shape in shapes.items()}
         for partition in range(count):
@@ -79,61 +86,56 @@ def sum_partitions(
         return totals, ""
     specs = {name: ArraySpec((count, *shape), "float64") for name, shape in shapes.items()}
     entry = run_job(
-        store, "factors", inputs, specs, _Row(work), shard_rows=1, cluster=options.cluster, log=options.log, desc=desc,
-        quiet=options.quiet,
+        store, "factors", inputs, specs, _Row(work), shard_rows=1, cluster=trained.cluster, log=trained.log, desc=desc,
+        quiet=trained.quiet,
     )  # fmt: skip
     return {name: np.asarray(ordered_sum(entry, name)) for name in shapes}, entry.key
 
 
-def shared_inputs(frame: Frame) -> dict[str, str]:
+def shared_inputs(batch: CapturedBatch) -> dict[str, str]:
     """site -> the first site that reads the same input: their A is one."""
     first: dict[int, str] = {}
-    return {site: first.setdefault(id(array), site) for site, array in frame.inputs.items()}
+    return {site: first.setdefault(id(array), site) for site, array in batch.inputs.items()}
 
 
-def first_frame(source: FrameSource) -> Frame:
-    return next(iter(source.frames(np.arange(1), desc="probe", quiet=True)))
+def first_batch(source: BatchSource) -> CapturedBatch:
+    return next(iter(source.batches(np.arange(1), desc="probe")))
 
 
 @dataclass(frozen=True)
 class MomentSums:
     """The input and output-gradient moments of one partition."""
 
-    source: FrameSource
+    source: BatchSource
     owner: Mapping[str, str]
     rows: np.ndarray
     count: int
-    quiet: bool
 
     def __call__(self, partition: int) -> dict[str, np.ndarray]:
         sums: dict[str, kernels.Sum] = {}
         positions = dict.fromkeys(self.owner, 0.0)
         rows = self.rows[partition_rows(len(self.rows), partition, self.count)]
-        for frame in self.source.frames(rows, "moments", self.quiet):
+        for batch in self.source.batches(rows, "moments"):
             for name, owner in self.owner.items():
-                weight = frame.weights[name]
+                weight = batch.weights[name]
                 if owner == name:
-                    _fold(sums, f"{name}/A", kernels.add_moment, frame.inputs[name], weight)
-                _fold(sums, f"{name}/S", kernels.add_moment, frame.grads[name], weight)
-                positions[name] += float(jnp.sum(weight[: len(frame.rows)]))
+                    _fold(sums, f"{name}/A", kernels.add_moment, batch.inputs[name], weight)
+                _fold(sums, f"{name}/S", kernels.add_moment, batch.grads[name], weight)
+                positions[name] += float(jnp.sum(weight[: len(batch.rows)]))
         out = {name: to_float64(total) for name, total in sums.items()}
         check_finite(out)
         return out | {f"{name}/positions": np.asarray(count) for name, count in positions.items()}
 
 
 def moments(
-    source: FrameSource,
-    store: Store | None,
-    inputs: Mapping[str, Any],
-    options: FitOptions,
-    examples: int | None = None,
+    source: BatchSource, inputs: Mapping[str, Any], examples: int | None = None
 ) -> tuple[dict[str, Moments], str]:
     """Input and output-gradient moments of every site (Grosse et al. 2023, Section 2.2), over all examples or over
     `examples` of them, evenly spaced."""
     sites, total = source.sites, len(source.examples)
     examples = total if examples is None else min(examples, total)
     rows = np.linspace(0, total - 1, examples).round().astype(np.int64)
-    owner = shared_inputs(first_frame(source))
+    owner = shared_inputs(first_batch(source))
     shapes: dict[str, tuple[int, ...]] = {}
     for site in sites:
         o, i = site.shape
@@ -142,9 +144,9 @@ def moments(
         shapes[f"{site.name}/S"] = (o, o)
         shapes[f"{site.name}/positions"] = ()
     parts = partition_count(examples)
-    work = MomentSums(source, owner, rows, parts, options.quiet)
+    work = MomentSums(source, owner, rows, parts)
     stage = {**inputs, "stage": "moments"} | ({} if examples == total else {"examples": examples})
-    totals, key = sum_partitions(store, stage, shapes, parts, work, options, "moments")
+    totals, key = sum_partitions(source.trained, stage, shapes, parts, work, "moments")
     check_some_gradient(totals[f"{site.name}/S"] for site in sites)
     averages: dict[str, np.ndarray] = {}  # one array for all that share it, so that it is decomposed once
     found = {}
@@ -185,31 +187,47 @@ def check_some_gradient(sums: Iterable[np.ndarray]) -> None:
         )
 
 
-def eigenbases(matrices: Mapping[str, np.ndarray], dtype: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """name -> (eigenvalues ascending, column eigenvectors), two decompositions at a time."""
+def bases_of(found: Mapping[str, Moments], dtype: str) -> tuple[dict[str, Eigenbasis], dict[str, Eigenbasis]]:
+    """Eigenbases of A and of S at every site."""
+    return (
+        eigenbases({name: m.a for name, m in found.items()}, dtype),
+        eigenbases({name: m.s for name, m in found.items()}, dtype),
+    )
+
+
+def eigenbases(matrices: Mapping[str, np.ndarray], dtype: str) -> dict[str, Eigenbasis]:
+    """The eigenbasis of every matrix, two decompositions at a time."""
     unique = {id(m): m for m in matrices.values()}
     with ThreadPoolExecutor(2) as pool:
         solved = dict(zip(unique, pool.map(lambda m: eigenbasis(m, dtype), unique.values())))
     return {name: solved[id(m)] for name, m in matrices.items()}
 
 
-def eigenbasis(matrix: np.ndarray, dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
+def eigenbasis(matrix: np.ndarray, dtype: str = "float32") -> Eigenbasis:
     """Eigendecomposition of a symmetric matrix in `dtype`; float32 is checked for orthogonality and done again in
     float64 where it falls short. Any orthogonal basis keeps EK-FAC's eigenvalues unbiased, a skewed one does not."""
     symmetric = (matrix + matrix.T) / 2
     if dtype == "float32":
         scale = np.abs(symmetric).max() or 1.0
-        values, vectors = scipy.linalg.eigh((symmetric / scale).astype(np.float32), driver="evd", overwrite_a=True)
+        values, vectors = _eigh((symmetric / scale).astype(np.float32))
         error = np.abs(vectors.T @ vectors - np.eye(len(vectors), dtype=np.float32)).max()
         if np.isfinite(error) and error <= ORTHOGONAL:
-            return np.maximum(values.astype(np.float64) * scale, 0), vectors
+            return Eigenbasis(np.maximum(values.astype(np.float64) * scale, 0), vectors)
     values, vectors = scipy.linalg.eigh(symmetric, driver="evd")
-    return np.maximum(values, 0), vectors if dtype == "float64" else vectors.astype(np.float32)
+    return Eigenbasis(np.maximum(values, 0), vectors if dtype == "float64" else vectors.astype(np.float32))
+
+
+def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """On an accelerator if JAX has one, else by LAPACK on the host."""
+    if jax.default_backend() == "cpu":
+        return scipy.linalg.eigh(matrix, driver="evd", overwrite_a=True)
+    values, vectors = jnp.linalg.eigh(jnp.asarray(matrix))
+    return np.asarray(values), np.asarray(vectors)
 
 
 @runtime_checkable
 class SiteSum(Protocol):
-    """Folds one frame into the running sum of a site. Picklable: it goes to worker processes."""
+    """Folds one batch into the running sum of a site. Picklable: it goes to worker processes."""
 
     def __call__(self, site: str, total: kernels.Sum, a: Any, g: Any) -> kernels.Sum: ...
 
@@ -218,18 +236,17 @@ class SiteSum(Protocol):
 class SiteSums:
     """The [o i] sums of one partition at every site."""
 
-    source: FrameSource
+    source: BatchSource
     add: SiteSum
     count: int
     desc: str
-    quiet: bool
 
     def __call__(self, partition: int) -> dict[str, np.ndarray]:
         sums: dict[str, kernels.Sum] = {}
         rows = partition_rows(len(self.source.examples), partition, self.count)
-        for frame in self.source.frames(rows, self.desc, self.quiet):
+        for batch in self.source.batches(rows, self.desc):
             for site in self.source.sites:
-                a, g = frame.inputs[site.name], frame.grads[site.name]
+                a, g = batch.inputs[site.name], batch.grads[site.name]
                 start = sums.pop(site.name) if site.name in sums else kernels.zero_sum(site.shape, a.dtype)
                 sums[site.name] = self.add(site.name, start, a, g)
         out = {name: to_float64(total) for name, total in sums.items()}
@@ -238,18 +255,13 @@ class SiteSums:
 
 
 def fold_sites(
-    source: FrameSource,
-    store: Store | None,
-    inputs: Mapping[str, Any],
-    add: SiteSum,
-    desc: str,
-    options: FitOptions,
+    source: BatchSource, inputs: Mapping[str, Any], add: SiteSum, desc: str
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Mean over examples of an [o i] sum at every site: add(site, sum, a, g) folds one frame in."""
+    """Mean over examples of an [o i] sum at every site: add(site, sum, a, g) folds one batch in."""
     shapes = {site.name: site.shape for site in source.sites}
     count = len(source.examples)
     parts = partition_count(count)
-    work = SiteSums(source, add, parts, desc, options.quiet)
-    totals, key = sum_partitions(store, inputs, shapes, parts, work, options, desc)
+    work = SiteSums(source, add, parts, desc)
+    totals, key = sum_partitions(source.trained, inputs, shapes, parts, work, desc)
     check_some_gradient(totals.values())
     return {name: total / count for name, total in totals.items()}, key

@@ -23,7 +23,7 @@ import numpy as np
 from torch import nn
 
 from whence.cache import DataError, Examples, NumericalError, Sites, Store, Task
-from whence.cache.model.batches import Replay
+from whence.cache.model.batches import KeptBatches
 
 from . import kernels
 from .factors import Damping, Factors, SiteFactors
@@ -98,7 +98,7 @@ def moment_sums(
 ) -> Sums:
     """Sums of A and S over one shard of data, kept in the store under the shard's own key. Raises as EKFAC.fit."""
     run = make_run(model, task, examples, sites, "sampled", seed, options)
-    found, _ = moments(Replay(run, 0), store, inputs_of(run), options)
+    found, _ = moments(KeptBatches(run, 0), store, inputs_of(run), options)
     first: dict[int, str] = {}
     owners = {name: first.setdefault(id(mean.a), name) for name, mean in found.items()}
     arrays: dict[str, np.ndarray] = {}
@@ -126,7 +126,7 @@ def square_sums(
     order = {s.name: kernels.rotation_order(width, *s.shape) for s in run.sites}
     stage = {**inputs_of(run), "stage": "squares", "basis": basis.fingerprint}
     add = RotatedSquares(basis.bases, order, "float32")
-    values, _ = fold_sites(Replay(run, 0), store, stage, add, "eigenvalues", options)
+    values, _ = fold_sites(KeptBatches(run, 0), store, stage, add, "eigenvalues", options)
     arrays = {name: value * len(examples) for name, value in values.items()}
     ids = frozenset(map(int, examples.ids))
     return Sums(basis.fingerprint, arrays, ids, run.sites, common(inputs_of(run)))

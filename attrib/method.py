@@ -1,82 +1,98 @@
-"""The protocol of an attribution method, and what every method of it shares."""
+"""What an attribution method is: a frozen dataclass of settings that fits a trained model, and the part of its key that
+its fields form."""
 
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar, Literal
 
-import torch
-from torch import nn
+from whence.cache import ModelPass, Sites, TrainedModel
 
-from whence.cache import Cluster, Examples, Sites, Store, Task, find_sites
-from whence.cache.model.batches import Run
-from whence.cache.model.fingerprint import model_fingerprint
-
+from .curvature import Damping, SiteFactors
 from .factors import Factors
+from .fitted import Fitted
+
+Labels = Literal["sampled", "true"]
+Eigen = Literal["float32", "float64"]
 
 
-@runtime_checkable
-class Method(Protocol):
-    """Fit once, score often: `fit` looks at the model and its data and returns state that is never changed; scores
-    are products of that state with gradients. A new method is one file in `methods/` and one line in its index."""
+def in_key(default: Any, *, name: str | None = None, unless: Any = MISSING) -> Any:
+    """A field that enters the key under `name` (its own by default), unless it has the value `unless`."""
+    return field(default=default, metadata={"key": name, "unless": unless})
 
-    def fit(
-        self,
-        model: nn.Module,
-        task: Task,
-        examples: Examples,
-        *,
-        sites: Sites | None = None,
-        store: Store | None = None,
-        options: "FitOptions" = ...,
-    ) -> Factors: ...
+
+def not_in_key(default: Any, why: str) -> Any:
+    """A field that enters the key in another way, or changes nothing that is stored: `why` says which."""
+    return field(default=default, metadata={"why": why})
 
 
 @dataclass(frozen=True)
-class FitOptions:
-    """How a fit is run; none of it changes the result beyond rounding, so none of it is in a key.
+class Method(ABC):
+    """An attribution method: `fit` once, score often.
 
-    memory: bytes that may be held (default: half of what is free). positions: positions in a batch (default: from
-    `memory`). spill: bytes of inputs and gradients that the first pass of a fit may leave in the store for the
-    second, where memory does not hold them. quiet: no progress bars. device: where the model and its batches are.
-    cluster: where partitions are computed: "inline", "local:2", "dask:ADDRESS", "slurm:FILE" (see cache.cluster);
-    needs a store. log: a file that gets one JSON line a partition.
+    A new method is one file in `methods/` with a subclass, and one line in its registry `METHODS`. It names itself,
+    declares its settings as fields, and implements `fit_at`. Every field enters the key of what it computes, unless
+    it is declared with `not_in_key`.
     """
 
-    memory: int | None = None
-    positions: int | None = None
-    spill: int = 4 << 30
-    quiet: bool = False
-    device: Any = None
-    cluster: str | Cluster = "inline"
-    log: str | None = None
+    name: ClassVar[str]
 
-    def __getstate__(self) -> dict[str, Any]:  # a worker has no workers of its own
-        return {**self.__dict__, "cluster": "inline"}
+    def fit(self, trained: TrainedModel, *, sites: Any = None) -> Fitted:
+        """Fit, resume a fit, or read it from the store.
+
+        Args:
+            trained: the model with its data, task, store and device.
+            sites: the layers that are attributed, as for TrainedModel; by default the trained model's own.
+
+        Raises ModelError if no site is called; DataError for no data; NumericalError if a loss or a sum is not
+        finite; ResourceError if one example does not fit the memory limit; UsageError for settings that contradict.
+        """
+        return self.fit_at(trained, trained.find(sites))
+
+    @abstractmethod
+    def fit_at(self, trained: TrainedModel, sites: Sites) -> Fitted:
+        """Fit at these sites, all of which the model calls."""
+
+    def settings(self) -> dict[str, Any]:
+        """The part of the key that the method's own fields form."""
+        found: dict[str, Any] = {}
+        for each in fields(self):
+            if "why" in each.metadata:
+                continue
+            value = getattr(self, each.name)
+            unless = each.metadata.get("unless", MISSING)
+            if unless is MISSING or value != unless:
+                found[each.metadata.get("key") or each.name] = value
+        return found
 
 
-def make_run(
-    model: nn.Module,
-    task: Task,
-    examples: Examples,
-    sites: Sites | None,
-    objective: str,
-    seed: int,
-    options: FitOptions,
-) -> Run:
-    """A prepared run: sites found when not given, batch size measured."""
-    chosen = find_sites(model, quiet=options.quiet) if sites is None else sites
-    device = options.device or next((p.device for p in model.parameters()), torch.device("cpu"))
-    run = Run(model, task, examples, chosen, objective, seed, options.positions, options.memory, device)
-    return run.prepared()
+@dataclass(frozen=True)
+class CurvatureMethod(Method):
+    """A method whose fit is a curvature per site, in a Kronecker-factored eigenbasis or the weights' own basis.
 
+    Args:
+        damping: added to the eigenvalues; chosen after the fit, so it enters the key of scores only.
+        labels: "sampled" from the model (the Fisher matrix, equal to the Gauss-Newton matrix), or "true", the data's
+            own (the empirical Fisher, which Grosse et al. 2023 advise against).
+        seed: of the sampled labels.
+    """
 
-def inputs_of(run: Run, **more: Any) -> dict[str, Any]:
-    """What a result of this run is computed from: the part of its key that every kind shares."""
-    return {
-        "model": model_fingerprint(run.model).hex,
-        "data": run.examples.fingerprint,
-        "task": run.task.settings,
-        "sites": run.sites.settings,
-        "objective": run.objective,
-        "seed": run.seed,
-        **more,
-    }
+    damping: Damping = not_in_key(Damping(), "enters the key of the scores")
+    labels: Labels = not_in_key("sampled", "enters as the objective of the pass")
+    seed: int = not_in_key(0, "enters with the pass")
+
+    def fit_at(self, trained: TrainedModel, sites: Sites) -> Factors:
+        run = self.run(trained, sites)
+        inputs = self.inputs(run)
+        per_site, key = self.curvature(run, inputs)
+        return Factors(trained, self.name, inputs, sites, per_site, len(run.examples), self.damping, key)
+
+    def run(self, trained: TrainedModel, sites: Sites) -> ModelPass:
+        return trained.run("sampled" if self.labels == "sampled" else "loss", sites, seed=self.seed)
+
+    def inputs(self, run: ModelPass) -> dict[str, Any]:
+        """What the curvature is computed from, as in its key."""
+        return {**run.inputs(method=self.name), **self.settings()}
+
+    @abstractmethod
+    def curvature(self, run: ModelPass, inputs: dict[str, Any]) -> tuple[dict[str, SiteFactors], str]:
+        """Eigenbases and eigenvalues of every site, and the key of the entry that they are in (or "")."""

@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from whence.cache import Examples, ResourceError, Site, Sites, Store, Task, find_sites
-from whence.cache.model.batches import GRAPH, Frame, Run, memory_limit, plan_batches, widths
+from whence.cache.model.batches import GRAPH, CapturedBatch, ModelPass, memory_limit, plan_batches, widths
 
 from . import contraction, kernels
 from .fit import partition_count
@@ -30,7 +30,7 @@ SYMMETRIC = 5 / 8  # of a full product's operations, in four blocks, where it is
 @dataclass(frozen=True)
 class Stage:
     """passes: over the data with the model. operations: floating-point. memory: bytes held at once besides model and
-    batch. disk: bytes written. seconds: 0 where nothing was measured."""
+    planned. disk: bytes written. seconds: 0 where nothing was measured."""
 
     name: str
     passes: int
@@ -123,7 +123,7 @@ def make_plan(
     held = (None if dense <= limit // 2 else RANK) if rank == "auto" else rank
     rates = measured(probe, task, examples, options) if measure else Rates(0.0, 0.0)
     stages = list(fit_stages(chosen, len(examples), positions, longest, everything(model)))
-    batch = batch_bytes(probe, longest, limit)
+    planned = batch_bytes(probe, longest, limit)
     forms: dict[str, int] = {}
     if queries:
         works = contraction.choose(
@@ -143,7 +143,7 @@ def make_plan(
         stages.append(Stage("index", 1, operations, held_rows, index_width * len(examples) * 2))
     timed = tuple(rates.time(stage, positions) for stage in stages)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    memory = weights + batch + max(stage.memory for stage in stages)
+    memory = weights + planned + max(stage.memory for stage in stages)
     disk = sum(stage.disk for stage in stages) if store is not None else 0
     free = _free(store)
     plan = Plan(
@@ -173,7 +173,7 @@ def fit_stages(sites: Sites, examples: int, positions: int, longest: int, model:
     return [
         Stage("moments", 1, moments, fit_bytes(sites), parts * squares * 8),
         Stage("eigenvectors", 0, 9.0 * cubes, fit_bytes(sites), squares * 4),
-        # the frames of the first pass are kept where they fit; the plan counts the pass as if they were not
+        # the batches of the first pass are kept where they fit; the plan counts the pass as if they were not
         Stage("eigenvalues", 1, model * positions + rotated_operations(sites, examples, longest), fit_bytes(sites),
               parts * grid * 8 + squares * 4 + grid * 8),
     ]  # fmt: skip
@@ -196,8 +196,8 @@ def rotated_operations(sites: Sites, examples: int, s: int) -> float:
     return examples * sum(one(site) for site in sites)
 
 
-def batch_bytes(probe: Run, longest: int, limit: int) -> int:
-    """What one batch of the model's pass holds: a quarter of the limit, or what the largest useful batch takes."""
+def batch_bytes(probe: ModelPass, longest: int, limit: int) -> int:
+    """What one planned of the model's pass holds: a quarter of the limit, or what the largest useful planned takes."""
     each = GRAPH * 4 * sum(o + i for o, i in (s.shape for s in probe.sites))
     return int(min(limit // 4, each * max(8192, longest)))
 
@@ -223,22 +223,22 @@ class Rates:
     operations_a_position: float = 0.0
 
 
-def measured(probe: Run, task: Task, examples: Examples, options: FitOptions) -> Rates:
-    """One small batch through the model, and the heaviest kernel on the largest site; both run once to compile."""
+def measured(probe: ModelPass, task: Task, examples: Examples, options: FitOptions) -> Rates:
+    """One small planned through the model, and the heaviest kernel on the largest site; both run once to compile."""
     longest = int(examples.lengths.max())
     rows = np.argsort(-examples.lengths, kind="stable")[: max(1, SAMPLE_POSITIONS // longest)]
     run = replace(probe, examples=examples.select(rows), positions=SAMPLE_POSITIONS)
-    batch = plan_batches(run.examples.lengths, np.arange(len(rows)), max(SAMPLE_POSITIONS, longest))[0]
-    frame, seconds = _best(lambda: run.frame(batch))
+    planned = plan_batches(run.examples.lengths, np.arange(len(rows)), max(SAMPLE_POSITIONS, longest))[0]
+    batch, seconds = _best(lambda: run.captured(planned))
     site = max(run.sites, key=lambda s: s.shape[0] * s.shape[1])
     o, i = site.shape
-    a, g = frame.inputs[site.name], frame.grads[site.name]
+    a, g = batch.inputs[site.name], batch.grads[site.name]
     qa, qs = (jax.numpy.eye(w, dtype=a.dtype) for w in (i, o))
     weight = jax.numpy.ones((o, i), a.dtype)
     order = kernels.rotation_order(a.shape[1], o, i)
     _, kernel = _best(lambda: jax.block_until_ready(kernels.weighted_squares(a, g, qa, qs, weight, order)))
     operations = rotated_operations(run.sites.only([site.name]), a.shape[0], a.shape[1])
-    rates = Rates(seconds / (batch.full * batch.width), operations / kernel)
+    rates = Rates(seconds / (planned.full * planned.width), operations / kernel)
     return replace(rates, operations_a_position=everything(probe.model))
 
 
@@ -248,7 +248,7 @@ def _best(work: Callable[[], Any]) -> tuple[Any, float]:
     for _ in range(2):
         began = time.perf_counter()
         out = work()
-        if isinstance(out, Frame):
+        if isinstance(out, CapturedBatch):
             jax.block_until_ready(list(out.grads.values()))
         seconds.append(time.perf_counter() - began)
     return out, min(seconds)

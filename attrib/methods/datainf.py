@@ -25,12 +25,12 @@ class SwappedInverse(Solved):
         (1/d) (b - (1/N) sum_n g_n <g_n, b> / (d + |g_n|^2)); one pass over the examples."""
         vectors = {name: to_jax(value) for name, value in b.items()}
         taken = {name: jnp.zeros_like(value) for name, value in vectors.items()}
-        for frame in self.run.frames(desc="DataInf", quiet=True):
+        for batch in self.run.batches(desc="DataInf", quiet=True):
             for site in self.run.sites:
-                name, a, g = site.name, frame.inputs[site.name], frame.grads[site.name]
+                name, a, g = site.name, batch.inputs[site.name], batch.grads[site.name]
                 v = vectors[name].astype(a.dtype)
                 norms = kernels.weighted_squares_unrotated(a, g, jnp.ones(site.shape, a.dtype))
-                share = site_products(v, frame, name) / (self.damping_at(name) + norms)
+                share = site_products(v, batch, name) / (self.damping_at(name) + norms)
                 taken[name] += jnp.einsum("qb,bso,bsi->qoi", share, g, a, optimize="optimal")
         x = {}
         for name, value in vectors.items():

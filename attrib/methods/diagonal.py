@@ -1,16 +1,14 @@
 """Diagonal: the Fisher matrix's diagonal in the weights' own basis."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from torch import nn
-
-from whence.cache import Examples, Sites, Store, Task
+from whence.cache import ModelPass
 
 from .. import kernels
-from ..factors import Damping, Factors, SiteFactors
+from ..curvature import SiteFactors
 from ..fit import fold_sites
-from ..method import FitOptions, inputs_of, make_run
+from ..method import CurvatureMethod
 
 
 def add_squares(site: str, total: kernels.Sum, a: Any, g: Any) -> kernels.Sum:
@@ -18,28 +16,11 @@ def add_squares(site: str, total: kernels.Sum, a: Any, g: Any) -> kernels.Sum:
 
 
 @dataclass(frozen=True)
-class Diagonal:
-    """Mean over examples of squared gradients, one pass. labels and seed as for EKFAC."""
+class Diagonal(CurvatureMethod):
+    """The mean over examples of squared gradients, in one pass. Fields are those of CurvatureMethod."""
 
-    damping: Damping = Damping()
-    labels: Literal["sampled", "true"] = "sampled"
-    seed: int = 0
     name = "diagonal"
 
-    def fit(
-        self,
-        model: nn.Module,
-        task: Task,
-        examples: Examples,
-        *,
-        sites: Sites | None = None,
-        store: Store | None = None,
-        options: FitOptions = FitOptions(),
-    ) -> Factors:
-        """Raises as EKFAC.fit."""
-        objective = "sampled" if self.labels == "sampled" else "loss"
-        run = make_run(model, task, examples, sites, objective, self.seed, options)
-        inputs = inputs_of(run, method=self.name)
-        squares, key = fold_sites(run, store, inputs, add_squares, self.name, options)
-        per_site = {name: SiteFactors(None, None, value) for name, value in squares.items()}
-        return Factors(self.name, run.sites, per_site, len(examples), self.damping, inputs, key)
+    def curvature(self, run: ModelPass, inputs: dict[str, Any]) -> tuple[dict[str, SiteFactors], str]:
+        squares, key = fold_sites(run, inputs, add_squares, self.name)
+        return {name: SiteFactors(None, None, value) for name, value in squares.items()}, key

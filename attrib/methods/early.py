@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.cache import DataError, Examples, Sites, Store, Task, model_fingerprint
-from whence.cache.model.batches import Run
+from whence.cache.model.batches import ModelPass
 from whence.cache.model.task import Batch
 
 from .. import kernels
@@ -61,13 +61,13 @@ class EarlyScores:
 def gradient_norms(model: nn.Module, task: Task, train: Examples, sites: Sites, options: FitOptions) -> np.ndarray:
     """|grad L_n| over the sites, [n]."""
 
-    run: Run = make_run(model, task, train, sites, "loss", 0, options)
+    run: ModelPass = make_run(model, task, train, sites, "loss", 0, options)
     ones = {s.name: jnp.ones(s.shape) for s in run.sites}
 
-    def each(frame: Any) -> Any:
+    def each(batch: Any) -> Any:
         parts = [
-            kernels.weighted_squares_unrotated(a, frame.grads[name], ones[name].astype(a.dtype))
-            for name, a in frame.inputs.items()
+            kernels.weighted_squares_unrotated(a, batch.grads[name], ones[name].astype(a.dtype))
+            for name, a in batch.inputs.items()
         ]
         return jnp.sqrt(sum(parts[1:], parts[0]))[:, None]
 

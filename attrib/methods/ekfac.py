@@ -7,137 +7,102 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from torch import nn
 
-from whence.cache import Examples, Sites, Store, Task, connect, gradients
+from whence.cache import ModelPass, Sites, Store, TrainedModel, connect, gradients
 from whence.cache.jobs.cluster import INLINE
-from whence.cache.model.batches import FrameSource, Replay, Run, memory_limit
+from whence.cache.model.batches import BatchSource
 from whence.cache.model.gradients import stored_bytes
+from whence.cache.model.trained import KeptBatches
 
 from .. import kernels
-from ..factors import Damping, Factors, SiteFactors, from_entry, sites_to_json
-from ..fit import Moments, eigenbases, first_frame, fold_sites, moments
-from ..method import FitOptions, inputs_of, make_run
-from ..precision import products_in
+from ..curvature import SiteFactors, sites_to_json
+from ..factors import Factors, factors_of_entry
+from ..fit import Moments, bases_of, first_batch, fold_sites, moments
+from ..method import CurvatureMethod, Eigen, in_key, not_in_key
+from ..scoring.precision import products_in
 
-REDRAW = 30  # positions for each dimension, below which a basis follows its own labels
-FRESH = 1 << 20  # how far the seeds of redrawn labels lie from the basis's
+REDRAW = 30  # positions per dimension, below which a basis follows its own labels
+FRESH = 1 << 20  # distance of the redrawn labels' seeds from the basis's seeds
 
 
 @dataclass(frozen=True)
-class EKFAC:
+class EKFAC(CurvatureMethod):
     """The eigenbasis of K-FAC with the Fisher's own second moments in it.
 
     Pass one: A = E[a a^T], S = E[g g^T] over positions, as if they were independent, and their eigenvectors.
     Pass two: lambda = E over examples of (Q_S^T G Q_A)^2 with G summed over the example's positions, which puts the
-    dependence between positions back on the diagonal. The frames of pass one serve pass two as far as memory goes.
+    dependence between positions back on the diagonal. The batches of pass one serve pass two as far as memory allows.
 
-    An eigenbasis turns towards the noise of the labels it was fitted on; lambda measured on those same labels is then
+    An eigenbasis turns towards the noise of the labels it was fitted on. Lambda measured on the same labels is then
     too large along the first directions, as variances along principal components are in the sample that chose them.
-    With many positions for each dimension that is nothing; with few it costs accuracy. So lambda's labels are drawn
-    anew, at the price of one more forward and backward, where the data have fewer than REDRAW positions for each
-    dimension of the widest site.
+    With many positions per dimension this is negligible; with few it costs accuracy.
 
-    labels: "sampled" from the model (the Fisher matrix, equal to the Gauss-Newton matrix), or "true" (the empirical
-    Fisher, which the paper advises against). seed: of the draws. eigen: precision of the eigenvectors; float32 is
-    checked for orthogonality and done again in float64 where it falls short. basis_examples: how many examples, evenly
-    spaced, make A and S (default: all). Any orthogonal basis is valid and lambda is measured on every example, so a
-    part of the data saves most of pass one and changes scores little. redraw: whether lambda's labels are drawn anew
-    (default: by the rule above). products: in whole float32, or on a GPU that has
-    it in TF32, which is faster by several times.
-
-    >>> sites = find_sites(model, quiet=True)
-    >>> factors = EKFAC().fit(model, task, train, sites=sites, store=store)
-    >>> factors.per_site["2"].eigenvalues.shape  # [o, i]
-    (3, 9)
+    Args:
+        damping, labels, seed: as for CurvatureMethod.
+        eigen: precision of the eigenvectors. float32 is checked for orthogonality and computed again in float64 if it
+            falls short.
+        basis_examples: how many examples, evenly spaced, give A and S; None means all. Any orthogonal basis is valid
+            and lambda is measured on every example, so a part of the data saves most of pass one.
+        redraw: whether lambda's labels are drawn again, for one more forward and backward pass; None means only if
+            the data have fewer than REDRAW positions per dimension of the widest site.
+        products: precision of matrix products; "tf32" differs on GPUs only.
     """
 
-    damping: Damping = Damping()
-    labels: Literal["sampled", "true"] = "sampled"
-    seed: int = 0
-    eigen: Literal["float32", "float64"] = "float32"
-    basis_examples: int | None = None
-    redraw: bool | None = None
-    products: Literal["float32", "tf32"] = "float32"
+    eigen: Eigen = in_key("float32")
+    basis_examples: int | None = in_key(None, unless=None)
+    redraw: bool | None = not_in_key(None, "enters as decided for these data")
+    products: Literal["float32", "tf32"] = in_key("float32", unless="float32")
     name = "ekfac"
 
-    def fit(
-        self,
-        model: nn.Module,
-        task: Task,
-        examples: Examples,
-        *,
-        sites: Sites | None = None,
-        store: Store | None = None,
-        options: FitOptions = FitOptions(),
-    ) -> Factors:
-        """Fit, resume, or read from the store.
-
-        Raises ModelError where no site is called, DataError for no data, NumericalError where a loss or a sum is
-        not finite, ResourceError where one example does not fit the memory limit.
-        """
-        objective = "sampled" if self.labels == "sampled" else "loss"
-        run = make_run(model, task, examples, sites, objective, self.seed, options)
-        anew = self._anew(run)
-        inputs = {**inputs_of(run), "method": self.name, **self._basis} | ({"redraw": True} if anew else {})
+    def fit_at(self, trained: TrainedModel, sites: Sites) -> Factors:
+        run, store = self.run(trained, sites), trained.store
+        inputs = self.inputs(run)
         if store is not None and store.has("factors", inputs):
-            return from_entry(store.open("factors", inputs), self.damping, store.root)
-        with connect(options.cluster) as workers, products_in(self.products):
-            together = replace(options, cluster=workers)
-            source = Replay(run, 0) if anew else frames_twice(run, store, together)
-            second = replace(run, seed=run.seed + FRESH) if anew else source
-            per_site = self._per_site(source, second, store, inputs_of(run), together)
+            return factors_of_entry(trained, store.open("factors", inputs), self.damping)
+        per_site, _ = self.curvature(run, inputs)
         if store is None:
-            return Factors(self.name, run.sites, per_site, len(examples), self.damping, inputs)
+            return Factors(trained, self.name, inputs, sites, per_site, len(run.examples), self.damping)
         arrays = {f"{name}/{part}": value for name, f in per_site.items() for part, value in f._asdict().items()}
-        about = {"sites": sites_to_json(run.sites), "count": len(examples), "coverage": run.sites.coverage}
-        return from_entry(store.put("factors", inputs, arrays, about=about), self.damping, store.root)
+        about = {"sites": sites_to_json(sites), "count": len(run.examples), "coverage": sites.coverage}
+        return factors_of_entry(trained, store.put("factors", inputs, arrays, about=about), self.damping)
 
-    @property
-    def _basis(self) -> dict[str, Any]:
-        """What the eigenbasis depends on, beside the run."""
-        part = {"basis_examples": self.basis_examples} if self.basis_examples else {}
-        return {"eigen": self.eigen} | part | ({"products": self.products} if self.products != "float32" else {})
+    def inputs(self, run: ModelPass) -> dict[str, Any]:
+        return {**super().inputs(run), **({"redraw": True} if self._redraws(run) else {})}
 
-    def _anew(self, run: Run) -> bool:
-        """Whether lambda's labels are drawn anew."""
+    def curvature(self, run: ModelPass, inputs: dict[str, Any]) -> tuple[dict[str, SiteFactors], str]:
+        anew, shared = self._redraws(run), run.inputs()
+        with connect(run.trained.cluster) as workers, products_in(self.products):
+            run = replace(run, trained=run.trained.replace(cluster=workers))
+            first = KeptBatches(run, 0) if anew else batches_twice(run)
+            second = replace(run, seed=run.seed + FRESH) if anew else first
+            precise = {} if self.products == "float32" else {"products": self.products}
+            found, _ = moments(first, {**shared, **precise}, self.basis_examples)
+            bases = Bases.of(found, self.eigen, run.trained.store, {**shared, **self.settings()})
+            stage = {**shared, **self.settings(), "stage": "eigenvalues"} | ({"redraw": True} if anew else {})
+            values, _ = fold_sites(second, stage, RotatedSquares.of(bases, first), "eigenvalues")
+        return {name: SiteFactors(*bases.at(name), value) for name, value in values.items()}, ""
+
+    def _redraws(self, run: ModelPass) -> bool:
+        """Whether lambda's labels are drawn again."""
         if self.labels == "true" or self.redraw is not None:
             return bool(self.redraw) and self.labels == "sampled"
         widest = max(max(site.shape) for site in run.sites)
         return int(run.examples.lengths.sum()) < REDRAW * widest
 
-    def _per_site(
-        self,
-        source: FrameSource,
-        second: FrameSource,
-        store: Store | None,
-        inputs: Mapping[str, Any],
-        options: FitOptions,
-    ) -> dict[str, SiteFactors]:
-        found, _ = moments(source, store, inputs, options, self.basis_examples)
-        frame = first_frame(source)
-        dtype = str(next(iter(frame.inputs.values())).dtype)
-        bases = Bases.of(found, self.eigen, store, {**inputs, **self._basis})
-        order = {s.name: kernels.rotation_order(frame.inputs[s.name].shape[1], *s.shape) for s in source.sites}
-        stage = {**inputs, **self._basis, "stage": "eigenvalues"} | ({} if second is source else {"redraw": True})
-        add = RotatedSquares(bases, order, dtype)
-        values, _ = fold_sites(second, store, stage, add, "eigenvalues", options)
-        return {name: SiteFactors(*bases.at(name), value) for name, value in values.items()}
 
-
-def frames_twice(run: Run, store: Store | None, options: FitOptions) -> FrameSource:
-    """Frames for two passes: kept in memory where they fit, else in the store where they fit, else made again."""
-    limit = memory_limit(options.memory) // 2
-    if store is not None and options.spill > 0 and options.cluster == INLINE:
+def batches_twice(run: ModelPass) -> BatchSource:
+    """Batches for two passes: kept in memory if they fit, else in the store if they fit, else captured again."""
+    trained, limit = run.trained, run.trained.memory_limit() // 2
+    if trained.store is not None and trained.spill > 0 and trained.cluster == INLINE:
         needed = stored_bytes(run)
-        if limit < needed <= options.spill:
-            return gradients(run, store, log=options.log)
-    return Replay(run, limit)
+        if limit < needed <= trained.spill:
+            return gradients(run, trained.store)
+    return KeptBatches(run, limit)
 
 
 @dataclass(frozen=True)
 class Bases:
-    """Eigenbases of the sites: at hand, or by the key of their entry, which is what travels to a worker."""
+    """Eigenbases of the sites. Those of a store travel to a worker by the key of their entry."""
 
     root: str
     key: str
@@ -149,9 +114,8 @@ class Bases:
         if store is not None and store.has("factors", stage):
             entry = store.open("factors", stage)
             return Bases(store.root, entry.key, {name: entry.read(name) for name in entry.arrays})
-        a = eigenbases({name: m.a for name, m in found.items()}, eigen)
-        s = eigenbases({name: m.s for name, m in found.items()}, eigen)
-        arrays = {f"{n}/A": a[n][1] for n in found} | {f"{n}/S": s[n][1] for n in found}
+        a, s = bases_of(found, eigen)
+        arrays = {f"{n}/A": a[n].vectors for n in found} | {f"{n}/S": s[n].vectors for n in found}
         if store is None:
             return Bases("", "", arrays)
         return Bases(store.root, store.put("factors", stage, arrays).key, arrays)
@@ -170,11 +134,17 @@ def _load_bases(root: str, key: str) -> Bases:
 
 @dataclass(frozen=True)
 class RotatedSquares:
-    """Folds (Q_S^T G Q_A)^2 of a frame into a site's sum."""
+    """Adds (Q_S^T G Q_A)^2 of a batch to a site's sum."""
 
     bases: Bases
     order: Mapping[str, kernels.Order]
     dtype: str
+
+    @staticmethod
+    def of(bases: Bases, source: BatchSource) -> "RotatedSquares":
+        batch = first_batch(source)
+        order = {s.name: kernels.rotation_order(batch.inputs[s.name].shape[1], *s.shape) for s in source.sites}
+        return RotatedSquares(bases, order, str(next(iter(batch.inputs.values())).dtype))
 
     @cached_property
     def _device(self) -> dict[str, tuple[Any, Any]]:

@@ -1,34 +1,23 @@
 """Identity: the dot product of gradients, TracIn at one checkpoint (Pruthi et al. 2020, Eq. 1)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from torch import nn
 
-from whence.cache import Examples, Sites, Store, Task
+from whence.cache import ModelPass
 
-from ..factors import Damping, Factors, SiteFactors
-from ..method import FitOptions, inputs_of, make_run
+from ..curvature import Damping, SiteFactors
+from ..method import CurvatureMethod, Labels, not_in_key
 
 
 @dataclass(frozen=True)
-class Identity:
-    """No curvature at all: G + damping I is taken to be I."""
+class Identity(CurvatureMethod):
+    """No curvature at all: G + damping I is taken to be I. One batch is run, to see which sites are called."""
 
+    damping: Damping = not_in_key(Damping(0.0, "absolute"), "enters the key of the scores")
+    labels: Labels = not_in_key("true", "enters as the objective of the pass")
     name = "identity"
 
-    def fit(
-        self,
-        model: nn.Module,
-        task: Task,
-        examples: Examples,
-        *,
-        sites: Sites | None = None,
-        store: Store | None = None,
-        options: FitOptions = FitOptions(),
-    ) -> Factors:
-        """Looks at one batch only, to see which sites are called."""
-        run = make_run(model, task, examples, sites, "loss", 0, options)
-        per_site = {site.name: SiteFactors(None, None, np.ones(site.shape)) for site in run.sites}
-        damping = Damping(0.0, "absolute")
-        return Factors(self.name, run.sites, per_site, len(examples), damping, inputs_of(run, method=self.name))
+    def curvature(self, run: ModelPass, inputs: dict[str, Any]) -> tuple[dict[str, SiteFactors], str]:
+        return {site.name: SiteFactors(None, None, np.ones(site.shape)) for site in run.sites}, ""

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from whence.cache import ArraySpec, Examples, Sites, Store, Task, UsageError
-from whence.cache.model.batches import Frame, Run
+from whence.cache.model.batches import CapturedBatch, ModelPass
 
 from .. import kernels
 from ..factors import Damping
@@ -91,13 +91,13 @@ class ProjectedFactors:
             return writer.seal().read("g")
 
 
-def projected(run: Run, sides: Mapping[str, tuple[np.ndarray, np.ndarray]], quiet: bool) -> np.ndarray:
+def projected(run: ModelPass, sides: Mapping[str, tuple[np.ndarray, np.ndarray]], quiet: bool) -> np.ndarray:
     """Gradients projected on both sides at every site, flattened and joined, [n sum of k l]."""
 
-    def each(frame: Frame) -> jax.Array:
+    def each(batch: CapturedBatch) -> jax.Array:
         parts = []
         for site in run.sites:
-            a, g = frame.inputs[site.name], frame.grads[site.name]
+            a, g = batch.inputs[site.name], batch.grads[site.name]
             pa, ps = (jnp.asarray(side, a.dtype) for side in sides[site.name])
             parts.append(kernels.gradients(a @ pa, g @ ps).reshape(len(a), -1))
         return jnp.concatenate(parts, 1)
@@ -146,7 +146,9 @@ class LoGra:
             per_site[site.name] = TwoSided(pa, ps, np.linalg.inv(damped))
         return ProjectedFactors(self.name, inputs, run.sites, per_site, len(examples))
 
-    def _sides(self, run: Run, store: Store | None, options: FitOptions) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def _sides(
+        self, run: ModelPass, store: Store | None, options: FitOptions
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         if self.start == "pca":
             found, _ = moments(run, store, inputs_of(run), options)
             a = eigenbases({name: m.a for name, m in found.items()}, "float32")

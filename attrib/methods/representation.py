@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from whence.cache import Examples, Sites, Store, Task, find_sites
-from whence.cache.model.batches import Frame
+from whence.cache.model.batches import CapturedBatch
 
 from ..features import features
 from ..method import FitOptions, inputs_of, make_run
@@ -57,8 +57,8 @@ def states(model: nn.Module, task: Task, examples: Examples, sites: Sites, optio
     run = make_run(model, task, examples, sites, "loss", 0, options)
     name = sites.names[0]
 
-    def each(frame: Frame) -> jax.Array:
-        a, weight = frame.inputs[name], frame.weights[name]
+    def each(batch: CapturedBatch) -> jax.Array:
+        a, weight = batch.inputs[name], batch.weights[name]
         return jnp.einsum("bsi,bs->bi", a, weight) / jnp.maximum(weight.sum(1, keepdims=True), 1)
 
     return features(run, each, "states", options.quiet)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from torch import nn
 
 from whence.cache import Examples, Sites, Store, Task
-from whence.cache.model.batches import FrameSource
+from whence.cache.model.batches import BatchSource
 
 from .. import kernels
 from ..factors import Damping, Factors, SiteFactors
@@ -20,7 +20,7 @@ from ..fit import (
     Moments,
     check_finite,
     eigenbases,
-    first_frame,
+    first_batch,
     fold_sites,
     partition_count,
     partition_rows,
@@ -28,7 +28,7 @@ from ..fit import (
     to_float64,
 )
 from ..method import FitOptions, inputs_of, make_run
-from .ekfac import Bases, RotatedSquares, frames_twice
+from .ekfac import Bases, RotatedSquares, batches_twice
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Shampoo:
         """Raises as EKFAC.fit."""
         objective = "sampled" if self.labels == "sampled" else "loss"
         run = make_run(model, task, examples, sites, objective, self.seed, options)
-        source = frames_twice(run, store, options)
+        source = batches_twice(run, store, options)
         inputs = {**inputs_of(run), "method": self.name, "corrected": self.corrected, "eigen": self.eigen}
         found, key = gradient_moments(source, store, inputs_of(run), options)
         if self.corrected:
-            frame = first_frame(source)
+            batch = first_batch(source)
             bases = Bases.of(found, self.eigen, store, {**inputs, "stage": "gradient moments"})
-            order = {s.name: kernels.rotation_order(frame.inputs[s.name].shape[1], *s.shape) for s in run.sites}
-            add = RotatedSquares(bases, order, str(next(iter(frame.inputs.values())).dtype))
+            order = {s.name: kernels.rotation_order(batch.inputs[s.name].shape[1], *s.shape) for s in run.sites}
+            add = RotatedSquares(bases, order, str(next(iter(batch.inputs.values())).dtype))
             stage = {**inputs, "stage": "eigenvalues"}
             values, key = fold_sites(source, store, stage, add, "eigenvalues", options)
             per_site = {name: SiteFactors(*bases.at(name), value) for name, value in values.items()}
@@ -86,16 +86,16 @@ class Shampoo:
 class GramSums:
     """Sums of G G^T and G^T G over one partition at every site."""
 
-    source: FrameSource
+    source: BatchSource
     count: int
     quiet: bool
 
     def __call__(self, partition: int) -> dict[str, np.ndarray]:
         sums: dict[str, kernels.Sum] = {}
         rows = partition_rows(len(self.source.examples), partition, self.count)
-        for frame in self.source.frames(rows, "gradient moments", self.quiet):
+        for batch in self.source.batches(rows, "gradient moments", self.quiet):
             for site in self.source.sites:
-                a, g = frame.inputs[site.name], frame.grads[site.name]
+                a, g = batch.inputs[site.name], batch.grads[site.name]
                 for side, width in zip("LR", site.shape):
                     name = f"{site.name}/{side}"
                     start = sums.pop(name) if name in sums else kernels.zero_sum((width, width), a.dtype)
@@ -106,7 +106,7 @@ class GramSums:
 
 
 def gradient_moments(
-    source: FrameSource, store: Store | None, inputs: Mapping[str, Any], options: FitOptions
+    source: BatchSource, store: Store | None, inputs: Mapping[str, Any], options: FitOptions
 ) -> tuple[dict[str, Moments], str]:
     """site -> E[G^T G] [i i] as `a` and E[G G^T] [o o] as `s`, means over examples."""
     count = len(source.examples)

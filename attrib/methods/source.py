@@ -14,7 +14,7 @@ from whence.cache import Examples, Sites, Store, Task, UsageError, model_fingerp
 from .. import kernels
 from ..checkpoints import Checkpoint, models_at
 from ..factors import Damping, Factors, SiteFactors
-from ..fit import Moments, first_frame, fold_sites, moments
+from ..fit import Moments, first_batch, fold_sites, moments
 from ..method import FitOptions, inputs_of, make_run
 from ..scores import prepared_queries, site_products
 from ..states import NATS, check_fitted, kept, labelled
@@ -96,9 +96,9 @@ def products(
     """<asked_q, grad L_n> over all sites, [q n]."""
     run = make_run(model, task, train, sites, "loss", 0, options)
     out = np.empty((len(next(iter(asked.values()))), len(train)))
-    for frame in run.frames(desc="segment", quiet=options.quiet):
-        parts = [site_products(asked[s.name], frame, s.name) for s in run.sites]
-        out[:, frame.rows] = np.asarray(sum(parts[1:], parts[0]))[:, : len(frame.rows)]
+    for batch in run.batches(desc="segment", quiet=options.quiet):
+        parts = [site_products(asked[s.name], batch, s.name) for s in run.sites]
+        out[:, batch.rows] = np.asarray(sum(parts[1:], parts[0]))[:, : len(batch.rows)]
     return out
 
 
@@ -151,9 +151,9 @@ def averaged(
         mean[name] = Moments(a, s, 1.0)
     together = {"together": [model_fingerprint(at).hex for at in models]}
     bases = Bases.of(mean, "float32", store, {**inputs_of(runs[-1]), **together})
-    frame = first_frame(runs[0])
-    order = {s.name: kernels.rotation_order(frame.inputs[s.name].shape[1], *s.shape) for s in sites}
-    add = RotatedSquares(bases, order, str(next(iter(frame.inputs.values())).dtype))
+    batch = first_batch(runs[0])
+    order = {s.name: kernels.rotation_order(batch.inputs[s.name].shape[1], *s.shape) for s in sites}
+    add = RotatedSquares(bases, order, str(next(iter(batch.inputs.values())).dtype))
     values = []
     for run in runs:
         stage = {**inputs_of(run), **together, "stage": "segment eigenvalues"}

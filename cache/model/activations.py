@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NumericalError
-from ..jobs.cluster import Cluster
 from ..jobs.partitions import run_job
 from ..store.entry import Entry
 from ..store.layout import ArraySpec, Shard
@@ -24,8 +23,8 @@ from .batches import check_examples
 from .bridge import to_numpy
 from .capture import outputs_at
 from .examples import Examples
-from .fingerprint import model_fingerprint
 from .task import Classification, LanguageModelling
+from .trained import TrainedModel
 
 SHARD_BYTES = 64 << 20
 BATCH_POSITIONS = 8192
@@ -33,34 +32,34 @@ COORDINATES = ("example", "position", "token")
 
 
 def activations(
-    model: nn.Module,
-    examples: Examples,
+    trained: TrainedModel,
     at: str | Sequence[str],
+    examples: Examples | None = None,
     *,
     store: Store,
     dtype: str = "float32",
-    cluster: str | Cluster = "inline",
-    log: str | None = None,
-    quiet: bool = False,
 ) -> Entry:
-    """Outputs of the named modules or hook points on every real position of the examples.
+    """Outputs of the named modules or hook points on every real position of the examples: opened, resumed or computed.
 
-    at: one hook point or several, all filled in one pass with the forward cut short after the deepest. dtype: as
-    stored; "bfloat16" halves the size. cluster, log: where shards are computed, and a file that gets a line a shard
-    (see `cache.jobs.partitions`). Already there: opened. Half there: resumed.
+    Args:
+        trained: the model; examples default to its training data.
+        at: one hook point or several, all filled in one pass, with the forward pass cut short after the deepest.
+        store: where the entry is.
+        dtype: as stored; "bfloat16" halves the size.
 
-    Raises ModelError for a name the model does not have, with near names; NumericalError where an activation is not
+    Raises ModelError for a name that the model does not have, with near names; NumericalError if an activation is not
     finite, with the example's id; DataError for no data.
 
-    >>> activations(model, train, "1", store=store).read("1").shape  # one position an example
+    >>> activations(trained, "1", store=store).read("1").shape  # one position per example
     (12, 8)
     """
+    examples = trained.train if examples is None else examples
     check_examples(examples)
     names = [at] if isinstance(at, str) else list(at)
-    inputs = {"model": model_fingerprint(model).hex, "data": examples.fingerprint, "at": names, "dtype": dtype}
+    inputs = {"model": trained.fingerprint(), "data": examples.fingerprint, "at": names, "dtype": dtype}
     if store.has("activations", inputs):
         return store.open("activations", inputs)
-    per_example, shapes = _probe(model, examples, names)
+    per_example, shapes = _probe(trained, examples, names)
     ends = np.cumsum(per_example)
     total = int(ends[-1])
     specs = {name: ArraySpec((total, *shapes[name]), dtype) for name in names}
@@ -68,10 +67,10 @@ def activations(
     width = sum(int(np.prod(shapes[name])) for name in names) * (2 if dtype in ("bfloat16", "float16") else 4)
     shard = int(min(total, max(1, SHARD_BYTES // max(width, 1))))
     about = {"ids": examples.ids.tolist(), "ends": ends.tolist(), "at": names}
-    work = _Rows(model, examples, names, ends, dtype, tuple(specs))
+    work = _Rows(trained, examples, names, ends, dtype, tuple(specs))
     return run_job(
-        store, "activations", inputs, specs, work,
-        shard_rows=shard, about=about, cluster=cluster, log=log, desc="activations", quiet=quiet,
+        store, "activations", inputs, specs, work, shard_rows=shard, about=about,
+        cluster=trained.cluster, log=trained.log, desc="activations", quiet=trained.quiet,
     )  # fmt: skip
 
 
@@ -79,7 +78,7 @@ def activations(
 class _Rows:
     """A shard's rows, from the examples that reach into it."""
 
-    model: nn.Module
+    trained: TrainedModel
     examples: Examples
     names: list[str]
     ends: np.ndarray
@@ -89,7 +88,7 @@ class _Rows:
     def __call__(self, shard: Shard) -> dict[str, np.ndarray]:
         starts = self.ends - np.diff(self.ends, prepend=0)
         first, last = np.searchsorted(self.ends, shard.start, "right"), np.searchsorted(starts, shard.stop, "left")
-        blocks = list(_blocks(self.model, self.examples, self.names, np.arange(first, last)))
+        blocks = list(_blocks(self.trained, self.examples, self.names, np.arange(first, last)))
         skip = shard.start - int(starts[first])
         rows = {}
         for name in self.arrays:
@@ -107,7 +106,7 @@ def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _blocks(
-    model: nn.Module, examples: Examples, names: list[str], rows: np.ndarray
+    trained: TrainedModel, examples: Examples, names: list[str], rows: np.ndarray
 ) -> Iterator[dict[str, np.ndarray]]:
     """Consecutive examples' rows, real positions only, as numpy."""
     lengths, place = examples.lengths, 0
@@ -115,8 +114,8 @@ def _blocks(
         count = max(1, int(np.searchsorted(np.cumsum(lengths[rows[place:]]), BATCH_POSITIONS, "right")))
         batch_rows = rows[place : place + count]
         place += count
-        batch = examples.batch(batch_rows)
-        seen = outputs_at(model, names, partial(_forward, model, batch))
+        batch = trained.batch(examples, batch_rows)
+        seen = outputs_at(trained.model, names, partial(_forward, trained.model, batch))
         mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
         block = {name: to_numpy(_rows(value, mask).float()) for name, value in seen.items()}
         for name in names:
@@ -154,9 +153,11 @@ def _forward(model: nn.Module, batch: dict[str, Tensor]) -> Any:
     return task.logits(model, batch)
 
 
-def _probe(model: nn.Module, examples: Examples, names: list[str]) -> tuple[np.ndarray, dict[str, tuple[int, ...]]]:
+def _probe(
+    trained: TrainedModel, examples: Examples, names: list[str]
+) -> tuple[np.ndarray, dict[str, tuple[int, ...]]]:
     """Rows each example yields, and the shape of one row at every hook point."""
-    (block,) = _blocks(model, examples, names, np.arange(1))
+    (block,) = _blocks(trained, examples, names, np.arange(1))
     each = len(block[names[0]])
     per_example = examples.lengths if "input_ids" in examples.columns else np.full(len(examples), each, np.int64)
     return per_example, {name: block[name].shape[1:] for name in names}

@@ -1,4 +1,4 @@
-"""Fits and scores that keep frames in the store, or spread over workers, give what the model itself gives."""
+"""Fits and scores that keep batches in the store, or spread over workers, give what the model itself gives."""
 
 import os
 from dataclasses import replace
@@ -28,7 +28,7 @@ def test_stored_frames_are_the_runs_own(case: cases.Case, tmp_path) -> None:
     stored = gradients(run, Store(tmp_path))
     again = open_gradients(run, Store(tmp_path))
     for rows in (np.arange(12), np.array([7, 2, 3])):
-        for own, kept, reopened in zip(run.frames(rows), stored.frames(rows), again.frames(rows)):
+        for own, kept, reopened in zip(run.batches(rows), stored.batches(rows), again.batches(rows)):
             np.testing.assert_array_equal(own.rows, kept.rows)
             for name in case.sites.names:
                 for part in ("inputs", "grads", "weights"):

@@ -8,11 +8,11 @@ import torch
 
 from tests import cases
 from whence.cache import Classification, DataError, ModelError, ResourceError, find_sites
-from whence.cache.model.batches import Replay, Run, plan_batches, widths
+from whence.cache.model.batches import KeptBatches, ModelPass, plan_batches, widths
 
 
-def make(case: cases.Case, **more) -> Run:
-    return Run(case.model, case.task, case.examples, case.sites, "loss", 0, **more).prepared()
+def make(case: cases.Case, **more) -> ModelPass:
+    return ModelPass(case.model, case.task, case.examples, case.sites, "loss", 0, **more).prepared()
 
 
 def test_widths_grow_by_a_quarter_and_end_at_the_longest() -> None:
@@ -38,13 +38,13 @@ def test_every_example_is_in_one_batch_that_fits_it(positions: int) -> None:
 
 def test_frames_of_a_last_batch_are_filled_with_nothing() -> None:
     run = make(cases.build("mlp"), positions=5)
-    frames = list(run.frames(quiet=True))
-    assert [len(frame.rows) for frame in frames] == [5, 5, 2]
-    for frame in frames:
+    batches = list(run.batches(quiet=True))
+    assert [len(batch.rows) for batch in batches] == [5, 5, 2]
+    for batch in batches:
         for site in run.sites:
-            assert frame.inputs[site.name].shape[0] == 5
-            assert not np.asarray(frame.grads[site.name])[len(frame.rows) :].any()
-            assert not np.asarray(frame.weights[site.name])[len(frame.rows) :].any()
+            assert batch.inputs[site.name].shape[0] == 5
+            assert not np.asarray(batch.grads[site.name])[len(batch.rows) :].any()
+            assert not np.asarray(batch.weights[site.name])[len(batch.rows) :].any()
 
 
 class TwoHeads(torch.nn.Module):
@@ -58,10 +58,10 @@ class TwoHeads(torch.nn.Module):
 
 def test_layers_that_read_one_input_share_it() -> None:
     model = TwoHeads().double()
-    run = Run(model, Classification(), cases.vectors(), find_sites(model, quiet=True)).prepared()
-    frame = next(iter(run.frames(quiet=True)))
-    assert frame.inputs["a"] is frame.inputs["b"]
-    assert frame.inputs["a"] is not frame.inputs["c"]
+    run = ModelPass(model, Classification(), cases.vectors(), find_sites(model, quiet=True)).prepared()
+    batch = next(iter(run.batches(quiet=True)))
+    assert batch.inputs["a"] is batch.inputs["b"]
+    assert batch.inputs["a"] is not batch.inputs["c"]
 
 
 def test_batch_size_follows_the_memory_limit() -> None:
@@ -79,8 +79,8 @@ def test_replay_runs_the_model_once_where_memory_allows(monkeypatch: pytest.Monk
     monkeypatch.setattr(case.model, "forward", lambda x: (calls.append(1), forward(x))[1])
     for limit, wanted in ((1 << 30, 3), (0, 6)):
         calls.clear()
-        replay = Replay(run, limit)
-        values = [[f.value for f in replay.frames(quiet=True)] for _ in range(2)]
+        replay = KeptBatches(run, limit)
+        values = [[f.value for f in replay.batches(quiet=True)] for _ in range(2)]
         assert len(calls) == wanted
         np.testing.assert_array_equal(np.concatenate(values[0]), np.concatenate(values[1]))
 
@@ -88,11 +88,11 @@ def test_replay_runs_the_model_once_where_memory_allows(monkeypatch: pytest.Monk
 def test_nothing_to_run_over() -> None:
     case = cases.build("attention")
     with pytest.raises(DataError, match="is empty"):
-        Run(case.model, case.task, case.examples.select([]), case.sites).prepared()
+        ModelPass(case.model, case.task, case.examples.select([]), case.sites).prepared()
     from whence.cache import Examples
 
     blank = Examples.of({"input_ids": [np.array([1, 2]), np.array([], np.int64)]}, ids=[4, 9])
     with pytest.raises(DataError, match=r"without a single token, ids \[9\]"):
-        Run(case.model, case.task, blank, case.sites).prepared()
+        ModelPass(case.model, case.task, blank, case.sites).prepared()
     with pytest.raises(ModelError, match="No site matches"):
         find_sites(case.model, "nothing.*")

@@ -1,0 +1,162 @@
+"""Curvature factors: per site an eigenbasis and eigenvalues, whatever method fitted them.
+
+Every method of the Kronecker family is a basis and a grid of eigenvalues, G ~ (Q_A x Q_S) diag(lambda) (Q_A x Q_S)^T:
+identity and diagonal in the weights' own basis, K-FAC with an outer product of eigenvalues, EK-FAC with the measured
+ones. What is done with them is the same for all: (G + damping I)^-1 times gradients.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from whence.cache import DataError, Site, Sites
+from whence.cache.display import facts, table
+
+from . import kernels
+from .fitted import Fitted
+
+
+class SiteFactors(NamedTuple):
+    """One site's curvature: columns of qa [i i] and qs [o o] are eigenvectors (None: the weights' own basis);
+    eigenvalues [o i] are means over examples."""
+
+    qa: np.ndarray | None
+    qs: np.ndarray | None
+    eigenvalues: np.ndarray
+
+
+@dataclass(frozen=True)
+class Damping:
+    """What is added to the eigenvalues before they are inverted.
+
+    Args:
+        value: a factor of the site's mean eigenvalue ("relative"; the paper uses 0.1), or the number itself.
+        rule: "relative" or "absolute".
+        per_site: site name -> value, for sites that differ.
+
+    >>> Damping(1e-3, "absolute", per_site={"head": 1e-2}).value
+    0.001
+    """
+
+    value: float = 0.1
+    rule: Literal["relative", "absolute"] = "relative"
+    per_site: Mapping[str, float] = field(default_factory=dict)
+
+    def at(self, site: str, eigenvalues: np.ndarray) -> float:
+        value = float(self.per_site.get(site, self.value))
+        return value * float(eigenvalues.mean()) if self.rule == "relative" else value
+
+
+@dataclass(frozen=True, repr=False)
+class Curvature(Fitted):
+    """The fitted curvature of a model on data, and how it is damped.
+
+    trained, method, inputs: as for `Fitted`.
+    sites: the layers it covers. per_site: site -> SiteFactors. count: examples it was fitted on. damping: added to
+    the eigenvalues. key: of its entry in the store, or "". size: N, the examples that the model was trained on, if
+    other than `count`.
+    """
+
+    sites: Sites
+    per_site: Mapping[str, SiteFactors]
+    count: int
+    damping: Damping
+    key: str = ""
+    size: int | None = None
+
+    @property
+    def train_size(self) -> int:
+        """N in every score: the number of examples that the model was trained on."""
+        return self.count if self.size is None else self.size
+
+    def damped(self, site: str) -> np.ndarray:
+        """Eigenvalues plus damping, [o i]."""
+        values = self.per_site[site].eigenvalues
+        return values + self.damping.at(site, values)
+
+    def inverse(self, site: str) -> np.ndarray:
+        """1 / (eigenvalues + damping), [o i]; zero where both are zero (directions no example has)."""
+        damped = self.damped(site)
+        return np.divide(1.0, damped, out=np.zeros_like(damped), where=damped > 0)
+
+    def inverse_product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
+        """(G + damping I)^-1 applied to gradients, site by site (Grosse et al. 2023, Eq. 21, with column
+        eigenvectors: Q_S ((Q_S^T V Q_A) / (lambda + damping)) Q_A^T)."""
+        return {site: self._apply(site, value, self.inverse(site)) for site, value in gradients.items()}
+
+    def inverse_gradients(
+        self, inputs: Mapping[str, Float[Array, "b _s _i"]], grads: Mapping[str, Float[Array, "b _s _o"]]
+    ) -> dict[str, Float[Array, "b _o _i"]]:
+        """(G + damping I)^-1 applied to every example's gradient, from a batch's layer inputs and output gradients.
+        The examples' positions are rotated if that costs less than rotating the formed gradients."""
+        found = {}
+        for site, a in inputs.items():
+            g, factors = grads[site], self.per_site[site]
+            scale = jnp.asarray(self.inverse(site), a.dtype)
+            if factors.qa is None or factors.qs is None:
+                found[site] = kernels.gradients(a, g) * scale
+                continue
+            qa, qs = jnp.asarray(factors.qa, a.dtype), jnp.asarray(factors.qs, a.dtype)
+            order = kernels.rotation_order(a.shape[1], g.shape[2], a.shape[2])
+            found[site] = kernels.preconditioned(a, g, qa, qs, scale, order)
+        return found
+
+    def product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
+        """(G + damping I) applied to gradients, site by site."""
+        return {site: self._apply(site, value, self.damped(site)) for site, value in gradients.items()}
+
+    def _apply(self, site: str, value: jax.Array, weight: np.ndarray) -> jax.Array:
+        factors = self.per_site.get(site)
+        if factors is None:
+            raise DataError(f"These factors have no site {site!r}.", f"They have {', '.join(self.per_site)}.")
+        scale = jnp.asarray(weight, value.dtype)
+        if factors.qa is None or factors.qs is None:
+            return value * scale
+        qa, qs = jnp.asarray(factors.qa, value.dtype), jnp.asarray(factors.qs, value.dtype)
+        return kernels.rotate_back(kernels.rotate(value, qa, qs) * scale, qa, qs)
+
+    def with_damping(self, value: float, rule: Literal["relative", "absolute"] = "relative") -> Self:
+        """The same curvature with another damping; nothing is refitted."""
+        return replace(self, damping=Damping(value, rule))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for f in self.per_site.values() for a in f if a is not None)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.method}, {len(self.per_site)} sites, {self.count} examples, "
+            f"damping {self.damping.value:g} {self.damping.rule}, {self.nbytes / 1e6:.1f} MB)"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (s.name, f"{s.shape[0]} × {s.shape[1]}", float(self.per_site[s.name].eigenvalues.mean()))
+            for s in self.sites
+            if s.name in self.per_site
+        ]
+        pairs = [("inputs", self.key[:12] or "not stored"), ("sites", self.sites.summary)]
+        return (facts(repr(self), pairs) + table(("site", "out × in", "mean eigenvalue"), rows)).html
+
+
+def sites_to_json(sites: Sites) -> dict[str, Any]:
+    return {"sites": [asdict(s) for s in sites], "total": sites.total, "left_out": [list(x) for x in sites.left_out]}
+
+
+def sites_from_json(data: Mapping[str, Any]) -> Sites:
+    def site(d: Mapping[str, Any]) -> Site:
+        return Site(
+            **{
+                **d,
+                "shape": tuple(d["shape"]),
+                "modules": tuple(d["modules"]),
+                "parameters": tuple((a, n) for a, n in d["parameters"]),
+            }
+        )
+
+    return Sites(tuple(site(d) for d in data["sites"]), data["total"], tuple((n, c) for n, c in data["left_out"]))

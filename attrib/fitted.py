@@ -1,0 +1,140 @@
+"""What a fit returns: an object that scores training examples against queries."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from jaxtyping import Float
+
+from whence.cache import Examples, ModelError, Task, TrainedModel, UsageError
+
+if TYPE_CHECKING:
+    import xarray
+
+NATS = "nats"
+
+
+@dataclass(frozen=True)
+class Fitted(ABC):
+    """A fitted attribution method. It is never changed; a new kind implements `pairwise`.
+
+    trained: the model that it was fitted on, with its data, task, device and store. method: its registered name.
+    inputs: what it was computed from, as in its key.
+
+    Influence is in nats if the method predicts a change of the measurement; otherwise see `attrs["units"]`.
+    """
+
+    trained: TrainedModel
+    method: str
+    inputs: Mapping[str, Any]
+
+    units: ClassVar[str] = NATS
+
+    @abstractmethod
+    def pairwise(self, queries: Examples, train: Examples) -> Float[np.ndarray, "q n"]:
+        """Scores of every training example for every query; larger means that the example raises the measurement."""
+
+    def score(self, queries: Examples, train: Examples | None = None) -> "xarray.DataArray":
+        """Scores [query, train], with ids as coordinates; stored under their key, and read when it is there.
+
+        Args:
+            queries: the examples whose measurement is explained.
+            train: the examples that are scored; by default the training data.
+
+        Raises ModelError if the model is not the one that was fitted; DataError for examples that do not fit the task.
+        """
+        train = self.trained.train if train is None else train
+        self.check_model()
+        values = self.stored(self.score_inputs(queries, train), lambda: self.pairwise(queries, train), queries, train)
+        return self.labelled(values, queries, train)
+
+    def top(self, queries: Examples, k: int = 10, train: Examples | None = None) -> "xarray.Dataset":
+        """The k highest and k lowest scores of each query, [query, place]: `helpful` and `harmful`, with the
+        examples' ids `helpful_id` and `harmful_id`. Raises UsageError for k below 1, and the errors of `score`."""
+        scores = self.score(queries, train)
+        if k < 1:
+            raise UsageError(f"k = {k}.", "Give a k of at least 1.")
+        order = np.argsort(-scores.values, axis=1, kind="stable")
+        chosen = {"helpful": order[:, :k], "harmful": np.argsort(scores.values, axis=1, kind="stable")[:, :k]}
+        return extremes(
+            {name: np.take_along_axis(scores.values, rows, axis=1) for name, rows in chosen.items()},
+            {name: scores["train"].values[rows] for name, rows in chosen.items()},
+            queries.ids,
+            {"units": self.units, "method": self.method, "examples": scores.sizes["train"]},
+        )
+
+    def self_influence(self, train: Examples | None = None) -> "xarray.DataArray":
+        """Influence of each example on its own loss, [train]. Raises UsageError if the method has none."""
+        raise UsageError(
+            f"{self.method} has no self-influence.", "Use EKFAC, KFAC, Diagonal, Shampoo or Identity for it."
+        )
+
+    def measuring(self, task: Task) -> Self:
+        """The same fit, asked about another measurement (a margin, an activation)."""
+        return self.on(self.trained.replace(task=task))
+
+    def on(self, trained: TrainedModel) -> Self:
+        """The same fit with another store, device, data or run options."""
+        return replace(self, trained=trained)
+
+    def check_model(self) -> None:
+        """Raise ModelError if the weights are not those that were fitted."""
+        found, wanted = self.trained.fingerprint(), self.inputs.get("model")
+        if wanted is not None and found != wanted:
+            raise ModelError(
+                f"{self.method} was fitted on a model with fingerprint {str(wanted)[:12]}; this one has {found[:12]}.",
+                "Score with the model that was fitted, or fit again on this one.",
+            )
+
+    def score_inputs(self, queries: Examples, train: Examples) -> dict[str, Any]:
+        """What the scores are computed from, as in their key."""
+        inputs = {**self.inputs, "task": self.trained.task.settings}
+        return {**inputs, "queries": queries.fingerprint, "train": train.fingerprint, "what": "pairwise"}
+
+    def stored(
+        self,
+        inputs: Mapping[str, Any],
+        compute: Callable[[], Float[np.ndarray, "q n"]],
+        queries: Examples,
+        train: Examples,
+    ) -> Float[np.ndarray, "q n"]:
+        """Scores from the store if they are there, else computed and stored."""
+        store = self.trained.store
+        if store is None:
+            return np.asarray(compute(), np.float32)
+        if store.has("scores", inputs):
+            return store.open("scores", inputs).read("values")
+        values = np.asarray(compute(), np.float32)
+        about = {"train": train.ids.tolist(), "query": queries.ids.tolist()}
+        store.put("scores", inputs, {"values": values}, about=about)
+        return values
+
+    def labelled(
+        self, values: Float[np.ndarray, "q n *_"], queries: Examples, train: Examples, last: str = "site"
+    ) -> "xarray.DataArray":
+        """Scores [q n] or [q n last] as a DataArray with ids, units, method and measurement."""
+        import xarray
+
+        task = self.trained.task
+        units = getattr(task, "units", self.units) if self.units == NATS else self.units
+        return xarray.DataArray(
+            np.asarray(values, np.float32),
+            dims=("query", "train", *([last] if np.ndim(values) == 3 else [])),
+            coords={"query": queries.ids, "train": train.ids},
+            name="influence" if units == NATS else "score",
+            attrs={"units": units, "method": self.method, "measurement": str(task.settings.get("measure", ""))},
+        )
+
+
+def extremes(
+    values: Mapping[str, np.ndarray], ids: Mapping[str, np.ndarray], queries: np.ndarray, attrs: Mapping[str, Any]
+) -> "xarray.Dataset":
+    """`helpful` and `harmful` [query, place] with their ids, as a Dataset."""
+    import xarray
+
+    arrays = {name: (("query", "place"), np.asarray(found)) for name, found in values.items()}
+    arrays |= {f"{name}_id": (("query", "place"), np.asarray(found)) for name, found in ids.items()}
+    places = np.arange(1, next(iter(values.values())).shape[1] + 1)
+    return xarray.Dataset(arrays, coords={"query": queries, "place": places}, attrs=dict(attrs))

@@ -1,0 +1,115 @@
+"""Groups: influence of groups of training examples on groups of queries.
+
+Influence is linear on both sides, so a group's is the sum of its members'. On the training side the group's gradient
+is summed first, in one matrix product over positions, and multiplied with the queries once: the cost does not grow
+with queries times examples, and nothing of size [query, example] is stored.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool
+
+from whence.cache import DataError, Examples
+
+from .. import kernels
+from ..curvature import Curvature
+from .queries import exact_queries
+from .rows import row_source
+
+if TYPE_CHECKING:
+    import xarray
+
+Groups = Mapping[str, Any]
+
+
+def group_scores(
+    factors: Curvature,
+    queries: Examples,
+    train: Examples,
+    *,
+    query_groups: Groups | None = None,
+    train_groups: Groups | None = None,
+) -> "xarray.DataArray":
+    """Influence of groups of training examples on groups of queries, in nats: sums over the members.
+
+    query_groups, train_groups: name -> boolean mask or ids of its members; a side without groups is one group "all".
+    Groups may overlap. With a store that holds the training gradients, the model is run for the queries only.
+
+    Raises DataError for a mask that does not match the data, an unknown id or an empty group; otherwise as `score`.
+
+    >>> halves = {"first": train.ids[:6], "second": train.ids[6:]}
+    >>> factors.group_scores(queries, train_groups=halves).shape
+    (1, 2)
+    """
+    import xarray
+
+    factors.check_model()
+    query_members = members(queries, query_groups or {"all": np.ones(len(queries), bool)}, "queries")
+    train_members = members(train, train_groups or {"all": np.ones(len(train), bool)}, "training examples")
+    weights = jnp.asarray(np.stack(list(query_members.values())), jnp.float32)
+    each = exact_queries(factors, queries)
+    summed = {name: jnp.einsum("kq,qoi->koi", weights.astype(value.dtype), value) for name, value in each.items()}
+    del each
+    source = row_source(factors, train)
+    out = np.empty((len(query_members), len(train_members)), np.float32)
+    for column, mask in enumerate(train_members.values()):
+        total: dict[str, kernels.Sum] = {}
+        for batch in source.batches(np.flatnonzero(mask), desc=f"group {column + 1}"):
+            for name in summed:
+                a, g = batch.inputs[name], batch.grads[name]
+                start = total.pop(name) if name in total else kernels.zero_sum(summed[name].shape[1:], a.dtype)
+                total[name] = kernels.add_gradient(start, a, g)
+        out[:, column] = -sum(_product(summed[name], total[name]) for name in summed)
+    size = factors.train_size
+    return xarray.DataArray(
+        out / np.float32(size),
+        dims=("query", "train"),
+        coords={"query": list(query_members), "train": list(train_members)},
+        name="influence",
+        attrs={"units": "nats", "meaning": "sum over the groups' members", "method": factors.method},
+    )
+
+
+def _product(queries: jax.Array, total: kernels.Sum) -> np.ndarray:
+    return np.einsum("koi,oi->k", np.asarray(queries, np.float64), np.asarray(total.high + total.low, np.float64))
+
+
+def members(examples: Examples, groups: Groups, what: str) -> dict[str, Bool[np.ndarray, " n"]]:
+    """Groups as boolean masks over the examples."""
+    found = {}
+    for name, given in groups.items():
+        array = np.asarray(given)
+        if array.dtype == bool:
+            if array.shape != (len(examples),):
+                raise DataError(
+                    f"The mask of group {name!r} has shape {array.shape}; there are {len(examples)} {what}.",
+                    "Make the mask over the same examples, in the same order, or give the members' ids.",
+                )
+            mask = array
+        else:
+            mask = np.zeros(len(examples), bool)
+            mask[examples.rows_of(array)] = True
+        if not mask.any():
+            raise DataError(f"Group {name!r} has no {what} in it.", "Leave it out, or look at how it was chosen.")
+        found[str(name)] = mask
+    return found
+
+
+def groups_by(examples: Examples, about: str) -> dict[str, Bool[np.ndarray, " n"]]:
+    """Groups by what is known about the examples: one for each value of `about` (title, topic, ...).
+
+    >>> texts = Examples.of({"input_ids": [[1], [2], [3]]}, about={"topic": ["cats", "dogs", "cats"]})
+    >>> groups_by(texts, "topic")["cats"].tolist()
+    [True, False, True]
+    """
+    if about not in examples.about:
+        raise DataError(
+            f"Nothing called {about!r} is known about these examples.",
+            f"Known: {', '.join(examples.about) or 'nothing'}.",
+        )
+    values: Sequence[Any] = [str(v) for v in examples.about[about]]
+    return {value: np.array([v == value for v in values]) for value in dict.fromkeys(values)}

@@ -1,0 +1,110 @@
+"""Values of every training example: one pass of captured batches of the training loss, in shards that are stored,
+resumed after a kill and shared among workers."""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from whence.cache import ArraySpec, Examples, NotCached, NumericalError, Shard, open_gradients, run_job
+from whence.cache.model.batches import BatchSource, CapturedBatch
+
+from ..curvature import Curvature
+from .precision import products_in
+
+SHARD_ROWS = 2048
+FEWEST_ROWS = 512
+SHARDS = 16
+
+Values = Callable[[CapturedBatch], np.ndarray]
+Prepare = Callable[[BatchSource], Values]
+
+
+@dataclass(frozen=True)
+class RowWork:
+    """Values of one shard of training examples. `prepare` is called once per process: a worker that is sent many shards
+    prepares once."""
+
+    factors: Curvature
+    train: Examples
+    shape: tuple[int, ...]
+    prepare: Prepare
+    desc: str
+
+    @cached_property
+    def _ready(self) -> tuple[BatchSource, Values]:
+        source = row_source(self.factors, self.train)
+        return source, self.prepare(source)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_ready"}
+
+    def __call__(self, shard: Shard) -> dict[str, np.ndarray]:
+        source, values_of = self._ready
+        rows = np.arange(shard.start, shard.stop)
+        out = np.empty((len(rows), *self.shape), np.float32)
+        for batch in source.batches(rows, desc=self.desc):
+            with products_in("float32"):  # unless the work sets less
+                values = values_of(batch)
+            check_rows(values, self.train.ids[batch.rows])
+            out[batch.rows - rows[0]] = values
+        return {"values": out}
+
+
+def over_rows(
+    factors: Curvature, train: Examples, inputs: Mapping[str, Any], shape: tuple[int, ...], prepare: Prepare, desc: str
+) -> np.ndarray:
+    """Float32 values [n, *shape] of every training example: read from the store, resumed, or computed on the trained
+    model's cluster. `prepare` is called only if there is something to compute."""
+    store, trained = factors.trained.store, factors.trained
+    work = RowWork(factors, train, shape, prepare, desc)
+    if store is None:
+        return work(Shard(0, 0, len(train)))["values"]
+    if store.has("scores", inputs):
+        return store.open("scores", inputs).read("values")
+    entry = run_job(
+        store, "scores", inputs, {"values": ArraySpec((len(train), *shape), "float32")}, work,
+        shard_rows=shard_rows(len(train)), about={"train": train.ids.tolist()}, cluster=trained.cluster,
+        log=trained.log, desc=desc, quiet=trained.quiet,
+    )  # fmt: skip
+    return entry.read("values")
+
+
+def row_source(factors: Curvature, train: Examples) -> BatchSource:
+    """Batches of the training loss: from the store if they are there, else from the model."""
+    run = factors.trained.run("loss", factors.sites, train)
+    if factors.trained.store is not None:
+        with suppress(NotCached):
+            return open_gradients(run, factors.trained.store)
+    return run
+
+
+def check_rows(values: np.ndarray, ids: np.ndarray) -> None:
+    """Raise NumericalError naming the examples whose values [b ...] are not finite."""
+    bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
+    if bad.any():
+        raise NumericalError(
+            f"The gradients of the examples with ids {ids[bad][:5].tolist()} are not finite.",
+            "Look at these examples, or leave them out: attrib.finite_examples(...) finds and drops all such.",
+        )
+
+
+def shard_rows(count: int) -> int:
+    """Rows per partition: small data too is shared among workers, and no worker gets only a few rows."""
+    return min(count, max(FEWEST_ROWS, min(SHARD_ROWS, -(-count // SHARDS))))
+
+
+def row_inputs(factors: Curvature, train: Examples, **more: Any) -> dict[str, Any]:
+    """What values of training examples under these factors are computed from, as in their key."""
+    return {
+        "factors": dict(factors.inputs),
+        "method": factors.method,
+        "damping": asdict(factors.damping),
+        "task": factors.trained.task.settings,
+        "train": train.fingerprint,
+        "sites": list(factors.sites.names),
+        **more,
+    }

@@ -1,0 +1,276 @@
+"""A trained model, bound to the data, loss, device and store that every question about it needs.
+
+`TrainedModel` is built once and passed to everything. `ModelPass` is one pass of it over data: the batches that its
+sites see under one objective.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from ..errors import ModelError, ResourceError
+from ..jobs.cluster import Cluster
+from ..jobs.progress import progress, say
+from ..store.store import Store
+from .batches import BATCH_POSITIONS, CapturedBatch, PlannedBatch, check_examples, plan_batches, to_captured_batch
+from .capture import called_sites, capture
+from .checkpoints import models_at
+from .examples import Examples
+from .fingerprint import model_fingerprint
+from .sites import Pattern, Sites, copied, find_sites
+from .task import Task
+
+Objective = Literal["loss", "sampled", "measurement"]
+GRAPH = 4.0  # autograd keeps about this many times what the sites yield, the sites' own included
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A model, the data and the loss it was trained with, where it runs and where its artefacts are kept.
+
+    Args:
+        model: any torch module. It is borrowed: hooks, training mode and requires_grad come back as they were.
+        train: the examples it was trained on.
+        task: the training loss and the measurement of a query (LanguageModelling, Classification, ...).
+        sites: the layers that are attributed: a glob over their names ("*.mlp.*"), several, or a `Sites`.
+        store: where artefacts are kept; None keeps nothing.
+        device: where the model and its batches are; by default where the model is. Another one gets a copy.
+        dtype: the type of the parameters; by default the model's own. Another one gets a copy.
+        memory: bytes that a job may hold on that device; by default half of what is free there.
+        positions: positions (rows times padded width) in a batch; by default measured against `memory`.
+        spill: bytes of captured batches that a fit may keep in the store between its two passes.
+        quiet: show no progress bars and no notes.
+        cluster: where partitions are computed: "inline", "local:2", "dask:ADDRESS", "slurm:FILE"; needs a store.
+        log: a file that gets one JSON line per partition.
+
+    Of these only model, train, task and sites change a result, and only they enter keys.
+
+    Raises ModelError for a dtype or device that the model cannot be moved to.
+
+    >>> trained = TrainedModel(model, train, task, quiet=True)
+    >>> trained.find().names
+    ('0', '2')
+    """
+
+    model: nn.Module
+    train: Examples
+    task: Task
+    _: KW_ONLY
+    sites: Sites | Pattern | Sequence[Pattern] = "*"
+    store: Store | None = None
+    device: Any = None
+    dtype: torch.dtype | None = None
+    memory: int | None = None
+    positions: int | None = None
+    spill: int = 4 << 30
+    quiet: bool = False
+    cluster: str | Cluster = "inline"
+    log: str | None = None
+
+    def __post_init__(self) -> None:
+        own = next(iter(self.model.parameters()), torch.zeros(0))
+        device = torch.device(own.device if self.device is None else self.device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
+        dtype = self.dtype or own.dtype
+        if own.device != device or (self.dtype is not None and own.dtype != dtype):
+            try:
+                moved = copied(self.model).to(device)
+                object.__setattr__(self, "model", moved if self.dtype is None else moved.to(dtype))
+            except (RuntimeError, AssertionError) as error:
+                raise ModelError(
+                    f"The model cannot be moved to {device} in {dtype}: {str(error).splitlines()[0]}",
+                    "Choose a device that torch sees (cpu, cuda) and a floating-point type.",
+                ) from error
+        object.__setattr__(self, "device", device)
+        object.__setattr__(self, "dtype", dtype)
+
+    def __getstate__(self) -> dict[str, Any]:  # a worker has no workers of its own
+        return {**self.__dict__, "cluster": "inline"}
+
+    def replace(self, **changes: Any) -> "TrainedModel":
+        """The same with some arguments changed."""
+        return replace(self, **changes)
+
+    def at(self, weights: nn.Module | Mapping[str, Tensor]) -> "TrainedModel":
+        """The same data, task and sites at another checkpoint: a module, or a state_dict of this architecture."""
+        (model,) = models_at(self.model, [weights])
+        return replace(self, model=model)
+
+    def fingerprint(self) -> str:
+        """The hash of the weights and the architecture as they are now, which stands for the model in keys."""
+        return model_fingerprint(self.model).hex
+
+    def memory_limit(self) -> int:
+        """Bytes that a job may hold on the device: as given, else half of what is free there now."""
+        return memory_limit(self.memory, self.device)
+
+    def batch(self, examples: Examples, rows: Any, pad_to: int | None = None) -> dict[str, Tensor]:
+        """These rows of some examples as tensors on the device, floating-point columns in the model's type."""
+        batch = examples.batch(rows, pad_to=pad_to, device=self.device)
+        return {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in batch.items()}
+
+    def planned(self, examples: Examples, desc: str, positions: int = BATCH_POSITIONS) -> Iterator[PlannedBatch]:
+        """The batches that all of these examples are run in, under a progress bar."""
+        plan = plan_batches(examples.lengths, np.arange(len(examples)), self.positions or positions)
+        yield from progress(plan, desc=desc, unit="batch", quiet=self.quiet)
+
+    def find(self, sites: Sites | Pattern | Sequence[Pattern] | None = None) -> Sites:
+        """The sites that are attributed: those given here, else this trained model's own, without those that its
+        forward pass never calls. States the share of the parameters that they cover, unless quiet.
+
+        Raises ModelError if no site matches, DataError for an empty data set.
+        """
+        wanted = self.sites if sites is None else sites
+        found = wanted if isinstance(wanted, Sites) else find_sites(self.model, wanted, quiet=self.quiet)
+        check_examples(self.train)
+        called = called_sites(self.model, found, self.batch(self.train, [0]), self.task.loss)
+        if len(called) == len(found):
+            return found
+        unused = [name for name in found.names if name not in called]
+        if not self.quiet:
+            say(f"{len(unused)} sites are never called by the forward pass and are left out: {', '.join(unused)}")
+        return found.only(called)
+
+    def run(
+        self,
+        objective: Objective,
+        sites: Sites,
+        examples: Examples | None = None,
+        *,
+        seed: int = 0,
+        positions: int | None = None,
+    ) -> "ModelPass":
+        """A pass over examples (by default the training data) with the batch size measured on the longest.
+
+        Raises DataError for an empty data set, ResourceError if one example does not fit the memory limit.
+        """
+        examples = self.train if examples is None else examples
+        check_examples(examples)
+        run = ModelPass(self, examples, sites, objective, seed, positions or self.positions)
+        return replace(run, positions=run.batch_positions())
+
+
+@dataclass(frozen=True)
+class ModelPass:
+    """Everything that fixes what a model yields on data: the batches of equal passes are always the same.
+
+    objective: "sampled" (labels drawn from the model), "loss" (the data's own labels) or "measurement" (a query's).
+    seed: of the drawn labels. positions: positions (rows times width) in a batch.
+    """
+
+    trained: TrainedModel
+    examples: Examples
+    sites: Sites
+    objective: Objective = "loss"
+    seed: int = 0
+    positions: int | None = None
+
+    def inputs(self, **more: Any) -> dict[str, Any]:
+        """What a result of this pass is computed from: the part of its key that every kind shares."""
+        return {
+            "model": self.trained.fingerprint(),
+            "data": self.examples.fingerprint,
+            "task": self.trained.task.settings,
+            "sites": self.sites.settings,
+            "objective": self.objective,
+            "seed": self.seed,
+            **more,
+        }
+
+    def of(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """The objective of each example of a batch, [b]."""
+        task = self.trained.task
+        if self.objective == "sampled":
+            return task.sampled_loss(model, batch, self.seed)
+        return (task.loss if self.objective == "loss" else task.measurement)(model, batch)
+
+    def batch_positions(self) -> int:
+        """Positions that a batch may have: measured on the longest example against the memory limit."""
+        if self.positions is not None:
+            return self.positions
+        longest = int(np.argmax(self.examples.lengths))
+        batch = self.trained.batch(self.examples, [longest])
+        seen = capture(self.trained.model, self.sites, batch, self.of)
+        arrays = {id(t): t for part in (seen.inputs, seen.grads) for t in part.values()}
+        each = GRAPH * sum(t.numel() * 4 for t in arrays.values())
+        limit = self.trained.memory_limit() / 4  # a quarter for one batch, the rest for what is kept
+        width = int(self.examples.lengths[longest])
+        if each > limit:
+            raise ResourceError(
+                f"One example of {width} positions needs about {each / 1e9:.1f} GB at these sites, over the limit of "
+                f"{limit / 1e9:.1f} GB for one batch.",
+                "Raise the memory limit, choose fewer sites, or cut the sequences shorter.",
+            )
+        return int(min(max(limit // max(each, 1), 1) * width, max(BATCH_POSITIONS, width)))
+
+    def batches(self, rows: Any = None, desc: str = "") -> Iterator[CapturedBatch]:
+        """Captured batches of these rows (all by default), under a progress bar."""
+        rows = np.arange(len(self.examples)) if rows is None else np.asarray(rows, np.int64)
+        for planned in progress(self.plan(rows), desc=desc or self.objective, unit="batch", quiet=self.trained.quiet):
+            yield self.captured(planned)
+
+    def plan(self, rows: Int64[np.ndarray, " k"]) -> list[PlannedBatch]:
+        """The batches that these rows are run in."""
+        return plan_batches(self.examples.lengths, rows, self.batch_positions())
+
+    def captured(self, planned: PlannedBatch) -> CapturedBatch:
+        """One planned batch through the model, forward and backward."""
+        tensors = self.trained.batch(self.examples, planned.rows, pad_to=planned.width)
+        seen = capture(self.trained.model, self.sites, tensors, self.of)
+        return to_captured_batch(planned, seen, self.trained.task.positions(tensors), self.sites)
+
+
+class KeptBatches:
+    """Batches of a pass, kept after they are first captured as far as `limit` bytes reach.
+
+    The passes of a fit see the same inputs and gradients, so what is not computed twice decides its time.
+    """
+
+    def __init__(self, run: ModelPass, limit: int):
+        self.run, self.limit = run, limit
+        self._kept: dict[bytes, CapturedBatch] = {}
+        self._bytes = 0
+
+    def __reduce__(self) -> Any:  # another process captures its own
+        return KeptBatches, (self.run, self.limit)
+
+    @property
+    def examples(self) -> Examples:
+        return self.run.examples
+
+    @property
+    def sites(self) -> Sites:
+        return self.run.sites
+
+    @property
+    def trained(self) -> TrainedModel:
+        return self.run.trained
+
+    def batches(self, rows: Any = None, desc: str = "") -> Iterator[CapturedBatch]:
+        rows = np.arange(len(self.examples)) if rows is None else np.asarray(rows, np.int64)
+        for planned in progress(self.run.plan(rows), desc=desc, unit="batch", quiet=self.trained.quiet):
+            key = planned.rows.tobytes()
+            if key in self._kept:
+                yield self._kept[key]
+                continue
+            batch = self.run.captured(planned)
+            if self._bytes + batch.nbytes <= self.limit:
+                self._kept[key] = batch
+                self._bytes += batch.nbytes
+            yield batch
+
+
+def memory_limit(limit: int | None, device: Any = "cpu") -> int:
+    """Bytes that a job may hold on a device: as given, else half of what is free there now."""
+    if limit is not None:
+        return int(limit)
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] // 2)
+    return int(psutil.virtual_memory().available // 2)
