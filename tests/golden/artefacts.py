@@ -14,6 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from attrib.heads import find_heads, head_scores
+from attrib.reading import Direction, Reading
+from attrib.sketches import Sketch
+from attrib.states import scores_of
+from cache.bank import Bank
+from cache.bank_store import retrained_from
+from cache.bridge import to_jax
+from cache.retrained import Retrained, oracle_masks, subset_masks
+from cache.training import SGD, AdamW, Recipe, Schedule
 from torch import nn
 
 import attrib
@@ -21,15 +30,11 @@ import decomp
 import unlearn
 from attrib import Damping, FitOptions
 from attrib import methods as methods_of
-from attrib.heads import find_heads, head_scores
 from attrib.index import build_index
 from attrib.merge import Basis, factors_of, merge, moment_sums, square_sums
 from attrib.method import make_run
 from attrib.methods.ekfac import Bases
 from attrib.methods.magic import record, trained
-from attrib.reading import Direction, Reading
-from attrib.sketches import Sketch
-from attrib.states import scores_of
 from cache import (
     Classification,
     Examples,
@@ -43,11 +48,6 @@ from cache import (
     gradients,
     key_of,
 )
-from cache.bank import Bank
-from cache.bank_store import retrained_from
-from cache.bridge import to_jax
-from cache.retrained import Retrained, oracle_masks, subset_masks
-from cache.training import SGD, AdamW, Recipe, Schedule
 from decomp import ITDA, SAE, Activations, Calibrated, Coefficient, Dictionary, KMeans, Origin, Partition, Random
 from decomp.files import build_once, from_entry, put
 from decomp.sae import SparseAutoencoder
@@ -186,7 +186,7 @@ RECIPES = {
 
 def recipe_settings(name: str, store: Store) -> Made:
     bank = Bank(given.net, Classification(), given.train(), given.points(), RECIPES[name])
-    lanes = bank.train_lanes(subset_masks(32, 2, 0.75), np.array([3, 4]))
+    lanes = bank.train_replicas(subset_masks(32, 2, 0.75), np.array([3, 4]))
     return settings(RECIPES[name], weights=lanes.flat)
 
 
