@@ -76,3 +76,11 @@ from .jobs.partitions import run_partitions as run_partitions
 from .store.store import Event as Event
 from .store.store import Store as Store
 from .store.writer import Writer as Writer
+
+# retraining
+from .retrain.bank import Bank as Bank
+from .retrain.optimisers import SGD as SGD
+from .retrain.optimisers import AdamW as AdamW
+from .retrain.recipe import Recipe as Recipe
+from .retrain.retrained import oracle_masks as oracle_masks
+from .retrain.retrained import subset_masks as subset_masks
