@@ -90,7 +90,7 @@ def test_the_names_in_the_text_exist(path: Path) -> None:
     """`attrib.EKFAC`, `decomp.interop.saelens.save`: every name that the prose calls by its package."""
     text = re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     for name in re.findall(rf"(?<![\w./])((?:{'|'.join(FACADES)})(?:\.[A-Za-z_]+)+)(?![\w/-])", text):
-        if not name.endswith((".md", ".py", ".toml")):
+        if not name.endswith((".md", ".py", ".toml", ".yaml")):
             check_name(name)
 
 
