@@ -22,7 +22,7 @@ FACADES = {
 IMPORTED = {*FACADES.values(), "whence", "whence.unlearn.condense"}  # what documents may import from
 PAGES = sorted(DOCS.glob("*.md"))
 REGISTRIES = {
-    "attrib": ("Methods", "whence.attrib.methods", "METHODS"),
+    "attrib": ("Methods", "whence.attrib", "METHODS"),
     "decomp": ("Building", "whence.decomp", "BUILDERS"),
     "unlearn": ("Methods", "whence.unlearn", "METHODS"),
     "condense": ("Methods", "whence.unlearn.condense", "METHODS"),
