@@ -14,9 +14,10 @@ import numpy as np
 from whence.cache.errors import DataError, UsageError
 
 from . import kernels
-from .dictionary import Dictionary, Provenance, Text
+from .dictionary import Dictionary
 from .kernels import Basis
 from .kernels.forms import BLOCK
+from .provenance import Provenance, Text
 
 
 def insert(dictionary: Dictionary, x: Any, provenance: Provenance, unexplained: float = 0.0) -> Dictionary:

@@ -17,8 +17,9 @@ from safetensors.numpy import load_file, save_file
 from whence.cache.errors import CorruptEntry, ModelError, StoreError, UsageError
 
 from ..activations import Origin
-from ..dictionary import Dictionary, Provenance, Text
-from ..sae import SparseAutoencoder
+from ..autoencoder import SparseAutoencoder
+from ..dictionary import Dictionary
+from ..provenance import Provenance, Text
 from .mirror import mirrored
 
 WEIGHTS, CONFIG, PROVENANCE, SPARSITY = (

@@ -2,7 +2,7 @@
 
 A pursuit chooses atoms and gives them coefficients. While the choices stay as they are, which they do for almost every
 small change of the signal, the coefficients are linear in it: for matching pursuit each is the correlation with what
-the steps before have left, L v = D x with L the lower triangle of the chosen atoms' Gram matrix; where a support is
+the steps before have left, L v = D x with L the lower triangle of the chosen atoms' Gram matrix; if a support is
 solved at the end, v = (D Dᵀ)⁺ D x. That is the derivative given here.
 """
 
@@ -14,16 +14,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whence.cache.errors import UsageError
-from whence.cache.model.bridge import to_numpy
+from whence.cache.model.bridge import to_torch
 
 from .dictionary import Dictionary
+from .splice import signals
 
 BY_STEPS, BY_SUPPORT = ("matching", "nonnegative"), ("orthogonal", "refit")
 
 
 @dataclass(frozen=True, eq=False)
 class Coefficient:
-    """The coefficient of one atom in the code of every signal: x [p d] -> [p], zero where it is not chosen.
+    """The coefficient of one atom in the code of every signal: x [p d] -> [p], zero if it is not chosen.
 
     k, pursuit: the dictionary's own unless given. Raises UsageError for an atom that is not there, or a pursuit whose
     coefficients are not linear in the signal (gradient).
@@ -46,7 +47,7 @@ class Coefficient:
         if self._pursuit not in BY_STEPS + BY_SUPPORT:
             raise UsageError(
                 f"Coefficients of {self._pursuit} pursuit are not linear in the signal.",
-                f"Read the atom with pursuit= one of {', '.join(BY_STEPS + BY_SUPPORT)}.",
+                f"Measure the atom with pursuit= one of {', '.join(BY_STEPS + BY_SUPPORT)}.",
             )
 
     @property
@@ -55,7 +56,7 @@ class Coefficient:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What fixes it, for keys."""
+        """What fixes the measurement, for keys."""
         return {
             "dictionary": self.dictionary.fingerprint,
             "atom": self.atom,
@@ -64,23 +65,23 @@ class Coefficient:
         }
 
     def __call__(self, x: Float[Tensor, "p d"]) -> Float[Tensor, " p"]:
-        code = self.dictionary.encode(to_numpy(x.detach().float()), self.k, pursuit=self._pursuit)
-        indices, taken = torch.tensor(code.indices).long(), torch.tensor(code.values) != 0
+        code = self.dictionary.encode_array(signals(x), self.k, pursuit=self._pursuit)
+        indices, taken = to_torch(code.indices).long(), to_torch(code.values) != 0
         here = ((indices == self.atom) & taken).any(1).nonzero()[:, 0]
         values = x.new_zeros(len(x))
         if not len(here):
             return values + 0 * x.sum(1)  # zero, and differentiable
         indices, taken = indices[here], taken[here]
-        signal = x[here.to(x.device)]
+        signal = x[here]
         if self.dictionary.centre is not None:
             signal = signal - torch.tensor(self.dictionary.centre).to(x)
         atoms = torch.tensor(self.dictionary.atoms).to(x)[indices] * taken[..., None].to(x)
         found = torch.einsum("pkd,pd->pk", atoms, signal)
         gram = atoms @ atoms.mT
         if self._pursuit in BY_STEPS:
-            triangle = gram.tril(-1) + torch.eye(gram.shape[1]).to(x)
+            triangle = gram.tril(-1) + torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
             found = torch.linalg.solve_triangular(triangle, found[..., None], upper=False)[..., 0]
         else:
             found = (torch.linalg.pinv(gram, hermitian=True) @ found[..., None])[..., 0]
         own = (found * ((indices == self.atom) & taken).to(x)).sum(1)
-        return values.index_add(0, here.to(x.device), own)
+        return values.index_add(0, here, own)
