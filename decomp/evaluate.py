@@ -36,8 +36,8 @@ def evaluate(codec: Codec, activations: Any, k: int | None = None) -> xr.Dataset
 
     Variables value, low, high over `metric`: fvu, Σ‖x − x̂‖² / Σ‖x − mean‖², the mean over these activations;
     cosine_error, the mean of 1 − cos(x, x̂); l0, the mean number of different atoms; dead, the share of atoms that never
-    fire here; rare, the share that fire, on fewer than one activation in 10^5. Rows that are not finite or zero are left
-    out and counted in the attributes.
+    fire here; rare, the share that fire, on fewer than one activation in 10^5. Rows that are not finite or zero are
+    left out and counted in the attributes.
 
     Raises ModelError for another model's activations, DataError when no usable row is there.
 

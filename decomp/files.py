@@ -26,6 +26,7 @@ from .provenance import Provenance, Text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+KIND = "dictionary"  # of entries in the store; the manifest says which codec it is
 WEIGHTS = ("encoder", "bias", "atoms", "centre")
 
 
@@ -149,7 +150,7 @@ def put(codec: Codec, store: Store, inputs: Mapping[str, Any] | None = None) -> 
     arrays = {name: array if array.ndim else array.reshape(1) for name, array in arrays.items()}
     key = {"fingerprint": about["fingerprint"]} if inputs is None else inputs
     shown = {"atoms": len(codec), "width": codec.width, "origin": vars(codec.origin)}
-    return store.put(about["kind"], key, arrays, about=shown)
+    return store.put(KIND, key, arrays, about=shown)
 
 
 def from_entry(entry: Entry) -> Any:

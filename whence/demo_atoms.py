@@ -9,10 +9,9 @@ from torch import nn
 
 from whence import attrib, decomp
 from whence.attrib.report import Part, Passage, Report
-from whence.cache import Examples, Store, Task
-from whence.decomp.dictionary import context
+from whence.cache import Examples, Store, Task, TrainedModel
 from whence.decomp.features import Features, features
-from whence.decomp.files import build_once
+from whence.decomp.provenance import context
 
 from .corpora import Corpus
 from .story import Atom, Atoms, Place
@@ -75,10 +74,10 @@ class Shown:
 def atoms_of(plan: AtomsPlan, shown: Shown) -> Atoms:
     """Build, split, and choose what the page shows."""
     train = shown.corpus.train
-    acts = decomp.observe(shown.model, train, [plan.at], shown.store, quiet=shown.quiet)[plan.at]
+    acts = decomp.observe(TrainedModel(shown.model, train, shown.task, store=shown.store, quiet=shown.quiet), plan.at)
     acts = acts.without(positions=[0])  # where every text begins says nothing about it
     read, how = acts.shuffled(), {"skip": [0], "documents": "shuffled"}
-    dictionary = build_once(plan.builder, read, shown.store, how, quiet=shown.quiet)
+    dictionary = plan.builder.build(read, store=shown.store, selection=how, quiet=shown.quiet)
     found = features(dictionary, acts, top=4, quiet=shown.quiet)
     ids = sorted({passage.id for _, passage in shown.passages()})
     seen = train.select(train.rows_of(ids))

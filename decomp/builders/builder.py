@@ -49,12 +49,10 @@ class Source(NamedTuple):
 class Builder(ABC, Generic[Built]):
     """A way to build a codec: settings are fields, and every field enters the key of what is built.
 
-    name: in the registry and on the command line. entry: the kind of its entries in the store. resumes: whether an
-    interrupted build resumes from a checkpoint file.
+    name: in the registry and on the command line. resumes: whether an interrupted build resumes from a checkpoint file.
     """
 
     name: ClassVar[str]
-    entry: ClassVar[str] = "dictionary"
     resumes: ClassVar[bool] = False
 
     def build(
@@ -88,8 +86,8 @@ class Builder(ABC, Generic[Built]):
         if store is None:
             return self.construct(source)
         inputs = self.inputs(source, selection)
-        if store.has(self.entry, inputs):
-            return files.from_entry(store.open(self.entry, inputs))
+        if store.has(files.KIND, inputs):
+            return files.from_entry(store.open(files.KIND, inputs))
         built = self.construct(source)
         files.put(built, store, inputs)
         return built

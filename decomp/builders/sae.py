@@ -69,7 +69,6 @@ class SAE(Builder[SparseAutoencoder]):
     """
 
     name: ClassVar[str] = "sae"
-    entry: ClassVar[str] = "autoencoder"
 
     size: int
     k: int = 16

@@ -158,4 +158,4 @@ def test_a_dictionary_of_another_model_is_refused(capsys, monkeypatch):
     words = Vocabulary.words(["w0 w1"])
     monkeypatch.setattr("whence.inputs.load_model", lambda name, store=None, quiet=False: (other, words))
     assert main(["decomp", "evaluate", "d", "--quiet"]) == 1
-    assert "was made from model" in capsys.readouterr().err
+    assert "was built from model" in capsys.readouterr().err

@@ -3,9 +3,7 @@
 import json as json_module
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from whence.cache.errors import UsageError
 
@@ -32,8 +30,8 @@ class Build(Source):
     """The hook point or module."""
     out: Path = Path("out/dictionary")
     """The folder to write."""
-    builder: Annotated[str, tyro.conf.arg(constructor=builder_choices)] = "itda"
-    """How."""
+    builder: str = "itda"
+    """How: itda, calibrated, random, partition, kmeans or sae."""
     size: int | None = 2048
     """Most atoms; for itda and partition 0 means no limit."""
     k: int = 16
@@ -83,6 +81,8 @@ class Build(Source):
 
         from whence.decomp import BUILDERS, ITDA, Calibrated
 
+        if self.builder not in BUILDERS:
+            raise UsageError(f"There is no builder {self.builder!r}.", f"Choose one of {', '.join(BUILDERS)}.")
         size, chosen = self.size or None, BUILDERS[self.builder]
         if chosen is ITDA and self.unexplained is None and size is not None:
             chosen = Calibrated
