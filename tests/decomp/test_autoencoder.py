@@ -65,7 +65,7 @@ def test_an_autoencoder_is_stored_and_saved_whole(tmp_path):
         again = builder.build(acts, store=store)
         assert isinstance(again, SparseAutoencoder)
         assert again.fingerprint == built.fingerprint
-        assert again.threshold == built.threshold
+        assert again.threshold == pytest.approx(built.threshold, rel=1e-6)
         assert decomp.load(decomp.save(built, tmp_path / kind)).fingerprint == built.fingerprint
         each = SparseAutoencoder(built.encoder, built.bias, built.atoms, built.centre, 2, "jumprelu", np.ones(12))
         back = files.from_entry(files.put(each, store))
