@@ -94,7 +94,7 @@ def _dictionary(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -
 def _autoencoder(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> SparseAutoencoder:
     threshold = np.asarray(arrays["threshold"], np.float32)
     return SparseAutoencoder(
-        *(np.asarray(arrays[name], np.float32) for name in WEIGHTS),
+        **{name: np.asarray(arrays[name], np.float32) for name in WEIGHTS},
         k=int(manifest["k"]),
         kind=manifest["encoder"],
         threshold=threshold if threshold.ndim else float(threshold),

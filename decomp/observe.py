@@ -1,7 +1,6 @@
 """Activations of a trained model, at one or several hook points, in one pass."""
 
 import tempfile
-from collections.abc import Sequence
 from typing import overload
 
 from whence.cache import Examples, Store, TrainedModel, activations
@@ -12,9 +11,11 @@ from .activations import Activations, from_entry
 @overload
 def observe(trained: TrainedModel, at: str, examples: Examples | None = None) -> Activations: ...
 @overload
-def observe(trained: TrainedModel, at: Sequence[str], examples: Examples | None = None) -> dict[str, Activations]: ...
 def observe(
-    trained: TrainedModel, at: str | Sequence[str], examples: Examples | None = None
+    trained: TrainedModel, at: list[str] | tuple[str, ...], examples: Examples | None = None
+) -> dict[str, Activations]: ...
+def observe(
+    trained: TrainedModel, at: str | list[str] | tuple[str, ...], examples: Examples | None = None
 ) -> Activations | dict[str, Activations]:
     """Activations of every position that is not padding, examples in order, positions in order.
 
