@@ -12,3 +12,11 @@ from .methods.diagonal import Diagonal as Diagonal
 from .methods.ekfac import EKFAC as EKFAC
 from .methods.identity import Identity as Identity
 from .methods.kfac import KFAC as KFAC
+
+# to look at
+from .reporting import report as report
+from .reporting import shown_passages as shown_passages
+from .show import influences as influences
+from .show import plot_sites as plot_sites
+from .show import plot_tail as plot_tail
+from .show import token_map as token_map

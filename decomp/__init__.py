@@ -39,6 +39,7 @@ from .overlap import compare as compare
 from .splice import spliced as spliced
 
 # to look at
+from .pages import page as page
 from .show import atom_map as atom_map
 from .show import atoms as atoms
 from .show import plot_curve as plot_curve

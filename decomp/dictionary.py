@@ -93,7 +93,7 @@ class Dictionary(Codec):
         return f"Dictionary({len(self)} atoms of width {self.width}{where}, {self.pursuit} pursuit k={self.k}, {by})"
 
     def _repr_html_(self) -> str:
-        from whence.cache.display.html import facts, table
+        from whence.cache.display import facts, table
 
         return (facts(repr(self), facts_of(self)) + table(*atom_rows(self))).html
 
@@ -181,6 +181,11 @@ class Dictionary(Codec):
         return replace(self, text=tuple(found))
 
 
+def quoted(text: Text) -> str:
+    """A token in its context, the token marked."""
+    return f"{text.before}⟦{text.token}⟧{text.after}"
+
+
 def facts_of(dictionary: Dictionary) -> list[tuple[str, Any]]:
     """Where a dictionary comes from and how it was built, as name and value."""
     return [
@@ -203,7 +208,7 @@ def atom_rows(
     for a in order[:most].tolist():
         fires = [] if density is None else [100 * float(density[a])]
         place = [int(places.document[a]), int(places.position[a]), float(places.norm[a]), float(places.error[a])]
-        rows.append([a, *fires, *place, *([] if text is None else ["{}⟦{}⟧{}".format(*text[a])])])
+        rows.append([a, *fires, *place, *([] if text is None else [quoted(text[a])])])
     head = ["atom", *([] if density is None else ["fires on, %"]), "document", "position", "norm", "unexplained"]
     title = f"{min(most, len(dictionary))} of {len(dictionary)} atoms"
     return [*head, *([] if text is None else ["text"])], rows, title

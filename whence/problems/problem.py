@@ -1,0 +1,201 @@
+"""Problems on which attribution is judged: embedded data, a small model, and how it is trained again.
+
+Every copy starts from the same weights and sees the examples in the same order. A mask is a weight in the loss, so
+retrained models differ by their data alone.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from whence.attrib import methods
+from whence.attrib.evaluate import flip_labels
+from whence.cache import Classification, Examples, LanguageModelling, Store, Task, TrainedModel, UsageError
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.recipe import SGD, AdamW, Recipe
+
+from ..corpora import biographies, digits, language_reference
+
+
+class SmallTransformer(nn.Module):
+    """Decoder-only, two layers, learned positions, plain torch, so that copies of it can be trained side by side."""
+
+    def __init__(self, vocabulary: int, width: int = 32, context: int = 32, layers: int = 2, heads: int = 2):
+        super().__init__()
+        self.embed, self.place = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+        for part in (self.embed, self.place, self.head):
+            nn.init.normal_(part.weight, std=0.02)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids) + self.place.weight[: input_ids.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, s, d = x.shape
+        q, k, v = (t.view(b, s, self.heads, -1).transpose(1, 2) for t in self.qkv(self.first(x)).chunk(3, -1))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).reshape(b, s, d))
+        return x + self.down(F.gelu(self.up(self.second(x))))
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """build: seed -> untrained model. sites: patterns of the sites that are attributed. truth: query id -> ids of the
+    training examples that hold its answer, where that is known. flipped: which labels are wrong, likewise."""
+
+    name: str
+    build: Callable[[int], nn.Module]
+    task: Task
+    train: Examples
+    queries: Examples
+    recipe: Recipe
+    patterns: tuple[str, ...] = ("*",)
+    truth: Mapping[int, list[int]] = field(default_factory=dict)
+    flipped: np.ndarray | None = None
+
+    @cached_property
+    def start(self) -> nn.Module:
+        return self.untrained(0)
+
+    def untrained(self, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.build(seed)
+
+    def bank(self, start: nn.Module | None = None, epochs: int | None = None, task: Task | None = None) -> Bank:
+        recipe = self.recipe if epochs is None else replace(self.recipe, epochs=epochs)
+        return Bank(
+            start or self.start, task or self.task, self.train, self.queries, recipe, keep=("measurements", "losses")
+        )
+
+    def model_of(self, seed: int = 0, epochs: int | None = None) -> nn.Module:
+        """The model of this seed trained on everything, or the first `epochs` of that (the order of examples does not
+        depend on how many epochs follow)."""
+        everything = np.ones((1, len(self.train)), bool)
+        start = self.start if seed == 0 else self.untrained(seed)
+        return self.bank(start, epochs).train_lanes(everything, np.array([0])).module(0).eval()
+
+    @cached_property
+    def model(self) -> nn.Module:
+        return self.model_of()
+
+    def trained(self, store: Store | None = None, quiet: bool = True) -> TrainedModel:
+        """The trained model with its data and task."""
+        return TrainedModel(self.model, self.train, self.task, sites=list(self.patterns), store=store, quiet=quiet)
+
+
+def digits_problem(train: int = 400, queries: int = 40, flipped: float = 0.0) -> Problem:
+    """A network 64-32-10 on handwritten digits."""
+    corpus = digits()
+    data, wrong = corpus.train.select(range(train)), None
+    if flipped:
+        data, wrong = flip_labels(data, flipped, 10)
+    recipe = Recipe(epochs=20, batch_size=40, optimiser=SGD(0.1, momentum=0.9), batches="shared")
+    return Problem(
+        "digits",
+        lambda seed: nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)),
+        Classification(),
+        data,
+        corpus.queries.select(range(queries)),
+        recipe,
+        flipped=wrong,
+    )
+
+
+def language_problem(train: int = 256, queries: int = 24, length: int = 32, vocabulary: int = 512) -> Problem:
+    """A two-layer transformer on passages of the Python language reference; queries are passages held out."""
+    corpus = language_reference(length=length, vocabulary=vocabulary)
+    long = np.flatnonzero(corpus.train.lengths == length)
+    rows = np.random.default_rng(0).permutation(long)
+    if len(rows) < train + queries:
+        raise UsageError(f"There are {len(rows)} passages of {length} tokens.", "Take fewer, or shorter ones.")
+    recipe = Recipe(epochs=12, batch_size=16, optimiser=AdamW(3e-3, weight_decay=0.01), batches="shared", clip=1.0)
+    return Problem(
+        "language",
+        lambda seed: SmallTransformer(vocabulary, context=length),
+        LanguageModelling(),
+        corpus.train.select(rows[:train]),
+        corpus.train.select(rows[train : train + queries]),
+        recipe,
+        ("blocks.*",),
+    )
+
+
+def facts_problem(people: int = 40, asked: int = 20) -> Problem:
+    """A two-layer transformer that has read generated biographies; what a query asks for stands in known passages."""
+    corpus = biographies(people=people, asked=asked, values=6)
+    facts = np.asarray(corpus.train.about["fact"])
+    truth = {
+        int(query): corpus.train.ids[facts == fact].tolist()
+        for query, fact in zip(corpus.queries.ids, corpus.queries.about["fact"])
+    }
+    words = corpus.vocabulary
+    assert words is not None  # a corpus of text
+    longest = int(max(corpus.train.lengths.max(), corpus.queries.lengths.max()))
+    recipe = Recipe(epochs=30, batch_size=32, optimiser=AdamW(4e-3, weight_decay=0.01), batches="shared", clip=1.0)
+    return Problem(
+        "facts",
+        lambda seed: SmallTransformer(len(words), width=48, context=longest),
+        LanguageModelling(),
+        corpus.train,
+        corpus.queries,
+        recipe,
+        ("blocks.*",),
+        truth=truth,
+    )
+
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "digits": digits_problem,
+    "language": language_problem,
+    "facts": facts_problem,
+}
+
+
+def methods_for(problem: Problem, names: list[str] | None = None) -> dict[str, Any]:
+    """The methods that apply to a problem, ready to fit, given its training run where they need one.
+
+    Raises UsageError for a name that is no method."""
+    whole, half = problem.recipe.epochs, max(1, problem.recipe.epochs // 2)
+    steps = -(-len(problem.train) // problem.recipe.batch_size)
+    optimiser = problem.recipe.optimiser
+    speed = optimiser.lr / (1 - optimiser.momentum) if isinstance(optimiser, SGD) else None
+    named: dict[str, Callable[[], Any]] = dict(methods.METHODS)
+    named["tracin"] = lambda: methods.TracIn([problem.model_of(epochs=half), problem.model])
+    named["trak"] = lambda: methods.TRAK([problem.model_of(seed) for seed in range(4)], width=128)
+    named["grand"] = lambda: methods.GraNd([problem.model_of(seed, epochs=2) for seed in range(3)])
+    named["el2n"] = lambda: methods.EL2N([problem.model_of(seed, epochs=2) for seed in range(3)])
+    named["magic"] = lambda: methods.MAGIC(problem.start, problem.recipe)
+    if speed is None or isinstance(problem.task, LanguageModelling):
+        del named["source"]  # its segments are of gradient descent
+    else:
+        cuts = sorted({max(1, whole // 4), half, whole})
+        named["source"] = lambda: methods.SOURCE([
+            methods.Segment([problem.model_of(epochs=end)], speed, steps * (end - start))
+            for start, end in zip([0, *cuts[:-1]], cuts)
+        ])  # fmt: skip
+    if "input_ids" not in problem.train.columns:
+        del named["bm25"]
+    unknown = [name for name in names or [] if name not in named]
+    if unknown:
+        raise UsageError(f"{unknown[0]!r} is no method for {problem.name}.", f"There are {', '.join(named)}.")
+    return {name: build() for name, build in named.items() if names is None or name in names}
