@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def atoms(dictionary: Dictionary, found: Features | None = None, most: int = SHOWN) -> Shown:
-    """A sortable table of atoms: the place and text each came from, its activation's norm, and what was unexplained then
-    (share of the squared norm); with `features`, the densest atoms first, and how often each fires."""
+    """A sortable table of atoms: the place and text each came from, its activation's norm, and what was unexplained
+    then (share of the squared norm); with `features`, the densest atoms first, and how often each fires."""
     return table(*atom_rows(dictionary, None if found is None else found.density, most))
 
 
