@@ -138,7 +138,7 @@ class Activations:
         return replace(self, rows=rows[np.asarray(keep)])
 
     def without(self, positions: Sequence[int] = (), tokens: Sequence[int] = ()) -> "Activations":
-        """Leaves out positions (0 where a beginning-of-sequence token stands) and token ids (padding)."""
+        """Leaves out positions (0 for a beginning-of-sequence token) and token ids (padding)."""
         at = slice(None) if self.rows is None else self.rows
         drop = np.isin(self.position[at], list(positions)) | np.isin(self.token[at], list(tokens))
         return self.select(~drop)

@@ -115,8 +115,8 @@ class SAE(Builder[SparseAutoencoder]):
             passed = [m for m in marks if (tokens if m[1] == "tokens" else spent) >= m[0]]
             marks = [m for m in marks if m not in passed]
             for goal, unit in passed:
-                made = self._finished(state, centre, scale, acts.origin, tokens // self.batch)
-                yield Mark(tokens, spent, made, unit, goal)
+                autoencoder = self._finished(state, centre, scale, acts.origin, tokens // self.batch)
+                yield Mark(tokens, spent, autoencoder, unit, goal)
 
     def _start(self, width: int) -> tuple[Training, optax.GradientTransformation]:
         decoder = jax.random.normal(jax.random.key(self.seed), (self.size, width))

@@ -83,6 +83,12 @@ def test_other_builders_and_their_differences(capsys, builder):
     assert set(changes["changes"]["status"]) <= {"removed", "added", "moved", "kept"}
 
 
+def test_an_autoencoder_is_built_and_judged(capsys):
+    built = build(capsys, "--builder", "sae", "--batch", "64", out="sae")
+    assert built["atoms"] == 30
+    assert json.loads(run(capsys, "evaluate", "sae", "--json", "--quiet"))["fvu"]["value"] > 0
+
+
 def test_a_document_is_taken_out_and_put_back(capsys):
     build(capsys)
     whole = decomp.load("d")

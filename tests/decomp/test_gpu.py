@@ -19,7 +19,7 @@ def on(device: str) -> TrainedModel:
     model = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 3))
     rng = np.random.default_rng(0)
     columns = {"x": rng.standard_normal((400, 6)).astype(np.float32), "y": rng.integers(0, 3, 400)}
-    return TrainedModel(model, Examples(columns), Classification(), device=device, quiet=True)
+    return TrainedModel(model, Examples(columns, np.arange(400)), Classification(), device=device, quiet=True)
 
 
 def test_a_model_on_a_gpu_gives_what_the_cpu_gives() -> None:
@@ -48,6 +48,6 @@ def test_an_atom_is_measured_on_a_gpu() -> None:
     for atom in range(5):
         there = Coefficient(built, atom)(x.cuda().requires_grad_())
         assert there.is_cuda
-        np.testing.assert_allclose(there.detach().cpu(), Coefficient(built, atom)(x), atol=1e-3)
+        np.testing.assert_allclose(there.detach().cpu(), Coefficient(built, atom)(x.detach()), atol=1e-3)
     made = adapter(built, "m", 0).cuda()
     np.testing.assert_allclose(made(x.cuda()).cpu(), built.reconstruct(x.numpy()), atol=1e-3)

@@ -4,6 +4,7 @@ A builder is a row of `EXAMPLES`; a field that changes nothing of what is stored
 """
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,17 @@ def known(rows: int = 300, data: str = "d") -> Activations:
 
 def test_every_builder_has_a_row() -> None:
     assert {name: type(builder) for name, builder in EXAMPLES.items()} == dict(BUILDERS)
+
+
+def test_every_builder_is_documented_and_on_the_command_line() -> None:
+    from whence.commands.decomp import Build
+
+    document = (Path(__file__).parents[2] / "docs" / "decomp.md").read_text()
+    for name, builder in BUILDERS.items():
+        assert f"| `{name}` | `{builder.__name__}` |" in document
+        assert isinstance(Build(builder=name, size=40, k=3)._builder(), builder if name != "itda" else Calibrated)
+    with pytest.raises(UsageError, match="Choose one of itda"):
+        Build(builder="none")._builder()
 
 
 @pytest.mark.parametrize(("name", "field"), FIELDS)

@@ -42,6 +42,8 @@ class Build(Source):
     """itda: the first atoms; lexicographic is what the published code does."""
     cosine: float = 0.5
     """partition: a new exemplar starts below this cosine."""
+    batch: int | None = None
+    """itda, partition: activations judged together; sae: activations per step. By default the builder's own."""
     json: bool = False
     """Print JSON."""
 
@@ -86,10 +88,10 @@ class Build(Source):
         size, chosen = self.size or None, BUILDERS[self.builder]
         if chosen is ITDA and self.unexplained is None and size is not None:
             chosen = Calibrated
+        given: dict[str, Any] = {"size": size, "k": self.k, "unexplained": self.unexplained, "seeding": self.seeding}
+        given |= {"cosine": self.cosine, "batch": self.batch}
         if chosen is Calibrated:
-            return Calibrated(ITDA(size=size, k=self.k, seeding=self.seeding))
-        given = {"size": size, "k": self.k, "unexplained": self.unexplained, "seeding": self.seeding}
-        given |= {"cosine": self.cosine}
+            return Calibrated(ITDA(**{n: v for n, v in given.items() if v is not None and n != "cosine"}))
         known = {each.name: each for each in fields(chosen)}
         if size is None and known["size"].default is MISSING:
             raise UsageError(f"{self.builder} needs a size.", "Give --size.")
