@@ -72,7 +72,7 @@ def evaluations(run: Run, data: str | None, count: int, subsets: int) -> Iterato
     datamodel = ridge(bank.run(subset_masks(len(train), subsets, 0.6), store=run.store))
     run.say(f"datamodel: penalty {datamodel.penalty:g}, LDS {datamodel.lds}")
     seeds = 10_000 + np.arange(count)
-    models = bank.train_lanes(np.ones((count, len(train)), bool), seeds)
+    models = bank.train_replicas(np.ones((count, len(train)), bool), seeds)
     for title, forget in {
         "10 at random": forget_sets.random_set(train, 10),
         "40 at random": forget_sets.random_set(train, 40),

@@ -11,7 +11,7 @@ from whence.cache import Classification, Examples, Store, TrainedModel, model_fi
 from whence.cache.display import strip
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import AdamW
-from whence.cache.retrain.replicas import Lanes
+from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import oracle_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.condense import (
@@ -75,7 +75,7 @@ def forgotten(plan: ForgettingPlan, store: Store, quiet: bool = False) -> dict[s
     bank, task = digits_bank(plan.epochs), Classification()
     ids = forget_sets.random_set(bank.train, plan.forget)
     seeds = 10_000 + np.arange(plan.models)
-    models: Lanes = bank.train_lanes(np.ones((plan.models, len(bank.train)), bool), seeds, quiet=quiet)
+    models: Replicas = bank.train_replicas(np.ones((plan.models, len(bank.train)), bool), seeds, quiet=quiet)
     count = 2 * plan.models
     oracles = bank.run(oracle_masks(bank.train.ids, ids, count), 20_000 + np.arange(count), store, quiet=quiet)
     deletion = Deletion(models, task, bank.train, ids, bank.recipe, bank.build, seeds)  # type: ignore[arg-type]
@@ -148,6 +148,6 @@ def _influence(train: Examples, queries: Examples, store: Store) -> "xarray.Data
     """Scores [query, train] of one network that learned all of them."""
     bank = digits_bank(20)
     own = Bank(bank.build, Classification(), train, queries, bank.recipe)
-    model = own.train_lanes(np.ones((1, len(train)), bool)).module(0)
+    model = own.train_replicas(np.ones((1, len(train)), bool)).module(0)
     trained = TrainedModel(model, train, Classification(), store=store, quiet=True)
     return attrib.EKFAC().fit(trained).score(queries)

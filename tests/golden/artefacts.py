@@ -14,6 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from attrib.heads import find_heads, head_scores
+from attrib.reading import Direction, Reading
+from attrib.sketches import Sketch
+from attrib.states import scores_of
+from cache.bank import Bank
+from cache.bank_store import retrained_from
+from cache.bridge import to_jax
+from cache.retrained import Retrained, oracle_masks, subset_masks
+from cache.training import SGD, AdamW, Recipe, Schedule
 from torch import nn
 
 import attrib
@@ -21,15 +30,11 @@ import decomp
 import unlearn
 from attrib import Damping, FitOptions
 from attrib import methods as methods_of
-from attrib.heads import find_heads, head_scores
 from attrib.index import build_index
 from attrib.merge import Basis, factors_of, merge, moment_sums, square_sums
 from attrib.method import make_run
 from attrib.methods.ekfac import Bases
 from attrib.methods.magic import record, trained
-from attrib.reading import Direction, Reading
-from attrib.sketches import Sketch
-from attrib.states import scores_of
 from cache import (
     Classification,
     Examples,
@@ -43,14 +48,10 @@ from cache import (
     gradients,
     key_of,
 )
-from cache.bank import Bank
-from cache.bank_store import retrained_from
-from cache.bridge import to_jax
-from cache.retrained import Retrained, oracle_masks, subset_masks
-from cache.training import SGD, AdamW, Recipe, Schedule
-from decomp import ITDA, SAE, Activations, Calibrated, Coefficient, Dictionary, KMeans, Origin, Partition, Random
-from decomp.files import build_once, from_entry, put
-from decomp.sae import SparseAutoencoder
+from decomp import (
+    ITDA, SAE, Activations, Calibrated, Coefficient, Dictionary, KMeans, Origin, Partition, Random, SparseAutoencoder,
+)  # fmt: skip
+from decomp.files import from_entry, put
 from unlearn import audit, datamodels, methods, traces
 from unlearn.condense import METHODS as CONDENSING
 from unlearn.condense import MLP, Condensed, ConvNet, Pool, Settings, condense, evaluate, kernel_velocity
@@ -186,7 +187,7 @@ RECIPES = {
 
 def recipe_settings(name: str, store: Store) -> Made:
     bank = Bank(given.net, Classification(), given.train(), given.points(), RECIPES[name])
-    lanes = bank.train_lanes(subset_masks(32, 2, 0.75), np.array([3, 4]))
+    lanes = bank.train_replicas(subset_masks(32, 2, 0.75), np.array([3, 4]))
     return settings(RECIPES[name], weights=lanes.flat)
 
 
@@ -576,7 +577,7 @@ def codes(dictionary: Dictionary) -> dict[str, np.ndarray]:
 
 
 def built(name: str, store: Store) -> Made:
-    dictionary = build_once(BUILDERS[name], stream(), store, {"skip": [0], "held_out": 0.1})
+    dictionary = BUILDERS[name].build(stream(), store=store, selection={"skip": [0], "held_out": 0.1})
     told = dictionary.settings
     curve = np.asarray(told["curve"], np.int64).reshape(-1, 2)
     counts = np.array([told["rows_read"], told["rows_zero"], told["rows_not_finite"], told["seeds_placed"]])
@@ -595,7 +596,7 @@ READERS |= {f"dictionary/{name}": read_dictionary for name in BUILDERS}
 def _(store: Store) -> Made:
     """From activations of the store, as the commands build."""
     acts = decomp.observe(given.reader(0), given.texts(), ["mix"], store)["mix"]
-    dictionary = build_once(ITDA(k=2, batch=32), acts.without([0]).shuffled(1), store, {"skip": [0]})
+    dictionary = ITDA(k=2, batch=32).build(acts.without([0]).shuffled(1), store=store, selection={"skip": [0]})
     return last(store, "dictionary", document=dictionary.provenance.document, k=dictionary.k)
 
 
@@ -616,9 +617,10 @@ READERS["dictionary/by hand"] = read_by_hand
 
 def autoencoder(builder: SAE, store: Store) -> Made:
     """Nothing of it is kept in the store."""
-    made: SparseAutoencoder = builder.build(stream(), tokens=1)
+    made: SparseAutoencoder = replace(builder, tokens=1).build(stream())
+    settings = {name: value for name, value in plain(builder).items() if name != "tokens"}
     return only(
-        builder, encoder=made.encoder, bias=made.bias, decoder=made.atoms, centre=made.centre,
+        settings, encoder=made.encoder, bias=made.bias, decoder=made.atoms, centre=made.centre,
         threshold=made.threshold, decoded=made.reconstruct(given.rows()[:16]),
     )  # fmt: skip
 

@@ -6,10 +6,10 @@ A name with " + " in it is an entry that is kept on the way to another. See arte
 from pathlib import Path
 
 import pytest
-
-from cache import Store
 from cache.layout import KINDS
 from cache.upkeep import verify
+
+from cache import Store
 
 from . import artefacts, frozen
 from .artefacts import ARTEFACTS, FAULTY, READERS, Made
