@@ -3,8 +3,10 @@
 if __name__ != "whence.attrib":
     raise ImportError("This package is whence.attrib: write `from whence import attrib`, not `import attrib`.")
 
+# methods, and what a fit returns
 from .curvature import Damping as Damping
 from .factors import Factors as Factors
+from .factors import load as load
 from .fitted import Fitted as Fitted
 from .method import CurvatureMethod as CurvatureMethod
 from .method import Method as Method
@@ -12,3 +14,18 @@ from .methods.diagonal import Diagonal as Diagonal
 from .methods.ekfac import EKFAC as EKFAC
 from .methods.identity import Identity as Identity
 from .methods.kfac import KFAC as KFAC
+
+# what scores are split by, and what is measured
+from .measurement import ActivationMeasurement as ActivationMeasurement
+from .measurement import Direction as Direction
+from .scoring.atoms import CONSTANT as CONSTANT
+from .scoring.atoms import RESIDUAL as RESIDUAL
+from .scoring.groups import groups_by as groups_by
+from .scoring.heads import find_heads as find_heads
+
+# at scale
+from .finite import finite_examples as finite_examples
+from .index.search import Index as Index
+from .index.search import build_index as build_index
+from .index.sketches import Sketch as Sketch
+from .plan import make_plan as make_plan

@@ -7,18 +7,21 @@ ones. What is done with them is the same for all: (G + damping I)^-1 times gradi
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from whence.cache import DataError, Site, Sites
+from whence.cache import DataError, Examples, Site, Sites
 from whence.cache.display.html import facts, table
 
 from . import kernels
 from .fitted import Fitted
+
+if TYPE_CHECKING:
+    import xarray
 
 
 class SiteFactors(NamedTuple):
@@ -119,6 +122,19 @@ class Curvature(Fitted):
             return value * scale
         qa, qs = jnp.asarray(factors.qa, value.dtype), jnp.asarray(factors.qs, value.dtype)
         return kernels.rotate_back(kernels.rotate(value, qa, qs) * scale, qa, qs)
+
+    def labelled(
+        self, values: Float[np.ndarray, "q n *_"], queries: Examples, train: Examples, last: str = "site"
+    ) -> "xarray.DataArray":
+        """As in `Fitted`, with the damping."""
+        return (
+            super()
+            .labelled(values, queries, train, last)
+            .assign_attrs(
+                meaning="predicted change of the query's measurement when the example is added once more",
+                damping=f"{self.damping.value:g} {self.damping.rule}",
+            )
+        )
 
     def with_damping(self, value: float, rule: Literal["relative", "absolute"] = "relative") -> Self:
         """The same curvature with another damping; nothing is refitted."""

@@ -62,7 +62,7 @@ class Fitted(ABC):
             {name: np.take_along_axis(scores.values, rows, axis=1) for name, rows in chosen.items()},
             {name: scores["train"].values[rows] for name, rows in chosen.items()},
             queries.ids,
-            {"units": self.units, "method": self.method, "examples": scores.sizes["train"]},
+            {"units": self.score_units, "method": self.method, "examples": scores.sizes["train"]},
         )
 
     def self_influence(self, train: Examples | None = None) -> "xarray.DataArray":
@@ -72,12 +72,17 @@ class Fitted(ABC):
         )
 
     def measuring(self, task: Task) -> Self:
-        """The same fit, asked about another measurement (a margin, an activation)."""
+        """The same fit with another measurement of the queries (a margin, an activation)."""
         return self.on(self.trained.replace(task=task))
 
     def on(self, trained: TrainedModel) -> Self:
         """The same fit with another store, device, data or run options."""
         return replace(self, trained=trained)
+
+    @property
+    def score_units(self) -> str:
+        """Units of the scores: the task's own if it measures something else than nats, and the method predicts it."""
+        return getattr(self.trained.task, "units", NATS) if self.units == NATS else self.units
 
     def check_model(self) -> None:
         """Raise ModelError if the weights are not those that were fitted."""
@@ -117,14 +122,16 @@ class Fitted(ABC):
         """Scores [q n] or [q n last] as a DataArray with ids, units, method and measurement."""
         import xarray
 
-        task = self.trained.task
-        units = getattr(task, "units", self.units) if self.units == NATS else self.units
         return xarray.DataArray(
-            np.asarray(values, np.float32),
+            np.asarray(values),
             dims=("query", "train", *([last] if np.ndim(values) == 3 else [])),
             coords={"query": queries.ids, "train": train.ids},
-            name="influence" if units == NATS else "score",
-            attrs={"units": units, "method": self.method, "measurement": str(task.settings.get("measure", ""))},
+            name="influence" if self.units == NATS else "score",
+            attrs={
+                "units": self.score_units,
+                "method": self.method,
+                "measurement": str(self.trained.task.settings.get("measure", "")),
+            },
         )
 
 
