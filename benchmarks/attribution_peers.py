@@ -262,7 +262,7 @@ def main() -> None:
     if options.side:
         run_row(options.side, options.out)
         return
-    from whence.evaluation import digits_problem
+    from whence.problems.problem import digits_problem
 
     problem = digits_problem(options.train, options.queries)
     columns = [

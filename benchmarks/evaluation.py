@@ -48,8 +48,8 @@ def beside_kronfluence(name: str, subsets: int, seeds: int) -> None:
     """LDS of both on one bank for several seeds of the drawn labels, and the paired bootstrap of each difference."""
     from whence import attrib
     from whence.attrib.evaluate import compare, lds
-    from whence.evaluation import PROBLEMS
-    from whence.judging import retrained
+    from whence.problems.problem import PROBLEMS
+    from whence.problems.judge import retrained
 
     problem = PROBLEMS[name]()
     bank = retrained(problem, subsets, 0.5, None, True)
@@ -111,8 +111,8 @@ def main() -> None:
     if options.side == "kronfluence":
         kronfluence_side(options.out)
         return
-    from whence.evaluation import PROBLEMS
-    from whence.judging import HEAD, judge
+    from whence.problems.problem import PROBLEMS
+    from whence.problems.judge import HEAD, judge
 
     for name in options.on:
         if not options.skip_table:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from whence.cache import Store
 from whence.corpora import biographies
 from whence.demo_model import biographies_model
-from whence.planted_facts import planted_facts
+from whence.problems.planted_facts import planted_facts
 
 
 def main() -> None:

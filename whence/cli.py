@@ -20,10 +20,11 @@ from typing import Annotated, Any, NoReturn
 from .rooms import Room, rooms
 
 ABOUT = (
-    "Whence a behaviour of a model comes (attrib), what its activations are made of (decomp), and what it would be "
-    "without some of its data (unlearn)."
+    "Which training data made a model do that (attrib), what its activations are made of (decomp), and what it would "
+    "be without some of its data (unlearn)."
 )
 INTERRUPTED = 130
+FORMER_OPTIONS = {"--root": "--store"}  # accepted, not shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,9 +100,15 @@ def parse(command: type[Any], program: str, arguments: Sequence[str]) -> Any:
         command,
         prog=program,
         description=help_of(command),
-        args=list(arguments),
+        args=[_current(argument) for argument in arguments],
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def _current(argument: str) -> str:
+    """An option of an earlier version under its name of today."""
+    name, equals, value = argument.partition("=")
+    return FORMER_OPTIONS.get(name, name) + equals + value
 
 
 def help_of(command: type[Any]) -> str:
@@ -125,7 +132,7 @@ def overview(known: dict[str, Room]) -> str:
         "  --debug: show where an error came from    --version",
         "  --tyro-print-completion {bash,zsh,tcsh}: completion for your shell",
         "",
-        "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (the same command goes on where it stopped).",
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (the same command resumes).",
     ]
     return "\n".join(lines)
 
@@ -178,13 +185,13 @@ def failed(error: Exception, debug: bool) -> int:
         return error.exit_code
     print(f"whence: {type(error).__name__}: {error}", file=sys.stderr)
     if not debug:
-        print("  This was not foreseen. Run it again with --debug to see where it happened.", file=sys.stderr)
+        print("  Unexpected error. Run it again with --debug to see where it happened.", file=sys.stderr)
     return 1
 
 
 def interrupted() -> int:
     print(
-        "\nwhence: interrupted.\n  What was committed is kept: the same command goes on where it stopped.",
+        "\nwhence: interrupted.\n  Everything committed is kept: the same command resumes.",
         file=sys.stderr,
     )
     return INTERRUPTED

@@ -22,7 +22,7 @@ import tyro
 
 from whence.cache.errors import UsageError, did_you_mean
 
-from .cli import parse
+from .cli import FORMER_OPTIONS, parse
 from .rooms import rooms
 
 
@@ -43,13 +43,13 @@ def read_job(path: str | Path) -> list[Step]:
     except OSError as error:
         raise UsageError(f"Cannot read {path} ({error.strerror}).", "Give the path of a TOML file.") from error
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not TOML: {error}.", "Mend that line.") from error
+        raise UsageError(f"{path} is not TOML: {error}.", "Fix this line.") from error
     if "step" not in document:
         return [step_of(document, str(path))]
     alone = sorted(set(document) - {"step"})
     if alone or not isinstance(document["step"], list):
         where = ", ".join(alone) or "step"
-        raise UsageError(f"{path}: {where} stands outside the [[step]] tables.", "Put it into the steps it is for.")
+        raise UsageError(f"{path}: {where} is outside the [[step]] tables.", "Move it into a step.")
     return [step_of(table, f"{path}, step {number}") for number, table in enumerate(document["step"], 1)]
 
 
@@ -97,6 +97,7 @@ def _options(command: type[Any], values: Mapping[str, Any], where: str, prefix: 
     hints = typing.get_type_hints(command, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(command)}
     given = {key.replace("-", "_"): value for key, value in values.items()}
+    given = {key if key in fields else FORMER_OPTIONS.get(f"--{key}", key).lstrip("-"): v for key, v in given.items()}
     for key in given:
         if key not in fields:
             raise UsageError(f"{where}: unknown key {prefix}{key!r}.", did_you_mean(key, fields, "It takes"))

@@ -207,7 +207,7 @@ def test_commands(place, capsys, tmp_path):
     entry.close()
 
     def run(*arguments: str) -> tuple[int, str]:
-        code = main(["cache", *arguments, "--root", place.root])
+        code = main(["cache", *arguments, "--store", place.root])
         told = capsys.readouterr()
         return code, told.out + told.err
 

@@ -14,22 +14,22 @@ SMALL = {"models": 8, "bank": 40, "epochs": 1, "steps": 4, "network": "mlp-8"}
 
 def test_a_bank_a_datamodel_and_an_evaluation(tmp_path, capsys):
     root = str(tmp_path / "store")
-    bank.Run(models=40, epochs=1, name="subsets", root=root, json=True).run()
+    bank.Run(models=40, epochs=1, name="subsets", store=root, json=True).run()
     told = json.loads(capsys.readouterr().out)
     assert told["models"] == told["different training sets"] == 40
-    bank.Info("subsets", root=root).run()
+    bank.Info("subsets", store=root).run()
     assert "kept by each" in capsys.readouterr().out
-    unlearn.Datamodel("subsets", name="weights", root=root, json=True).run()
+    unlearn.Datamodel("subsets", name="weights", store=root, json=True).run()
     assert -1 <= json.loads(capsys.readouterr().out)["lds"]["value"] <= 1
     assert Store(root).ref("weights").kind == "scores"
     out = tmp_path / "out" / "forgot.npz"
-    unlearn.Run(method="dmm", forget="random:5", out=out, root=root, **SMALL).run()
+    unlearn.Run(method="dmm", forget="random:5", out=out, store=root, **SMALL).run()
     with np.load(out) as kept:
         assert kept["1.weight"].shape == (8, 8, 64)
         assert len(json.loads(str(kept["ledger"]))[0]["forgotten"]) == 5
-    unlearn.Run(method="dm-direct", datamodel="weights", forget="random:5", out=out, root=root, **SMALL).run()
+    unlearn.Run(method="dm-direct", datamodel="weights", forget="random:5", out=out, store=root, **SMALL).run()
     assert "DM-Direct" in capsys.readouterr().out
-    unlearn.Plan(forget="random:5", pilots=1, slack=1e9, root=root, json=True, **SMALL).run()
+    unlearn.Plan(forget="random:5", pilots=1, slack=1e9, store=root, json=True, **SMALL).run()
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert plan["chosen"] == "nothing"
     assert next(iter(plan["options"])) == "nothing"
@@ -37,10 +37,10 @@ def test_a_bank_a_datamodel_and_an_evaluation(tmp_path, capsys):
     x, y = np.zeros((20, 2), np.float32), np.arange(20) % 2
     np.savez(tmp_path / "other.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     with pytest.raises(DataError, match="fitted on other data"):
-        unlearn.Run(datamodel="weights", data=str(tmp_path / "other.npz"), forget="1", root=root, **SMALL).run()
+        unlearn.Run(datamodel="weights", data=str(tmp_path / "other.npz"), forget="1", store=root, **SMALL).run()
     where = tmp_path / "out" / "e.json"
     with pytest.warns(UserWarning, match="within noise"):
-        unlearn.Evaluate(methods="scrub, dm-direct", forget="random:5", out=where, root=root, **SMALL).run()
+        unlearn.Evaluate(methods="scrub, dm-direct", forget="random:5", out=where, store=root, **SMALL).run()
     assert "oracles (null)" in capsys.readouterr().out
     page = tmp_path / "page.html"
     unlearn.Report((where,), out=page).run()

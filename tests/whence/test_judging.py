@@ -13,7 +13,7 @@ from whence.cache.retrain.recipe import SGD, Recipe
 from whence.cache.store.maintenance import listing
 from whence.commands import _attrib_evaluate as commands
 from whence.commands._attrib_evaluate import Evaluate, Probe
-from whence.judging import judge, retrained
+from whence.problems.judge import judge, retrained
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def tiny(monkeypatch):
         return replace(problem, recipe=Recipe(6, 20, SGD(0.2, 0.8), batches="shared"))
 
     monkeypatch.setitem(evaluation.PROBLEMS, "digits", digits)
-    monkeypatch.setattr("whence.judging.digits_problem", digits)
+    monkeypatch.setattr("whence.problems.judge.digits_problem", digits)
     return digits()
 
 

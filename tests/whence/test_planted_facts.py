@@ -8,7 +8,7 @@ import pytest
 
 from whence.corpora import biographies, stating
 from whence.language_model import Shape, Training, new_model, top_answers, train_language_model
-from whence.planted_facts import Result, interval, planted_facts
+from whence.problems.planted_facts import Result, interval, planted_facts
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 
 from whence.cache.errors import UsageError
 
-from ._attrib_job import Loaded, lists
+from ._attrib_job import Loaded, lists, top_of
 
 if TYPE_CHECKING:
     from whence.cache import Examples
@@ -30,16 +30,11 @@ def carried(
 ) -> tuple[list[dict[str, Any]], Any]:
     """One entry a query: the examples that help most, each with the atoms that carried it at the site, and the atoms
     that carried most for all of them together. Also the parts [query, train, atom]."""
-    from whence import attrib
-
-    scores = attrib.score(*loaded.scoring, queries, loaded.train, store=loaded.store, options=loaded.job.options)
+    scores = loaded.factors.score(queries)
     order = np.argsort(-scores.values, axis=1, kind="stable")[:, :top]
     chosen = np.unique(order)
-    parts = attrib.through_atoms(
-        *loaded.scoring, queries, loaded.train.select(chosen), dictionary, site=site, options=loaded.job.options
-    )
-    ends = {"helpful": (loaded.train.ids[order], np.take_along_axis(scores.values, order, 1))}
-    entries = lists(loaded, queries, ends)
+    parts = loaded.factors.score(queries, loaded.train.select(chosen), through=dictionary, site=site)
+    entries = lists(loaded, queries, top_of(scores, top, ("helpful",)))
     for row, entry in enumerate(entries):
         mine = parts.values[row][np.searchsorted(chosen, order[row])]
         for line, values in zip(entry["helpful"], mine):
@@ -71,15 +66,16 @@ def described(dictionary: "Dictionary", atom: int) -> str:
 def built(loaded: Loaded, queries: "Examples", dictionary: "Dictionary", atom: int) -> tuple["Examples", Any]:
     """The queries in which the atom is active, and scores [query, train] of its mean activation over each. Raises
     UsageError where no query has it."""
-    from whence import attrib
+    from whence.attrib import ActivationMeasurement
     from whence.decomp import Coefficient
 
     if not dictionary.origin.site:
-        raise UsageError("This dictionary does not say at which hook point it was built.", "Build it with whence.")
-    factors, model, task = loaded.scoring
-    who = attrib.Reading(task, dictionary.origin.site, Coefficient(dictionary, atom))
-    active = np.flatnonzero(who.measurement(model, queries.batch(np.arange(len(queries)))).detach().numpy())
+        raise UsageError("This dictionary does not name the hook point that it was built at.", "Build it with whence.")
+    trained = loaded.trained
+    task = ActivationMeasurement(trained.task, dictionary.origin.site, Coefficient(dictionary, atom))
+    values = task.measurement(trained.model, trained.batch(queries, np.arange(len(queries))))
+    active = np.flatnonzero(values.detach().cpu().numpy())
     if not len(active):
-        raise UsageError(f"Atom {atom} is not active in any of these prompts.", "Ask with a prompt that it is in.")
-    asked = queries.select(active)
-    return asked, attrib.score(factors, model, who, asked, loaded.train, store=loaded.store, options=loaded.job.options)
+        raise UsageError(f"Atom {atom} is not active in any of these prompts.", "Give a prompt that it is active in.")
+    found = queries.select(active)
+    return found, loaded.fitted.measuring(task).score(found)

@@ -3,13 +3,12 @@
 import json as json_module
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from whence.cache import Examples, Store, UsageError
 
-Root = Annotated[str | None, tyro.conf.arg(help="The store; $WHENCE_CACHE or your cache folder by default.")]
+from ._attrib_job import StorePath, first_of
+
 Test = Literal["lds", "leave-out", "qld", "brittleness", "recall", "pbrf", "mislabelled"]
 
 
@@ -45,13 +44,15 @@ class Evaluate:
     """Folder for the curves of mislabelled examples."""
     json: bool = False
     """Print JSON."""
-    root: Root = None
+    device: str | None = None
+    """Where the model runs: cpu, cuda, cuda:1."""
+    store: StorePath = None
 
     def run(self) -> None:
-        from whence.evaluation import PROBLEMS
-        from whence.judging import HEAD, judge
+        from whence.problems.problem import PROBLEMS
+        from whence.problems.judge import HEAD, judge
 
-        store = Store(self.root)
+        store = Store(self.store)
         if (self.scores is None) != (self.bank is None):
             raise UsageError("Scores are judged with a bank, and a bank with scores.", "Give both --scores and --bank.")
         if self.scores is not None and self.bank is not None:
@@ -124,50 +125,46 @@ class Probe:
     """Training examples, the first of the data's own."""
     json: bool = False
     """Print JSON."""
-    root: Root = None
+    device: str | None = None
+    """Where the model runs: cpu, cuda, cuda:1."""
+    store: StorePath = None
 
     def run(self) -> None:
-        from whence import attrib
-        from whence.attrib.probes import by_layer, fictional_facts, power_law, word_order
-        from whence.cache import LanguageModelling, find_sites
+        from whence.attrib import EKFAC, error_bars
+        from whence.attrib.evaluate.probes import by_layer, fictional_facts, power_law, word_order
+        from whence.cache import LanguageModelling, TrainedModel
         from whence.inputs import load_data, load_model
 
-        store = Store(self.root)
+        store = Store(self.store)
         model, words = load_model(self.model, store, quiet=self.json)
         corpus = load_data(self.data, words)
-        train, queries = _first(corpus.train, self.limit), _first(corpus.queries, self.queries)
+        train, queries = first_of(corpus.train, self.limit), first_of(corpus.queries, self.queries)
         if words is None or not len(queries):
-            raise UsageError("Probes ask a language model about queries.", "Give text with queries of its own.")
-        task, sites = LanguageModelling(), find_sites(model, list(self.sites), quiet=self.json)
-        options = attrib.FitOptions(quiet=self.json)
-        factors = attrib.EKFAC().fit(model, task, train, sites=sites, store=store, options=options)
-        told: dict[str, object] = {}
+            raise UsageError("Probes need a language model and queries.", "Give text with queries of its own.")
+        trained = TrainedModel(
+            model, train, LanguageModelling(), sites=list(self.sites), store=store, device=self.device, quiet=self.json
+        )
+        factors = EKFAC().fit(trained)
+        found: dict[str, object] = {}
         if {"tail", "layers"} & set(self.probes):
-            scores = attrib.score(factors, model, task, queries, train, store=store, per_site=True, options=options)
+            scores = factors.score(queries, per_site=True)
             if "tail" in self.probes:
                 whole = scores.sum("site").values
-                told["tail"] = {q: str(power_law(row)) for q, row in zip(_titles(queries), whole)}
+                found["tail"] = {q: str(power_law(row)) for q, row in zip(_titles(queries), whole)}
             if "layers" in self.probes:
                 parts = by_layer(scores).mean("query")
-                told["layers"] = {str(k): round(float(v), 4) for k, v in zip(parts["layer"].values, parts.values)}
+                found["layers"] = {str(k): round(float(v), 4) for k, v in zip(parts["layer"].values, parts.values)}
         if "wordorder" in self.probes:
-            forms = word_order(factors, model, task, words.encode, fictional_facts(), options=options).mean("fact")
-            told["wordorder"] = {str(k): float(f"{v:.3g}") for k, v in zip(forms["form"].values, forms.values)}
+            forms = word_order(factors, words.encode, fictional_facts()).mean("fact")
+            found["wordorder"] = {str(k): float(f"{v:.3g}") for k, v in zip(forms["form"].values, forms.values)}
         if "errors" in self.probes:
-            from whence.attrib.errorbars import error_bars
-
-            bars = error_bars(attrib.EKFAC(), model, task, train, queries, train, sites=sites, options=options)
-            told["errors"] = str(bars)
+            found["errors"] = str(error_bars(EKFAC(), trained, queries))
         if self.json:
-            print(json_module.dumps(told, indent=1))
+            print(json_module.dumps(found, indent=1))
             return
-        for name, values in told.items():
+        for name, values in found.items():
             lines = values.items() if isinstance(values, dict) else [("", values)]
             print("\n".join([name, *(f"  {key}: {value}" if key else f"  {value}" for key, value in lines)]))
-
-
-def _first(examples: Examples, count: int) -> Examples:
-    return examples.select(range(min(count, len(examples))))
 
 
 def _titles(examples: Examples) -> list[str]:

@@ -10,7 +10,7 @@ from whence.cache.errors import UsageError
 from ._attrib_job import Job, Loaded, Questions, lists, print_json, show_lists
 
 if TYPE_CHECKING:
-    from whence.attrib.index import Index as Built
+    from whence.attrib.index.search import Index as Built
     from whence.cache import Examples
 
 CANDIDATES = 100  # of each query, reranked
@@ -23,14 +23,12 @@ class Compressed:
     kind: Literal["rank", "largest", "random"] = "rank"
     """Keep leading singular pairs, the coordinates with the largest expected contribution, or random projections."""
     width: int = 2048
-    """Numbers an example, 16 bits each."""
+    """Numbers per example, 16 bits each."""
 
     def build_index(self, loaded: Loaded) -> "Built":
-        from whence.attrib.index import build_index
-        from whence.attrib.sketches import Sketch
+        from whence.attrib import Sketch, build_index
 
-        sketch = Sketch(self.kind, self.width, loaded.job.seed)
-        return build_index(*loaded.scoring, loaded.train, loaded.store, sketch, loaded.job.options)
+        return build_index(loaded.factors, sketch=Sketch(self.kind, self.width, loaded.job.seed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +71,7 @@ class Index(Compressed, Job):
     def _recall(self, loaded: Loaded, index: "Built") -> dict[str, Any]:
         rows = np.random.default_rng(0).permutation(len(loaded.train))[: self.check]
         queries = loaded.train.select(np.sort(rows))
-        hits = index.search(loaded.model, loaded.task, queries, CANDIDATES + 1, self.options)
+        hits = index.search(queries, CANDIDATES + 1)
         own = {int(i): int(i) for i in queries.ids}
         others = np.array([[i for i in row if i != q][:CANDIDATES] for row, q in zip(hits.ids.tolist(), queries.ids)])
         return {"checked": len(queries), **recalls(loaded, queries, others, own)}
@@ -103,17 +101,17 @@ class Query(Questions, Compressed, Job):
     """Print JSON."""
 
     def run(self) -> None:
-        from whence.attrib.index import Hits, rerank
+        from whence.attrib.index.search import Hits
 
         if self.candidates < self.top:
             raise UsageError(f"{self.candidates} candidates for a list of {self.top}.", "Find at least as many.")
         loaded = self.load()
-        queries = self.asked(loaded.corpus)
+        queries = self.read_queries(loaded.corpus)
         index = self.build_index(loaded)
-        hits = index.search(loaded.model, loaded.task, queries, self.candidates, self.options)
+        hits = index.search(queries, self.candidates)
         best = Hits(hits.ids[:, : self.top], hits.scores[:, : self.top])
         if self.rerank:
-            best = rerank(hits, *loaded.scoring, queries, loaded.train, self.top, self.options)
+            best = index.rerank(hits, queries, self.top)
         entries = lists(loaded, queries, {"helpful": (best.ids, best.scores)})
         facts: dict[str, Any] = {"index": index.entry.key, "exact": self.rerank, "queries": entries}
         if self.check:
@@ -131,11 +129,9 @@ def recalls(
 ) -> dict[str, float]:
     """Recall@10 against the exact scores, of the index's candidates [q c] in its own order and once they are reranked
     (which lists every one of the exact ten that is among them)."""
-    from whence import attrib
-    from whence.attrib.index import recall_of
+    from whence.attrib.index.search import recall_of
 
-    options = loaded.job.options
-    exact = attrib.score(*loaded.scoring, queries, loaded.train, store=loaded.store, options=options)
+    exact = loaded.factors.score(queries)
     return {
         "recall_at_10_index": float(recall_of(found[:, :10], exact, 10, own).mean()),
         "recall_at_10_reranked": float(recall_of(found, exact, 10, own).mean()),

@@ -1,4 +1,4 @@
-"""What the commands of `attrib` share: model, data, sites, factors, queries, and how results are shown."""
+"""What the commands of `attrib` share: the trained model, the fitted method, queries, and how results are shown."""
 
 import json as json_module
 import re
@@ -12,103 +12,111 @@ import tyro
 
 from whence.cache.errors import UsageError
 
+from ._methods import MethodOptions
+
 if TYPE_CHECKING:
-    from whence.attrib import Factors, FitOptions
-    from whence.cache import Examples, Sites, Store, Task
+    from whence.attrib import Factors, Fitted
+    from whence.cache import Examples, Store, TrainedModel
     from whence.corpora import Corpus
 
-Root = Annotated[str | None, tyro.conf.arg(help="The store; $WHENCE_CACHE or your cache folder by default.")]
+StorePath = Annotated[str | None, tyro.conf.arg(help="The store; $WHENCE_CACHE or your cache folder by default.")]
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """Model, data and curvature."""
+class ModelOptions:
+    """Model, data, and where they run."""
 
     model: str = "demo"
     """demo, biographies, a hub name, or a folder with a model."""
     data: str = "language-reference"
     """language-reference, biographies, a .txt, .jsonl or .parquet file, or a hub name."""
     sites: tuple[str, ...] = ("*.mlp.*",)
-    """Layers to look at, by clean name; "*" for every linear map."""
-    damping: float = 0.1
-    """Times each site's mean eigenvalue."""
-    seed: int = 0
-    """Of the labels drawn for the curvature."""
+    """Layers that are attributed, by name; "*" for every linear layer."""
     memory: str | None = None
-    """Most to hold at once, such as 4GB; half of what is free by default."""
+    """Most memory to use at once, such as 4GB; half of what is free by default."""
     positions: int | None = None
     """Positions in a batch; from the memory by default."""
     device: str | None = None
     """Where the model runs: cpu, cuda, cuda:1."""
+    dtype: Dtype | None = None
+    """Type of the model's parameters; as loaded by default."""
     cluster: str = "inline"
     """inline, local:2, dask:ADDRESS or slurm:FILE."""
     log: Path | None = None
     """Append a line of JSON for every partition that is computed."""
     skip_nan: bool = False
     """Leave out examples whose gradients are not finite, after naming them."""
-    root: Root = None
+    store: StorePath = None
     quiet: bool = False
     """No progress bars."""
 
-    def load(self) -> "Loaded":
-        from whence.cache import Classification, LanguageModelling, Store, find_sites
+    def trained(self) -> "tuple[TrainedModel, Corpus]":
+        import torch
+
+        from whence.attrib import finite_examples
+        from whence.cache import Classification, LanguageModelling, Store, TrainedModel
         from whence.inputs import load_data, load_model
 
-        store = Store(self.root)
+        store = Store(self.store)
         model, vocabulary = load_model(self.model, store, quiet=self.quiet)
-        if self.device is not None:
-            model.to(self.device)
         corpus = load_data(self.data, vocabulary)
-        task: Any = Classification() if corpus.vocabulary is None else LanguageModelling()
-        sites = find_sites(model, list(self.sites), quiet=self.quiet)
-        loaded = Loaded(self, store, model, corpus, task, sites, corpus.train)
-        return loaded.without_nan() if self.skip_nan else loaded
-
-    @property
-    def options(self) -> "FitOptions":
-        from whence.attrib import FitOptions
-
-        return FitOptions(
-            memory=read_bytes(self.memory), positions=self.positions, quiet=self.quiet, device=self.device,
-            cluster=self.cluster, log=None if self.log is None else str(self.log),
+        trained = TrainedModel(
+            model, corpus.train, Classification() if corpus.vocabulary is None else LanguageModelling(),
+            sites=list(self.sites), store=store, device=self.device,
+            dtype=None if self.dtype is None else getattr(torch, self.dtype), memory=read_bytes(self.memory),
+            positions=self.positions, quiet=self.quiet, cluster=self.cluster,
+            log=None if self.log is None else str(self.log),
         )  # fmt: skip
+        if self.skip_nan:
+            trained = trained.replace(train=finite_examples(trained))
+        return trained, corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(MethodOptions, ModelOptions):
+    """A trained model and an attribution method."""
+
+    def load(self) -> "Loaded":
+        trained, corpus = self.trained()
+        return Loaded(self, trained, corpus)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A job's model and data."""
+    """A job's trained model and its data."""
 
     job: Job
-    store: "Store"
-    model: Any
+    trained: "TrainedModel"
     corpus: "Corpus"
-    task: "Task"
-    sites: "Sites"
-    train: "Examples"
-
-    def without_nan(self) -> "Loaded":
-        from dataclasses import replace
-
-        from whence import attrib
-
-        kept = attrib.finite_examples(self.model, self.task, self.train, self.sites, options=self.job.options)
-        return replace(self, train=kept)
-
-    @cached_property
-    def factors(self) -> "Factors":
-        """EK-FAC on the training examples: from the store, resumed, or fitted now."""
-        from whence import attrib
-
-        method = attrib.EKFAC(damping=attrib.Damping(self.job.damping), seed=self.job.seed)
-        return method.fit(
-            self.model, self.task, self.train, sites=self.sites, store=self.store, options=self.job.options
-        )
 
     @property
-    def scoring(self) -> tuple["Factors", Any, "Task"]:
-        """The three that every score begins with."""
-        return self.factors, self.model, self.task
+    def train(self) -> "Examples":
+        return self.trained.train
+
+    @property
+    def store(self) -> "Store":
+        assert self.trained.store is not None  # a job has one
+        return self.trained.store
+
+    @cached_property
+    def fitted(self) -> "Fitted":
+        """The method on the training examples: from the store, resumed, or fitted now."""
+        return self.job.build().fit(self.trained)
+
+    @property
+    def factors(self) -> "Factors":
+        """The fitted method as curvature. Raises UsageError for a method that fits none."""
+        from whence.attrib import Factors
+
+        if isinstance(self.fitted, Factors):
+            return self.fitted
+        raise UsageError(
+            f"{self.job.method} fits no curvature, which this needs.",
+            "Use --method ekfac, kfac, shampoo, diagonal, identity, cg, astra, lissa or datainf.",
+        )
 
     def title(self, identity: int) -> str:
         return title_of(self.train, identity)
@@ -116,22 +124,22 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """What is asked about."""
+    """The queries."""
 
     prompt: str | None = None
-    """Ask about one completion of your own: its prompt."""
+    """A query of your own: its prompt."""
     completion: str | None = None
-    """... and the completion. Begin it with the space it needs."""
+    """... and its completion. Begin it with the space that it needs."""
     queries: Path | None = None
     """A .jsonl file of {"prompt": ..., "completion": ...}. By default the data's own queries."""
     first: int | None = None
     """Only the first queries."""
 
-    def asked(self, corpus: "Corpus") -> "Examples":
-        """Raises UsageError for half a question, or where there is none."""
+    def read_queries(self, corpus: "Corpus") -> "Examples":
+        """Raises UsageError for half a query, or if there is none."""
         found = self._given(corpus) or corpus.queries
         if len(found) == 0:
-            raise UsageError("There is nothing to ask.", "Give --prompt and --completion, or --queries FILE.")
+            raise UsageError("There is no query.", "Give --prompt and --completion, or --queries FILE.")
         return found.select(slice(0, self.first)) if self.first else found
 
     def _given(self, corpus: "Corpus") -> "Examples | None":
@@ -140,11 +148,11 @@ class Questions:
         if self.prompt is None and self.completion is None and self.queries is None:
             return None
         if corpus.vocabulary is None:
-            raise UsageError("These data are no text to ask about.", "Ask about the data's own queries.")
+            raise UsageError("These data are not text.", "Use the data's own queries.")
         if self.queries is not None:
             pairs = read_pairs(self.queries)
         elif self.prompt is None or self.completion is None:
-            raise UsageError("A question has two halves.", "Give both --prompt and --completion.")
+            raise UsageError("A query has a prompt and a completion.", "Give both --prompt and --completion.")
         else:
             pairs = [(self.prompt, self.completion)]
         prompts, completions = zip(*pairs)
@@ -169,7 +177,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
                 f"{path}, line {number} is no query: {error!r}.", 'Write {"prompt": "...", "completion": " ..."}.'
             ) from error
     if not pairs:
-        raise UsageError(f"{path} holds no query.", 'Write one {"prompt": "...", "completion": " ..."} a line.')
+        raise UsageError(f"{path} has no query.", 'Write one {"prompt": "...", "completion": " ..."} per line.')
     return pairs
 
 
@@ -181,7 +189,7 @@ def read_bytes(text: str | None) -> int | None:
     try:
         return int(float(match[1]) * UNITS[match[2]])  # type: ignore[index]
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{text!r} is no amount of memory.", "Write it as 4GB or 500MB.") from error
+        raise UsageError(f"{text!r} is not an amount of memory.", "Write it as 4GB or 500MB.") from error
 
 
 def title_of(examples: "Examples", identity: int) -> str:
@@ -193,19 +201,19 @@ def title_of(examples: "Examples", identity: int) -> str:
     return f"example {identity}"
 
 
-def asked_text(queries: "Examples", row: int) -> str:
+def query_text(queries: "Examples", row: int) -> str:
     about = queries.about
     if "prompt" in about and "completion" in about:
         return f"{about['prompt'][row]} [{str(about['completion'][row]).strip()}]"
     return title_of(queries, int(queries.ids[row]))
 
 
-def lists(loaded: Loaded, queries: "Examples", ends: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
-    """name -> (ids [q k], values [q k]) as one entry a query, with titles."""
+def lists(loaded: Loaded, queries: "Examples", best: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
+    """name -> (ids [q k], values [q k]) as one entry per query, with titles."""
     found = []
     for row in range(len(queries)):
-        entry: dict[str, Any] = {"query": int(queries.ids[row]), "asked": asked_text(queries, row)}
-        for name, (ids, values) in ends.items():
+        entry: dict[str, Any] = {"query": int(queries.ids[row]), "asked": query_text(queries, row)}
+        for name, (ids, values) in best.items():
             entry[name] = [
                 {"id": int(i), "title": loaded.title(int(i)), "nats": float(v)}
                 for i, v in zip(ids[row], values[row])
@@ -215,8 +223,16 @@ def lists(loaded: Loaded, queries: "Examples", ends: dict[str, tuple[np.ndarray,
     return found
 
 
+def top_of(scores: Any, k: int, names: tuple[str, ...] = ("helpful", "harmful")) -> dict[str, Any]:
+    """name -> (ids, values) [q k]: the k largest and smallest scores of each query."""
+    order = np.argsort(-scores.values, axis=1, kind="stable")
+    rows = {"helpful": order[:, :k], "harmful": order[:, ::-1][:, :k]}
+    ids = scores["train"].values
+    return {name: (ids[rows[name]], np.take_along_axis(scores.values, rows[name], 1)) for name in names}
+
+
 def show_lists(entries: list[dict[str, Any]]) -> None:
-    """Lists as text: what was asked, then who helped and who hindered."""
+    """Lists as text: the query, then the examples that help and harm it."""
     for entry in entries:
         print(f"\n{entry['asked']}")
         for name in (n for n in entry if n not in ("query", "asked")):
@@ -228,21 +244,24 @@ def show_lists(entries: list[dict[str, Any]]) -> None:
 
 
 def save_scores(path: Path, scores: Any) -> None:
-    """A DataArray as .npz (its values, coordinates and attributes) or .csv (one row a query and example)."""
+    """A DataArray as .npz (values, coordinates and attributes), .csv or .parquet (one row per query and example)."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    table = scores.rename(scores.name or "value")
     if path.suffix == ".npz":
         coords: dict[str, Any] = {str(name): np.asarray(scores[name].values) for name in scores.coords}
-        np.savez(
-            path, values=scores.values, attrs=np.array(json_module.dumps(dict(scores.attrs), default=str)), **coords
-        )
+        attrs = np.array(json_module.dumps(dict(scores.attrs), default=str))
+        np.savez(path, values=scores.values, attrs=attrs, **coords)
     elif path.suffix == ".csv":
-        scores.rename(scores.name or "value").to_dataframe().reset_index().to_csv(path, index=False)
+        table.to_dataframe().reset_index().to_csv(path, index=False)
+    elif path.suffix == ".parquet":
+        table.to_dataframe().reset_index().to_parquet(path, index=False)
     else:
-        raise UsageError(f"{path} has no known ending.", "Name it .npz or .csv.")
+        raise UsageError(f"{path} has no known ending.", "Name it .npz, .csv or .parquet.")
 
 
 def print_json(value: Any) -> None:
     print(json_module.dumps(value, indent=1, default=str))
 
 
-Precision = Literal["float32", "tf32", "bfloat16"]
+def first_of(examples: "Examples", count: int) -> "Examples":
+    return examples.select(range(min(count, len(examples))))

@@ -25,20 +25,16 @@ class Report(Questions, Job):
     """Passages shown that hinder it."""
 
     def run(self) -> None:
-        from whence import attrib
         from whence.attrib.report import coverage, report, shown_passages
 
         loaded = self.load()
-        queries = self.asked(loaded.corpus)
-        options = self.options
-        scores = attrib.score(
-            *loaded.scoring, queries, loaded.train, store=loaded.store, per_site=True, options=options
-        )
+        queries = self.read_queries(loaded.corpus)
+        scores = loaded.factors.score(queries, per_site=True)
         seen = loaded.train.select(shown_passages(scores, self.top, self.bottom))
-        tokens = attrib.token_scores(*loaded.scoring, queries, seen, train_size=loaded.factors.count, options=options)
+        tokens = loaded.factors.token_scores(queries, seen)
         docs = replace(loaded.corpus, train=loaded.train, queries=queries)
         page = report(
             scores, docs, tokens=tokens, top=self.top, bottom=self.bottom,
-            lead=f"{self.model} on {self.data}", tables=[coverage(loaded.sites)],
+            lead=f"{self.model} on {self.data}", tables=[coverage(loaded.factors.sites)],
         )  # fmt: skip
         print(f"{page.save(self.out)}: {len(queries)} queries, {len(loaded.train)} training examples")

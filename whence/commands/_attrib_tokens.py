@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ._attrib_job import Job, Loaded, Questions, asked_text, print_json
+from ._attrib_job import Job, Loaded, Questions, print_json, query_text
 
 SAYS = {
     "output": "Influence of the examples that help most, in nats, and of their tokens as they are predicted.",
@@ -42,18 +42,18 @@ class Tokens(Questions, Job):
         from whence import attrib
 
         loaded = self.load()
-        queries = self.asked(loaded.corpus)
-        best = attrib.top(*loaded.scoring, queries, loaded.train, self.top, store=loaded.store, options=self.options)
+        queries = self.read_queries(loaded.corpus)
+        best = loaded.factors.top(queries, self.top)
         entries: list[dict[str, Any]] = []
         pages: list[Any] = []
         for place in range(len(queries)):
             query = queries.select([place])
             train = loaded.train.select(loaded.train.rows_of(best["helpful_id"].values[place]))
-            tokens = self._scores(loaded, query, train)
+            tokens = loaded.factors.token_scores(query, train, by="layer" if self.view == "position" else self.view)
             docs: Any = replace(loaded.corpus, train=train, queries=query)
             shown = [attrib.token_map(tokens, docs, 0, n) for n in range(len(train))] if self.out else []
             passages = [self._passage(loaded, train, tokens.values[0], n) for n in range(len(train))]
-            entries.append({"query": int(query.ids[0]), "asked": asked_text(query, 0), "passages": passages})
+            entries.append({"query": int(query.ids[0]), "asked": query_text(query, 0), "passages": passages})
             pages += shown
         if self.out is not None:
             whole = pages[0]
@@ -70,17 +70,6 @@ class Tokens(Questions, Job):
                 print(f"  {passage['nats']:+.3e}  {passage['id']:>10}  {passage['title']}")
                 for token in passage["tokens"]:
                     print(f"      {token['nats']:+.3e}  {token['at']:>4}  {token['token']!r}")
-
-    def _scores(self, loaded: Loaded, query: Any, train: Any) -> Any:
-        from whence import attrib
-
-        views = {
-            "output": attrib.output_token_scores,
-            "input": attrib.input_token_scores,
-            "position": attrib.token_scores,
-        }
-        size = loaded.factors.count
-        return views[self.view](*loaded.scoring, query, train, train_size=size, options=self.options)
 
     def _passage(self, loaded: Loaded, train: Any, values: np.ndarray, n: int) -> dict[str, Any]:
         """The example's influence (of "input", its first-order share) and the tokens with most of it."""

@@ -61,7 +61,7 @@ class Document:
     """Of the training that is not repeated: compute is stated against it."""
     out: Path = Path("out/forgot.safetensors")
     """Weights by parameter name; the ledger of what was deleted is in the file's metadata."""
-    root: str | None = None
+    store: str | None = None
     """The store; $WHENCE_CACHE or your cache folder by default."""
     quiet: bool = False
     """No progress bars."""
@@ -79,7 +79,7 @@ class Document:
                 "The size of the prediction is not known: uncalibrated, it can overshoot a removal many times over.",
                 "Give either --scale, or --pilots to choose it on other documents.",
             )
-        store = Store(self.root)
+        store = Store(self.store)
         model, vocabulary = load_model(self.model, store, quiet=self.quiet)
         train = load_data(self.data, vocabulary).train
         job = _Forgetting(self, model, train, store)

@@ -11,9 +11,21 @@ from whence.cache.errors import UsageError
 
 from ._attrib_evaluate import Evaluate, Probe
 from ._attrib_index import Index, Query
-from ._attrib_job import Job, Loaded, Precision, Questions, asked_text, lists, print_json, save_scores, show_lists
+from ._attrib_job import (
+    Job,
+    Loaded,
+    Precision,
+    Questions,
+    lists,
+    print_json,
+    query_text,
+    save_scores,
+    show_lists,
+    top_of,
+)
 from ._attrib_report import Report
 from ._attrib_tokens import Tokens
+from ._methods import listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +43,11 @@ class Plan(Job):
     score: int = 0
     """Plan to score as many queries too."""
     rank: int | None = None
-    """Hold queries at this rank; whole where they fit, else 32, by default."""
+    """Keep queries at this rank; exact if they fit, else 32, by default."""
     precision: Precision = "float32"
     """Of the products with the training examples' gradients."""
     index: int = 0
-    """Plan an index of this many numbers an example."""
+    """Plan an index of this many numbers per example."""
     measure: bool = True
     """Run a small batch to estimate the time."""
     json: bool = False
@@ -46,9 +58,8 @@ class Plan(Job):
 
         loaded = self.load()
         plan = make_plan(
-            loaded.model, loaded.task, loaded.train, queries=self.score, sites=loaded.sites,
-            rank="auto" if self.rank is None else self.rank, precision=self.precision, index_width=self.index,
-            store=loaded.store, measure=self.measure, options=self.options,
+            loaded.trained, queries=self.score, rank="auto" if self.rank is None else self.rank,
+            precision=self.precision, index_width=self.index, measure=self.measure,
         )  # fmt: skip
         print_json(plan.to_json()) if self.json else print(plan)
         refuse(plan)
@@ -56,48 +67,70 @@ class Plan(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class Fit(Job):
-    """Fit EK-FAC: the curvature that every score needs. Fitted once, it is read from the store afterwards.
+    """Fit an attribution method. What it computes is read from the store afterwards.
 
-    A job that is killed goes on where it stopped when it is run again. One that cannot fit the memory is refused
-    before it starts, with what to change.
+    A job that is killed resumes when it is run again. One that cannot fit the memory is refused before it starts,
+    with what to change.
 
     Example:
 
-        whence attrib fit --sites "*.mlp.*" --damping 0.1
+        whence attrib fit --method ekfac --sites "*.mlp.*" --damping 0.1
     """
 
     json: bool = False
     """Print JSON."""
 
     def run(self) -> None:
+        from whence.attrib import Factors
+
         loaded = self.load()
         began = time.perf_counter()
-        factors = loaded.factors
-        facts = {
-            "key": factors.key,
-            "method": factors.method,
-            "sites": len(factors.sites),
-            "coverage": factors.sites.coverage,
-            "examples": factors.count,
-            "damping": factors.damping.value,
-            "bytes": factors.nbytes,
-            "seconds": round(time.perf_counter() - began, 2),
-            "from_store": all(event.what == "hit" for event in loaded.store.events if event.kind == "factors"),
-        }
+        fitted = loaded.fitted
+        seconds = time.perf_counter() - began
+        events = [event.what for event in loaded.store.events if event.kind == "factors"]
+        facts: dict[str, Any] = {"method": fitted.method, "examples": len(loaded.train), "units": fitted.units}
+        facts |= {"seconds": round(seconds, 2), "from_store": bool(events) and set(events) == {"hit"}}
+        if isinstance(fitted, Factors):
+            facts |= {
+                "key": fitted.key, "sites": len(fitted.sites), "coverage": fitted.sites.coverage,
+                "damping": fitted.damping.value, "bytes": fitted.nbytes,
+            }  # fmt: skip
         if self.json:
             print_json(facts)
             return
-        print(f"{factors}\n{factors.sites.summary}")
-        print(f"key {factors.key[:12]}, {'read from the store' if facts['from_store'] else 'fitted'}, "
-              f"{facts['seconds']:.1f} s")  # fmt: skip
+        print(f"{fitted}\n{fitted.sites.summary}" if isinstance(fitted, Factors) else f"{fitted.method}, fitted")
+        key = f"key {facts['key'][:12]}, " if facts.get("key") else ""
+        print(f"{key}{'read from the store' if facts['from_store'] else 'fitted'}, {seconds:.1f} s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Methods:
+    """List every attribution method with its settings.
+
+    Example:
+
+        whence attrib methods
+    """
+
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        rows = listed()
+        if self.json:
+            print_json(rows)
+            return
+        for row in rows:
+            print(f"{row['name']}: {' '.join(row['what'].split())}")
+            print("    " + ", ".join(f"{name}={value}" for name, value in row["settings"].items()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Questions, Job):
-    """Influence of every training example on every query, in nats; lists who helped and who hindered most.
+    """Score every training example for every query, and list the most helpful and the most harmful ones.
 
-    Influence is the predicted change of the query's log-probability when the example is added to the training data
-    once more. All queries are answered in one pass over the data.
+    Influence is the predicted change of the query's log-probability, in nats, when the example is added to the
+    training data once more. One pass over the data serves all queries.
 
     Example:
 
@@ -105,11 +138,11 @@ class Score(Questions, Job):
     """
 
     top: int = 8
-    """How many of either end to list."""
+    """How many of the most helpful and most harmful examples to list."""
     only_top: bool = False
-    """Keep only the ends, never every score: memory does not grow with the data."""
+    """Keep the top-k only, never every score: memory does not grow with the data."""
     rank: int | None = None
-    """Hold queries at this rank; whole where they fit, else 32, by default."""
+    """Keep queries at this rank; exact if they fit, else 32, by default."""
     precision: Precision = "float32"
     """Of the products with the training examples' gradients."""
     relative: Literal["loss", "parameters"] | None = None
@@ -117,40 +150,40 @@ class Score(Questions, Job):
     group_by: str | None = None
     """Sum over training examples that share this, such as title."""
     one_query: bool = False
-    """Ask all queries as one."""
+    """Sum over all queries."""
     heads: int | None = None
     """Split by attention head; give the number of heads (with --sites "*.attn.*")."""
     key_value_heads: int | None = None
-    """Heads of keys and values, where fewer."""
+    """Heads of keys and values, if fewer."""
     prefilter: Literal["tfidf-query", "tfidf-document", "bm25"] | None = None
     """Score only the examples that share words with a query."""
     keep: int = 100
     """Examples that the prefilter keeps for each query."""
     dictionary: Path | None = None
     """Split the influence by the atoms of this dictionary of a site's inputs (`whence decomp build --at SITE.hook_in`),
-    or, with --atom, ask who built one of them."""
+    or, with --atom, score the examples that built one of them."""
     atom: int | None = None
     """Measure this atom's mean activation over each prompt, in place of the completion."""
     site: str | None = None
-    """The site whose inputs the dictionary decomposes, where its hook point does not tell."""
+    """The site whose inputs the dictionary decomposes, if its hook point does not say."""
     recall: bool = False
     """Score everything and report what share of the exact top 10 each prefilter would have found."""
     out: Path | None = None
-    """Write the scores: .npz or .csv."""
+    """Write the scores: .npz, .csv or .parquet."""
     json: bool = False
     """Print JSON."""
 
     def run(self) -> None:
         loaded = self.load()
-        queries = self.asked(loaded.corpus)
+        queries = self.read_queries(loaded.corpus)
         if self.atom is not None and self.dictionary is None:
-            raise UsageError("An atom of which dictionary?", "Give --dictionary FOLDER.")
+            raise UsageError("--atom needs a dictionary.", "Give --dictionary FOLDER.")
         ways = ("only_top", "group_by", "heads", "dictionary", "prefilter", "relative")
         special = [name for name in ways if getattr(self, name)]
         if len(special) > 1 and special != ["prefilter", "relative"]:
-            raise UsageError(f"{' and '.join(special)} do not go together.", "Ask for one at a time.")
+            raise UsageError(f"{' and '.join(special)} exclude each other.", "Give one at a time.")
         if self.only_top:
-            self._ends(loaded, queries)
+            self._top(loaded, queries)
         elif self.group_by is not None or self.one_query:
             self._groups(loaded, queries)
         elif self.heads is not None:
@@ -161,53 +194,43 @@ class Score(Questions, Job):
             self._scores(loaded, queries)
 
     def _scores(self, loaded: Loaded, queries: Any) -> None:
-        from whence import attrib
-        from whence.attrib.prefilter import RULES, candidates, lexical_scores, recall_by_share
+        from whence.attrib.index.prefilter import RULES, candidates, lexical_scores, recall_by_share
 
         train = loaded.train
         if self.prefilter is not None and not self.recall:
             rows = candidates(lexical_scores(queries, train, self.prefilter), self.keep)
             train = train.select(np.unique(rows))
-        scores = attrib.score(
-            *loaded.scoring, queries, train, store=loaded.store, rank="auto" if self.rank is None else self.rank,
-            precision=self.precision, options=self.options,
-        )  # fmt: skip
-        ladders = []
+        scores = loaded.fitted.score(queries, train, **self._ranked(loaded))
+        curves = []
         if self.recall:
-            ladders = [recall_by_share(lexical_scores(queries, train, rule), scores, rule=rule) for rule in RULES]
+            curves = [recall_by_share(lexical_scores(queries, train, rule), scores, rule=rule) for rule in RULES]
         if self.relative is not None:
-            scores = attrib.relative(
-                scores, *loaded.scoring, train, per=self.relative, store=loaded.store, options=self.options
-            )
-        order = np.argsort(-scores.values, axis=1, kind="stable")
-        ends = {"helpful": order[:, : self.top], "harmful": order[:, ::-1][:, : self.top]}
+            scores = loaded.factors.relative(scores, train, self.relative)
         self._show(
-            lists(loaded, queries, {
-                name: (train.ids[rows], np.take_along_axis(scores.values, rows, 1)) for name, rows in ends.items()
-            }),
-            scores, recall={x.rule: dict(zip(x.shares.tolist(), x.recall.tolist())) for x in ladders},
-            scanned=len(train) / len(loaded.train), notes=[str(ladder) for ladder in ladders],
+            lists(loaded, queries, top_of(scores, self.top)), scores,
+            recall={x.rule: dict(zip(x.shares.tolist(), x.recall.tolist())) for x in curves},
+            scanned=len(train) / len(loaded.train), notes=[str(curve) for curve in curves],
         )  # fmt: skip
 
-    def _ends(self, loaded: Loaded, queries: Any) -> None:
-        from whence import attrib
+    def _ranked(self, loaded: Loaded) -> dict[str, Any]:
+        """How queries are kept, for methods with curvature."""
+        from whence.attrib import Factors
 
-        found = attrib.top(
-            *loaded.scoring, queries, loaded.train, self.top, store=loaded.store,
-            rank="auto" if self.rank is None else self.rank, precision=self.precision, options=self.options,
-        )  # fmt: skip
-        ends = {name: (found[f"{name}_id"].values, found[name].values) for name in ("helpful", "harmful")}
-        self._show(lists(loaded, queries, ends), None)
+        if not isinstance(loaded.fitted, Factors):
+            return {}
+        return {"rank": "auto" if self.rank is None else self.rank, "precision": self.precision}
+
+    def _top(self, loaded: Loaded, queries: Any) -> None:
+        found = loaded.fitted.top(queries, self.top, **self._ranked(loaded))
+        best = {name: (found[f"{name}_id"].values, found[name].values) for name in ("helpful", "harmful")}
+        self._show(lists(loaded, queries, best), None)
 
     def _groups(self, loaded: Loaded, queries: Any) -> None:
-        from whence import attrib
+        from whence.attrib import groups_by
 
-        groups = attrib.groups_by(loaded.train, self.group_by) if self.group_by else None
-        asked = None if self.one_query else {str(i): [i] for i in queries.ids}
-        scores = attrib.group_scores(
-            *loaded.scoring, queries, loaded.train, query_groups=asked, train_groups=groups, store=loaded.store,
-            options=self.options,
-        )  # fmt: skip
+        groups = groups_by(loaded.train, self.group_by) if self.group_by else None
+        each = None if self.one_query else {str(i): [i] for i in queries.ids}
+        scores = loaded.factors.group_scores(queries, query_groups=each, train_groups=groups)
         entries = []
         for place, name in enumerate(scores["query"].values):
             order = np.argsort(-scores.values[place], kind="stable")[: self.top]
@@ -217,18 +240,16 @@ class Score(Questions, Job):
         self._show(entries, scores)
 
     def _heads(self, loaded: Loaded, queries: Any) -> None:
-        from whence import attrib
+        from whence.attrib import find_heads
 
-        heads = attrib.find_heads(loaded.factors.sites, self.heads or 1, self.key_value_heads)
-        scores = attrib.head_scores(
-            *loaded.scoring, queries, loaded.train, heads, store=loaded.store, options=self.options
-        )
+        heads = find_heads(loaded.factors.sites, self.heads or 1, self.key_value_heads)
+        scores = loaded.factors.head_scores(queries, heads)
         entries = []
         for place in range(len(queries)):
             strength = np.abs(scores.values[place]).sum(0)
             order = np.argsort(-strength, kind="stable")[: self.top]
             found = [{"id": heads[h].name, "title": "sum of |influence|", "nats": float(strength[h])} for h in order]
-            entries.append({"query": int(queries.ids[place]), "asked": asked_text(queries, place), "heads": found})
+            entries.append({"query": int(queries.ids[place]), "asked": query_text(queries, place), "heads": found})
         self._show(entries, scores)
 
     def _atoms(self, loaded: Loaded, queries: Any, folder: Path) -> None:
@@ -238,11 +259,13 @@ class Score(Questions, Job):
         if self.atom is None:
             self._show(*carried(loaded, queries, dictionary, self.site, self.top))
             return
-        asked, scores = built(loaded, queries, dictionary, self.atom)
-        order = np.argsort(-scores.values, axis=1, kind="stable")[:, : self.top]
-        ends = {"helpful": (loaded.train.ids[order], np.take_along_axis(scores.values, order, 1))}
+        active, scores = built(loaded, queries, dictionary, self.atom)
         about = described(dictionary, self.atom)
-        self._show(lists(loaded, asked, ends), scores, [f"measured: mean activation of atom {self.atom}, {about}"])
+        self._show(
+            lists(loaded, active, top_of(scores, self.top, ("helpful",))),
+            scores,
+            [f"measured: mean activation of atom {self.atom}, {about}"],
+        )
 
     def _show(self, entries: list[dict[str, Any]], scores: Any, notes: Any = (), **more: Any) -> None:
         if self.out is not None and scores is not None:
@@ -269,15 +292,13 @@ class Self(Job):
     top: int = 10
     """How many to list."""
     out: Path | None = None
-    """Write all of them: .npz or .csv."""
+    """Write all of them: .npz, .csv or .parquet."""
     json: bool = False
     """Print JSON."""
 
     def run(self) -> None:
-        from whence import attrib
-
         loaded = self.load()
-        found = attrib.self_influence(*loaded.scoring, loaded.train, store=loaded.store, options=self.options)
+        found = loaded.fitted.self_influence()
         order = np.argsort(-found.values, kind="stable")[: self.top]
         rows = [{"id": int(loaded.train.ids[n]), "title": loaded.title(int(loaded.train.ids[n])),
                  "nats": float(found.values[n])} for n in order]  # fmt: skip
@@ -292,6 +313,7 @@ class Self(Job):
 
 
 COMMANDS = {
+    "methods": Methods,
     "plan": Plan,
     "fit": Fit,
     "score": Score,

@@ -42,7 +42,7 @@ class Run:
     """A name for the bank in the store."""
     cluster: str = "inline"
     """inline, local:2, dask:ADDRESS or slurm:FILE."""
-    root: str | None = None
+    store: str | None = None
     """The store; $WHENCE_CACHE or your cache folder by default."""
     json: bool = False
     """Print JSON."""
@@ -58,7 +58,7 @@ class Run:
             masks = subset_masks(len(bank.train), self.models, self.share, self.seed)
         else:
             masks = oracle_masks(bank.train.ids, forget_ids(self.without, bank.train), self.models)
-        store = Store(self.root)
+        store = Store(self.store)
         say(
             f"Plan: {self.models} networks {self.network}, each trained {self.epochs} epochs on {int(masks[0].sum())} "
             f"of {len(bank.train)} examples; {self.keep} at {len(bank.points)} points, into {store.root}"
@@ -67,7 +67,7 @@ class Run:
         entry = store.open("bank", bank.inputs(masks, self.seed + np.arange(self.models)))
         if self.name:
             store.name(self.name, entry)
-        Info(entry.key, root=self.root, json=self.json).run()
+        Info(entry.key, store=self.store, json=self.json).run()
         say(f"bank {self.name or entry.key[:12]} in {store.root}")
 
 
@@ -82,7 +82,7 @@ class Info:
 
     key: tyro.conf.Positional[str]
     """A key, its beginning, or a name."""
-    root: str | None = None
+    store: str | None = None
     """The store; $WHENCE_CACHE or your cache folder by default."""
     json: bool = False
     """Print JSON."""
@@ -91,7 +91,7 @@ class Info:
         from whence.cache import Store
         from whence.cache.retrain.bank_store import retrained_from
 
-        entry = Store(self.root).get(self.key)
+        entry = Store(self.store).get(self.key)
         bank = retrained_from(entry)
         kept, hashes = bank.masks.sum(1), bank.hashes
         told = {

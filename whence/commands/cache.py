@@ -15,7 +15,7 @@ from whence.cache.store.maintenance import collect, listing, pin, remove, repair
 from whence.cache.store.store import Store, human
 
 Key = tyro.conf.Positional[str]
-Root = Annotated[str | None, tyro.conf.arg(help="The store; $WHENCE_CACHE or your cache folder by default.")]
+StorePath = Annotated[str | None, tyro.conf.arg(help="The store; $WHENCE_CACHE or your cache folder by default.")]
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Ls:
     """Only this kind of artefact."""
     json: bool = False
     """Print JSON."""
-    root: Root = None
+    store: StorePath = None
 
     def run(self) -> None:
-        lines = [line for line in listing(Store(self.root)) if self.kind in (None, line.kind)]
+        lines = [line for line in listing(Store(self.store)) if self.kind in (None, line.kind)]
         if self.json:
             _json([asdict(line) for line in lines])
             return
@@ -66,10 +66,10 @@ class Info:
     """A second entry to compare with."""
     json: bool = False
     """Print JSON."""
-    root: Root = None
+    store: StorePath = None
 
     def run(self) -> None:
-        store = Store(self.root)
+        store = Store(self.store)
         kind, key = store.find(self.key)
         told = _told(store, kind, key)
         if self.other is not None:
@@ -102,12 +102,12 @@ class Verify:
     """Every byte: the default, for scripts that want to say so."""
     json: bool = False
     """Print JSON."""
-    root: Root = None
+    store: StorePath = None
 
     def run(self) -> None:
         if self.quick and self.full:
             raise UsageError("--quick and --full exclude each other.", "Give one of them.")
-        store = Store(self.root)
+        store = Store(self.store)
         targets = _targets(store, self.keys)
         checked = progress(targets, desc="verifying", unit="entry", quiet=self.json)
         faults = [fault for kind, key in checked for fault in verify(store, kind, key, not self.quick)]
@@ -137,10 +137,10 @@ class Repair:
     """Keys or names; all entries by default."""
     json: bool = False
     """Print JSON."""
-    root: Root = None
+    store: StorePath = None
 
     def run(self) -> None:
-        store = Store(self.root)
+        store = Store(self.store)
         told = []
         for kind, key in progress(_targets(store, self.keys), desc="repairing", unit="entry", quiet=self.json):
             done = repair(store, kind, key)
@@ -174,12 +174,12 @@ class Gc:
     """Say what would go, and remove nothing."""
     json: bool = False
     """Print JSON."""
-    root: Root = None
+    store: StorePath = None
 
     def run(self) -> None:
         size = None if self.max_size is None else int(_measure(self.max_size, SIZES, "--max-size"))
         age = None if self.older_than is None else _measure(self.older_than, AGES, "--older-than")
-        gone = collect(Store(self.root), size, age, dry_run=self.dry_run)
+        gone = collect(Store(self.store), size, age, dry_run=self.dry_run)
         if self.json:
             _json([asdict(line) for line in gone])
             return
@@ -204,10 +204,10 @@ class Pin:
     """A name that commands accept in place of the key."""
     off: bool = False
     """Take the pin (or the name, when one is given) away."""
-    root: Root = None
+    store: StorePath = None
 
     def run(self) -> None:
-        store = Store(self.root)
+        store = Store(self.store)
         kind, key = store.find(self.key)
         if self.name is None:
             pin(store, kind, key, not self.off)
@@ -231,10 +231,10 @@ class Rm:
     """Keys, their beginnings, or names."""
     force: bool = False
     """Remove pinned and named entries too."""
-    root: Root = None
+    store: StorePath = None
 
     def run(self) -> None:
-        store = Store(self.root)
+        store = Store(self.store)
         for kind, key in [store.find(key) for key in self.keys]:
             print(f"{kind} {key[:12]} removed, {human(remove(store, kind, key, self.force))} freed")
 
@@ -254,12 +254,12 @@ class Export:
     """The folder to make."""
     format: Literal["safetensors", "npy"] = "safetensors"
     """One safetensors file, or an npy file an array."""
-    root: Root = None
+    store: StorePath = None
 
     def run(self) -> None:
         from whence.cache.store.export import export
 
-        for path in export(Store(self.root).get(self.key), self.to, self.format):
+        for path in export(Store(self.store).get(self.key), self.to, self.format):
             print(f"{path} {human(path.stat().st_size)}")
 
 

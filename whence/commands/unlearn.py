@@ -37,7 +37,7 @@ class Datamodel:
     method: Literal["ridge", "lasso"] = "ridge"
     name: str | None = None
     """A name for the weights in the store."""
-    root: str | None = None
+    store: str | None = None
     """The store; $WHENCE_CACHE or your cache folder by default."""
     json: bool = False
     """Print JSON."""
@@ -47,7 +47,7 @@ class Datamodel:
         from whence.cache.retrain.bank_store import retrained_from
         from whence.unlearn.datamodels import lasso, ridge
 
-        store = Store(self.root)
+        store = Store(self.store)
         entry = store.get(self.bank)
         found = {"ridge": ridge, "lasso": lasso}[self.method](retrained_from(entry))
         same = {name: entry.inputs[name] for name in ("train", "points")}
@@ -85,7 +85,7 @@ class _Setting:
     optimiser: Literal["sgd", "adamw"] = "sgd"
     steps: int = 80
     """Of matching, for dmm and oracle-matching."""
-    root: str | None = None
+    store: str | None = None
     """The store; $WHENCE_CACHE or your cache folder by default."""
 
     def made(self) -> "Made":
@@ -94,7 +94,7 @@ class _Setting:
 
         from ._classifier import forget_ids, make_bank, models_of
 
-        store = Store(self.root)
+        store = Store(self.store)
         bank = make_bank(self.data, self.network, self.epochs, self.batch, self.rate, self.optimiser, "logits,margins")
         ids = forget_ids(self.forget, bank.train)
         lanes: Any = models_of(bank, self.models, 10_000, store)

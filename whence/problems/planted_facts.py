@@ -20,10 +20,10 @@ from torch import nn
 
 from whence import attrib
 from whence.attrib.evaluate import recall
-from whence.cache import DataError, LanguageModelling, Store, find_sites
+from whence.cache import DataError, LanguageModelling, Store, TrainedModel
 
-from .corpora import Corpus, stating
-from .language_model import top_answers
+from ..corpora import Corpus, stating
+from ..language_model import top_answers
 
 METHODS: Mapping[str, Any] = {"EK-FAC": attrib.EKFAC(), "identity": attrib.Identity()}
 MEASURES: tuple[Literal["logprob", "margin"], ...] = ("logprob", "margin")
@@ -91,17 +91,15 @@ def planted_facts(
     if not right.any():
         raise DataError("The model answers none of the questions.", "Train it longer.")
     queries, rows = corpus.queries.select(right), []
-    sites = find_sites(model, pattern, quiet=quiet)
-    options = attrib.FitOptions(quiet=quiet)
+    plain = LanguageModelling()
+    trained = TrainedModel(model, corpus.train, plain, sites=pattern, store=store, quiet=quiet)
     relevant = stating(queries, corpus.train)
     truth = {int(q): corpus.train.ids[row].tolist() for q, row in zip(queries.ids, relevant)}
     for name, method in METHODS.items():
-        plain = LanguageModelling()
-        factors = method.fit(model, plain, corpus.train, sites=sites, store=store, options=options)
-        own = attrib.self_influence(factors, model, plain, corpus.train, store=store, options=options)
+        factors = method.fit(trained)
+        own = factors.self_influence()
         for measure in MEASURES:
-            task = LanguageModelling(measure=measure)
-            scores = attrib.score(factors, model, task, queries, corpus.train, store=store, options=options)
+            scores = factors.measuring(LanguageModelling(measure=measure)).score(queries)
             for normalised in (False, True):
                 found = recall(scores / np.sqrt(np.maximum(own, TINY)) if normalised else scores, truth, (1, 10))
                 per_query = {f"recall@{k}": v for k, v in found.per_query.items()}

@@ -1,7 +1,7 @@
-"""Problems on which attribution is judged: embedded data, a model of seconds, and how it is trained again.
+"""Problems on which attribution is judged: embedded data, a small model, and how it is trained again.
 
-Every copy starts from the same weights and meets the examples in the same order, a mask being a weight in the loss,
-so that what differs between retrained models is the data alone.
+Every copy starts from the same weights and sees the examples in the same order. A mask is a weight in the loss, so
+retrained models differ by their data alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from whence.attrib import methods
 from whence.attrib.evaluate import flip_labels
-from whence.cache import Classification, Examples, LanguageModelling, Sites, Task, UsageError, find_sites
+from whence.cache import Classification, Examples, LanguageModelling, Store, Task, TrainedModel, UsageError
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe
 
-from .corpora import biographies, digits, language_reference
+from ..corpora import biographies, digits, language_reference
 
 
 class SmallTransformer(nn.Module):
@@ -87,7 +87,7 @@ class Problem:
             start or self.start, task or self.task, self.train, self.queries, recipe, keep=("measurements", "losses")
         )
 
-    def trained(self, seed: int = 0, epochs: int | None = None) -> nn.Module:
+    def model_of(self, seed: int = 0, epochs: int | None = None) -> nn.Module:
         """The model of this seed trained on everything, or the first `epochs` of that (the order of examples does not
         depend on how many epochs follow)."""
         everything = np.ones((1, len(self.train)), bool)
@@ -96,11 +96,11 @@ class Problem:
 
     @cached_property
     def model(self) -> nn.Module:
-        return self.trained()
+        return self.model_of()
 
-    @cached_property
-    def sites(self) -> Sites:
-        return find_sites(self.model, list(self.patterns), quiet=True)
+    def trained(self, store: Store | None = None, quiet: bool = True) -> TrainedModel:
+        """The trained model with its data and task."""
+        return TrainedModel(self.model, self.train, self.task, sites=list(self.patterns), store=store, quiet=quiet)
 
 
 def digits_problem(train: int = 400, queries: int = 40, flipped: float = 0.0) -> Problem:
@@ -180,17 +180,17 @@ def methods_for(problem: Problem, names: list[str] | None = None) -> dict[str, A
     optimiser = problem.recipe.optimiser
     speed = optimiser.lr / (1 - optimiser.momentum) if isinstance(optimiser, SGD) else None
     named: dict[str, Callable[[], Any]] = dict(methods.METHODS)
-    named["tracin"] = lambda: methods.TracIn([problem.trained(epochs=half), problem.model])
-    named["trak"] = lambda: methods.TRAK([problem.trained(seed) for seed in range(4)], width=128)
-    named["grand"] = lambda: methods.GraNd([problem.trained(seed, epochs=2) for seed in range(3)])
-    named["el2n"] = lambda: methods.EL2N([problem.trained(seed, epochs=2) for seed in range(3)])
+    named["tracin"] = lambda: methods.TracIn([problem.model_of(epochs=half), problem.model])
+    named["trak"] = lambda: methods.TRAK([problem.model_of(seed) for seed in range(4)], width=128)
+    named["grand"] = lambda: methods.GraNd([problem.model_of(seed, epochs=2) for seed in range(3)])
+    named["el2n"] = lambda: methods.EL2N([problem.model_of(seed, epochs=2) for seed in range(3)])
     named["magic"] = lambda: methods.MAGIC(problem.start, problem.recipe)
     if speed is None or isinstance(problem.task, LanguageModelling):
         del named["source"]  # its segments are of gradient descent
     else:
         cuts = sorted({max(1, whole // 4), half, whole})
         named["source"] = lambda: methods.SOURCE([
-            methods.Segment([problem.trained(epochs=end)], speed, steps * (end - start))
+            methods.Segment([problem.model_of(epochs=end)], speed, steps * (end - start))
             for start, end in zip([0, *cuts[:-1]], cuts)
         ])  # fmt: skip
     if "input_ids" not in problem.train.columns:

@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from whence import attrib
-from whence.attrib import FitOptions
 from whence.attrib import evaluate as judges
-from whence.attrib.factors import Factors
 from whence.attrib.methods.early import EarlyScores
-from whence.attrib.states import scores_of
 from whence.cache import Store, UsageError, say
 from whence.cache.retrain.retrained import Retrained, subset_masks
 
-from .evaluation import Problem, digits_problem, methods_for
+from .problem import Problem, digits_problem, methods_for
 
 if TYPE_CHECKING:
     import xarray
@@ -96,10 +93,7 @@ def timed(work: Any) -> tuple[Any, float]:
 
 
 def _scores(problem: Problem, method: Any, store: Store | None, quiet: bool) -> "xarray.DataArray":
-    options = FitOptions(quiet=quiet)
-    model, task, train = problem.model, problem.task, problem.train
-    state = method.fit(model, task, train, sites=problem.sites, store=store, options=options)
-    return scores_of(state, model, task, problem.queries, train, store=store, options=options)
+    return method.fit(problem.trained(store, quiet)).score(problem.queries)
 
 
 def retrained(problem: Problem, subsets: int, share: float, store: Store | None, quiet: bool) -> Retrained:
@@ -133,13 +127,9 @@ def _removals(problem: Problem, scored: Any, test: str, store: Store | None, qui
 def _pbrf(problem: Problem, named: Any, quiet: bool) -> list[Row]:
     """Pearson correlation with the proximal response, 100 training examples by 10 queries, damping the same on both
     sides. Methods without a damping of their own are held against it as they are."""
-    rows_asked = np.random.default_rng(0).permutation(len(problem.train))[:100]
+    rows = np.random.default_rng(0).permutation(len(problem.train))[:100]
     queries = problem.queries.select(range(min(10, len(problem.queries))))
-    response, seconds = timed(
-        lambda: judges.pbrf(
-            problem.model, problem.task, problem.train, queries, rows_asked, ABSOLUTE, sites=problem.sites, quiet=quiet
-        )
-    )
+    response, seconds = timed(lambda: judges.pbrf(problem.trained(quiet=quiet), queries, rows, ABSOLUTE))
     found = [Row("pbrf", "(response)", float(response.residual.max()), np.nan, np.nan, seconds, "largest residual")]
     for name, method in named.items():
         damped = with_damping(method)
@@ -163,18 +153,13 @@ def with_damping(method: Any) -> Any:
 def _mislabelled(named: Any, curve: Path | None, quiet: bool) -> list[Row]:
     """A tenth of the digits' labels flipped; ranked by self-influence, or by a method's own score of an example."""
     problem = digits_problem(flipped=0.1)
-    options = FitOptions(quiet=quiet)
-    rows = []
+    trained, rows = problem.trained(quiet=quiet), []
     for name, method in methods_for(problem, list(named)).items():
-        state, seconds = timed(
-            lambda method=method: method.fit(
-                problem.model, problem.task, problem.train, sites=problem.sites, options=options
-            )
-        )
-        if isinstance(state, EarlyScores):
-            suspicion = state.values(problem.task, problem.train, options)
-        elif type(state) is Factors:
-            suspicion = attrib.self_influence(state, problem.model, problem.task, problem.train, options=options).values
+        fitted, seconds = timed(partial(method.fit, trained))
+        if isinstance(fitted, EarlyScores):
+            suspicion = fitted.values(problem.train)
+        elif type(fitted) is attrib.Factors:
+            suspicion = fitted.self_influence().values
         else:
             continue
         assert problem.flipped is not None  # asked for above

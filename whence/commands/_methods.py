@@ -1,0 +1,116 @@
+"""Attribution methods on the command line: any method of the registry, its settings given as name=value."""
+
+import ast
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whence.cache.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from whence.attrib import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """Which attribution method, and its settings."""
+
+    method: str = "ekfac"
+    """Name of the method; `whence attrib methods` lists all of them with their settings."""
+    damping: float = 0.1
+    """Times each site's mean eigenvalue, for methods that have a damping."""
+    seed: int = 0
+    """Of what the method samples."""
+    set: tuple[str, ...] = ()
+    """Other settings of the method, as name=value (rank=32 labels=true)."""
+    checkpoints: tuple[Path, ...] = ()
+    """Weights along training (.safetensors), for tracin, trak, source, grand and el2n; magic takes its start."""
+    rates: tuple[float, ...] = ()
+    """Learning rate at each checkpoint, for tracin and source."""
+    steps: tuple[int, ...] = ()
+    """Optimiser steps up to each checkpoint, for source."""
+
+    def build(self) -> "Method":
+        """The method. Raises UsageError for an unknown method or setting, or for checkpoints that do not match."""
+        from whence.attrib.methods import METHODS
+
+        kind = METHODS.get(self.method)
+        if kind is None:
+            raise UsageError(f"There is no method {self.method!r}.", did_you_mean(self.method, METHODS, "There are"))
+        own = {field.name: field for field in dataclasses.fields(kind)}
+        return kind(**self._shared(own), **self._trajectory(own), **self._given(own))
+
+    def _shared(self, own: Any) -> dict[str, Any]:
+        from whence.attrib import EKFAC, Damping
+
+        if self.method == "identity":
+            return {}
+        found: dict[str, Any] = {}
+        if "damping" in own and own["damping"].default_factory is dataclasses.MISSING:
+            plain = isinstance(own["damping"].default, float)
+            if not plain:
+                found["damping"] = Damping(self.damping)
+        if "ekfac" in own:
+            found["ekfac"] = EKFAC(damping=Damping(self.damping), seed=self.seed)
+        return found | ({"seed": self.seed} if "seed" in own else {})
+
+    def _given(self, own: Any) -> dict[str, Any]:
+        found = {}
+        for text in self.set:
+            name, equals, value = text.partition("=")
+            name = name.strip().replace("-", "_")
+            if not equals or name not in own:
+                raise UsageError(
+                    f"{self.method} has no setting {text!r}.", did_you_mean(name, own, "Give name=value; it has")
+                )
+            found[name] = _value(value.strip())
+        return found
+
+    def _trajectory(self, own: Any) -> dict[str, Any]:
+        from safetensors.torch import load_file
+
+        weights = [load_file(path) for path in self.checkpoints]
+        if "segments" in own and weights:
+            from whence.attrib.methods import Segment
+
+            if not len(weights) == len(self.rates) == len(self.steps):
+                raise UsageError(
+                    f"{len(weights)} checkpoints, {len(self.rates)} rates, {len(self.steps)} steps.",
+                    "Give --rates and --steps one value per checkpoint.",
+                )
+            taken = [stop - start for start, stop in zip((0, *self.steps[:-1]), self.steps)]
+            return {"segments": tuple(Segment([w], r, s) for w, r, s in zip(weights, self.rates, taken))}
+        if "start" in own and weights:
+            if len(weights) != 1:
+                raise UsageError(f"{self.method} starts at one checkpoint.", "Give --checkpoints START.safetensors.")
+            return {"start": weights[0]}
+        if not weights:
+            return {}
+        if "checkpoints" not in own:
+            raise UsageError(f"{self.method} uses no checkpoints.", "Leave --checkpoints out.")
+        return {"checkpoints": weights} | ({"rates": self.rates} if "rates" in own and self.rates else {})
+
+
+def _value(text: str) -> Any:
+    """A number, True, False or None if the text is one, else the text."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words and text not in ("true",):
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def listed() -> list[dict[str, Any]]:
+    """Every registered method with its first docstring line and its settings, for people and for the documents."""
+    import inspect
+
+    from whence.attrib.methods import METHODS
+
+    rows = []
+    for name, kind in METHODS.items():
+        settings = {field.name: repr(field.default) for field in dataclasses.fields(kind)}
+        rows.append({"name": name, "settings": settings, "what": (inspect.getdoc(kind) or "").split("\n\n")[0]})
+    return rows

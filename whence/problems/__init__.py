@@ -1,0 +1,1 @@
+"""Problems on which methods are judged: embedded data, small models, and how they are trained again."""
