@@ -7,7 +7,7 @@ ones. What is done with them is the same for all: (G + damping I)^-1 times gradi
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from .fitted import Fitted
 
 if TYPE_CHECKING:
     import xarray
+
+
+C = TypeVar("C", bound="Curvature")
 
 
 class SiteFactors(NamedTuple):
@@ -127,16 +130,13 @@ class Curvature(Fitted):
         self, values: Float[np.ndarray, "q n *_"], queries: Examples, train: Examples, last: str = "site"
     ) -> "xarray.DataArray":
         """As in `Fitted`, with the damping."""
-        return (
-            super()
-            .labelled(values, queries, train, last)
-            .assign_attrs(
-                meaning="predicted change of the query's measurement when the example is added once more",
-                damping=f"{self.damping.value:g} {self.damping.rule}",
-            )
-        )
+        attrs = {
+            "meaning": "predicted change of the query's measurement when the example is added once more",
+            "damping": f"{self.damping.value:g} {self.damping.rule}",
+        }
+        return super().labelled(values, queries, train, last).assign_attrs(attrs)
 
-    def with_damping(self, value: float, rule: Literal["relative", "absolute"] = "relative") -> Self:
+    def with_damping(self: C, value: float, rule: Literal["relative", "absolute"] = "relative") -> C:
         """The same curvature with another damping; nothing is refitted."""
         return replace(self, damping=Damping(value, rule))
 
