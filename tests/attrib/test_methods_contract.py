@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from whence.attrib.states import scores_of
 
 from tests import cases
 from whence.attrib import FitOptions, methods
 from whence.attrib.methods.source import Segment
-from whence.attrib.states import scores_of
 from whence.cache import Classification, Examples, LanguageModelling, ModelError, Store, UsageError
 from whence.cache.retrain.recipe import SGD, Recipe
 

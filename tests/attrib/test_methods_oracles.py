@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from whence.attrib.features import random_projection
+from whence.attrib.states import scores_of
 
 from tests import cases
 from tests.attrib import oracles
 from whence.attrib import FitOptions, methods
-from whence.attrib.features import random_projection
 from whence.attrib.methods.bm25 import counts
 from whence.attrib.methods.ekfac import FRESH
 from whence.attrib.methods.magic import record, trained, unroll
 from whence.attrib.methods.shampoo import Shampoo
 from whence.attrib.methods.source import SOURCE, Segment
-from whence.attrib.states import scores_of
 from whence.cache import Classification, DataError, Examples, ModelError, Regression, ResourceError, UsageError
 from whence.cache.retrain.bank import weighted_loss
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 import torch
+from whence.attrib.gauss_newton import GaussNewton
 
 from tests import cases
 from tests.attrib import oracles
 from whence import attrib
 from whence.attrib import Damping, FitOptions
-from whence.attrib.gauss_newton import GaussNewton
 from whence.attrib.method import make_run
 from whence.attrib.methods.cg import CG
 from whence.attrib.methods.datainf import DataInf

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from whence.attrib.room import fit_bytes
 
 from tests import cases
 from whence.attrib import FitOptions
 from whence.attrib.plan import duration, everything, make_plan, padded_positions, refuse, rotated_operations
-from whence.attrib.room import fit_bytes
 from whence.cache import Examples, LanguageModelling, ResourceError, Store, find_sites
 
 

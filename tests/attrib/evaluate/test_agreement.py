@@ -7,11 +7,12 @@ import xarray
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import nn
+from whence.attrib.errorbars import error_bars
+from whence.attrib.probes import by_layer, fictional_facts, power_law, word_order
 
 from tests import cases
 from whence import attrib
 from whence.attrib import EKFAC, Damping, FitOptions, Identity, methods
-from whence.attrib.errorbars import error_bars
 from whence.attrib.evaluate import (
     agreement_with_pbrf,
     brittleness,
@@ -24,7 +25,6 @@ from whence.attrib.evaluate import (
     qld,
     recall,
 )  # fmt: skip
-from whence.attrib.probes import by_layer, fictional_facts, power_law, word_order
 from whence.attrib.selection import bids, dsir, hashed_ngrams, top_k
 from whence.cache import Classification, DataError, Examples, ModelError, Regression, UsageError
 from whence.cache.retrain.bank import Bank

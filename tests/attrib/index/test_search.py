@@ -5,13 +5,13 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from whence.attrib.prefilter import RULES, candidates, lexical_scores, recall_by_share
+from whence.attrib.sketches import Coordinates, Ranked, Sketch, plan_sketch
 
 from tests import cases
 from whence import attrib
 from whence.attrib import EKFAC, FitOptions
 from whence.attrib.index import Hits, build_index, index_inputs, recall_of, rerank
-from whence.attrib.prefilter import RULES, candidates, lexical_scores, recall_by_share
-from whence.attrib.sketches import Coordinates, Ranked, Sketch, plan_sketch
 from whence.cache import DataError, Examples, Store, UsageError, key_of
 
 QUIET = FitOptions(quiet=True)
