@@ -7,7 +7,7 @@ import torch
 from tests import cases
 from whence.attrib import EKFAC, Factors
 from whence.attrib.scoring.tokens import directions, step_size, token_embedding
-from whence.cache import DataError, Examples, ModelError, TrainedModel, UsageError
+from whence.cache import DataError, Examples, ModelError, TrainedModel
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,6 @@ def test_what_cannot_be_split_is_refused(factors, queries) -> None:
     with pytest.raises(ModelError, match="no token embedding called 'wte'"):
         token_embedding(model, "wte")
     assert token_embedding(model) is model.embed
-    with pytest.raises(UsageError, match="no token scores by 'word'"):
-        factors.token_scores(queries, by="word")
     other = cases.build("mlp").trained()
     with pytest.raises(ModelError, match="was fitted on a model"):
         factors.on(other).token_scores(queries, by="output")
