@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from whence.attrib.room import fit_bytes
 
 from tests import cases
 from whence.attrib import make_plan
