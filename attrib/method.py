@@ -47,6 +47,9 @@ class Method(ABC):
 
         Raises ModelError if no site is called; DataError for no data; NumericalError if a loss or a sum is not
         finite; ResourceError if one example does not fit the memory limit; UsageError for settings that contradict.
+
+        >>> EKFAC().fit(trained).score(queries).sizes["train"]
+        12
         """
         return self.fit_at(trained, self.chosen(trained, sites))
 

@@ -13,7 +13,7 @@ from whence.attrib import kernels
 def test_pair_products_whatever_the_group(shape: tuple[int, ...], group: int) -> None:
     a, g, _, _ = arrays(*shape)
     queries = np.random.default_rng(2).normal(size=(5, shape[2], shape[3])).astype(np.float32)
-    found = kernels.pair_products(jnp.asarray(queries), a, g, group=group)
+    found = kernels.pair_products(*map(jnp.asarray, (queries, a, g)), group=group)
     wanted = np.einsum("qoi,boi->qb", queries, formed(a, g))
     close(found, wanted, 1e-4)
 
@@ -23,7 +23,7 @@ def test_position_products_add_up_to_pair_products(shape: tuple[int, ...]) -> No
     a, g, _, _ = arrays(*shape)
     queries = jnp.asarray(np.random.default_rng(2).normal(size=(3, shape[2], shape[3])), jnp.float32)
     each = kernels.position_products(queries, a, g)
-    close(each.sum(-1), np.asarray(kernels.pair_products(queries, a, g, group=2)), 1e-4)
+    close(each.sum(-1), np.asarray(kernels.pair_products(queries, *map(jnp.asarray, (a, g)), group=2)), 1e-4)
 
 
 def test_rebuilt_products_whatever_the_tile() -> None:
