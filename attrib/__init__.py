@@ -45,3 +45,11 @@ from .index.search import Index as Index
 from .index.search import build_index as build_index
 from .index.sketches import Sketch as Sketch
 from .plan import make_plan as make_plan
+
+# to look at
+from .reporting import report as report
+from .reporting import shown_passages as shown_passages
+from .show import influences as influences
+from .show import plot_sites as plot_sites
+from .show import plot_tail as plot_tail
+from .show import token_map as token_map

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
@@ -210,12 +211,20 @@ def eigenbasis(matrix: np.ndarray, dtype: str = "float32") -> Eigenbasis:
     symmetric = (matrix + matrix.T) / 2
     if dtype == "float32":
         scale = np.abs(symmetric).max() or 1.0
-        values, vectors = scipy.linalg.eigh((symmetric / scale).astype(np.float32), driver="evd", overwrite_a=True)
+        values, vectors = _eigh((symmetric / scale).astype(np.float32))
         error = np.abs(vectors.T @ vectors - np.eye(len(vectors), dtype=np.float32)).max()
         if np.isfinite(error) and error <= ORTHOGONAL:
             return Eigenbasis(np.maximum(values.astype(np.float64) * scale, 0), vectors)
     values, vectors = scipy.linalg.eigh(symmetric, driver="evd")
     return Eigenbasis(np.maximum(values, 0), vectors if dtype == "float64" else vectors.astype(np.float32))
+
+
+def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """On an accelerator if JAX has one, else by LAPACK on the host."""
+    if jax.default_backend() == "cpu":
+        return scipy.linalg.eigh(matrix, driver="evd", overwrite_a=True)
+    values, vectors = jnp.linalg.eigh(jnp.asarray(matrix))
+    return np.asarray(values), np.asarray(vectors)
 
 
 @runtime_checkable

@@ -54,14 +54,16 @@ from .model.gradients import open_gradients as open_gradients
 from .model.activations import activations as activations
 
 # to look at
-from .display.html import Shown as Shown
-from .display.html import heat as heat
-from .display.html import table as table
+from .display import Shown as Shown
+from .display import heat as heat
+from .display import table as table
 
 # the store
 from .jobs.cluster import Cluster as Cluster
 from .jobs.cluster import connect as connect
 from .store.entry import Entry as Entry
+from .model.readers import jax_batches as jax_batches
+from .model.readers import torch_batches as torch_batches
 from .model.fingerprint import Fingerprint as Fingerprint
 from .model.fingerprint import model_fingerprint as model_fingerprint
 from .store.keys import canonical as canonical

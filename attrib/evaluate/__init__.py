@@ -1,7 +1,8 @@
 """Are the scores right: evaluation by retraining, by optimisation, by known answers, and by standard errors."""
 
-from .agreement import LDS as LDS
-from .agreement import Difference as Difference
+from whence.cache.statistics import LDS as LDS
+from whence.cache.statistics import Difference as Difference
+
 from .agreement import compare as compare
 from .agreement import lds as lds
 from .errorbars import ErrorBars as ErrorBars

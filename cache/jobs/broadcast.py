@@ -1,8 +1,8 @@
-"""What every worker of a job needs, given to each once: those at work now, and those that are started later.
+"""Broadcast of a job's work to every worker process, once: to those that run now, and to those started later.
 
-A Dask task that carried its work would carry it once a partition; a worker plugin carries it once a process, so a
-model of some GB can go along, is unpickled once, and what its kernels compiled stays compiled. The only import of
-distributed at the top of a file: this one is imported where there is a cluster.
+A Dask task that carried its work would carry it once per partition. A worker plugin carries it once per process, so
+a model of some GB can go along, is unpickled once, and what its kernels compiled stays compiled. This is the only
+file that imports distributed at its top; import it only when there is a cluster.
 """
 
 import logging
@@ -19,8 +19,8 @@ log = logging.getLogger("whence.cache")
 TRIES = 5
 
 
-class HandOut(distributed.WorkerPlugin):
-    """A worker's own copy of some work, unpickled when it is first called for."""
+class Broadcast(distributed.WorkerPlugin):
+    """A worker's own copy of some work, unpickled at its first use."""
 
     def __init__(self, name: str, payload: bytes):
         self.name, self.payload = name, payload
@@ -36,35 +36,35 @@ class HandOut(distributed.WorkerPlugin):
         return self._work
 
 
-def hand_out(client: Any, name: str, work: Callable[..., Any], limit: int) -> None:
-    """Give `work` to every worker under a name. Raises UsageError where it takes more than `limit` bytes,
-    ResourceError where workers cannot be reached."""
+def broadcast(client: Any, name: str, work: Callable[..., Any], limit: int) -> None:
+    """Send `work` to every worker under a name. Raises UsageError if it takes more than `limit` bytes, ResourceError
+    if workers cannot be reached."""
     payload = cloudpickle.dumps(work)
     if len(payload) > limit:
         raise UsageError(
             f"This job's task carries {len(payload) >> 20} MiB to every worker.",
-            "Let it hold names and settings, and load models and data by them.",
+            "Give it names and settings, and let it load models and data by them.",
         )
-    plugin = HandOut(name, payload)
+    plugin = Broadcast(name, payload)
     for attempt in range(TRIES):
         try:
             client.register_plugin(plugin, name=name)
             return
-        except OSError as error:  # a worker that is just being lost
-            log.info("handing out %s: %s", name, error)
+        except OSError as error:  # a worker is just being lost
+            log.info("broadcasting %s: %s", name, error)
             time.sleep(attempt)
     raise ResourceError("The cluster's workers cannot be reached.", "Look at its dashboard; start it again.")
 
 
-def handed(name: str) -> Any:
+def received(name: str) -> Any:
     """On a worker: the work of that name."""
     plugin: Any = distributed.get_worker().plugins[name]
     return plugin.work
 
 
-def take_back(client: Any, name: str) -> None:
-    """Let every worker forget it; one that is gone has."""
+def withdraw(client: Any, name: str) -> None:
+    """Let every worker drop the work of that name."""
     try:
         client.unregister_worker_plugin(name)
     except (OSError, ValueError) as error:
-        log.info("taking back %s: %s", name, error)
+        log.info("withdrawing %s: %s", name, error)

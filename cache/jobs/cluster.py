@@ -1,17 +1,18 @@
-"""Where partitions run: in this process, on workers of this machine, or on any Dask cluster.
+"""Clusters: partitions run in this process, on workers of this machine, or on any Dask cluster.
 
     inline            one after the other, here (the default)
     local:N           N worker processes on this machine, one for each GPU where there are GPUs
-    dask:ADDRESS      a Dask scheduler that somebody runs
+    dask:ADDRESS      a Dask scheduler that is running
     slurm:FILE        jobs on SLURM; FILE is TOML with the arguments of dask_jobqueue.SLURMCluster and `jobs`
 
 Workers need the same packages and the same store (a shared folder, or an object store). They compute with as
-many threads as this process would, so that arithmetic, and with it every bit of the result, is the same.
+many threads as this process, so that arithmetic, and with it every bit of the result, is the same.
 """
 
 import contextlib
 import inspect
 import os
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,8 +28,10 @@ THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Cluster:
-    """Workers to run partitions on. client: a `distributed.Client`, None for this very process; revive: starts
-    again the workers that are gone for good."""
+    """Workers to run partitions on.
+
+    client: a `distributed.Client`, None for this very process. revive: restarts workers that are lost for good.
+    """
 
     address: str
     client: Any = None
@@ -44,18 +47,21 @@ INLINE = Cluster("inline")
 
 @contextlib.contextmanager
 def connect(address: "str | Cluster" = "inline", heartbeat: int | float = HEARTBEAT_SECONDS) -> Iterator[Cluster]:
-    """The workers at this address for as long as the block lasts; a Cluster is passed through.
+    """The workers at this address, inside the block; a Cluster is passed through.
 
-    heartbeat: seconds of silence after which a worker counts as hung, is replaced and its partitions are given
-        to others (on clusters that are started here).
-    Raises UsageError for an address of another form, ResourceError when nobody answers there.
+    Args:
+        address: inline, local:N, dask:ADDRESS or slurm:FILE.toml.
+        heartbeat: seconds of silence after which a worker counts as hung and is replaced, and its partitions go to
+            others (on local clusters).
+
+    Raises UsageError for an address of another form, ResourceError when no scheduler answers there.
     """
     if isinstance(address, Cluster):
         yield address
         return
     form, _, rest = address.partition(":")
     if form not in ("inline", "local", "dask", "slurm") or (form != "inline") != bool(rest):
-        raise UsageError(f"{address!r} is no cluster.", "Use inline, local:N, dask:ADDRESS or slurm:FILE.toml.")
+        raise UsageError(f"{address!r} is not a cluster.", "Use inline, local:N, dask:ADDRESS or slurm:FILE.toml.")
     if form == "inline":
         yield INLINE
         return
@@ -86,16 +92,15 @@ def local_cluster(count: str, heartbeat: int | float = HEARTBEAT_SECONDS) -> tup
     """A Dask cluster of this many processes, and what revives it; worker i sees GPU i modulo their number."""
     import dask
     import distributed
-    import torch
 
     if not count.isdecimal() or int(count) < 1:
-        raise UsageError(f"local:{count} names no number of workers.", "Write local:2, for instance.")
-    threads = {name: os.environ.get(name, str(torch.get_num_threads())) for name in THREAD_SETTINGS}
-    gpus = torch.cuda.device_count()
+        raise UsageError(f"{count!r} is not a valid worker count.", "Write local:2, for instance.")
+    threads, gpus = _arithmetic()
+    settings_of_threads = {name: os.environ.get(name, str(threads)) for name in THREAD_SETTINGS}
     workers = {}
     for number in range(int(count)):
         seen = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
-        options = {"nthreads": 1, "host": "127.0.0.1", "memory_limit": 0, "env": threads | seen}
+        options = {"nthreads": 1, "host": "127.0.0.1", "memory_limit": 0, "env": settings_of_threads | seen}
         workers[number] = {"cls": distributed.Nanny, "options": options}
     scheduler = {"host": "127.0.0.1", "dashboard": True, "dashboard_address": "127.0.0.1:0"}
     settings = {
@@ -107,15 +112,21 @@ def local_cluster(count: str, heartbeat: int | float = HEARTBEAT_SECONDS) -> tup
     spec = {"cls": distributed.Scheduler, "options": scheduler}
     with dask.config.set(settings):
         cluster = distributed.SpecCluster(workers=workers, scheduler=spec)
-    # Dask looks for silent workers once a heartbeat, and so would find one only after up to two
+    # Dask looks for silent workers once per heartbeat, and so would find one only after up to two
     here: Any = cluster.scheduler
     here.periodic_callbacks["worker-ttl"].callback_time = 1000.0
     return cluster, lambda: cluster.scale(int(count))
 
 
+def _arithmetic() -> tuple[int, int]:
+    """(threads, GPUs) that this process computes with: torch's, when another layer has loaded it."""
+    torch = sys.modules.get("torch")
+    return (os.cpu_count() or 1, 0) if torch is None else (torch.get_num_threads(), torch.cuda.device_count())
+
+
 def slurm_settings(path: str) -> tuple[int, dict[str, Any]]:
-    """(jobs, arguments of SLURMCluster) from a TOML file. Raises UsageError for what SLURMCluster does not
-    take, naming the nearest argument that it does."""
+    """(jobs, arguments of SLURMCluster) from a TOML file. Raises UsageError for an argument that SLURMCluster does not
+    have, naming the nearest one that it has."""
     from dask_jobqueue import SLURMCluster
     from dask_jobqueue.core import Job
     from dask_jobqueue.slurm import SLURMJob
@@ -140,8 +151,7 @@ def slurm_settings(path: str) -> tuple[int, dict[str, Any]]:
 
 
 def slurm_cluster(path: str) -> tuple[Any, Callable[[], Any]]:
-    """A dask_jobqueue.SLURMCluster as the file describes, its jobs asked for, and what asks again for those
-    that are gone."""
+    """A dask_jobqueue.SLURMCluster as the file describes, with its jobs submitted, and what submits lost ones again."""
     from dask_jobqueue import SLURMCluster
 
     jobs, settings = slurm_settings(path)

@@ -1,15 +1,15 @@
 """The job engine: the partitions of an entry, each computed by an idempotent task, on any number of workers.
 
-A partition is a shard of the entry that the job makes, fixed when the entry is created. `work(shard)` computes
-its arrays; whoever runs it commits them, durably, before it reports. So a job that is killed anywhere goes on
-where it stopped, a dead worker's partitions are computed by another, and the result is bit for bit the same for
-any number of workers: nothing is ever summed across partitions while they run.
+A partition is a shard of the entry that the job builds, fixed when the entry is created. `work(shard)` computes its
+arrays; the worker commits them, durably, before it reports. So a job that is killed at any point resumes, a dead
+worker's partitions are computed by another, and the result is bit for bit the same for any number of workers:
+nothing is summed across partitions while they run.
 
-What must be summed (a covariance) is stored one row a partition, in float64, and reduced from disk in a fixed
-order by `ordered_sum` when all are there.
+What must be summed (a covariance) is stored as one row per partition, in float64, and reduced from disk in a fixed
+order by `ordered_sum` when all are committed.
 
-`work` goes to every worker process once, by cloudpickle, those that are started later included: make it a frozen
-dataclass with `__call__`. It may hold a model and its data; what is larger than memory it loads by name:
+`work` is sent to every worker process once, by cloudpickle, also to those that are started later: make it a frozen
+dataclass with `__call__`. It may contain a model and its data; it loads by name what is larger than memory:
 
     @dataclass(frozen=True)
     class Covariance:
@@ -39,7 +39,7 @@ from ..store.store import Store
 from ..store.writer import Writer
 from .cluster import Cluster, connect
 from .progress import progress, say
-from .signals import Stopping, stopping
+from .signals import SignalWatch, watch_signals
 
 Work = Callable[[Shard], Mapping[str, np.ndarray]]
 # work that carries more than this should load it by name instead
@@ -49,7 +49,7 @@ SUPERVISE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Record:
-    """One partition that was committed: by which worker, what, how long it took."""
+    """One partition that was committed: by which worker, its bytes, and how long it took."""
 
     shard: Shard
     worker: str
@@ -72,7 +72,7 @@ def run_job(
     desc: str = "",
     quiet: bool = False,
 ) -> Entry:
-    """The entry of these inputs: opened when it is there, else computed partition by partition and sealed.
+    """The entry of these inputs: opened when it exists, else computed partition by partition and sealed.
 
     Arguments as in `Store.writer` and `run_partitions`.
     """
@@ -91,23 +91,28 @@ def run_partitions(
     desc: str = "partitions",
     quiet: bool = False,
 ) -> list[Record]:
-    """Compute and commit every partition of the entry that is not there yet; returns what was done here.
+    """Compute and commit every partition of the entry that is not committed; returns those computed now.
 
-    work: shard -> {array name: rows of the shard}, a pure function of the shard.
-    cluster: where; see `cache.jobs.cluster`. log: a file that gets one JSON line a partition.
-    quiet: no progress bar.
-    SIGINT, SIGTERM and SIGUSR1 raise Interrupted between commits. An error in `work` is raised with the
-    partition named, after which everything committed is kept.
+    Args:
+        writer: of the entry.
+        work: shard -> {array name: rows of the shard}, a pure function of the shard.
+        cluster: where; see `cache.jobs.cluster`.
+        log: a file that gets one JSON line per partition; $WHENCE_LOG by default.
+        desc: the name on the progress bar.
+        quiet: no progress bar.
+
+    SIGINT, SIGTERM and SIGUSR1 raise Interrupted between commits. An error in `work` is raised with the partition
+    named. Everything committed is kept in both cases.
     """
     count, missing = writer.grid.count, writer.missing
     if missing == 0:
         return []
     if missing < count and not quiet:
-        say(f"{desc}: {count - missing} of {count} partitions are there already.")
+        say(f"{desc}: {count - missing} of {count} partitions are committed already.")
     done: list[Record] = []
     began = time.monotonic()
-    with connect(cluster) as workers, stopping() as stop, _JobLog(log) as journal:
-        source = _inline(writer, work, stop) if workers.client is None else _spread(writer, work, workers)
+    with connect(cluster) as workers, watch_signals() as watch, _JobLog(log) as journal:
+        source = _inline(writer, work, watch) if workers.client is None else _spread(writer, work, workers)
         try:
             for record in progress(source, total=missing, desc=desc, unit="part", quiet=quiet):
                 done.append(record)
@@ -116,27 +121,27 @@ def run_partitions(
             reason = error.cause if isinstance(error, Interrupted) else "Stopped."
             raise Interrupted(
                 f"{reason} {desc}: {count - writer.missing} of {count} partitions are committed.",
-                "Run the same command again: it goes on from there.",
+                "Run the same command again: it resumes.",
             ) from None
     return done
 
 
-def _inline(writer: Writer, work: Work, stop: Stopping) -> Iterator[Record]:
+def _inline(writer: Writer, work: Work, watch: SignalWatch) -> Iterator[Record]:
     for shard in writer.todo():
         began = time.monotonic()
         with _named(shard, "this process"):
             arrays = work(shard)
-            with stop.held():
+            with watch.deferred():
                 writer.write(shard, arrays)
         size = writer.header.shard_bytes(shard.index)
         yield Record(shard, _here(), time.monotonic() - began, size)
 
 
 def _spread(writer: Writer, work: Work, cluster: Cluster) -> Iterator[Record]:
-    from .broadcast import hand_out, take_back
+    from .broadcast import broadcast, withdraw
 
     name = f"whence-{writer.key}"
-    hand_out(cluster.client, name, Task(writer.files.address, writer.kind, writer.key, work), WORK_BYTES)
+    broadcast(cluster.client, name, PartitionTask(writer.backend.address, writer.kind, writer.key, work), WORK_BYTES)
     shards = list(writer.todo())
     futures = cluster.client.map(compute, [shard.index for shard in shards], name=name, key=writer.key[:12], pure=False)
     shard_of = {future.key: shard for future, shard in zip(futures, shards)}
@@ -154,11 +159,11 @@ def _spread(writer: Writer, work: Work, cluster: Cluster) -> Iterator[Record]:
             future.release()
     finally:
         cluster.client.cancel(futures, force=True)
-        take_back(cluster.client, name)
+        withdraw(cluster.client, name)
 
 
 def _next(finished: "SimpleQueue[Any]", cluster: Cluster) -> Any:
-    """The next future that is done; in silence, workers that are gone are started again."""
+    """The next future that is done; after some seconds without any, lost workers are restarted."""
     while True:
         try:
             return finished.get(timeout=SUPERVISE_SECONDS)
@@ -169,8 +174,8 @@ def _next(finished: "SimpleQueue[Any]", cluster: Cluster) -> Any:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a worker runs for one partition: compute it unless somebody has, commit it, report."""
+class PartitionTask:
+    """What a worker runs for one partition: compute it unless it is committed, commit it, report."""
 
     root: str
     kind: str
@@ -182,7 +187,7 @@ class Task:
         writer = Store(self.root).join(self.kind, self.key)
         try:
             shard = writer.grid.shard(index)
-            if not writer.committed(shard):  # it is, when the worker that did it died before it could tell
+            if not writer.committed(shard):  # it is, if a worker died between commit and report
                 writer.write(shard, self.work(shard))
             size = writer.header.shard_bytes(index)
             return Record(shard, _here(), time.monotonic() - began, size)
@@ -191,15 +196,14 @@ class Task:
 
 
 def compute(index: int, name: str) -> Record:
-    """One partition, on a worker that was handed its task."""
-    from .broadcast import handed
+    """One partition, on a worker that has received the job's task."""
+    from .broadcast import received
 
-    return handed(name)(index)
+    return received(name)(index)
 
 
 def ordered_sum(entry: Entry, name: str) -> np.ndarray:
-    """The sum over an array's first axis, taken one row after the other in float64: the same bits whoever
-    computed the rows."""
+    """The sum over an array's first axis, row by row in float64: the same bits for any number of workers."""
     spec = entry.arrays[name]
     total = np.zeros(spec.shape[1:], np.float64)
     for row in entry.blocks(name, 1):
@@ -212,7 +216,7 @@ def _here() -> str:
 
 
 class _named:
-    """Errors leave the block with the partition named; the class of a WhenceError is kept."""
+    """Adds the partition to errors raised in the block; the class of a WhenceError is kept."""
 
     def __init__(self, shard: Shard, where: str):
         self.text = f"Partition {shard.index} (rows {shard.start} to {shard.stop})"
@@ -231,16 +235,16 @@ class _named:
         if type(error).__name__ == "KilledWorker":
             raise WhenceError(
                 f"{self.text} took down every worker that computed it (out of memory?).",
-                "What is committed is kept. Give workers more memory, or make partitions smaller.",
+                "Give workers more memory, or make partitions smaller. What is committed is kept.",
             ) from error
         raise WhenceError(
             f"{self.text} failed on {self.where}: {type(error).__name__}: {error}",
-            "What is committed is kept; once the cause is gone, run the same command again.",
+            "Fix that, then run the same command again. What is committed is kept.",
         ) from error
 
 
 class _JobLog:
-    """A file with a JSON line a partition; nothing when there is no path ($WHENCE_LOG is the default one)."""
+    """A file with one JSON line per partition; a no-op without a path."""
 
     def __init__(self, path: str | os.PathLike[str] | None):
         path = path or os.environ.get("WHENCE_LOG")
@@ -260,7 +264,7 @@ class _JobLog:
     def line(self, writer: Writer, record: Record, done: int, elapsed: float) -> None:
         if self._file is None:
             return
-        told = {
+        line = {
             "time": time.time(),
             "kind": writer.kind,
             "key": writer.key,
@@ -274,5 +278,5 @@ class _JobLog:
             "of": writer.grid.count,
             "elapsed": round(elapsed, 4),
         }
-        self._file.write(json.dumps(told) + "\n")
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()

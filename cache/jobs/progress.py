@@ -1,4 +1,4 @@
-"""One progress bar for every long loop: rate and time left on a terminal, a line now and then in a log."""
+"""The progress bar of every long loop: rate and time left on a terminal, a line every 15 seconds in a log."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ LOG_SECONDS = 15.0
 def progress(
     iterable: Iterable[T], *, total: int | None = None, desc: str = "", unit: str = "it", quiet: bool = False
 ) -> Iterator[T]:
-    """Yield from `iterable` under a bar named `desc` that counts `unit`s; see `bar` for where it shows."""
+    """Yield from `iterable` under a bar named `desc` that counts `unit`s; see `bar` for where it appears."""
     yield from bar(iterable, total=total, desc=desc, unit=unit, quiet=quiet)
 
 
@@ -29,8 +29,8 @@ def bar(
 ) -> "tqdm[T]":
     """The bar itself, for loops that advance it by hand (`update`) or show a figure on it (`set_postfix`).
 
-    On a terminal or in a notebook it redraws ten times a second; where standard error is a file, a line every 15
-    seconds. `quiet=True`, or WHENCE_QUIET=1 in the environment, shows nothing. done: what an earlier run has done.
+    On a terminal or in a notebook it redraws ten times a second; if standard error is a file, it writes a line every
+    15 seconds. `quiet=True`, or WHENCE_QUIET=1 in the environment, shows nothing. done: steps of an earlier run.
     """
     interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
     return tqdm(
@@ -49,7 +49,7 @@ def bar(
 
 
 class _Log:
-    """Standard error where it is a file: every state of a bar on a line of its own, nothing drawn over."""
+    """Standard error as a file: every state of a bar on a line of its own."""
 
     def write(self, text: str) -> None:
         line = text.replace("\x1b[A", "").strip()
@@ -61,6 +61,6 @@ class _Log:
 
 
 def say(message: str) -> None:
-    """One line for the person at the terminal, on standard error; WHENCE_QUIET=1 silences it."""
+    """Print one line on standard error; WHENCE_QUIET=1 silences it."""
     if os.environ.get("WHENCE_QUIET") != "1":
         tqdm.write(message, file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Stopping a job well: SIGINT, SIGTERM and SIGUSR1 become an `Interrupted` that says how to go on.
+"""Signals: SIGINT, SIGTERM and SIGUSR1 raise an `Interrupted` that says how to resume.
 
-Schedulers send SIGTERM, or SIGUSR1 some time before the limit. What is being computed is dropped; what is being
-committed is finished first.
+Schedulers send SIGTERM, or SIGUSR1 some time before the limit. A computation under way is dropped; a commit under
+way is finished first.
 """
 
 import contextlib
@@ -15,16 +15,16 @@ from ..errors import Interrupted
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
-class Stopping:
-    """Whether a signal came. `held()` puts the interruption off until its block is done."""
+class SignalWatch:
+    """Whether a signal came. `deferred()` delays the interruption to the end of its block."""
 
     def __init__(self) -> None:
         self._pending: int | None = None
-        self._held = 0
+        self._deferrals = 0
 
     def __call__(self, number: int, frame: FrameType | None = None) -> None:
         self._pending = number
-        if not self._held:
+        if not self._deferrals:
             self._stop()
 
     def _stop(self) -> None:
@@ -32,30 +32,30 @@ class Stopping:
         if number is not None:
             raise Interrupted(
                 f"Stopped by {signal.Signals(number).name}.",
-                "Everything committed is kept: run the same command again and it goes on from there.",
+                "Run the same command again: it resumes after what was committed.",
             )
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        self._held += 1
+    def deferred(self) -> Iterator[None]:
+        self._deferrals += 1
         try:
             yield
         finally:
-            self._held -= 1
-        if not self._held:
+            self._deferrals -= 1
+        if not self._deferrals:
             self._stop()
 
 
 @contextlib.contextmanager
-def stopping() -> Iterator[Stopping]:
-    """Listen for the signals inside the block; the former handlers are back afterwards. Signals reach the main
-    thread only: anywhere else this changes nothing."""
-    stop = Stopping()
+def watch_signals() -> Iterator[SignalWatch]:
+    """Listen for the signals inside the block and restore the former handlers afterwards. Signals reach the main
+    thread only; on any other thread this is a no-op."""
+    watch = SignalWatch()
     former = {}
     if threading.current_thread() is threading.main_thread():
-        former = {number: signal.signal(number, stop) for number in SIGNALS}
+        former = {number: signal.signal(number, watch) for number in SIGNALS}
     try:
-        yield stop
+        yield watch
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

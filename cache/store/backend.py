@@ -1,7 +1,7 @@
-"""What a store needs of the medium it lies on, disk or object store: whole files, some of them written once.
+"""The interface of a storage backend, a disk or an object store: whole files, some of them written once.
 
-Paths are relative to the root, parts separated by "/", and cannot leave it: StoreError otherwise. Refusals of
-the medium come as StoreError or ResourceError, a file that is not there as FileNotFoundError.
+Paths are relative to the root and separated by "/". A path that leaves the root raises StoreError. A backend
+raises StoreError or ResourceError when it refuses, and FileNotFoundError for a file that does not exist.
 """
 
 import abc
@@ -9,20 +9,39 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
+
+from ..errors import StoreError
+
 Piece = memoryview | bytes
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a file holds: its length and xxh3-128, in hex."""
+    """A file's length and its xxh3-128, in hex."""
 
     bytes: int
     xxh3_128: str
 
 
-class Files(abc.ABC):
-    """A root and the files below it. remote: whether arrays are read through local copies; there are no locks
-    then. address: what Store() takes to open it again."""
+def digest_bytes(data: bytes) -> Written:
+    return Written(len(data), xxhash.xxh3_128_hexdigest(data))
+
+
+def parts_of(path: str) -> list[str]:
+    """The path's parts. Raises StoreError for a path that could leave the root."""
+    parts = path.split("/")
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise StoreError(f"{path!r} is not a path inside a store.", "Run `whence cache verify`.")
+    return parts
+
+
+class Backend(abc.ABC):
+    """A root and the files below it.
+
+    remote: arrays are read through local copies, and there are no locks.
+    address: what Store() takes to open the root again.
+    """
 
     remote: bool
 
@@ -40,7 +59,7 @@ class Files(abc.ABC):
 
     @abc.abstractmethod
     def forget(self, path: str) -> bool:
-        """Drop the local copy of a remote file; whether there was one."""
+        """Delete the local copy of a remote file; whether there was one."""
 
     @abc.abstractmethod
     def exists(self, path: str) -> bool: ...
@@ -50,7 +69,7 @@ class Files(abc.ABC):
 
     @abc.abstractmethod
     def list(self, path: str) -> list[str]:
-        """Names of the files and folders in a folder, sorted; empty where there is none."""
+        """Names of the files and folders in a folder, sorted; empty when it does not exist."""
 
     @abc.abstractmethod
     def walk(self, path: str) -> Iterator[tuple[str, int]]:
@@ -58,38 +77,38 @@ class Files(abc.ABC):
 
     @abc.abstractmethod
     def publish(self, files: Mapping[str, Iterable[Piece]], once: bool = False) -> dict[str, Written]:
-        """Write files whole, replacing any of their names; each durable, under its name, when this returns.
+        """Write whole files, replacing those of the same names; each is durable under its name on return.
 
-        once: replace nothing; a whole file of that name stands, and its digest is returned.
+        once: replace no whole file that exists under a name; its digest is returned instead.
         """
 
     @abc.abstractmethod
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file once, whole and durable; False, and nothing changed, when the name is taken."""
+        """Write a file once, whole and durable; False, without any change, when the name is taken."""
 
     @abc.abstractmethod
     def make_folder(self, path: str) -> None: ...
 
     @abc.abstractmethod
     def remove(self, path: str) -> None:
-        """Delete a file; nothing happens where there is none."""
+        """Delete a file if it exists."""
 
     @abc.abstractmethod
     def rename(self, path: str, to: str) -> None:
-        """Move a folder with all in it."""
+        """Move a folder with everything in it."""
 
     @abc.abstractmethod
     def remove_tree(self, path: str) -> None:
-        """Delete a folder with all in it, following no link."""
+        """Delete a folder with everything in it, following no link."""
 
     @abc.abstractmethod
     def touch(self, path: str) -> None:
-        """Note that the file is in use; nothing happens where that cannot be written."""
+        """Record that the file is in use, if that can be written."""
 
     @abc.abstractmethod
     def used(self, path: str) -> float:
-        """When `touch` was last called for the file, or it was written (unix time)."""
+        """When the file was last written or touched (unix time)."""
 
     @abc.abstractmethod
     def free_bytes(self) -> int | None:
-        """Bytes that can still be written; None where nobody knows."""
+        """Bytes that can still be written; None when unknown."""

@@ -1,8 +1,8 @@
-"""Records that cannot lie: JSON documents that carry their own digest, and the two kinds a build makes.
+"""Signed records: JSON documents that carry their own digest, and the commit record of a shard.
 
-A commit record says that the files of one shard are whole, with the length and xxh3-128 of each under its
-path: a file that was swapped, duplicated, cut or flipped no longer matches its place. The seal is a digest over
-all commits. Both are written once.
+A commit record says that the files of one shard are whole, with the length and xxh3-128 of each under its path: a
+file that was swapped, duplicated, cut or flipped no longer matches its record. The seal (see header.py) is a
+digest over all commits. Both are written once.
 """
 
 import hashlib
@@ -36,19 +36,14 @@ def check(data: bytes, where: str) -> dict[str, Any]:
             raise ValueError("not a mapping")
         digest = document.pop(DIGEST)
     except (ValueError, KeyError, RecursionError) as error:
-        raise CorruptEntry(
-            f"{where} is damaged: {error}.", "Run `whence cache repair`; what it covered is computed again."
-        ) from error
+        raise CorruptEntry(f"{where} is damaged: {error}.", "Run `whence cache repair`, then the job again.") from error
     if isinstance(document.get("format"), int) and document["format"] > FORMAT:
         raise NewerFormat(
             f"{where} has format {document['format']}; this version of Whence reads up to {FORMAT}.",
             "Update Whence, or use another WHENCE_CACHE.",
         )
     if digest != hashlib.sha256(_text(document).encode()).hexdigest() or data != sign(document):
-        raise CorruptEntry(
-            f"{where} does not match its own digest.",
-            "Run `whence cache repair`; what it covered is computed again.",
-        )
+        raise CorruptEntry(f"{where} does not match its own digest.", "Run `whence cache repair`, then the job again.")
     return document
 
 
@@ -74,7 +69,7 @@ class Commit:
 
     @staticmethod
     def from_bytes(data: bytes, key: str, shard: Shard, paths: Iterable[str], where: str) -> "Commit":
-        """The commit of this shard of this entry. Raises CorruptEntry when it is any other's, or names other
+        """The commit of this shard of this entry. Raises CorruptEntry when it belongs to another, or names other
         files than the grid does."""
         document = check(data, where)
         try:
@@ -84,9 +79,7 @@ class Commit:
                 {path: Written(**file) for path, file in document["files"].items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise CorruptEntry(
-                f"{where} lacks what a commit record has: {error}.", "Run `whence cache repair`."
-            ) from error
+            raise CorruptEntry(f"{where} is not a commit record: {error}.", "Run `whence cache repair`.") from error
         if commit.key != key or commit.shard != shard or set(commit.files) != set(paths):
             raise CorruptEntry(f"{where} belongs to another shard or entry.", "Run `whence cache repair`.")
         return commit
@@ -97,7 +90,7 @@ class Commit:
 
 
 def commits_digest(records: Iterable[bytes]) -> str:
-    """sha256 over commit records in shard order: what the seal vouches for."""
+    """sha256 over commit records in shard order: what the seal attests."""
     digest = hashlib.sha256(b"commits/1")
     for record in records:
         digest.update(hashlib.sha256(record).digest())

@@ -1,6 +1,6 @@
-"""Out of the store: an entry as safetensors or npy files, for programs that know nothing of it.
+"""Export of an entry to safetensors or npy files, for programs that do not read the store.
 
-Beside the arrays goes `entry.json`, with what they were computed from. Nothing written here is a pickle.
+`entry.json` beside the arrays says what they were computed from. Nothing is pickled.
 """
 
 import json
@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from ..errors import StoreError, UsageError
 from .entry import Entry
@@ -22,25 +23,30 @@ BLOCK_BYTES = 64 << 20
 def export(entry: Entry, folder: str | os.PathLike[str], format: str = "safetensors") -> list[Path]:
     """Write an entry into a new folder, which appears whole or not at all; returns its files.
 
-    safetensors: one file, arrays under their names, bfloat16 as such. npy: a file an array, streamed; bfloat16
-    as the uint16 of its bits, in NAME.bfloat16.npy.
+    Args:
+        entry: what is exported.
+        folder: the new folder.
+        format: "safetensors": one file with all arrays under their names, bfloat16 as such. "npy": one file per array,
+            written in blocks; bfloat16 as the uint16 of its bits, in NAME.bfloat16.npy.
+
     Raises StoreError when the folder exists already, UsageError for another format.
     """
     if format not in FORMATS:
-        raise UsageError(f"{format!r} is no format to export to.", f"Use {' or '.join(FORMATS)}.")
+        raise UsageError(f"{format!r} is not an export format.", f"Use {' or '.join(FORMATS)}.")
     target = Path(folder)
     if target.exists():
         raise StoreError(f"{target} exists already.", "Name a new folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    making = target.parent / f".{target.name}-{secrets.token_hex(4)}"
-    making.mkdir()
+    temporary = target.parent / f".{target.name}-{secrets.token_hex(4)}"
+    temporary.mkdir()
     try:
         if format == "safetensors":
-            _safetensors(entry, making / "arrays.safetensors")
+            tensors = {name: entry.read(name) for name in entry.arrays}
+            save_file(tensors, temporary / "arrays.safetensors", {"kind": entry.kind, "key": entry.key})
         else:
             for name in entry.arrays:
-                _npy(entry, name, making)
-        told = {
+                _npy(entry, name, temporary)
+        described = {
             "kind": entry.kind,
             "key": entry.key,
             "inputs": entry.inputs,
@@ -48,26 +54,12 @@ def export(entry: Entry, folder: str | os.PathLike[str], format: str = "safetens
             "provenance": entry.provenance,
             "arrays": {name: spec.to_json() for name, spec in entry.arrays.items()},
         }
-        (making / "entry.json").write_text(json.dumps(told, indent=1, sort_keys=True))
-        making.rename(target)
+        (temporary / "entry.json").write_text(json.dumps(described, indent=1, sort_keys=True))
+        temporary.rename(target)
     except BaseException:
-        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
     return sorted(target.iterdir())
-
-
-def _safetensors(entry: Entry, path: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    tensors = {}
-    for name, spec in entry.arrays.items():
-        array = entry.read(name)
-        if spec.dtype == BFLOAT16:
-            tensors[name] = torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-        else:
-            tensors[name] = torch.from_numpy(array)
-    save_file(tensors, path, metadata={"kind": entry.kind, "key": entry.key})
 
 
 def _npy(entry: Entry, name: str, folder: Path) -> None:

@@ -1,7 +1,8 @@
-"""The header of an entry: everything that is fixed when its first byte is written.
+"""The header and the seal of an entry.
 
-It is `entry.json`, written once and signed: kind, inputs (whose hash is the key), arrays, grid, what people
-want to know beside them, provenance, and the digests of the Zarr metadata files.
+The header is everything that is fixed when the entry's first byte is written: kind, inputs (whose hash is the key),
+arrays, grid, descriptions for people, provenance, and the digests of the Zarr metadata files. It is `entry.json`,
+written once and signed. The seal, `COMPLETE.json`, attests the header and all commits.
 """
 
 import platform
@@ -17,19 +18,36 @@ import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
-from ..errors import CorruptEntry
-from .backend import Written
-from .commit import check, sign
+from ..errors import CorruptEntry, NotCached
+from .backend import Backend, Written, digest_bytes
+from .commit import check, commits_digest, sign
 from .keys import key_of, plain
-from .layout import DATA, FORMAT, ArraySpec, Grid, Shard, Stored, fill_value, parse_specs, specs_from_json
+from .layout import (
+    COMPLETE,
+    DATA,
+    ENTRY,
+    FORMAT,
+    ArraySpec,
+    Grid,
+    Shard,
+    Stored,
+    commit_path,
+    entry_path,
+    fill_value,
+    parse_specs,
+    specs_from_json,
+)
 
-# whose versions are written down, when they are in use
+# whose versions are recorded when they are loaded
 LIBRARIES = ("whence", "numpy", "torch", "jax", "zarr", "transformers", "transformer-lens")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an entry is: see the module. `metadata`: path of each Zarr metadata file -> its digest."""
+    """What an entry is: see the module.
+
+    metadata: path of each Zarr metadata file -> its digest. digest: of entry.json itself, empty until it is read.
+    """
 
     kind: str
     key: str
@@ -40,6 +58,12 @@ class Header:
     provenance: Mapping[str, Any] = field(repr=False)
     metadata: Mapping[str, Written] = field(repr=False)
     created: float = 0.0
+    digest: str = field(default="", repr=False, compare=False)
+
+    @cached_property
+    def base(self) -> str:
+        """The entry's folder, relative to the root."""
+        return entry_path(self.kind, self.key)
 
     @cached_property
     def stored(self) -> dict[str, Stored]:
@@ -48,6 +72,9 @@ class Header:
     def shard_files(self, shard: int) -> dict[str, str]:
         """array name -> file of this shard; arrays without elements have none."""
         return {name: stored.file(shard) for name, stored in self.stored.items() if not stored.empty}
+
+    def shard_paths(self, shard: Shard) -> list[str]:
+        return list(self.shard_files(shard.index).values())
 
     def shard_bytes(self, shard: int) -> int:
         """Bytes of the shard's files."""
@@ -96,13 +123,14 @@ class Header:
                 provenance=document["provenance"],
                 metadata={path: Written(**file) for path, file in document["metadata"].items()},
                 created=float(document["created"]),
+                digest=digest_bytes(data).xxh3_128,
             )
             expected = {f"{DATA}/zarr.json"} | {f"{stored.path}/zarr.json" for stored in header.stored.values()}
             belongs = (header.kind, header.key) == (kind, key) == (kind, key_of(kind, header.inputs))
         except CorruptEntry:
             raise
         except Exception as error:
-            raise CorruptEntry(f"{where} lacks what a header has: {error}.", "Remove the entry.") from error
+            raise CorruptEntry(f"{where} is not a header: {error}.", "Remove the entry.") from error
         if not belongs or set(header.metadata) != expected:
             raise CorruptEntry(f"{where} is not the header of {kind} {key[:12]}.", "Remove the entry.")
         return header
@@ -117,7 +145,7 @@ def new_header(
     about: Mapping[str, Any] | None,
     provenance: Mapping[str, Any] | None,
 ) -> Header:
-    """A header, made now, that vouches for no Zarr metadata yet."""
+    """A header created now, without digests of Zarr metadata yet."""
     return Header(
         kind,
         key,
@@ -132,7 +160,7 @@ def new_header(
 
 
 def zarr_metadata(arrays: Mapping[str, ArraySpec], grid: Grid) -> dict[str, bytes]:
-    """The metadata files of the Zarr v3 group that the arrays form, as zarr-python writes them."""
+    """path -> bytes of the metadata files of the arrays' Zarr v3 group, as zarr-python writes them."""
     memory = MemoryStore()
     zarr.create_group(memory)
     for name, spec in arrays.items():
@@ -157,7 +185,7 @@ def zarr_metadata(arrays: Mapping[str, ArraySpec], grid: Grid) -> dict[str, byte
 
 
 def versions() -> dict[str, Any]:
-    """Versions of the interpreter and of the libraries that are loaded: provenance, never part of a key."""
+    """Versions of the interpreter and of the loaded libraries: provenance, never part of a key."""
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -171,5 +199,47 @@ def versions() -> dict[str, Any]:
     return found
 
 
-def shard_paths(header: Header, shard: Shard) -> list[str]:
-    return list(header.shard_files(shard.index).values())
+def read_header(backend: Backend, kind: str, key: str) -> Header:
+    """The header of an entry. Raises NotCached when the entry does not exist, NewerFormat or CorruptEntry."""
+    where = f"{entry_path(kind, key)}/{ENTRY}"
+    try:
+        data = backend.read(where)
+    except FileNotFoundError as error:
+        raise NotCached(f"There is no {kind} {key[:12]} here.", "See `whence cache ls`.") from error
+    return Header.from_bytes(data, kind, key, where)
+
+
+def metadata_problem(backend: Backend, header: Header, path: str) -> str:
+    """What is wrong with one Zarr metadata file; empty when it is sound."""
+    try:
+        found = digest_bytes(backend.read(f"{header.base}/{path}"))
+    except FileNotFoundError:
+        return "is missing"
+    return "" if found == header.metadata[path] else "is not what was written"
+
+
+def check_metadata(backend: Backend, header: Header) -> None:
+    """Raise CorruptEntry unless every Zarr metadata file has the digest in the header."""
+    for path in header.metadata:
+        problem = metadata_problem(backend, header, path)
+        if problem:
+            raise CorruptEntry(f"{header.base}/{path} {problem}.", "Run `whence cache repair`.")
+
+
+def read_seal(backend: Backend, header: Header) -> dict[str, Any] | None:
+    """The seal; None when the entry is not sealed. Raises CorruptEntry when it belongs to another entry."""
+    where = f"{header.base}/{COMPLETE}"
+    try:
+        seal = check(backend.read(where), where)
+    except FileNotFoundError:
+        return None
+    if (seal.get("key"), seal.get("entry")) != (header.key, header.digest):
+        raise CorruptEntry(f"{where} seals another entry.", "Run `whence cache repair`.")
+    return seal
+
+
+def check_seal(backend: Backend, header: Header, seal: Mapping[str, Any]) -> None:
+    """Raise CorruptEntry unless the seal's digest is that of the commits on disk."""
+    records = [backend.read(f"{header.base}/{commit_path(shard.index)}") for shard in header.grid]
+    if commits_digest(records) != seal.get("commits"):
+        raise CorruptEntry(f"{header.base}: the commits are not the sealed ones.", "Run `whence cache repair`.")

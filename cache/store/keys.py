@@ -1,7 +1,7 @@
 """Keys: what an artefact is computed from, as canonical JSON and its sha256, and how two of them differ.
 
-A key covers the schema, the kind and the inputs: change one and it is another artefact. What may vary without
-making another result (library versions, device, batch size) is provenance and stays outside.
+A key covers the schema, the kind and the inputs: with any of them changed it is another artefact. What may vary
+without changing the result (library versions, device, batch size) is provenance and not part of the key.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ SCHEMA = "whence/1"
 
 def plain(value: Any, where: str = "inputs", nan: bool = False) -> Any:
     """The JSON form of a value: mappings, sequences, numbers, text, None, enums, dtypes, paths, numpy values,
-    dataclasses (their fields under their class's name), objects that give their own form by `__key__()`.
+    dataclasses (their fields and the name of their class), objects with a form of their own, `__key__()`.
 
     Raises UsageError naming the field of any other, and of NaN or infinity unless `nan`.
     """
@@ -34,7 +34,7 @@ def plain(value: Any, where: str = "inputs", nan: bool = False) -> Any:
         return int(value)
     if isinstance(value, (float, np.floating)):
         if not nan and not math.isfinite(value):
-            raise UsageError(f"{where} is {value}, which has no place in a key.", "Give a finite number.")
+            raise UsageError(f"{where} is {value}, which cannot be part of a key.", "Give a finite number.")
         return float(value)
     if isinstance(value, np.bool_):
         return bool(value)
@@ -52,7 +52,7 @@ def plain(value: Any, where: str = "inputs", nan: bool = False) -> Any:
     if isinstance(value, Mapping):
         for name in value:
             if not isinstance(name, str):
-                raise UsageError(f"{where} has the name {name!r}, which is not text.", "Use text for names.")
+                raise UsageError(f"{where} has the name {name!r}, which is not text.", "Use text as names.")
         return {name: plain(item, f"{where}.{name}", nan) for name, item in value.items()}
     if isinstance(value, (list, tuple, range)):
         return [plain(item, f"{where}[{at}]", nan) for at, item in enumerate(value)]
@@ -97,16 +97,16 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def differences(asked: Any, found: Any) -> list[tuple[str, Any, Any]]:
-    """(field, asked, found) for every leaf that differs; a field that one side lacks is shown as None."""
-    left, right = dict(leaves(plain(asked))), dict(leaves(plain(found)))
+def differences(wanted: Any, found: Any) -> list[tuple[str, Any, Any]]:
+    """(field, wanted, found) for every leaf that differs; None for a field that one side lacks."""
+    left, right = dict(leaves(plain(wanted))), dict(leaves(plain(found)))
     names = sorted({*left, *right})
     return [(n, left.get(n), right.get(n)) for n in names if left.get(n) != right.get(n)]
 
 
 def describe(differing: list[tuple[str, Any, Any]], limit: int = 4) -> str:
-    """One line for people: `model: 1f3a… here, 77b0… there; seed: 1 here, 2 there`."""
-    parts = [f"{name}: {_short(asked)} asked, {_short(found)} there" for name, asked, found in differing[:limit]]
+    """One line for people: `model: 1f3a… wanted, 77b0… found; seed: 1 wanted, 2 found`."""
+    parts = [f"{name}: {_short(wanted)} wanted, {_short(found)} found" for name, wanted, found in differing[:limit]]
     rest = len(differing) - limit
     return "; ".join(parts) + (f"; and {rest} more" if rest > 0 else "")
 

@@ -1,18 +1,18 @@
-"""Where everything of an entry lies and how its rows are cut: array specs, the grid of shards, file names.
+"""Where the files of an entry are and how its rows are cut: array specs, the grid of shards, file names.
 
     <root>/v1/<kind>/<key[:2]>/<key>/
-        entry.json                 what it was computed from, its arrays, the grid; written once
-        data.zarr/<array>/c.<shard>.0   plain Zarr v3: final shape from the start, NaN where nothing is yet
-        commits/<shard>.json       written once: the bytes and digest of every file of the shard
-        COMPLETE.json              a digest over all commits; its existence means sealed
+        entry.json                 the header (see header.py); written once
+        data.zarr/<array>/c.<shard>.0   plain Zarr v3: the final shape from the start, NaN for missing rows
+        commits/<shard>.json       the bytes and digest of every file of the shard; written once
+        COMPLETE.json              the seal: a digest over all commits; written once
         building, in-use           locks (see locks.py)
     <root>/v1/refs/<name>.json     a name for a key
     <root>/v1/pins/<key>           never collect this one
 
-A shard is a run of rows of every array, made by one task and committed whole: it is the unit of work, of
-resuming and of distribution, fixed when the entry is created, so that a result does not depend on how many
-workers made it. Inside a shard file, rows lie in chunks of about a megabyte, uncompressed, each followed by
-its crc32c (Zarr's sharding codec), so a row can be read from a memory map.
+A shard is a run of rows of every array, computed by one task and committed whole. It is the unit of work, of
+resuming and of distribution, and is fixed when the entry is created, so a result does not depend on how many
+workers computed it. A shard file has its rows in chunks of about a megabyte, uncompressed, each followed by its
+crc32c (Zarr's sharding codec), so a row can be read from a memory map.
 """
 
 import hashlib
@@ -28,7 +28,12 @@ from .bfloat16 import BFLOAT16
 
 FORMAT = 1
 VERSION_DIR = f"v{FORMAT}"
-KINDS = ("activations", "gradients", "factors", "bank", "dictionary", "scores", "model")
+# a new kind of artefact goes here; the store refuses any other
+KINDS = (
+    "activations", "gradients", "factors", "bank", "dictionary", "scores", "model", "datamodel", "condensed", "report",
+)  # fmt: skip
+# kinds that earlier versions stored under another name, which is still read
+FORMERLY = {"datamodel": "scores", "condensed": "model", "report": "scores"}
 SHARD_BYTES = 64 << 20
 CHUNK_BYTES = 1 << 20
 DATA = "data.zarr"
@@ -56,7 +61,7 @@ def is_float(dtype: np.dtype) -> bool:
 
 
 def fill_value(dtype: np.dtype) -> Any:
-    """What a place that nobody has written holds: NaN, or zero where the dtype has no NaN."""
+    """The value of what is not written: NaN, or zero for a dtype without NaN."""
     return np.asarray(np.nan if is_float(dtype) else 0).astype(dtype)[()]
 
 
@@ -107,7 +112,7 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows [start, stop) of every array of an entry: what one task makes and one commit makes durable."""
+    """Rows [start, stop) of every array of an entry: what one task computes and one commit makes durable."""
 
     index: int
     start: int
@@ -125,7 +130,7 @@ class Shard:
 class Grid:
     """How the rows of an entry are cut into shards.
 
-    whole: the arrays have no common rows; the entry is one shard that holds every array whole.
+    whole: the arrays have no common rows, and the entry is one shard with every array whole.
     """
 
     rows: int
@@ -168,17 +173,13 @@ class Grid:
 
 
 def _default_shard_rows(rows: int, row_bytes: Sequence[int]) -> int:
-    target = _power_of_two_below(SHARD_BYTES // max(1, sum(row_bytes)))
-    return max(1, min(target, rows))
-
-
-def _power_of_two_below(count: int) -> int:
-    return 1 << max(0, int(count).bit_length() - 1)
+    fitting = int(SHARD_BYTES // max(1, sum(row_bytes)))
+    return max(1, min(1 << max(0, fitting.bit_length() - 1), rows))  # a power of two
 
 
 @dataclass(frozen=True)
 class Stored:
-    """How one array lies on disk: shard files of `shard_rows` rows, in chunks of `chunk_rows` rows."""
+    """The layout of one array on disk: shard files of `shard_rows` rows, in chunks of `chunk_rows` rows."""
 
     name: str
     spec: ArraySpec
@@ -206,7 +207,7 @@ class Stored:
 
     @property
     def sharded(self) -> bool:
-        """Whether a shard file holds more than one chunk, and so ends in an index of them."""
+        """Whether a shard file has more than one chunk, and so ends in an index of them."""
         return self.chunk_rows < self.shard_rows
 
     @property
@@ -225,15 +226,15 @@ class Stored:
         return max(0, min(self.shard_rows, total - shard * self.shard_rows))
 
     def file_bytes(self, shard: int) -> int:
-        """How long the shard's file is."""
+        """The length of the shard's file."""
         chunks = -(-self.rows_in(shard) // self.chunk_rows)
         index = 16 * (self.shard_rows // self.chunk_rows) + 4 if self.sharded else 0
         return chunks * (self.chunk_bytes + 4) + index
 
 
 def _chunk_rows(row_bytes: int, shard_rows: int) -> int:
-    """The largest divisor of the shard whose chunk is at most a megabyte; where only tiny ones divide it, the
-    smallest that is 64 KiB or more."""
+    """The largest divisor of the shard whose chunk is at most a megabyte; if only tiny ones divide it, the smallest
+    with a chunk of 64 KiB or more."""
     divisors = [n for n in range(1, int(shard_rows**0.5) + 1) if shard_rows % n == 0]
     divisors = sorted({*divisors, *(shard_rows // n for n in divisors)})
     fitting = [n for n in divisors if n * row_bytes <= CHUNK_BYTES] or [1]
@@ -245,8 +246,8 @@ def _chunk_rows(row_bytes: int, shard_rows: int) -> int:
 def escape(name: str) -> str:
     """A file name for any name: letters, digits, `.`, `_`, `-` stay, all else becomes %XX of its UTF-8 bytes.
 
-    Names that a file system or Zarr reads otherwise (`..`, `__x`, `zarr.json`, leading dots, upper case where
-    case is folded) get an escaped first character; a name too long for a file ends in its hash.
+    Names with another meaning for a file system or Zarr (`..`, `__x`, `zarr.json`, leading dots) get an escaped
+    first character; a name too long for a file ends in its hash.
     """
     if not isinstance(name, str) or not name:
         raise UsageError(f"{name!r} cannot name anything in a store.", "Use a text of one character or more.")
@@ -269,9 +270,9 @@ KEY = re.compile(r"[0-9a-f]{64}")
 
 
 def entry_path(kind: str, key: str) -> str:
-    """The entry's folder, relative to the root. Raises where kind or key is not one."""
+    """The entry's folder, relative to the root. Raises UsageError for an unknown kind, StoreError for no key."""
     if kind not in KINDS:
-        raise UsageError(f"{kind!r} is no kind of artefact.", f"Kinds: {', '.join(KINDS)}.")
+        raise UsageError(f"{kind!r} is not a kind of artefact.", f"Kinds: {', '.join(KINDS)}.")
     if not KEY.fullmatch(key):
         raise StoreError(f"{key!r} is not a key.", "A key is 64 hexadecimal digits; see `whence cache ls`.")
     return f"{VERSION_DIR}/{kind}/{key[:2]}/{key}"
@@ -286,7 +287,7 @@ def ref_path(name: str) -> str:
 
 
 def model_path(fingerprint: str) -> str:
-    """Where the per-tensor hashes of a model lie."""
+    """The file of a model's per-tensor hashes."""
     return f"{VERSION_DIR}/fingerprints/{fingerprint}.json"
 
 
@@ -302,7 +303,7 @@ def parse_specs(arrays: Mapping[str, Any]) -> dict[str, ArraySpec]:
         other = folded.setdefault(escape(name).casefold(), name)
         if other != name:
             raise UsageError(
-                f"Arrays {other!r} and {name!r} would share a file where upper and lower case are one.",
+                f"Arrays {other!r} and {name!r} would share a file on disks that ignore case.",
                 "Rename one of them.",
             )
     return specs
@@ -312,4 +313,4 @@ def specs_from_json(document: Mapping[str, Any], where: str) -> dict[str, ArrayS
     try:
         return {name: ArraySpec.from_json(spec) for name, spec in document.items()}
     except (KeyError, TypeError, ValueError, UsageError) as error:
-        raise CorruptEntry(f"{where} lists arrays that cannot be: {error}.", "Run `whence cache verify`.") from error
+        raise CorruptEntry(f"{where} describes impossible arrays: {error}.", "Run `whence cache verify`.") from error

@@ -1,8 +1,8 @@
-"""Files that are whole or not there: durable publication on a local disk.
+"""The backend on a local disk: files are published whole and durable.
 
 `publish` writes temporary files, syncs them, gives them their names, and syncs the folders. `create` does the same
-for a file that must be written once: the name is given by link(2), which one of several racing processes wins. A
-process killed anywhere leaves at most temporary files, which the next builder sweeps away.
+for a file that must be written once: link(2) gives the name, which one of several racing processes wins. A process
+killed at any point leaves at most temporary files, which the next builder deletes.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ import numpy as np
 import xxhash
 
 from ..errors import ResourceError, StoreError
-from .backend import Files, Piece, Written
+from .backend import Backend, Piece, Written, digest_bytes, parts_of
 
 TEMPORARY = ".tmp-"
-# many small pieces become one system call of at most this many bytes
+# how many pieces go into one system call
 BATCH_PIECES = 8
 # how many files are synced at once
 TOGETHER = 8
@@ -31,15 +31,15 @@ NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXD
 
 
 @contextlib.contextmanager
-def explained(root: Path, doing: str) -> Iterator[None]:
-    """Turn the operating system's refusals into errors that say what to do."""
+def explained(root: Path | str, doing: str) -> Iterator[None]:
+    """Turn the operating system's refusals into errors that name the cure."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(
                 f"The disk under {root} is full ({doing}).",
-                "Everything committed is kept: free some space (`whence cache gc`) and run the same job again.",
+                "Free some space (`whence cache gc`) and run the same job again; it resumes.",
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StoreError(
@@ -50,8 +50,8 @@ def explained(root: Path, doing: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class LocalFiles(Files):
-    """A root folder on a local or mounted disk. Paths are relative, made of safe parts, and stay inside."""
+class LocalBackend(Backend):
+    """A root folder on a local or mounted disk."""
 
     root: Path
     remote: bool = field(default=False, init=False)
@@ -64,15 +64,13 @@ class LocalFiles(Files):
         return self._inside(path)
 
     def _inside(self, path: str) -> Path:
-        parts = path.split("/")
-        if any(part in ("", ".", "..") or "\0" in part for part in parts):
-            raise StoreError(f"{path!r} is no path inside a store.", "Remove what wrote it, and verify.")
+        parts = parts_of(path)
         full = self.root.joinpath(*parts)
         parent = os.path.realpath(full.parent)
         if parent != os.path.join(self.root, *parts[:-1]).rstrip("/") or os.path.islink(full):
             raise StoreError(
-                f"{path} in the store at {self.root} is a link or lies behind one.",
-                "A store holds no links: remove it and rebuild what it stood for.",
+                f"{path} in the store at {self.root} is a link or is reached through one.",
+                "Links are not allowed in a store: remove it and compute the artefact again.",
             )
         return full
 
@@ -104,10 +102,15 @@ class LocalFiles(Files):
                     temporaries[path], published[path] = self._write_temporary(targets[path], pieces)
                 _each(self._sync, temporaries.values())
                 for path, temporary in list(temporaries.items()):
-                    if once and (stands := self._first(temporary, targets[path], published[path])):
-                        published[path] = stands
-                    else:
-                        os.rename(temporary, targets[path])
+                    full = targets[path]
+                    if once and self._link(temporary, full):
+                        continue
+                    if once and os.path.lexists(full):
+                        existing = digest_file(full)
+                        if existing.bytes == published[path].bytes:  # else it was cut short, and is replaced
+                            published[path] = existing
+                            continue
+                    os.rename(temporary, full)
                     del temporaries[path]
             finally:
                 for temporary in temporaries.values():
@@ -115,25 +118,6 @@ class LocalFiles(Files):
                         os.unlink(temporary)
             _each(self._sync, sorted(grown | {full.parent for full in targets.values()}))
         return published
-
-    def _first(self, temporary: Path, full: Path, written: Written) -> Written | None:
-        """Give a file its name unless one of that length has it; the digest of the one that stands then."""
-        if self._link(temporary, full) and (stands := digest_file(full)).bytes == written.bytes:
-            os.unlink(temporary)
-            return stands
-        return None
-
-    def _link(self, temporary: Path, full: Path) -> bool:
-        """Give the file its name unless it is taken; True when there is a file of that name now."""
-        try:
-            os.link(temporary, full)
-        except FileExistsError:
-            return True
-        except OSError as error:
-            if error.errno not in NO_LINKS:
-                raise
-            return os.path.lexists(full)
-        return True
 
     def create(self, path: str, data: bytes) -> bool:
         full = self._inside(path)
@@ -145,21 +129,28 @@ class LocalFiles(Files):
             temporary, _ = self._write_temporary(full, [data])
             try:
                 self._sync(temporary)
-                os.link(temporary, full)
-                won = True
-            except FileExistsError:
-                won = False
-            except OSError as error:
-                if error.errno not in NO_LINKS:
-                    raise
-                won = self._create_without_link(full, data)
+                created = self._link(temporary, full) or (
+                    not os.path.lexists(full) and self._create_without_link(full, data)
+                )
             finally:
                 os.unlink(temporary)
             self._sync(full.parent)
-        return won
+        return created
+
+    def _link(self, temporary: Path, full: Path) -> bool:
+        """Give the file its name; False when the name is taken or the file system has no links."""
+        try:
+            os.link(temporary, full)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return False
+        return True
 
     def _create_without_link(self, full: Path, data: bytes) -> bool:
-        # a file system without hard links: exclusive creation; a torn record fails its own digest
+        # exclusive creation; a torn record fails its own digest
         try:
             handle = os.open(full, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
@@ -195,7 +186,7 @@ class LocalFiles(Files):
         return temporary, Written(size, digest.hexdigest())
 
     def _make_folder(self, folder: Path) -> set[Path]:
-        """Make a folder and those above it; returns the folders that got a new name in them, to be synced."""
+        """Create a folder and those above it; returns the folders that got a new name in them, to be synced."""
         if folder.is_dir():
             return set()
         grown = self._make_folder(folder.parent)
@@ -205,7 +196,7 @@ class LocalFiles(Files):
         return grown
 
     def _sync(self, path: Path) -> None:
-        """Bring a file's bytes, or a folder's names, to the disk."""
+        """Write a file's bytes, or a folder's names, to the disk."""
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -271,7 +262,7 @@ class LocalFiles(Files):
 
 
 def _each(work: Callable[[Path], None], paths: Iterable[Path]) -> None:
-    """Do this for every path; several at a time where there are many, for a disk commits their syncs together."""
+    """Do this for every path, several at a time when there are many: a disk commits their syncs together."""
     paths = list(paths)
     if len(paths) <= TOGETHER:
         for path in paths:
@@ -293,26 +284,18 @@ def _write_all(handle: int, pieces: list[Piece]) -> None:
 
 
 def _remove_tree(folder: Path) -> None:
-    try:
-        entries = list(os.scandir(folder))
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        with contextlib.suppress(FileNotFoundError):
-            if entry.is_dir(follow_symlinks=False):
-                _remove_tree(Path(entry.path))
-            else:
-                os.unlink(entry.path)
     with contextlib.suppress(FileNotFoundError):
+        for entry in list(os.scandir(folder)):
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_dir(follow_symlinks=False):
+                    _remove_tree(Path(entry.path))
+                else:
+                    os.unlink(entry.path)
         os.rmdir(folder)
 
 
-def digest_bytes(data: bytes) -> Written:
-    return Written(len(data), xxhash.xxh3_128_hexdigest(data))
-
-
 def digest_file(path: Path) -> Written:
-    """Length and xxh3-128 of a file as it lies on the disk now."""
+    """Length and xxh3-128 of a file as it is on the disk now."""
     size = path.stat().st_size
     if size == 0:
         return digest_bytes(b"")

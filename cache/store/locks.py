@@ -1,7 +1,7 @@
-"""Locks on files, for politeness: one builder at a time, nothing collected while it is open.
+"""Locks on files: one builder at a time, and nothing is collected while it is open.
 
-They are flock(2) locks: free the moment their holder dies. Correctness never rests on them (commits are
-written once whoever wins), so where a file system or platform has none, work goes on without.
+They are flock(2) locks, which are free the moment their process dies. The commit protocol does not depend on them
+(commits are written once, whoever writes first), so a file system or platform without locks works too.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from ..errors import StoreError
 
 log = logging.getLogger("whence.cache")
 
-_held_here: dict[str, int] = {}
-_held_guard = threading.Lock()
 POLL_SECONDS = 0.05
 AGAIN_SECONDS = 30.0
 
 
 class FileLock:
-    """A flock on an open file, held until `release` or the object's end. works: false once the file system
-    has turned out to have no such locks; every lock is then granted."""
+    """A flock on an open file, until `release` or the object's end.
+
+    works: false once the file system has turned out to have no such locks; every lock is then granted.
+    """
 
     _close = staticmethod(os.close)  # an object may outlive the module's names when Python ends
 
@@ -46,7 +46,7 @@ class FileLock:
         return self._lock(shared=False)
 
     def try_shared(self) -> bool:
-        """Take the lock with others; False when someone has it alone."""
+        """Share the lock; False when someone has it alone."""
         return self._lock(shared=True)
 
     def _lock(self, shared: bool) -> bool:
@@ -57,7 +57,7 @@ class FileLock:
                 return False
             if self._current(self._handle):
                 return True
-            self.release()  # the entry was collected while we waited: this is no longer its lock
+            self.release()  # the entry was collected in the meantime: this is no longer its lock
 
     def _open(self) -> int:
         try:
@@ -81,7 +81,7 @@ class FileLock:
         return True
 
     def _current(self, handle: int) -> bool:
-        """Whether the name still stands for the file that is locked."""
+        """Whether the locked file still has its name."""
         try:
             here, there = os.fstat(handle), os.stat(self.path, follow_symlinks=False)
         except FileNotFoundError:
@@ -89,20 +89,27 @@ class FileLock:
         return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
     def note(self, holder: dict[str, Any] | None) -> None:
-        """Write down who holds the lock, for the message that others wait with."""
+        """Write down who has the lock, for the messages of those that wait."""
         if self._handle is not None:
             text = "" if holder is None else json.dumps(holder)
             with contextlib.suppress(OSError):
                 os.ftruncate(self._handle, 0)
                 os.pwrite(self._handle, text.encode(), 0)
 
-    def holder(self) -> str:
-        """Who wrote themselves down last: "process 123 on host x, since 12 s"."""
+    def noted(self) -> dict[str, Any]:
+        """What was written down last; empty when that cannot be read."""
         try:
-            told = json.loads(self.path.read_text())
-            return f"process {int(told['pid'])} on {told['host']}, for {time.time() - told['since']:.0f} s"
+            note = json.loads(self.path.read_text())
+            return {"pid": int(note["pid"]), "host": str(note["host"]), "since": float(note["since"])} | note
         except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def holder(self) -> str:
+        """Who has the lock: "process 123 on host x, for 12 s"."""
+        note = self.noted()
+        if not note:
             return "another process"
+        return f"process {note['pid']} on {note['host']}, for {time.time() - note['since']:.0f} s"
 
     def release(self) -> None:
         if self._handle is not None:
@@ -114,44 +121,34 @@ class FileLock:
 
 
 class BuildLock:
-    """The right to build one entry: waits, and says so, while another process is at it."""
+    """The right to build one entry. It waits, with a message, while another process builds it."""
 
     def __init__(self, path: Path, what: str):
         self.what = what
         self._lock = FileLock(path)
-        self._name = str(path)
 
-    def acquire(self, timeout: int | float | None = None) -> bool:
-        """True when the lock was free, False when it had to be waited for.
-
-        Raises StoreError when this very thread holds it already, or after `timeout` seconds.
-        """
-        with _held_guard:
-            if _held_here.get(self._name) == threading.get_ident():
+    def acquire(self, timeout: int | float | None = None) -> None:
+        """Take the lock. Raises StoreError when this very thread has it already, or after `timeout` seconds."""
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "thread": threading.get_ident()}
+        began, said = time.monotonic(), float("-inf")
+        while not self._lock.try_exclusive():
+            now = time.monotonic()
+            if me.items() <= self._lock.noted().items():
                 raise StoreError(
                     f"{self.what} is being built by this very thread already.",
                     "Finish (or leave) the first `with store.writer(...)` before opening a second.",
                 )
-        waited, began, told = False, time.monotonic(), float("-inf")
-        while not self._lock.try_exclusive():
-            waited = True
-            now = time.monotonic()
             if timeout is not None and now - began > timeout:
                 raise StoreError(
                     f"{self.what} is being built by {self._lock.holder()}.",
                     "Wait for it, or end that process; what it committed is kept.",
                 )
-            if now - told > AGAIN_SECONDS:
+            if now - said > AGAIN_SECONDS:
                 log.warning("Waiting: %s is being built by %s.", self.what, self._lock.holder())
-                told = now
+                said = now
             time.sleep(POLL_SECONDS)
-        self._lock.note({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
-        with _held_guard:
-            _held_here[self._name] = threading.get_ident()
-        return not waited
+        self._lock.note(me | {"since": time.time()})
 
     def release(self) -> None:
         self._lock.note(None)
-        with _held_guard:
-            _held_here.pop(self._name, None)
         self._lock.release()

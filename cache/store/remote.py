@@ -1,45 +1,47 @@
-"""The same store on an object store (s3://, gs://, az://, memory://): whole objects, conditional writes, and a
+"""The backend on an object store (s3://, gs://, az://, memory://): whole objects, conditional writes, and a
 read-through folder on the local disk from which arrays are mapped.
 
-An upload is whole or not there, and `create` is a conditional put, which one of several racing writers wins; so
-the commit protocol is that of the local disk without its syncs. There are no locks: two builders of one entry
-share its work shard by shard, and collection spares what was used within a day instead of what is open.
-Credentials and endpoints come from the environment, as for any program that talks to that provider.
+An upload is whole or absent, and `create` is a conditional put, which one of several racing writers wins; so the
+commit protocol is that of the local disk without its syncs. There are no locks: two builders of one entry share
+its work shard by shard, and collection spares what was used within a day instead of what is open. Credentials and
+endpoints come from the environment, as for any program that talks to that provider.
 """
 
 import contextlib
+import importlib.util
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ..errors import ResourceError, StoreError, UsageError
-from .backend import Files, Piece, Written
-from .local import digest_bytes
+from .backend import Backend, Piece, Written, digest_bytes, parts_of
 
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "memory")
 UPLOADS = 8
-_memories: dict[str, Any] = {}
 
 
-def connect_to(url: str) -> "RemoteFiles":
-    """The files at a URL. Raises UsageError for a scheme that no object store has."""
+def connect_to(url: str) -> "RemoteBackend":
+    """The backend at a URL. Raises UsageError for a scheme that no object store has, ResourceError when the package
+    for object stores is not installed."""
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES:
         raise UsageError(
-            f"{url!r} is no store: {scheme}:// takes no conditional writes.",
+            f"{url!r} cannot be a store: {scheme}:// has no conditional writes.",
             f"Use a folder, or one of {', '.join(name + '://' for name in SCHEMES)}.",
         )
-    return RemoteFiles(url.rstrip("/"))
+    if importlib.util.find_spec("obstore") is None:
+        raise ResourceError("Remote stores need obstore, which is not installed.", "pip install 'whence[remote]'.")
+    return RemoteBackend(url.rstrip("/"))
 
 
 @dataclass(frozen=True)
-class RemoteFiles(Files):
+class RemoteBackend(Backend):
     """A prefix of a bucket."""
 
     url: str
@@ -51,20 +53,16 @@ class RemoteFiles(Files):
 
     @cached_property
     def _bucket(self) -> Any:
-        try:
-            from obstore.store import MemoryStore, from_url
-        except ImportError as error:
-            raise ResourceError(
-                "Remote stores need obstore, which is not installed.", "pip install 'whence[remote]'."
-            ) from error
+        from obstore.store import from_url
+
         if self.address.startswith("memory://"):
-            return _memories.setdefault(self.address, MemoryStore())
-        with _explained(self.address, "connecting"):
+            return _memory(self.address)
+        with self._explained("connecting"):
             return from_url(self.address)
 
     @cached_property
     def _mirror(self) -> Path:
-        """Where copies of shards lie: $WHENCE_READ_THROUGH, else the user's cache folder."""
+        """The folder of the copies: $WHENCE_READ_THROUGH, else the user's cache folder."""
         import platformdirs
 
         root = os.environ.get("WHENCE_READ_THROUGH") or os.path.join(
@@ -76,17 +74,30 @@ class RemoteFiles(Files):
         return connect_to, (self.address,)
 
     def _key(self, path: str) -> str:
-        if any(part in ("", ".", "..") or "\0" in part for part in path.split("/")):
-            raise StoreError(f"{path!r} is no path inside a store.", "Remove what wrote it, and verify.")
-        return path
+        return "/".join(parts_of(path))
+
+    def _copy(self, path: str) -> Path:
+        return self._mirror.joinpath(*parts_of(path))
+
+    @contextlib.contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        from obstore.exceptions import BaseError, NotFoundError
+
+        try:
+            yield
+        except (FileNotFoundError, NotFoundError) as error:
+            raise FileNotFoundError(doing) from error
+        except BaseError as error:
+            raise StoreError(
+                f"{self.address} failed while {doing}: {str(error).splitlines()[0][:200]}.",
+                "Check the address, the credentials in the environment, and the network.",
+            ) from error
 
     # -- reading
 
     def read(self, path: str) -> bytes:
-        import obstore
-
-        with _explained(self.address, f"reading {path}"):
-            return bytes(obstore.get(self._bucket, self._key(path)).bytes())
+        with self._explained(f"reading {path}"):
+            return bytes(self._bucket.get(self._key(path)).bytes())
 
     def exists(self, path: str) -> bool:
         try:
@@ -96,10 +107,8 @@ class RemoteFiles(Files):
         return True
 
     def _head(self, path: str) -> Any:
-        import obstore
-
-        with _explained(self.address, f"looking for {path}"):
-            return obstore.head(self._bucket, self._key(path))
+        with self._explained(f"looking for {path}"):
+            return self._bucket.head(self._key(path))
 
     def size(self, path: str) -> int:
         return int(self._head(path)["size"])
@@ -111,32 +120,26 @@ class RemoteFiles(Files):
         raise FileNotFoundError(path)
 
     def touch(self, path: str) -> None:
-        import obstore
-
-        with contextlib.suppress(StoreError), _explained(self.address, f"touching {path}"):
-            obstore.put(self._bucket, f"{self._key(path)}.used", b"")
+        with contextlib.suppress(StoreError), self._explained(f"touching {path}"):
+            self._bucket.put(f"{self._key(path)}.used", b"")
 
     def list(self, path: str) -> list[str]:
-        import obstore
-
-        with _explained(self.address, f"listing {path}"):
-            found = obstore.list_with_delimiter(self._bucket, f"{self._key(path)}/")
+        with self._explained(f"listing {path}"):
+            found = self._bucket.list_with_delimiter(f"{self._key(path)}/")
         names = [str(entry["path"]).rpartition("/")[2] for entry in found["objects"]]
         names += [str(prefix).rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"]]
         return sorted(names)
 
     def walk(self, path: str) -> Iterator[tuple[str, int]]:
-        import obstore
-
-        with _explained(self.address, f"listing {path}"):
-            for page in obstore.list(self._bucket, f"{self._key(path)}/"):
+        with self._explained(f"listing {path}"):
+            for page in self._bucket.list(f"{self._key(path)}/"):
                 for entry in page:
                     yield str(entry["path"]), int(entry["size"])
 
     def local(self, path: str) -> Path:
-        """A copy of the file on the local disk, fetched when it is not there yet. Objects never change, so a
-        copy stays good; readers check it against its commit as they do any file."""
-        copy = self._mirror.joinpath(*self._key(path).split("/"))
+        """A copy of the file on the local disk, fetched when there is none yet. Objects never change, so a copy
+        stays valid; readers check it against its commit like any other file."""
+        copy = self._copy(path)
         if not copy.exists():
             data = self.read(path)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +149,7 @@ class RemoteFiles(Files):
         return copy
 
     def forget(self, path: str) -> bool:
-        copy = self._mirror.joinpath(*self._key(path).split("/"))
+        copy = self._copy(path)
         with contextlib.suppress(FileNotFoundError):
             copy.unlink()
             return True
@@ -169,33 +172,29 @@ class RemoteFiles(Files):
         return self._put(path, data, create=True)
 
     def _put(self, path: str, data: bytes, create: bool) -> bool:
-        import obstore
+        with self._explained(f"writing {path}"):
+            from obstore.exceptions import AlreadyExistsError
 
-        with _explained(self.address, f"writing {path}"):
             try:
-                obstore.put(self._bucket, self._key(path), data, mode="create" if create else "overwrite")
-            except obstore.exceptions.AlreadyExistsError:
+                self._bucket.put(self._key(path), data, mode="create" if create else "overwrite")
+            except AlreadyExistsError:
                 return False
         return True
 
     def make_folder(self, path: str) -> None:
-        """Nothing to do: object stores have no folders."""
+        """No-op: object stores have no folders."""
 
     def remove(self, path: str) -> None:
-        import obstore
-
-        with contextlib.suppress(FileNotFoundError), _explained(self.address, f"deleting {path}"):
-            obstore.delete(self._bucket, self._key(path))
+        with contextlib.suppress(FileNotFoundError), self._explained(f"deleting {path}"):
+            self._bucket.delete(self._key(path))
         self.forget(path)
 
     def rename(self, path: str, to: str) -> None:
-        """Move all objects below a path; header first, so that nobody opens what is half moved."""
-        import obstore
-
+        """Move all objects below a path, the header first, so that nobody opens an entry that is half moved."""
         moving = sorted((key for key, _ in self.walk(path)), key=lambda key: not key.endswith("/entry.json"))
         for key in moving:
-            with _explained(self.address, f"moving {key}"):
-                obstore.copy(self._bucket, key, f"{self._key(to)}{key[len(path) :]}")
+            with self._explained(f"moving {key}"):
+                self._bucket.copy(key, f"{self._key(to)}{key[len(path) :]}")
             self.remove(key)
 
     def remove_tree(self, path: str) -> None:
@@ -206,16 +205,9 @@ class RemoteFiles(Files):
         return None
 
 
-@contextlib.contextmanager
-def _explained(address: str, doing: str) -> Iterator[None]:
-    import obstore
+@cache
+def _memory(address: str) -> Any:
+    """The one object store in this process's memory with this address."""
+    from obstore.store import MemoryStore
 
-    try:
-        yield
-    except (FileNotFoundError, obstore.exceptions.NotFoundError) as error:
-        raise FileNotFoundError(doing) from error
-    except obstore.exceptions.BaseError as error:
-        raise StoreError(
-            f"{address} did not do as asked ({doing}): {str(error).splitlines()[0][:200]}.",
-            "Check the address, the credentials in the environment, and the network.",
-        ) from error
+    return MemoryStore()

@@ -1,4 +1,4 @@
-"""The bytes of one shard file: encoded as Zarr's sharding codec lays them, seen again without a copy.
+"""The bytes of one shard file: encoded in the layout of Zarr's sharding codec, and read without a copy.
 
 A file is chunks of rows, each uncompressed, little-endian, followed by its crc32c; when there is more than one
 chunk, an index at the end: (offset, length) of each as two uint64, then the index's own crc32c. A shard is
@@ -18,7 +18,7 @@ MISSING = 2**64 - 1
 
 
 def encode(stored: Stored, shard: int, rows: np.ndarray) -> Iterator[Piece]:
-    """The file's pieces in order. rows: [rows of this shard, ...] of the spec's dtype, checked by the caller."""
+    """The file's pieces in order. rows: [rows of this shard, ...] in the spec's dtype, checked by the caller."""
     rows = np.ascontiguousarray(rows)
     if rows.dtype.byteorder == ">":
         rows = rows.astype(rows.dtype.newbyteorder("<"))
@@ -52,7 +52,7 @@ def _index(stored: Stored, chunks: int) -> bytes:
 def rows_in(stored: Stored, shard: int, file: np.ndarray) -> np.ndarray:
     """The rows as [chunk, row of the chunk, ...], a view of the file's bytes (uint8 [bytes]).
 
-    The last chunk's rows beyond the shard's end hold the fill value.
+    Rows of the last chunk beyond the end of the shard contain the fill value.
     """
     chunks = -(-stored.rows_in(shard) // stored.chunk_rows)
     itemsize, row_shape = stored.spec.dtype.itemsize, stored.row_shape

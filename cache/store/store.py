@@ -1,17 +1,16 @@
-"""The store: asks for artefacts by what they are computed from, and builds each once.
+"""The store: artefacts are found by what they are computed from, and each is computed once.
 
     store = Store()
     with store.writer("gradients", inputs, {"g": ArraySpec((n, d), "bfloat16")}) as w:
-        for shard in w.todo():                      # nothing, when it is there already
+        for shard in w.todo():                      # none, when the entry is complete
             w.write(shard, {"g": compute(shard.start, shard.stop)})
         entry = w.seal()
     entry.rows("g", [5, 2])
 
-Asking for what exists is a read; what is half done is resumed; a changed input is another key.
+An entry that exists is read, one that is incomplete is resumed, and a changed input is another key.
 """
 
 import contextlib
-import errno
 import math
 import os
 import re
@@ -23,42 +22,28 @@ from typing import Any
 
 import numpy as np
 
-from ..display.html import Cell, Shown, table
-from ..errors import NotCached, ResourceError, StoreError, UsageError
-from ..model.fingerprint import Fingerprint
-from .backend import Files
-from .commit import check, sign
+from ..display import Cell, Shown, table
+from ..errors import NotCached, ResourceError, StoreError
+from .backend import Backend
+from .catalogue import Catalogue, Hashed
 from .entry import Entry
-from .header import Header, new_header
-from .keys import describe, differences, key_of, plain
-from .layout import (
-    COMPLETE,
-    ENTRY,
-    FORMAT,
-    KEY,
-    KINDS,
-    VERSION_DIR,
-    ArraySpec,
-    Grid,
-    entry_path,
-    model_path,
-    parse_specs,
-    ref_path,
-)
-from .local import TEMPORARY, LocalFiles
+from .header import new_header
+from .keys import key_of
+from .layout import COMPLETE, ENTRY, FORMERLY, ArraySpec, Grid, entry_path, parse_specs
+from .local import TEMPORARY, LocalBackend, explained
 from .locks import BuildLock, FileLock
 from .writer import Writer, as_array, create_or_resume, open_writer, sweep
 
-# of the free space, what a job may plan to fill
+# the share of the free space that a job may plan to fill
 FILL = 0.9
 REMOTE = re.compile(r"^[a-z][a-z0-9+.-]*://")
 
 
 @dataclass(frozen=True)
 class Event:
-    """One artefact asked for: "hit" (it was there), "built", or "resumed" (the rest of it was built).
+    """One request for an artefact: "hit" (it existed), "built", or "resumed" (the rest of it was computed).
 
-    rows, bytes: computed and written now, 0 for a hit; seconds: between asking and having it.
+    rows, bytes: computed and written now, 0 for a hit; seconds: until it was available.
     """
 
     kind: str
@@ -69,12 +54,11 @@ class Event:
     seconds: float
 
 
-class Store:
+class Store(Catalogue):
     """A root folder (or object store) of artefacts.
 
-    root: a path or URL; $WHENCE_CACHE, else the user's cache folder, when not given.
-    events: what was asked of this object, in order.
-    Raises NewerFormat when the root was made by a later version.
+    root: a path or URL; by default $WHENCE_CACHE, else the user's cache folder.
+    events: the requests to this object, in order.
 
     >>> entry = store.put("scores", {"what": "an example"}, {"values": np.ones((2, 3))})
     >>> store.open("scores", {"what": "an example"}).read("values").shape
@@ -84,12 +68,8 @@ class Store:
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None):
-        self.files: Files = _files_at(root)
+        super().__init__(_backend_at(root))
         self.events: list[Event] = []
-
-    @property
-    def root(self) -> str:
-        return self.files.address
 
     def __repr__(self) -> str:
         return f"Store({self.root!r})"
@@ -98,44 +78,30 @@ class Store:
         return self.contents_table().html
 
     def contents_table(self) -> Shown:
-        """Every entry: kind, key, what it is of, state, rows, size on disk, names; one line each, by kind and use."""
-        from .maintenance import listing
-
+        """One line per entry: kind, key, title, state, rows, size on disk and names, by kind and last use."""
         rows = [
-            (e.kind, e.key[:12], self._called(e.kind, e.key), e.state, e.rows, Cell(human(e.bytes), e.bytes),
+            (e.kind, e.key[:12], self.title(e.kind, e.key), e.state, e.rows, Cell(human(e.bytes), e.bytes),
              ", ".join(e.names))
-            for e in listing(self)
+            for e in self.listing()
         ]  # fmt: skip
         caption = f"{self.root}: {len(rows)} entries, {human(sum(row[5].key for row in rows))}"
         return table(("kind", "key", "of", "state", "rows", "size", "names"), rows, caption)
 
     def work(self) -> Shown:
-        """What was asked of this object, an artefact a line: computed now or from the cache, its size, how long."""
+        """One line per artefact requested from this object: computed now or from the cache, size, seconds."""
         once: dict[str, Event] = {}
         for event in self.events:
             if event.key not in once or event.what != "hit":
                 once[event.key] = event
-        told = {"hit": "from the cache", "built": "computed now", "resumed": "finished now"}
+        words = {"hit": "from the cache", "built": "computed now", "resumed": "finished now"}
         rows = [
-            (e.kind, e.key[:12], self._called(e.kind, e.key), told[e.what], Cell(human(e.bytes), e.bytes),
+            (e.kind, e.key[:12], self.title(e.kind, e.key), words[e.what], Cell(human(e.bytes), e.bytes),
              Cell(f"{e.seconds:.2f} s", e.seconds))
             for e in once.values()
         ]  # fmt: skip
         computed = sum(e.what != "hit" for e in once.values())
         caption = f"{computed} computed, {len(rows) - computed} from the cache"
         return table(("kind", "key", "of", "", "written", "time"), rows, caption)
-
-    def _called(self, kind: str, key: str) -> str:
-        """What an artefact's inputs call it, empty where they do not."""
-        try:
-            inputs = self.header(kind, key).inputs
-        except StoreError:
-            return ""
-        for name in ("stage", "what", "method", "at"):
-            if inputs.get(name):
-                value = inputs[name]
-                return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        return ""
 
     def __reduce__(self) -> Any:
         return Store, (self.root,)
@@ -154,14 +120,18 @@ class Store:
         whole: bool = False,
         timeout: int | float | None = None,
     ) -> Iterator[Writer]:
-        """The right to build an entry; creates it, or resumes what is half done.
+        """The right to build an entry, which is created, or resumed when it is incomplete.
 
-        Waits, with a message, while another process builds the same key (up to `timeout` seconds).
-        inputs: what it is computed from, and nothing else; with the kind it makes the key.
-        arrays: name -> ArraySpec; when all have the same first axis it is cut into shards of `shard_rows` rows
-            (about 64 MiB by default), else (or when `whole`) everything is one shard, written at once.
-        about: for people and readers (ids, titles, settings), outside the key. provenance: more of the same,
-            beside the library versions that are always written down.
+        Args:
+            kind: one of the store's kinds.
+            inputs: what it is computed from, and nothing else; the key is a hash of kind and inputs.
+            arrays: name -> ArraySpec.
+            shard_rows: arrays with a common first axis are cut into shards of this many rows, by default about 64 MiB.
+            about: for people and readers (ids, titles, settings), not part of the key.
+            provenance: like `about`, beside the library versions that are always recorded.
+            whole: one shard has all arrays whole, as it always is for arrays without a common first axis.
+            timeout: how many seconds to wait while another process builds the same key; no limit by default.
+
         Raises ResourceError when the arrays would fill more than 90 % of the free space; StoreError when the
         store cannot be written, or the same inputs were stored with other arrays.
         """
@@ -169,56 +139,56 @@ class Store:
         specs = parse_specs(arrays)
         grid = Grid.of(specs, shard_rows, whole)
         base = entry_path(kind, key)
-        if self.files.exists(f"{base}/{COMPLETE}"):
+        if self.backend.exists(f"{base}/{COMPLETE}"):
             self._sweep_seal(kind, key, timeout)
-            writer = open_writer(self.files, kind, key)
-            create_or_resume(self.files, new_header(kind, key, inputs, grid, specs, None, None))
+            writer = open_writer(self.backend, kind, key)
+            create_or_resume(self.backend, new_header(kind, key, inputs, grid, specs, None, None))
             self._note(writer, "hit", began)
             yield writer
             return
         with self._building(kind, key, timeout) as in_use:
-            if not self.files.exists(f"{base}/{ENTRY}"):
+            if not self.backend.exists(f"{base}/{ENTRY}"):
                 self._check_space(specs)
-            header = create_or_resume(self.files, new_header(kind, key, inputs, grid, specs, about, provenance))
+            header = create_or_resume(self.backend, new_header(kind, key, inputs, grid, specs, about, provenance))
             for value in inputs.values():
-                if isinstance(value, Fingerprint):
+                if isinstance(value, Hashed):
                     self.remember(value)
-            writer = Writer(self.files, header, in_use)
+            writer = Writer(self.backend, header, in_use)
             resumed = writer.missing < writer.grid.count
             found_complete = writer.complete
             self._touch(kind, key)
             try:
                 yield writer
             finally:
-                self._touch(kind, key)  # half done and stopped is used too
+                self._touch(kind, key)  # an interrupted job uses it too
             if found_complete:
                 self._note(writer, "hit", began)
             elif writer.complete:
                 self._note(writer, "resumed" if resumed else "built", began)
 
     def _sweep_seal(self, kind: str, key: str, timeout: int | float | None) -> None:
-        """Delete what a process left that died between giving the seal its name and taking the temporary one off."""
-        if self.files.remote:
-            return  # an object is whole or not there
-        if any(name.startswith(TEMPORARY) for name in self.files.list(entry_path(kind, key))):
+        """Delete what a process left that died between giving the seal its name and removing the temporary file."""
+        if self.backend.remote:
+            return  # an object is whole or absent
+        if any(name.startswith(TEMPORARY) for name in self.backend.list(entry_path(kind, key))):
             with self._building(kind, key, timeout):
                 pass  # whoever may build sweeps first
 
     @contextlib.contextmanager
     def _building(self, kind: str, key: str, timeout: int | float | None = None) -> Iterator[FileLock | None]:
-        """Hold the build lock and the sign that the entry is in use."""
-        if self.files.remote:
+        """Take the build lock and mark the entry as in use."""
+        if self.backend.remote:
             yield None
             return
         base = entry_path(kind, key)
-        self.files.make_folder(base)
-        with _lockable(self.root):
-            lock = BuildLock(self.files.local(f"{base}/building"), f"the {kind} {key[:12]}")
-            in_use = FileLock(self.files.local(f"{base}/in-use"))
+        self.backend.make_folder(base)
+        with explained(self.root, f"locking {base}"):
+            lock = BuildLock(self.backend.local(f"{base}/building"), f"the {kind} {key[:12]}")
+            in_use = FileLock(self.backend.local(f"{base}/in-use"))
             lock.acquire(timeout)
         try:
             alone = in_use.try_exclusive()
-            sweep(self.files, kind, key, alone)
+            sweep(self.backend, kind, key, alone)
             in_use.try_shared()
             yield in_use
         finally:
@@ -226,12 +196,12 @@ class Store:
             lock.release()
 
     def join(self, kind: str, key: str) -> Writer:
-        """A writer for a worker process: it may write shards of an entry that another process is building."""
+        """A writer for a worker process, for shards of an entry that another process is building."""
         in_use = None
-        if not self.files.remote:
-            in_use = FileLock(self.files.local(f"{entry_path(kind, key)}/in-use"))
+        if not self.backend.remote:
+            in_use = FileLock(self.backend.local(f"{entry_path(kind, key)}/in-use"))
             in_use.try_shared()
-        return open_writer(self.files, kind, key, in_use)
+        return open_writer(self.backend, kind, key, in_use)
 
     def put(
         self,
@@ -241,9 +211,9 @@ class Store:
         about: Mapping[str, Any] | None = None,
         dims: Mapping[str, tuple[str, ...]] | None = None,
     ) -> Entry:
-        """Store whole arrays at once (already there: they are not written again) and open the entry.
+        """Store whole arrays at once, unless the entry exists, and open it.
 
-        dims: array name -> names of its axes.
+        dims: array name -> names of its axes. Otherwise see `writer`.
         """
         values = {name: as_array(value, str(name)) for name, value in arrays.items()}
         specs = {name: ArraySpec(value.shape, value.dtype, (dims or {}).get(name)) for name, value in values.items()}
@@ -253,135 +223,57 @@ class Store:
             return writer.seal()
 
     def _check_space(self, specs: Mapping[str, ArraySpec]) -> None:
-        needed, free = sum(spec.nbytes for spec in specs.values()), self.files.free_bytes()
+        needed, free = sum(spec.nbytes for spec in specs.values()), self.backend.free_bytes()
         if free is not None and needed > FILL * free:
             raise ResourceError(
-                f"This would take {human(needed)}; {human(free)} are free under {self.root}.",
+                f"This takes {human(needed)}; {human(free)} are free under {self.root}.",
                 _smaller(specs, needed, FILL * free),
             )
 
-    # -- asking
+    # -- reading
 
     def open(self, kind: str, inputs: Mapping[str, Any], partial: bool = False) -> Entry:
-        """The artefact of these inputs. Raises NotCached, naming the nearest one and the fields that differ.
+        """The artefact of these inputs. Raises NotCached, naming the nearest one and the inputs that differ.
 
-        partial: open what is half done too; `entry.mask` then tells the rows that are there.
+        partial: open an incomplete one too; `entry.mask` then says which rows are committed.
         """
-        began, key = time.monotonic(), key_of(kind, inputs)
-        if not self.files.exists(f"{entry_path(kind, key)}/{ENTRY}"):
-            raise NotCached(f"This {kind} is not in {self.root}.", self._nearest(kind, inputs))
-        entry = Entry.open(self.files, kind, key, partial)
-        self._touch(kind, key)
-        self.events.append(Event(kind, key, "hit", 0, 0, time.monotonic() - began))
-        return entry
+        began = time.monotonic()
+        found = self._stored_as(kind, inputs, ENTRY)
+        if found is None:
+            raise NotCached(f"This {kind} is not in {self.root}.", self.nearest(kind, inputs))
+        return self._open(*found, partial, began)
 
     def has(self, kind: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether the artefact of these inputs is there, complete."""
-        return self.files.exists(f"{entry_path(kind, key_of(kind, inputs))}/{COMPLETE}")
+        """Whether the artefact of these inputs is complete."""
+        return self._stored_as(kind, inputs, COMPLETE) is not None
 
     def get(self, key: str, partial: bool = False) -> Entry:
-        """The entry with this key, or the only one whose key starts so. Raises NotCached, or UsageError when
+        """The entry with this key or name, or the only one whose key starts so. Raises NotCached, or UsageError when
         several do."""
-        kind, full = self.find(key)
         began = time.monotonic()
-        entry = Entry.open(self.files, kind, full, partial)
-        self._touch(kind, full)
-        self.events.append(Event(kind, full, "hit", 0, 0, time.monotonic() - began))
-        return entry
-
-    def find(self, key: str) -> tuple[str, str]:
-        """(kind, full key) of the entry whose key is, or starts with, `key`, or that a name refers to."""
-        key = self.refs().get(key, key)
-        if not re.fullmatch(r"[0-9a-f]{4,64}", key):
-            raise NotCached(f"Nothing is called {key!r} in {self.root}.", "See `whence cache ls`.")
-        found = [(kind, full) for kind, full in self.contents() if full.startswith(key)]
-        if not found:
-            raise NotCached(f"No entry has a key that starts with {key!r}.", "See `whence cache ls`.")
-        if len(found) > 1:
-            raise UsageError(f"{len(found)} entries have keys that start with {key!r}.", "Give more digits of the key.")
-        return found[0]
-
-    def contents(self) -> Iterator[tuple[str, str]]:
-        """(kind, key) of every entry that has a header, complete or not."""
-        for kind in KINDS:
-            for prefix in self.files.list(f"{VERSION_DIR}/{kind}"):
-                for key in self.files.list(f"{VERSION_DIR}/{kind}/{prefix}"):
-                    proper = re.fullmatch(r"[0-9a-f]{64}", key) and key[:2] == prefix
-                    if proper and self.files.exists(f"{entry_path(kind, key)}/{ENTRY}"):
-                        yield kind, key
-
-    def header(self, kind: str, key: str) -> Header:
-        """What an entry is, without opening its arrays."""
-        where = f"{entry_path(kind, key)}/{ENTRY}"
-        return Header.from_bytes(self.files.read(where), kind, key, where)
-
-    # -- names
-
-    def name(self, name: str, entry: Entry) -> None:
-        """Give an entry a name; the name moves when another entry had it. What has a name is never collected."""
-        document = {"format": FORMAT, "name": name, "kind": entry.kind, "key": entry.key}
-        self.files.publish({ref_path(name): [sign(document)]})
-
-    def unname(self, name: str) -> None:
-        """Take a name away; the entry stays."""
-        self.files.remove(ref_path(name))
-
-    def refs(self) -> dict[str, str]:
-        """name -> key, of every name."""
-        found = {}
-        for file in self.files.list(f"{VERSION_DIR}/refs"):
-            if file.endswith(".json") and not file.startswith("."):
-                document = check(self.files.read(f"{VERSION_DIR}/refs/{file}"), f"refs/{file}")
-                found[str(document["name"])] = str(document["key"])
-        return found
+        return self._open(*self.find(key), partial, began)
 
     def ref(self, name: str) -> Entry:
         """The entry of this name. Raises NotCached."""
         refs = self.refs()
         if name not in refs:
-            raise NotCached(f"Nothing is called {name!r} in {self.root}.", f"Names: {', '.join(refs) or 'none'}.")
+            raise NotCached(f"No entry is called {name!r} in {self.root}.", f"Names: {', '.join(refs) or 'none'}.")
         return self.get(refs[name])
 
-    # -- models
+    def _stored_as(self, kind: str, inputs: Mapping[str, Any], file: str) -> tuple[str, str] | None:
+        """(kind, key) of the entry of these inputs that has this file, under its kind or the kind's former name."""
+        for name in (kind, FORMERLY.get(kind)):
+            if name is not None:
+                key = key_of(name, inputs)
+                if self.backend.exists(f"{entry_path(name, key)}/{file}"):
+                    return name, key
+        return None
 
-    def remember(self, fingerprint: Fingerprint) -> None:
-        """Keep a model's per-tensor hashes, so that two models can be compared when both are gone. Done for
-        every Fingerprint that stands in the inputs of a writer."""
-        path = model_path(fingerprint.hex)
-        if not self.files.exists(path):
-            self.files.create(path, sign({"format": FORMAT, "leaves": dict(fingerprint.leaves)}))
-
-    def differing_tensors(self, one: Any, two: Any) -> tuple[str, ...] | None:
-        """Names of the tensors in which two remembered models differ; None unless both are remembered."""
-        found = []
-        for model in (one, two):
-            if not isinstance(model, str) or not KEY.fullmatch(model):
-                return None
-            path = model_path(model)
-            try:
-                document = check(self.files.read(path), path)
-            except FileNotFoundError:
-                return None
-            found.append(Fingerprint(model, document["leaves"]))
-        return found[0].differs(found[1])
-
-    # -- inside
-
-    def _nearest(self, kind: str, inputs: Mapping[str, Any]) -> str:
-        asked, best = plain(inputs), None
-        for found_kind, key in self.contents():
-            if found_kind != kind:
-                continue
-            try:
-                header = self.header(kind, key)
-            except (StoreError, OSError):
-                continue
-            differing = differences(asked, header.inputs)
-            if best is None or len(differing) < len(best[1]):
-                best = (key, differing)
-        if best is None:
-            return f"There is no {kind} here at all: build it first."
-        return f"The nearest is {best[0][:12]}, which differs in {describe(best[1])}."
+    def _open(self, kind: str, key: str, partial: bool, began: float) -> Entry:
+        entry = Entry.open(self.backend, kind, key, partial)
+        self._touch(kind, key)
+        self.events.append(Event(kind, key, "hit", 0, 0, time.monotonic() - began))
+        return entry
 
     def _note(self, writer: Writer, what: str, began: float) -> None:
         self._touch(writer.kind, writer.key)
@@ -390,34 +282,16 @@ class Store:
         self.events.append(Event(writer.kind, writer.key, what, work.rows, work.bytes, seconds))
 
     def _touch(self, kind: str, key: str) -> None:
-        """Note that the entry was used now, for collection by age."""
-        self.files.touch(f"{entry_path(kind, key)}/{ENTRY}")
+        """Record that the entry was used now, for collection by age."""
+        self.backend.touch(f"{entry_path(kind, key)}/{ENTRY}")
 
 
-def reopen(files: Files, kind: str, key: str, partial: bool) -> Entry:
-    """Open an entry in another process; what an Entry is pickled as."""
-    return Entry.open(files, kind, key, partial)
-
-
-@contextlib.contextmanager
-def _lockable(root: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise StoreError(
-                f"The store at {root} cannot be written ({error.strerror}).",
-                "Change its permissions, or point WHENCE_CACHE at a folder of your own.",
-            ) from error
-        raise
-
-
-def _files_at(root: str | os.PathLike[str] | None) -> Files:
+def _backend_at(root: str | os.PathLike[str] | None) -> Backend:
     if root is None:
-        root = os.environ.get("WHENCE_CACHE") or _user_folder()
-    text = os.fspath(root)
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
+        import platformdirs
+
+        root = os.environ.get("WHENCE_CACHE") or platformdirs.user_cache_dir("whence")
+    text = os.fspath(root).removeprefix("file://")
     if REMOTE.match(text):
         from .remote import connect_to
 
@@ -425,13 +299,7 @@ def _files_at(root: str | os.PathLike[str] | None) -> Files:
     path = Path(os.path.realpath(os.path.expanduser(text)))
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file.", "Give a folder for the store.")
-    return LocalFiles(path)
-
-
-def _user_folder() -> str:
-    import platformdirs
-
-    return platformdirs.user_cache_dir("whence")
+    return LocalBackend(path)
 
 
 def human(size: int | float) -> str:
@@ -443,7 +311,7 @@ def human(size: int | float) -> str:
 
 
 def _smaller(specs: Mapping[str, ArraySpec], needed: int, limit: float) -> str:
-    """The setting that would make it fit."""
+    """The setting with which it fits."""
     if all(spec.dtype.name in ("float32", "float64") for spec in specs.values()):
         half = sum(int(np.prod(spec.shape)) * 2 for spec in specs.values())
         if half <= limit:

@@ -1,8 +1,8 @@
 """Writing an entry: shard by shard, each whole, durable and committed before the next; then the seal.
 
-The order of one commit: every file of the shard is written under a temporary name, synced and renamed; folders
-are synced; then the commit record, which holds the digests of what was written, is created once. A process that
-dies anywhere leaves either a committed shard or a shard that is still to do.
+The order of one commit: every file of the shard is written under a temporary name, synced and renamed; folders are
+synced; then the commit record, with the digests of what was written, is created once. A process that dies at any
+point leaves either a committed shard or a missing one.
 """
 
 import contextlib
@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, NotCached, StoreError
-from .backend import Files
+from ..errors import DataError, StoreError
+from .backend import Backend
 from .commit import Commit, commits_digest, sign
-from .entry import Entry, check_metadata, read_seal
-from .header import Header, shard_paths, zarr_metadata
+from .entry import Entry
+from .header import Header, check_metadata, read_header, read_seal, zarr_metadata
 from .keys import plain
 from .layout import COMPLETE, ENTRY, FORMAT, Shard, Stored, commit_path, entry_path
-from .local import TEMPORARY, digest_bytes
+from .local import TEMPORARY
 from .locks import FileLock
 from .shardfile import encode
 
 OLD_TEMPORARY_SECONDS = 3600.0
-# lock files an entry has for its shards; shards that share one are published one after the other
+# lock files per entry for its shards; shards that share one are published one after the other
 LEASES = 16
 
 
@@ -38,67 +38,58 @@ class Work:
 
 
 class Writer:
-    """Writes one entry. Made by `Store.writer` (which holds the right to build it) or, in a worker process, by
-    `Store.join`.
+    """Writes one entry. From `Store.writer`, which has the right to build it, or `Store.join` in a worker process.
 
-    complete: it is sealed already; there is nothing to do but `seal()`, which then just opens it.
+    complete: it is sealed already, and `seal()` just opens it.
     """
 
-    def __init__(self, files: Files, header: Header, in_use: FileLock | None = None):
-        self._files, self._header, self._in_use = files, header, in_use
-        self._base = entry_path(header.kind, header.key)
+    def __init__(self, backend: Backend, header: Header, in_use: FileLock | None = None):
+        self.backend, self.header, self._in_use = backend, header, in_use
+        self._base = header.base
         self.key, self.kind, self.grid = header.key, header.kind, header.grid
-        self.complete = files.exists(f"{self._base}/{COMPLETE}")
+        self.complete = backend.exists(f"{self._base}/{COMPLETE}")
         self.work = Work()
-
-    @property
-    def header(self) -> Header:
-        return self._header
-
-    @property
-    def files(self) -> Files:
-        return self._files
 
     def committed(self, shard: Shard) -> bool:
         """Whether the shard is durable already."""
-        return self._files.exists(f"{self._base}/{commit_path(shard.index)}")
+        return self.backend.exists(f"{self._base}/{commit_path(shard.index)}")
 
     def todo(self) -> Iterator[Shard]:
-        """The shards that are not committed, in order, each looked up when its turn comes."""
+        """The shards that are not committed, in order, each checked when its turn comes."""
         if not self.complete:
             yield from (shard for shard in self.grid if not self.committed(shard))
 
     @property
     def missing(self) -> int:
-        """How many shards are still to do."""
+        """How many shards are not committed."""
         if self.complete:
             return 0
-        committed = set(self._files.list(f"{self._base}/commits"))
+        committed = set(self.backend.list(f"{self._base}/commits"))
         return sum(commit_path(shard.index).rpartition("/")[2] not in committed for shard in self.grid)
 
     def write(self, shard: Shard, arrays: Mapping[str, np.ndarray]) -> Commit | None:
         """Commit one shard: all its rows of all arrays, durable when this returns.
 
         arrays: name -> [rows of the shard, ...] in exactly the spec's dtype; bfloat16 as ml_dtypes.bfloat16.
-        Returns the commit; None when another worker had committed the same shard, whose rows then stand.
-        Raises DataError for a wrong name, shape or dtype, and nothing is written.
+        Returns the commit; None when another worker has committed the same shard, whose rows are kept.
+        Raises DataError for a wrong name, shape or dtype, without writing anything.
         """
-        shard = self._header.grid.shard(shard.index)
+        shard = self.header.grid.shard(shard.index)
         rows = self._checked(shard, arrays)
         where = f"{self._base}/{commit_path(shard.index)}"
-        if self.complete or self._files.exists(where):
+        if self.complete or self.backend.exists(where):
             return None
         with self._lease(shard) as alone:
-            if self._files.exists(where):
+            if self.backend.exists(where):
                 return None
             pieces = {
-                f"{self._base}/{path}": encode(self._header.stored[name], shard.index, rows[name])
-                for name, path in self._header.shard_files(shard.index).items()
+                f"{self._base}/{path}": encode(self.header.stored[name], shard.index, rows[name])
+                for name, path in self.header.shard_files(shard.index).items()
             }
-            published = self._files.publish(pieces, once=not alone)
+            published = self.backend.publish(pieces, once=not alone)
             written = {path.removeprefix(f"{self._base}/"): file for path, file in published.items()}
             commit = Commit(self.key, shard, written)
-            won = self._files.create(where, commit.to_bytes())
+            won = self.backend.create(where, commit.to_bytes())
         if not won:
             return None
         self.work.rows += len(shard)
@@ -107,12 +98,12 @@ class Writer:
 
     @contextlib.contextmanager
     def _lease(self, shard: Shard) -> Iterator[bool]:
-        """Wait until no other live worker publishes this shard. Yields whether that is certain: where there are
-        no locks, files are published once and whoever comes second takes what lies there."""
-        if self._files.remote:
+        """Wait until no other live worker publishes this shard. Yields whether that is certain: without locks, files
+        are published once and the second worker keeps those of the first."""
+        if self.backend.remote:
             yield False
             return
-        lock = FileLock(self._files.local(f"{self._base}/leases/{shard.index % LEASES:02d}"))
+        lock = FileLock(self.backend.local(f"{self._base}/leases/{shard.index % LEASES:02d}"))
         try:
             while not lock.try_exclusive():
                 time.sleep(0.005)
@@ -121,7 +112,7 @@ class Writer:
             lock.release()
 
     def _checked(self, shard: Shard, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        wanted = self._header.stored
+        wanted = self.header.stored
         if set(arrays) != set(wanted):
             raise DataError(
                 f"A shard of this {self.kind} has arrays {', '.join(wanted)}; given: {', '.join(arrays)}.",
@@ -130,35 +121,35 @@ class Writer:
         return {name: _checked_rows(stored, shard, arrays[name]) for name, stored in wanted.items()}
 
     def seal(self, about: Mapping[str, Any] | None = None) -> Entry:
-        """Declare the entry complete and open it. about: more to tell people, found while computing.
+        """Declare the entry complete and open it. about: added to the entry's own `about`.
 
-        Raises StoreError when shards are missing. Sealing twice is opening twice.
+        Raises StoreError when shards are missing. A sealed entry is just opened.
         """
         if not self.complete:
             records = []
             for shard in self.grid:
                 where = f"{self._base}/{commit_path(shard.index)}"
                 try:
-                    data = self._files.read(where)
+                    data = self.backend.read(where)
                 except FileNotFoundError:
                     raise StoreError(
                         f"{self.missing} of {self.grid.count} shards of this {self.kind} are not written, "
                         f"the first is shard {shard.index}.",
                         "Write every shard of todo() before seal().",
                     ) from None
-                Commit.from_bytes(data, self.key, shard, shard_paths(self._header, shard), where)
+                Commit.from_bytes(data, self.key, shard, self.header.shard_paths(shard), where)
                 records.append(data)
             seal = {
                 "format": FORMAT,
                 "key": self.key,
-                "entry": digest_bytes(self._files.read(f"{self._base}/{ENTRY}")).xxh3_128,
+                "entry": self.header.digest,
                 "commits": commits_digest(records),
                 "about": plain(about or {}, "about", nan=True),
                 "sealed": time.time(),
             }
-            self._files.create(f"{self._base}/{COMPLETE}", sign(seal))
+            self.backend.create(f"{self._base}/{COMPLETE}", sign(seal))
             self.complete = True
-        return Entry.open(self._files, self.kind, self.key)
+        return Entry.open(self.backend, self.kind, self.key)
 
     def close(self) -> None:
         if self._in_use is not None:
@@ -166,58 +157,54 @@ class Writer:
 
 
 def as_array(values: Any, name: str) -> np.ndarray:
-    """The values as an array. Raises DataError where they form none."""
+    """The values as an array. Raises DataError when they form none."""
     try:
         return np.asarray(values)
     except (ValueError, TypeError) as error:
-        raise DataError(f"{name!r} was given what forms no array: {error}.", "Give rows of one shape.") from error
+        raise DataError(f"{name!r} is not an array: {error}.", "Give rows of one shape.") from error
 
 
 def _checked_rows(stored: Stored, shard: Shard, rows: Any) -> np.ndarray:
-    """The rows as an array of exactly the stored dtype and shape. Raises DataError: nothing is ever cast."""
+    """The rows as an array of exactly the stored dtype and shape. Raises DataError: values are never cast."""
     rows = as_array(rows, stored.name)
     spec = stored.spec
     shape = spec.shape if not spec.shape else (stored.rows_in(shard.index), *spec.shape[1:])
     if rows.dtype.newbyteorder("=") != spec.dtype:
         raise DataError(
-            f"{stored.name!r} is stored as {spec.dtype.name} and was given {rows.dtype.name}.",
-            f"Convert it where the values are known to fit: .astype({spec.dtype.name!r}).",
+            f"{stored.name!r} is stored as {spec.dtype.name}; the rows given are {rows.dtype.name}.",
+            f"If the values fit, convert them: .astype({spec.dtype.name!r}).",
         )
     if rows.shape != shape:
         raise DataError(
-            f"Shard {shard.index} of {stored.name!r} has shape {shape} and was given {rows.shape}.",
+            f"Shard {shard.index} of {stored.name!r} has shape {shape}; the rows given have shape {rows.shape}.",
             "Give rows shard.start to shard.stop, no more and no fewer.",
         )
     return rows
 
 
-def create_or_resume(files: Files, header: Header) -> Header:
-    """Make the entry's folder, metadata and header durable, or find those that lie there.
+def create_or_resume(backend: Backend, header: Header) -> Header:
+    """Make the entry's folder, metadata and header durable, or read those that exist.
 
-    Raises StoreError when the same inputs were written with other arrays, CorruptEntry when what lies there is
-    damaged.
+    Raises StoreError when the same inputs were stored with other arrays, CorruptEntry when what exists is damaged.
     """
-    base = entry_path(header.kind, header.key)
-    try:
-        data = files.read(f"{base}/{ENTRY}")
-    except FileNotFoundError:
+    base = header.base
+    if not backend.exists(f"{base}/{ENTRY}"):
         metadata = zarr_metadata(header.arrays, header.grid)
-        published = files.publish({f"{base}/{path}": [content] for path, content in metadata.items()})
-        vouched = {path.removeprefix(f"{base}/"): file for path, file in published.items()}
-        files.make_folder(f"{base}/commits")
-        files.make_folder(f"{base}/leases")
-        files.create(f"{base}/{ENTRY}", replace(header, metadata=vouched).to_bytes())
-        data = files.read(f"{base}/{ENTRY}")
-    found = Header.from_bytes(data, header.kind, header.key, f"{base}/{ENTRY}")
+        published = backend.publish({f"{base}/{path}": [content] for path, content in metadata.items()})
+        digests = {path.removeprefix(f"{base}/"): file for path, file in published.items()}
+        backend.make_folder(f"{base}/commits")
+        backend.make_folder(f"{base}/leases")
+        backend.create(f"{base}/{ENTRY}", replace(header, metadata=digests).to_bytes())
+    found = read_header(backend, header.kind, header.key)
     if dict(found.arrays) != dict(header.arrays):
         differing = [n for n in {**found.arrays, **header.arrays} if found.arrays.get(n) != header.arrays.get(n)]
         raise StoreError(
             f"The same inputs were stored with other arrays: {', '.join(map(repr, differing))} differ "
-            f"({_shapes(found, differing)} there, {_shapes(header, differing)} asked).",
-            "Whatever decides shapes, names and dtypes belongs into the inputs; or remove the old entry: "
+            f"({_shapes(found, differing)} stored, {_shapes(header, differing)} given).",
+            "Whatever decides shapes, names and dtypes belongs in the inputs; or remove the old entry: "
             f"`whence cache rm {header.key[:12]}`.",
         )
-    check_metadata(files, base, found)
+    check_metadata(backend, found)
     return found
 
 
@@ -226,28 +213,18 @@ def _shapes(header: Header, names: list[str]) -> str:
     return ", ".join("none" if s is None else f"{list(s.shape)} {s.dtype.name}" for s in specs)
 
 
-def sweep(files: Files, kind: str, key: str, alone: bool) -> int:
-    """Delete temporary files that dead writers left; when other writers may live (`alone` is false), only
-    those older than an hour. Returns how many."""
-    base, swept = entry_path(kind, key), 0
-    for path, _ in list(files.walk(base)):
-        name = path.rpartition("/")[2]
-        if not name.startswith(TEMPORARY):
-            continue
-        with contextlib.suppress(FileNotFoundError):
-            if alone or time.time() - files.used(path) > OLD_TEMPORARY_SECONDS:
-                files.remove(path)
-                swept += 1
-    return swept
+def sweep(backend: Backend, kind: str, key: str, alone: bool) -> None:
+    """Delete temporary files that dead writers left; unless `alone`, when other writers may live, only those older than
+    an hour."""
+    for path, _ in list(backend.walk(entry_path(kind, key))):
+        if path.rpartition("/")[2].startswith(TEMPORARY):
+            with contextlib.suppress(FileNotFoundError):
+                if alone or time.time() - backend.used(path) > OLD_TEMPORARY_SECONDS:
+                    backend.remove(path)
 
 
-def open_writer(files: Files, kind: str, key: str, in_use: FileLock | None = None) -> Writer:
+def open_writer(backend: Backend, kind: str, key: str, in_use: FileLock | None = None) -> Writer:
     """A writer for an entry whose header exists. Raises NotCached when it does not."""
-    base = entry_path(kind, key)
-    try:
-        data = files.read(f"{base}/{ENTRY}")
-    except FileNotFoundError as error:
-        raise NotCached(f"There is no {kind} {key[:12]} to go on with.", "Start its job first.") from error
-    header = Header.from_bytes(data, kind, key, f"{base}/{ENTRY}")
-    read_seal(files, base, header, data)
-    return Writer(files, header, in_use)
+    header = read_header(backend, kind, key)
+    read_seal(backend, header)
+    return Writer(backend, header, in_use)

@@ -1,28 +1,25 @@
-"""A Zarr store that shows an entry as its readers may see it: committed shards only, each verified before its
-first byte is handed out, nothing writable. What zarr, xarray and dask read goes through here."""
+"""A read-only Zarr store of an entry's committed, verified shards. zarr, xarray and dask read through it."""
 
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
+from .committed import Committed
 from .layout import DATA
-
-if TYPE_CHECKING:
-    from .entry import Entry
 
 
 class CommittedStore(Store):
-    """See the module. Keys are relative to the entry's Zarr group."""
+    """The Zarr group of one entry. Keys are relative to the group."""
 
     supports_writes = False
     supports_deletes = False
     supports_partial_writes = False
     supports_listing = True
 
-    def __init__(self, entry: "Entry"):
+    def __init__(self, entry: Committed):
         super().__init__(read_only=True)
         self.entry = entry
 
@@ -42,16 +39,15 @@ class CommittedStore(Store):
         return self
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        path = f"{DATA}/{key}"
-        if path in self.entry.header.metadata:
-            data = self.entry._files.read(f"{self.entry._base}/{path}")
-            return prototype.buffer.from_bytes(_cut(data, byte_range))
-        found = self._verified(path, key)
+        data = self.entry.metadata(f"{DATA}/{key}")
+        if data is not None:
+            start, stop = _bounds(len(data), byte_range)
+            return prototype.buffer.from_bytes(data[start:stop])
+        found = self._chunk(key)
         if found is None:
             return None
         with open(found, "rb") as file:
-            size = file.seek(0, 2)
-            start, stop = _bounds(size, byte_range)
+            start, stop = _bounds(file.seek(0, 2), byte_range)
             file.seek(start)
             return prototype.buffer.from_bytes(file.read(stop - start))
 
@@ -61,18 +57,17 @@ class CommittedStore(Store):
         return [await self.get(key, prototype, part) for key, part in key_ranges]
 
     async def exists(self, key: str) -> bool:
-        path = f"{DATA}/{key}"
-        if path in self.entry.header.metadata:
-            return True
-        return self._verified(path, key) is not None
+        return f"{DATA}/{key}" in self.entry.header.metadata or self._chunk(key) is not None
 
-    def _verified(self, path: str, key: str) -> Path | None:
-        """Where a chunk's file lies, checked; None for what is no committed chunk of the entry."""
-        shard = _shard_of(key)
-        if shard is None or shard >= self.entry.grid.count:
+    def _chunk(self, key: str) -> Path | None:
+        """The checked file of a chunk; None for a key that is not a committed chunk of the entry."""
+        name = key.rpartition("/")[2].split(".")
+        if name[0] != "c" or not all(part.isdigit() for part in name[1:]):
             return None
-        known = path in self.entry.header.shard_files(shard).values()
-        return self.entry.verified(path, shard) if known else None
+        shard = int(name[1]) if len(name) > 1 else 0
+        if shard >= self.entry.grid.count or f"{DATA}/{key}" not in self.entry.header.shard_files(shard).values():
+            return None
+        return self.entry.verified(f"{DATA}/{key}", shard)
 
     async def set(self, key: str, value: Buffer) -> None:
         self._check_writable()
@@ -100,14 +95,6 @@ class CommittedStore(Store):
             yield name
 
 
-def _shard_of(key: str) -> int | None:
-    """The shard that a chunk key belongs to; None for a key that is no chunk's."""
-    name = key.rpartition("/")[2].split(".")
-    if name[0] != "c" or not all(part.isdigit() for part in name[1:]):
-        return None
-    return int(name[1]) if len(name) > 1 else 0
-
-
 def _bounds(size: int, part: ByteRequest | None) -> tuple[int, int]:
     match part:
         case None:
@@ -118,9 +105,4 @@ def _bounds(size: int, part: ByteRequest | None) -> tuple[int, int]:
             return offset, size
         case SuffixByteRequest(suffix):
             return max(0, size - suffix), size
-    raise TypeError(f"{part!r} asks for no part of a file.")
-
-
-def _cut(data: bytes, part: ByteRequest | None) -> bytes:
-    start, stop = _bounds(len(data), part)
-    return data[start:stop]
+    raise TypeError(f"{part!r} is not a byte range.")

@@ -1,5 +1,7 @@
-"""What the store promises, under everything that can go wrong: a short form in the test suite, the long form, with
-figures, by `python -m tests.faults`. A proof is a function of `long` that returns its figures or fails."""
+"""Fault injection for the store: a short form in the test suite, the long form by `python -m tests.faults`.
+
+A proof is a function of `long` that returns its figures or fails.
+"""
 
 from collections.abc import Callable
 

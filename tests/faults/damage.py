@@ -9,7 +9,7 @@ import numpy as np
 from whence.cache import Store, errors
 from whence.cache.store.maintenance import verify
 
-from .world import build, content, room
+from .world import build, content, scratch
 
 KINDS = ("flip", "truncate", "zero tail", "garbage", "delete", "swap", "duplicate", "append")
 METADATA = ("entry.json", "data.zarr/zarr.json", "data.zarr/x/zarr.json", "commits/*.json", "COMPLETE.json")
@@ -19,7 +19,7 @@ def corruption(long: bool) -> str:
     """Every damage is found by verify; a read gives the right bytes or an error, never wrong ones."""
     times, counts = (150 if long else 8), {"data": [0, 0], "metadata": [0, 0]}
     chance = random.Random(4)
-    with room() as root:
+    with scratch() as root:
         keys = [build(Store(root / "whole"), seed).key for seed in (0, 1)]
         for kind in KINDS:
             for pattern in ("data.zarr/*/c.*", *METADATA):

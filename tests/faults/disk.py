@@ -12,7 +12,7 @@ import numpy as np
 
 from whence.cache import ArraySpec, Shard, Store, errors
 
-from .world import SHARD_ROWS, SPECS, check, content, orphans, part, room, system
+from .world import SHARD_ROWS, SPECS, check, content, orphans, part, scratch, system
 
 STEP = 4096
 WIDE = {"x": ArraySpec((64, 1024), "float32")}
@@ -45,7 +45,7 @@ def disk_full(long: bool) -> str:
     """Space runs out at every 4 KiB of a job: an error that says so, nothing lost, resumed with space again."""
     steps = 0
     for budget in range(0, 1 << 20, STEP if long else 8 * STEP):
-        with room() as root:
+        with scratch() as root:
             store, left = Store(root), [budget]
 
             def before(name: str, arguments: tuple, left: list[int] = left) -> None:
@@ -78,7 +78,7 @@ def disk_full(long: bool) -> str:
 def _real_disk_full() -> str:
     """The same on tmpfs mounts of 64 sizes, where the right to mount is had."""
     sizes = 0
-    with room() as root:
+    with scratch() as root:
         place = root / "small"
         place.mkdir()
         for pages in range(8, 8 + 64):
@@ -138,11 +138,11 @@ class Disk:
             pieces = arguments[1] if name == "writev" else [arguments[1]]
             self.handles[first].written += b"".join(bytes(piece) for piece in pieces)[: int(result)]
         elif name == "fsync":
-            held = self.handles[first]
-            if isinstance(held, str):
-                self.synced[held] = dict(self.folder(held))
+            inode = self.handles[first]
+            if isinstance(inode, str):
+                self.synced[inode] = dict(self.folder(inode))
             else:
-                held.synced = held.written
+                inode.synced = inode.written
         elif name == "close":
             self.handles.pop(first, None)
         elif name in ("rename", "link"):
@@ -163,9 +163,9 @@ class Disk:
 
     def _write(self, folder: str, to: Path, names: dict[str, dict[str, Any]]) -> None:
         to.mkdir(exist_ok=True)
-        for name, held in names.get(folder, {}).items():
-            if isinstance(held, Inode):
-                (to / name).write_bytes(held.synced)
+        for name, inode in names.get(folder, {}).items():
+            if isinstance(inode, Inode):
+                (to / name).write_bytes(inode.synced)
             else:
                 self._write(f"{folder}/{name}", to / name, names)
 
@@ -174,7 +174,7 @@ def power_cuts(long: bool) -> str:
     """The power goes after each system call of a build: what was acknowledged is there, nothing is wrong."""
     cuts = 0
     calls: list[tuple[str, tuple, object, int]] = []
-    with room() as folder:
+    with scratch() as folder:
         root = (folder / "store").resolve()
         root.mkdir()
         store, acknowledged = Store(root), 0

@@ -12,7 +12,7 @@ import numpy as np
 from whence.cache import ArraySpec, Store, errors
 from whence.cache.store.layout import DTYPES, parse_dtype
 
-from .world import build, check, room, system
+from .world import build, check, scratch, system
 
 NAMES = ["", "\ud800", 3, None, b"x"]
 STRANGE = ["..", ".", "../../x", "/etc/passwd", "a/../../b", "c", "zarr.json", "C:\\x", "nul\0l", "é", "\u202egnp",
@@ -98,7 +98,7 @@ def _refused(store: Store, code: int) -> None:
 def bad_inputs(long: bool) -> str:
     """Wrong dtypes, shapes, names, keys, kinds, settings, and stores that cannot be written."""
     count = 0
-    with room() as root:
+    with scratch() as root:
         for number, (what, ask) in enumerate(cases()):
             store = Store(root / str(number))
             try:

@@ -25,7 +25,7 @@ from .world import (
     kill_soon,
     orphans,
     part,
-    room,
+    scratch,
     system,
 )
 
@@ -33,23 +33,23 @@ from .world import (
 def _until_built(root: Path, count: int, start: Callable, workers: int, chance: random.Random) -> str:
     """Kill until `count` have died; finish each build, check it, go on with the next."""
     killed = built = acknowledged = 0
-    seed, acks, told, within = 0, Acks(), set(), 0.2
+    seed, acks, known, within = 0, Acks(), set(), 0.2
     store = Store(root)
     while killed < count or built < 3:
         pids = [fork(start, root, seed, n, acks) for n in range(workers)]
         killed += kill_soon(pids, chance, within)
         news = acks.received()
         within *= 0.7 if len(news) > 3 else 1.15  # so that a build takes a handful of lives
-        told |= news
+        known |= news
         if not any(store.header(*at).inputs["seed"] == seed for at in store.contents()):
-            assert not told
+            assert not known
             continue
-        if check(store, seed, told) * SHARD_ROWS == ROWS:
+        if check(store, seed, known) * SHARD_ROWS == ROWS:
             entry = build(store, seed)  # what is left: the seal, and sweeping up
             assert all(entry.read(name).tobytes() == rows.tobytes() for name, rows in content(seed).items())
             entry.close()
             assert orphans(root) == [], "the next start left an orphan"
-            built, acknowledged, seed, told = built + 1, acknowledged + len(told), seed + 1, set()
+            built, acknowledged, seed, known = built + 1, acknowledged + len(known), seed + 1, set()
     acks.close()
     return f"{killed} kills over {built} complete builds, {acknowledged} acknowledged shards, 0 lost, 0 wrong"
 
@@ -60,7 +60,7 @@ def writer_kills(long: bool) -> str:
     def start(root: Path, seed: int, _: int, acks: Acks) -> None:
         build(Store(root), seed, acks)
 
-    with room() as root:
+    with scratch() as root:
         return _until_built(root, 500 if long else 50, start, 1, random.Random(1))
 
 
@@ -78,12 +78,12 @@ def two_worker_kills(long: bool) -> str:
                 writer.write(shard, part(seed, shard))
                 acks(shard.index)
 
-    with room() as root:
+    with scratch() as root:
         return _until_built(root, 300 if long else 30, start, 2, random.Random(2))
 
 
 def _prepared(store: Store, seed: int) -> str:
-    """The key of an entry whose header exists, made if need be."""
+    """The key of an entry whose header exists, created if need be."""
     from whence.cache import key_of
     from whence.cache.store.header import new_header
     from whence.cache.store.layout import Grid
@@ -91,7 +91,7 @@ def _prepared(store: Store, seed: int) -> str:
 
     key = key_of("gradients", {"seed": seed})
     grid = Grid.of(SPECS, SHARD_ROWS)
-    create_or_resume(store.files, new_header("gradients", key, {"seed": seed}, grid, SPECS, None, None))
+    create_or_resume(store.backend, new_header("gradients", key, {"seed": seed}, grid, SPECS, None, None))
     return key
 
 
@@ -101,7 +101,7 @@ def every_system_call(long: bool) -> str:
     for torn in (False, True) if long else (False,):
         at = 0
         while True:
-            with room() as root:
+            with scratch() as root:
                 store = Store(root)
                 with store.writer("gradients", {"seed": 0}, SPECS, SHARD_ROWS) as w:
                     w.write(w.grid.shard(0), part(0, w.grid.shard(0)))
@@ -121,7 +121,7 @@ def every_system_call(long: bool) -> str:
 def _dies(root: Path, at: int, torn: bool) -> None:
     store, calls = Store(root), [0]
     key = next(key for _, key in store.contents())
-    writer = open_writer(store.files, "gradients", key)
+    writer = open_writer(store.backend, "gradients", key)
 
     def before(name: str, arguments: tuple) -> None:
         if calls[0] == at:
@@ -138,7 +138,7 @@ def build_races(long: bool) -> str:
     """Two processes build the same key from bytes of their own: one of them makes the whole entry."""
     rounds, freed = (300 if long else 25), []
     winners = {0: 0, 1: 0}
-    with room() as root:
+    with scratch() as root:
         for number in range(rounds):
             pids = [fork(_race, root, number, n) for n in range(2)]
             assert [ended(pid) for pid in pids] == [0, 0]
@@ -148,7 +148,7 @@ def build_races(long: bool) -> str:
             winners[int(seen[0])] += 1
         for number in range(max(3, rounds // 30)):
             pid = fork(_hold, root, number)
-            while not (root / f"held-{number}").exists():
+            while not (root / f"locked-{number}").exists():
                 time.sleep(0.002)
             os.kill(pid, signal.SIGKILL)
             ended(pid)
@@ -170,7 +170,7 @@ def _race(root: Path, number: int, who: int) -> None:
 def _hold(root: Path, number: int) -> None:
     specs = {"who": ArraySpec((6,), "int64")}
     with Store(root).writer("bank", {"round": 10_000 + number}, specs, 1):
-        (root / f"held-{number}").touch()
+        (root / f"locked-{number}").touch()
         time.sleep(60)
 
 
@@ -180,7 +180,7 @@ def worker_counts(long: bool) -> str:
     killed = 0
     for seed in range(seeds):
         chance = random.Random(seed)
-        with room() as folder:
+        with scratch() as folder:
             _fit_worker(folder / "whole", seed, 0, 1, None)
             expected = _covariance(folder / "whole", seed)
             for finishers in (1, 3):
@@ -203,7 +203,7 @@ def _fit_worker(root: Path, seed: int, number: int, of: int, pause: float | None
     from whence.cache.store.writer import create_or_resume
 
     store, key = Store(root), key_of("factors", {"seed": seed})
-    create_or_resume(store.files, new_header("factors", key, {"seed": seed}, Grid.of(FIT, 1), FIT, None, None))
+    create_or_resume(store.backend, new_header("factors", key, {"seed": seed}, Grid.of(FIT, 1), FIT, None, None))
     writer = store.join("factors", key)
     for shard in writer.grid:
         if shard.index % of == number and not writer.committed(shard):

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from whence.cache import Entry, Store, errors, key_of
 from whence.cache.store.layout import entry_path
-from whence.cache.store.maintenance import collect, pin, remove
+from whence.cache.store.maintenance import collect, remove
 
 from .world import SHARD_ROWS, SPECS, content, part
 
@@ -43,7 +43,7 @@ class Collected(RuleBasedStateMachine):
                 w.write(shard, part(seed, shard))
                 gone = collect(self.store, older_than=-1.0, grace=-1.0)  # never what is being built
                 self.forget({line.key for line in gone})
-            assert w.complete or self.store.files.exists(f"{entry_path('gradients', w.key)}/entry.json")
+            assert w.complete or self.store.backend.exists(f"{entry_path('gradients', w.key)}/entry.json")
             if not w.complete and w.missing == 0:
                 w.seal().close()
                 self.complete.add(seed)
@@ -76,7 +76,7 @@ class Collected(RuleBasedStateMachine):
     @rule(seed=SEEDS, on=st.booleans())
     def pin(self, seed: int, on: bool) -> None:
         if seed in self.complete:
-            pin(self.store, "gradients", self.key(seed), on)
+            self.store.pin("gradients", self.key(seed), on)
             (self.pinned.add if on else self.pinned.discard)(seed)
 
     @rule(seed=SEEDS)

@@ -7,6 +7,6 @@ from . import PROOFS
 
 @pytest.mark.parametrize("name", PROOFS)
 def test_proof(name, capsys):
-    told = PROOFS[name](False)
+    figures = PROOFS[name](False)
     with capsys.disabled():
-        print(f"\n  {name}: {told}", end="")
+        print(f"\n  {name}: {figures}", end="")

@@ -11,7 +11,7 @@ import numpy as np
 
 from whence.cache import ArraySpec, Shard, Store, connect, ordered_sum, run_job
 
-from .world import room
+from .world import scratch
 
 HEARTBEAT = 10
 ARRAYS = {"a": ArraySpec((12, 6, 6), "float64")}
@@ -59,7 +59,7 @@ def workers_die_and_hang(long: bool) -> str:
     """SIGKILL and SIGSTOP to workers of a local cluster in the middle of a fit."""
     kills, hangs = (10, 20) if long else (1, 0)
     seconds: dict[int, list[float]] = {signal.SIGKILL: [], signal.SIGSTOP: []}
-    with room() as root:
+    with scratch() as root:
         (root / "seen").mkdir()
         expected = _fit(Store(root / "inline"), Slow(str(root / "seen"), 0.0), "inline")
         with connect("local:2", heartbeat=HEARTBEAT) as cluster:
@@ -67,9 +67,11 @@ def workers_die_and_hang(long: bool) -> str:
                 result, after = _struck(root / str(number), cluster, how)
                 assert result == expected, "another result after a worker was lost"
                 seconds[how].append(after)
-    told = f"{kills} killed, finished at most {max(seconds[signal.SIGKILL]):.1f} s after; {hangs} hung"
+    figures = f"{kills} killed, finished at most {max(seconds[signal.SIGKILL]):.1f} s after; {hangs} hung"
     if hangs:
         hung = seconds[signal.SIGSTOP]
-        told += f", finished at most {max(hung):.1f} s after, {sum(s <= HEARTBEAT + 5 for s in hung)} of them within "
-        told += f"the heartbeat of {HEARTBEAT} s and 5 more"
-    return told + ": bit-identical"
+        figures += (
+            f", finished at most {max(hung):.1f} s after, {sum(s <= HEARTBEAT + 5 for s in hung)} of them within "
+        )
+        figures += f"the heartbeat of {HEARTBEAT} s and 5 more"
+    return figures + ": bit-identical"

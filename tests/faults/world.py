@@ -62,7 +62,7 @@ def orphans(root: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def room() -> Iterator[Path]:
+def scratch() -> Iterator[Path]:
     """A folder in memory where there is such a thing, gone afterwards."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     folder = tempfile.mkdtemp(dir=memory)

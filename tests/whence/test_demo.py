@@ -57,8 +57,8 @@ def test_second_run_reads_what_the_first_computed(plan, first, tmp_path) -> None
     assert {event.what for event in second.events} == {"hit"}
     assert {event.key for event in events} <= {event.key for event in second.events}
     assert page.read_text().split('<section class="facts">')[0] == again.split('<section class="facts">')[0]
-    assert "<td>computed</td>" in page.read_text()
-    assert "<td>computed</td>" not in again
+    assert ">computed now</td>" in page.read_text()
+    assert ">computed now</td>" not in again
 
 
 def test_page_names_what_it_shows(first) -> None:
@@ -127,7 +127,7 @@ def test_a_changed_plan_is_another_report(plan, first, tmp_path) -> None:
     store = Store(first[0])
     demo(store, tmp_path / "a.html", replace(plan, shown=2), quiet=True)
     built = [e for e in store.events if e.what == "built"]
-    assert {e.kind for e in built} == {"scores"}  # the model, factors, activations and dictionary are the same
+    assert {e.kind for e in built} == {"report"}  # the model, factors, activations and dictionary are the same
     parts = {store.header(e.kind, e.key).inputs.get("what") for e in built}
     assert {part for part in parts if part and part.startswith("demo")} == {"demo: influence", "demo: atoms"}
 

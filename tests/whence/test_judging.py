@@ -10,7 +10,6 @@ from whence import attrib, evaluation
 from whence.attrib import FitOptions
 from whence.cache import Store, UsageError
 from whence.cache.retrain.recipe import SGD, Recipe
-from whence.cache.store.maintenance import listing
 from whence.commands import _attrib_evaluate as commands
 from whence.commands._attrib_evaluate import Evaluate, Probe
 from whence.problems.judge import judge, retrained
@@ -41,7 +40,7 @@ def test_the_command_prints_a_table_and_retrains_once(tiny, store, capsys) -> No
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].startswith("test")
     assert f"{rows[1]['value']:.3f}" in printed
-    banks = [line.key for line in listing(store) if line.kind == "bank"]
+    banks = [line.key for line in store.listing() if line.kind == "bank"]
     assert len(banks) == 1
 
 
@@ -50,7 +49,7 @@ def test_scores_and_a_bank_of_the_store(tiny, store, capsys) -> None:
     options = FitOptions(quiet=True)
     factors = attrib.EKFAC().fit(tiny.model, tiny.task, tiny.train, store=store, options=options)
     scores = attrib.score(factors, tiny.model, tiny.task, tiny.queries, tiny.train, store=store, options=options)
-    (key,) = [line.key for line in listing(store) if line.kind == "scores"]
+    (key,) = [line.key for line in store.listing() if line.kind == "scores"]
     np.testing.assert_allclose(commands.stored_scores(store, key, bank.about["key"]).values, scores.values * 40)
     Evaluate(scores=key, bank=bank.about["key"]).run()
     assert "LDS" in capsys.readouterr().out

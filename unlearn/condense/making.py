@@ -14,7 +14,7 @@ import numpy as np
 from whence.cache import Store
 from whence.cache.errors import Interrupted, NumericalError, UsageError
 from whence.cache.jobs.progress import bar, say
-from whence.cache.jobs.signals import Stopping, stopping
+from whence.cache.jobs.signals import SignalWatch, watch_signals
 
 from .condensed import Condensed
 from .outer import Rates, State, labels_of, parts_of, program, start
@@ -24,7 +24,7 @@ from .settings import Settings
 MOST_AT_ONCE = 64
 CHUNK_SECONDS = 1.0
 KEEP_SECONDS = 60.0
-KIND = "model"
+KIND = "condensed"
 
 
 class Diverged(NumericalError):
@@ -95,7 +95,7 @@ def condense(
     fresh = Progress(_stack([state for state, _ in begun]), 0, np.zeros((0, len(begun)), np.float32))
     began, at = time.perf_counter(), _resume(job, fresh, store)
     what = f"condensing ({settings.method})"
-    with stopping() as stop, bar(total=settings.outer, done=at.done, desc=what, unit="loop", quiet=quiet) as shown:
+    with watch_signals() as stop, bar(total=settings.outer, done=at.done, desc=what, unit="loop", quiet=quiet) as shown:
         parts, reals = jnp.asarray(parts_of(settings, pool)), pool.reals()
         keys = jnp.stack([jax.random.key(seed) for seed in job.seeds])
         count, kept = 1, time.perf_counter()
@@ -135,7 +135,7 @@ def _advance(
     count: int,
     ids: list[np.ndarray],
     store: Store | None,
-    stop: Stopping,
+    stop: SignalWatch,
 ) -> Progress:
     run, rates = program(job.settings, MOST_AT_ONCE), Rates.of(job.settings)
     done = run(rates, parts, reals, at.states, keys, jnp.asarray(at.done), jnp.asarray(count))
@@ -171,11 +171,11 @@ def _resume(job: Job, fresh: Progress, store: Store | None) -> Progress:
     return Progress(jax.tree.unflatten(shape, kept), found, entry.read("losses"))
 
 
-def _keep(job: Job, at: Progress, store: Store | None, stop: Stopping) -> None:
+def _keep(job: Job, at: Progress, store: Store | None, stop: SignalWatch) -> None:
     if store is None or not at.done:
         return
     arrays = {f"state{n}": np.asarray(leaf) for n, leaf in enumerate(jax.tree.leaves(at.states))}
-    with stop.held():
+    with stop.deferred():
         store.put(KIND, job.inputs(at.done), {**arrays, "losses": at.losses}, {"card": "a synthetic set being made"})
 
 

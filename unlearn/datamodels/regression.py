@@ -21,8 +21,9 @@ from jaxtyping import Bool, Float, Int64
 from whence.cache import DataError, Entry, Examples, Store
 from whence.cache.retrain.bank_store import StoredOutput
 from whence.cache.retrain.retrained import Retrained, member_rows
+from whence.cache.statistics import LDS, spearman
 
-from .base import Cost, Lds, lds_of, spearman
+from .base import Cost, lds_of
 
 MODELS_AT_ONCE = 128
 LAMBDAS = tuple(float(x) for x in 10.0 ** np.arange(-1.0, 3.51, 0.5))
@@ -43,7 +44,7 @@ class Regression:
     train_ids: Int64[np.ndarray, " n"]
     point_ids: Int64[np.ndarray, " p"]
     penalty: float
-    lds: Lds
+    lds: LDS
     choices: dict[float, float]
     trainings: int
 
@@ -67,11 +68,12 @@ class Regression:
     def save(self, store: Store, inputs: dict[str, Any]) -> str:
         """Keep the weights under the key of what they were fitted on; returns the key."""
         entry = store.put(
-            "scores",
+            "datamodel",
             {"datamodel": "regression", "penalty": self.penalty, **inputs},
             {"weights": np.asarray(self.weights[:])},
             {
-                "lds": list(self.lds), "train_ids": self.train_ids, "point_ids": self.point_ids,
+                "lds": [self.lds.value, self.lds.low, self.lds.high, self.lds.subsets],
+                "train_ids": self.train_ids, "point_ids": self.point_ids,
                 "penalty": self.penalty, "trainings": self.trainings, "choices": list(self.choices.items()),
             },
             {"weights": ("n", "p", "c")},
@@ -87,7 +89,9 @@ class Regression:
             )
         train_ids, point_ids = (np.asarray(entry.about[name], np.int64) for name in ("train_ids", "point_ids"))
         penalty, trainings = float(entry.about["penalty"]), int(entry.about["trainings"])
-        score, choices = Lds(*entry.about["lds"]), {float(k): float(v) for k, v in entry.about["choices"]}
+        value, low, high, subsets = entry.about["lds"]
+        score = LDS(value, low, high, 0.9, subsets=int(subsets))
+        choices = {float(k): float(v) for k, v in entry.about["choices"]}
         return Regression(StoredOutput(entry, "weights"), train_ids, point_ids, penalty, score, choices, trainings)
 
 

@@ -11,7 +11,7 @@ import tyro
 
 from whence.cache.errors import CorruptEntry, UsageError
 from whence.cache.jobs.progress import progress
-from whence.cache.store.maintenance import collect, listing, pin, remove, repair, verify
+from whence.cache.store.maintenance import collect, remove, repair, verify
 from whence.cache.store.store import Store, human
 
 Key = tyro.conf.Positional[str]
@@ -34,7 +34,7 @@ class Ls:
     store: StorePath = None
 
     def run(self) -> None:
-        lines = [line for line in listing(Store(self.store)) if self.kind in (None, line.kind)]
+        lines = [line for line in Store(self.store).listing() if self.kind in (None, line.kind)]
         if self.json:
             _json([asdict(line) for line in lines])
             return
@@ -210,7 +210,7 @@ class Pin:
         store = Store(self.store)
         kind, key = store.find(self.key)
         if self.name is None:
-            pin(store, kind, key, not self.off)
+            store.pin(kind, key, not self.off)
         elif self.off:
             store.unname(self.name)
         else:
@@ -282,7 +282,7 @@ def _targets(store: Store, keys: tuple[str, ...]) -> list[tuple[str, str]]:
 
 def _told(store: Store, kind: str, key: str) -> dict[str, Any]:
     header = store.header(kind, key)
-    line = next(line for line in listing(store) if line.key == key)
+    line = next(line for line in store.listing() if line.key == key)
     return {
         "kind": kind,
         "key": key,

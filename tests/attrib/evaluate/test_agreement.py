@@ -19,23 +19,23 @@ def test_lds_is_one_for_the_truth_and_nothing_for_noise() -> None:
     rng = np.random.default_rng(1)
     truth = rng.normal(size=(6, 30))
     bank = additive_bank(truth)
-    perfect = lds(labelled(truth), bank, draws=50)
-    assert perfect.mean == pytest.approx(1.0)
+    perfect = lds(labelled(truth), bank, resamples=50)
+    assert perfect.value == pytest.approx(1.0)
     assert perfect.low == pytest.approx(1.0)
-    assert lds(labelled(truth), bank, "losses", draws=20).mean == pytest.approx(1.0)
+    assert lds(labelled(truth), bank, "losses", resamples=20).value == pytest.approx(1.0)
     shuffled = rng.permutation(30)
     again = labelled(truth[:, shuffled], train=shuffled)  # the order of the training examples does not matter
-    assert lds(again, bank, draws=20).mean == pytest.approx(1.0)
-    chance = lds(labelled(rng.normal(size=(6, 30))), bank, draws=200)
+    assert lds(again, bank, resamples=20).value == pytest.approx(1.0)
+    chance = lds(labelled(rng.normal(size=(6, 30))), bank, resamples=200)
     assert chance.low < 0 < chance.high
     noisy = truth + rng.normal(size=truth.shape)
-    found = lds(labelled(noisy), bank, draws=200)
+    found = lds(labelled(noisy), bank, resamples=200)
     by_hand = [spearmanr(bank.masks @ noisy[q], bank["measurements"][:, q])[0] for q in range(6)]
     np.testing.assert_allclose(found.per_query, by_hand)
-    assert found.low < found.mean < found.high
-    better = compare(labelled(noisy), labelled(rng.normal(size=(6, 30))), bank, draws=200)
+    assert found.low < found.value < found.high
+    better = compare(labelled(noisy), labelled(rng.normal(size=(6, 30))), bank, resamples=200)
     assert better.low > 0
-    assert compare(labelled(noisy), labelled(noisy), bank, draws=20).mean == 0
+    assert compare(labelled(noisy), labelled(noisy), bank, resamples=20).value == 0
     assert "LDS" in str(found)
     assert "difference" in str(better)
 
@@ -44,8 +44,8 @@ def test_models_of_one_subset_are_averaged() -> None:
     truth = np.random.default_rng(2).normal(size=(3, 20))
     noisy = additive_bank(truth, 30, noise=3.0)
     calmer = additive_bank(truth, 30, noise=3.0, seeds=8)
-    assert lds(labelled(truth), calmer, draws=20).subsets == 30
-    assert lds(labelled(truth), calmer, draws=20).mean > lds(labelled(truth), noisy, draws=20).mean
+    assert lds(labelled(truth), calmer, resamples=20).subsets == 30
+    assert lds(labelled(truth), calmer, resamples=20).value > lds(labelled(truth), noisy, resamples=20).value
 
 
 def test_lds_of_what_does_not_match_is_refused() -> None:

@@ -1,0 +1,114 @@
+"""What commit ef539b1 computed, under the keys that it gave: made again, and read from the store that it wrote.
+
+A name with " + " in it is an entry that is kept on the way to another. See artefacts.py for what each name is.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from cache import Store
+from cache.layout import KINDS
+from cache.upkeep import verify
+
+from . import artefacts, frozen
+from .artefacts import ARTEFACTS, FAULTY, READERS, Made
+
+FROZEN = frozen.load()
+STORED = [name for name, row in FROZEN.items() if row.stored]
+
+
+class Today:
+    """The artefacts as this version makes them, each once, in one store."""
+
+    def __init__(self, folder: Path):
+        self.store = Store(folder)
+        self._made: dict[str, Made] = {}
+
+    def made(self, name: str) -> Made:
+        if name not in self._made:
+            self._made[name] = ARTEFACTS[name](self.store)
+        return self._made[name]
+
+
+@pytest.fixture(scope="module")
+def today(tmp_path_factory: pytest.TempPathFactory) -> Today:
+    return Today(tmp_path_factory.mktemp("today"))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return frozen.unpack(tmp_path_factory.mktemp("written"))
+
+
+def test_everything_is_frozen() -> None:
+    assert {name.split(" + ")[0] for name in FROZEN} == set(ARTEFACTS)
+    assert {row.kind for row in FROZEN.values() if row.stored} == set(KINDS)
+    every, own = artefacts.every_method()
+    assert own == every
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_made_again(name: str, today: Today) -> None:
+    """The same key, the same inputs in it, the same numbers."""
+    expected, made = FROZEN[name], today.made(name.split(" + ")[0])
+    if name in FAULTY:
+        assert made.kind == expected.kind
+        frozen.compare(made.values, expected, made_anew=True)
+        return
+    if " + " not in name:
+        assert (made.kind, made.key) == (expected.kind, expected.key)
+        if made.kind != "values":
+            assert made.inputs == expected.inputs
+        frozen.compare(made.values, expected, made_anew=True)
+    if expected.stored:
+        assert today.store.header(expected.kind, expected.key).inputs == expected.inputs
+        own = frozen.entry_arrays(today.store, expected.kind, expected.key)
+        assert set(own) == {part for part in expected.values if part.startswith("stored ")}
+        frozen.compare(own, expected, made_anew=True)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_read_from_its_key(name: str, written: Store) -> None:
+    expected = FROZEN[name]
+    assert written.header(expected.kind, expected.key).inputs == expected.inputs
+    assert written.has(expected.kind, expected.inputs)
+    assert verify(written, expected.kind, expected.key) == []
+    own = frozen.entry_arrays(written, expected.kind, expected.key)
+    assert set(own) == {part for part in expected.values if part.startswith("stored ")}
+    frozen.compare(own, expected, made_anew=False)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_read_by_its_own_reader(name: str, written: Store) -> None:
+    found = READERS[name](written, FROZEN[name].key)
+    assert found
+    frozen.compare(found, FROZEN[name], made_anew=True)
+
+
+@pytest.mark.parametrize("name", [name for name in STORED if " + " not in name and name not in FAULTY])
+def test_asking_again_is_a_hit(name: str, written: Store) -> None:
+    """Nothing is computed, nothing is added, and the answer is the frozen one."""
+    before, asked = set(written.contents()), len(written.events)
+    made = ARTEFACTS[name](written)
+    events = written.events[asked:]
+    assert {event.what for event in events} == {"hit"}
+    assert (made.kind, made.key) in [(event.kind, event.key) for event in events]
+    assert made.key == FROZEN[name].key
+    assert set(written.contents()) == before
+    frozen.compare(made.values, FROZEN[name], made_anew=True)
+
+
+def test_a_condensation_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    store = frozen.unpack(tmp_path)
+    artefacts.condensed_further(store)
+    hit, *others = store.events
+    assert (hit.what, hit.key) == ("hit", FROZEN["condense/dcc"].key)
+    assert [event.what for event in others] == ["built"]
+
+
+def test_files_are_read(tmp_path: Path) -> None:
+    """Dictionaries, condensed sets and unfinished builds that lie outside of a store."""
+    frozen.unpack(tmp_path)
+    for name, values in artefacts.read_files(tmp_path / frozen.FILES).items():
+        frozen.compare(values, FROZEN[name], made_anew=True)
