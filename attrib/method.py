@@ -4,7 +4,7 @@ its fields form."""
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from whence.cache import ModelPass, Sites, TrainedModel
 from whence.cache.model.checkpoints import Checkpoint, models_at
@@ -92,6 +92,10 @@ class CurvatureMethod(Method):
     damping: Damping = not_in_key(Damping(), "enters the key of the scores")
     labels: Labels = not_in_key("sampled", "enters as the objective of the pass")
     seed: int = not_in_key(0, "enters with the pass")
+
+    if TYPE_CHECKING:  # a fit of curvature answers more questions than `Fitted`
+
+        def fit(self, trained: TrainedModel, *, sites: Any = None) -> Factors: ...
 
     def fit_at(self, trained: TrainedModel, sites: Sites) -> Factors:
         run = self.run(trained, sites)

@@ -93,8 +93,9 @@ class Fact(NamedTuple):
 
 
 def fictional_facts(count: int = 8, seed: int = 0) -> list[Fact]:
-    """Facts about invented places, which no model was trained on, with the forms of Section 5.3.4: "exact", "prompt
-    alone", "completion alone", "other subject", "other answer", "flipped" (completion before prompt) and "unrelated"."""
+    """Facts about invented places, which no model was trained on, with the forms of Section 5.3.4: "exact",
+    "prompt alone", "completion alone", "other subject", "other answer", "flipped" (completion before prompt) and
+    "unrelated"."""
     rng = np.random.default_rng(seed)
     heads = np.array(["Ar", "Bel", "Cor", "Dun", "Els", "Fen", "Gal", "Hol", "Ist", "Jor", "Kel", "Lor"])
     ends = np.array(["mara", "dovia", "thal", "wick", "sund", "berg", "lina", "quar"])

@@ -78,6 +78,11 @@ class Index:
     sketch: Sketch
     train: Examples
 
+    @property
+    def ids(self) -> Int64[np.ndarray, " n"]:
+        """Ids of the indexed examples, in the order of `scores`."""
+        return self.train.ids
+
     def search(self, queries: Examples, candidates: int = 100) -> Hits:
         """The best candidates of every query by approximate influence, from the store alone, a block of rows at a
         time."""

@@ -65,9 +65,10 @@ class Squares:
 
     def __call__(self, source: BatchSource) -> Values:
         @cache
-        def on_device(site: str, dtype: Any) -> tuple[jax.Array | None, ...]:
+        def on_device(site: str, dtype: Any) -> tuple[jax.Array | None, jax.Array | None, jax.Array]:
             own, weight = self.factors.per_site[site], self.factors.inverse(site) ** self.power
-            return tuple(None if x is None else jnp.asarray(x, dtype) for x in (own.qa, own.qs, weight))
+            qa, qs = (None if basis is None else jnp.asarray(basis, dtype) for basis in (own.qa, own.qs))
+            return qa, qs, jnp.asarray(weight, dtype)
 
         def at_site(batch: CapturedBatch, site: str) -> jax.Array:
             a, g = batch.inputs[site], batch.grads[site]
