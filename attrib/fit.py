@@ -19,6 +19,7 @@ from whence.cache.jobs.cluster import INLINE
 from whence.cache.model.batches import BatchSource, CapturedBatch
 
 from . import kernels
+from .memory import check_fit_fits
 
 PARTITION_EXAMPLES = 512
 MAX_PARTITIONS = 16
@@ -133,6 +134,7 @@ def moments(
     """Input and output-gradient moments of every site (Grosse et al. 2023, Section 2.2), over all examples or over
     `examples` of them, evenly spaced."""
     sites, total = source.sites, len(source.examples)
+    check_fit_fits(sites, source.trained.memory_limit())
     examples = total if examples is None else min(examples, total)
     rows = np.linspace(0, total - 1, examples).round().astype(np.int64)
     owner = shared_inputs(first_batch(source))
