@@ -96,7 +96,10 @@ class Fitted(ABC):
 
     def score_inputs(self, queries: Examples, train: Examples) -> dict[str, Any]:
         """What the scores are computed from, as in their key."""
-        inputs = {**self.inputs, "task": self.trained.task.settings}
+        task, fitted = self.trained.task.settings, self.inputs.get("task", {})
+        inputs = {**self.inputs, "task": task}
+        if fitted and {**fitted, "measure": ""} != {**task, "measure": ""}:
+            inputs["fitted_task"] = fitted  # fitted with another loss than the scores are of
         return {**inputs, "queries": queries.fingerprint, "train": train.fingerprint, "what": "pairwise"}
 
     def stored(

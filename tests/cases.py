@@ -64,7 +64,7 @@ class InPlace(nn.Module):
 
 class Attention(nn.Module):
     """A one-block causal transformer with every kind of layer: embeddings (positions shared by the batch, head
-    tied to the table when asked), attention, LayerNorm, RMSNorm, an MLP."""
+    optionally tied to the table), attention, LayerNorm, RMSNorm, an MLP."""
 
     def __init__(self, vocabulary: int = 11, d: int = 8, context: int = 9, tied: bool = False) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class FlatRows(nn.Module):
 
 
 def sequences(count: int = 6, vocabulary: int = 11, longest: int = 9, seed: int = 0, prompts: bool = False) -> Examples:
-    """Token sequences of unequal length, with prompts that are not predicted when asked."""
+    """Token sequences of unequal length, with prompts that are not predicted, if `prompts`."""
     rng = np.random.default_rng(seed)
     tokens = [rng.integers(0, vocabulary, n) for n in rng.integers(3, longest + 1, count)]
     columns: dict[str, Any] = {"input_ids": tokens}
@@ -145,7 +145,7 @@ def regression_data(count: int = 500, width: int = 20, seed: int = 0) -> Example
 
 
 def build(name: str) -> Case:
-    """The named case, made afresh (models are mutable)."""
+    """The named case, built anew (models are mutable)."""
     torch.manual_seed(0)
     model, examples, task, find = TABLE[name]()
     return Case(name, model.double(), examples, task, find)

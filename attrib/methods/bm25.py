@@ -25,8 +25,8 @@ class Lexicon(Fitted):
     units = "BM25"
 
     def pairwise(self, queries: Examples, train: Examples) -> Float[np.ndarray, "q n"]:
-        asked, documents = (token_counts(part, len(self.idf)) for part in (queries, train))
-        return bm25(asked, documents, self.idf, self.mean_length, self.k1, self.b)
+        words, documents = (token_counts(part, len(self.idf)) for part in (queries, train))
+        return bm25(words, documents, self.idf, self.mean_length, self.k1, self.b)
 
     def score_inputs(self, queries: Examples, train: Examples) -> dict[str, Any]:
         """Words know no task."""

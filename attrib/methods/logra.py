@@ -42,12 +42,12 @@ class ProjectedFactors(Fitted):
     def pairwise(self, queries: Examples, train: Examples) -> Float[np.ndarray, "q n"]:
         """(1/N) sum over sites of p_q^T (F + damping)^-1 (-p_n), p the projected gradients."""
         sides: Sides = {name: (two.pa, two.ps) for name, two in self.per_site.items()}
-        asked = Projected(self.trained.run("measurement", self.sites, queries), sides).rows()
+        projected = Projected(self.trained.run("measurement", self.sites, queries), sides).rows()
         rows = self._stored_rows(Projected(self.trained.run("loss", self.sites, train), sides))
         total, start = np.zeros((len(queries), len(train))), 0
         for two in self.per_site.values():
             part = slice(start, start := start + len(two.inverse))
-            total -= asked[:, part] @ two.inverse @ rows[:, part].T
+            total -= projected[:, part] @ two.inverse @ rows[:, part].T
         return total / self.count
 
     def _stored_rows(self, work: "Projected") -> Float[np.ndarray, "n k"]:

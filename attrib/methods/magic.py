@@ -67,7 +67,7 @@ class Training:
         return update(self.recipe.optimiser, point, slope, step)
 
     def end(self) -> Point:
-        """The trained point, replayed from the last kept one."""
+        """The trained point, replayed from the last stored one."""
         last = max(self.points)
         return self.replay(last, len(self.steps))[-1]
 
@@ -112,7 +112,7 @@ def update(optimiser: Optimiser, point: Point, slope: Parameters, step: Step) ->
     first = {n: a * first[n] + (1 - a) * g for n, g in slope.items()}
     second = {n: b * second[n] + (1 - b) * g * g for n, g in slope.items()}
     scale = (1 - b**count) ** 0.5
-    # the root's derivative is infinite at 0, where a parameter never had a gradient: there it is taken as 0
+    # the root's derivative is infinite at 0, where a parameter never had a gradient: it is taken as 0 there
     root = {n: torch.where(v > 0, torch.where(v > 0, v, 1.0).sqrt(), 0.0) for n, v in second.items()}
     change = {n: first[n] * (rate * scale / (1 - a**count)) / (root[n] + optimiser.eps * scale) for n in theta}
     return Point({n: p * (1 - rate * decay) - change[n] for n, p in theta.items()}, first, second)
@@ -131,7 +131,7 @@ class Recorded(Fitted):
 
 def unroll(training: Training, trained: TrainedModel, queries: Examples) -> Float[np.ndarray, "q n"]:
     """Adjoints of all queries carried from the end of the run to its start; d f_q / d w_n collected on the way. Points
-    between the kept ones are replayed, so memory is two square roots of the run's length."""
+    between the stored ones are replayed, so memory is two square roots of the run's length."""
     start = training.start
     with borrowed(start.model), sdpa_kernel(SDPBackend.MATH):
         end = training.end()
@@ -166,8 +166,8 @@ class MAGIC(Method):
 
     Args:
         start: the untrained model (or its state_dict). `fit` raises DataError without it, ModelError for parameters of
-            other names or shapes, or for a model whose training draws or counts on the side (dropout, batch
-            statistics).
+            other names or shapes, or for a model whose training uses random numbers or running statistics (dropout,
+            batch normalisation).
         recipe, seed: how it was trained, as a bank trains. `fit` raises ModelError if the run does not end at the
             model.
     """

@@ -49,10 +49,10 @@ class Unrolled(Fitted):
         carried = exact_queries(self._last(), queries)
         total = np.zeros((len(queries), len(train)))
         for models, curvature, time in reversed(list(zip(self.models, self.curvatures, self.times))):
-            asked = {name: applied(v, curvature[name], response, time) for name, v in carried.items()}
+            vectors = {name: applied(v, curvature[name], response, time) for name, v in carried.items()}
             for at in models:
                 run = self.trained.replace(model=at.model).run("loss", self.sites, train)
-                total -= products(run, asked) / len(models)
+                total -= products(run, vectors) / len(models)
             carried = {name: applied(v, curvature[name], decay, time) for name, v in carried.items()}
         return total / self.count
 
@@ -80,11 +80,11 @@ def applied(
     return kernels.rotate_back(kernels.rotate(value, qa, qs) * weight, qa, qs)
 
 
-def products(run: ModelPass, asked: Mapping[str, jax.Array]) -> Float[np.ndarray, "q n"]:
-    """<asked_q, grad L_n> over all sites."""
-    out = np.empty((len(next(iter(asked.values()))), len(run.examples)))
+def products(run: ModelPass, vectors: Mapping[str, jax.Array]) -> Float[np.ndarray, "q n"]:
+    """<vectors_q, grad L_n> over all sites."""
+    out = np.empty((len(next(iter(vectors.values()))), len(run.examples)))
     for batch in run.batches(desc="segment"):
-        parts = [site_products(value, batch, name) for name, value in asked.items()]
+        parts = [site_products(value, batch, name) for name, value in vectors.items()]
         out[:, batch.rows] = np.asarray(sum(parts[1:], parts[0]))[:, : len(batch.rows)]
     return out
 

@@ -95,7 +95,7 @@ def stochastic_neumann(
     iterates (1: the last). With P = I and start = rate b it is LiSSA's recursion (Agarwal et al. 2017); with P an
     approximate inverse it is ASTRA's.
 
-    Raises NumericalError where it diverges.
+    Raises NumericalError if it diverges.
     """
     x = dict(start)
     total: dict[str, Tensor] | None = None

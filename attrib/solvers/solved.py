@@ -112,20 +112,21 @@ class Iterative(Solved):
 
 def inverse_in_torch(factors: Curvature, like: Vectors) -> Apply:
     """`factors.inverse_product` as a function of torch vectors, its bases moved beside `like` once."""
-    parts = {}
+    scales = {name: torch.as_tensor(factors.inverse(name)).to(value) for name, value in like.items()}
+    bases = {}
     for name, value in like.items():
         qa, qs, _ = factors.per_site[name]
-        bases = (qa, qs, factors.inverse(name))
-        parts[name] = tuple(None if x is None else torch.as_tensor(np.asarray(x)).to(value) for x in bases)
+        if qa is not None and qs is not None:
+            bases[name] = tuple(torch.as_tensor(np.asarray(q)).to(value) for q in (qa, qs))
 
     def apply(x: Vectors) -> dict[str, Tensor]:
         found = {}
         for name, value in x.items():
-            qa, qs, scale = parts[name]
-            if qa is None or qs is None:
-                found[name] = value * scale
-            else:
-                found[name] = qs @ ((qs.T @ value @ qa) * scale) @ qa.T
+            if name not in bases:
+                found[name] = value * scales[name]
+                continue
+            qa, qs = bases[name]
+            found[name] = qs @ ((qs.T @ value @ qa) * scales[name]) @ qa.T
         return found
 
     return apply

@@ -19,7 +19,7 @@ from tests import cases
 from whence.attrib import CurvatureMethod, Damping, Method, methods
 from whence.attrib.method import CheckpointMethod
 from whence.attrib.methods.source import Segment
-from whence.cache import Classification, Examples, LanguageModelling, Store, TrainedModel
+from whence.cache import Classification, Examples, LanguageModelling, Regression, Store, TrainedModel
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule
 
 RECIPE = Recipe(2, 6, SGD(0.1, momentum=0.5), batches="shared")
@@ -149,6 +149,14 @@ def test_a_reason_is_given_for_every_field_that_is_not_in_the_key() -> None:
         if "why" in each.metadata
     }  # fmt: skip
     assert all(reason.startswith("enters") for reason in reasons)
+
+
+def test_another_loss_than_was_fitted_is_in_the_key_of_the_scores() -> None:
+    case = cases.build("regression")
+    normal, sign = (methods.GraNd().fit(case.trained(task=Regression(noise=noise))) for noise in ("normal", "sign"))
+    queries = case.examples.select([0])
+    other = normal.measuring(sign.trained.task)
+    assert other.score_inputs(queries, case.examples) != sign.score_inputs(queries, case.examples)
 
 
 def test_of_a_trained_model_only_model_data_task_and_sites_are_in_the_key(problem: Problem, tmp_path) -> None:

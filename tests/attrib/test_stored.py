@@ -25,13 +25,13 @@ def test_stored_batches_are_the_models_own(case: cases.Case, tmp_path) -> None:
     stored = gradients(run, Store(tmp_path))
     again = open_gradients(run, Store(tmp_path))
     for rows in (np.arange(12), np.array([7, 2, 3])):
-        for own, kept, reopened in zip(run.batches(rows), stored.batches(rows), again.batches(rows)):
-            np.testing.assert_array_equal(own.rows, kept.rows)
+        for own, saved, reopened in zip(run.batches(rows), stored.batches(rows), again.batches(rows)):
+            np.testing.assert_array_equal(own.rows, saved.rows)
             for name in case.sites.names:
                 for part in ("inputs", "grads", "weights"):
                     value = np.asarray(getattr(own, part)[name])
-                    np.testing.assert_allclose(getattr(kept, part)[name], value, rtol=1e-5, atol=1e-7)
-                    np.testing.assert_array_equal(getattr(reopened, part)[name], getattr(kept, part)[name])
+                    np.testing.assert_allclose(getattr(saved, part)[name], value, rtol=1e-5, atol=1e-7)
+                    np.testing.assert_array_equal(getattr(reopened, part)[name], getattr(saved, part)[name])
 
 
 def test_fit_through_the_store_when_memory_is_short(case: cases.Case, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""EK-FAC and its relatives against dense curvature: exact where it must be, ordered where it approximates."""
+"""EK-FAC and its relatives against dense curvature: exact if it must be, ordered if it approximates."""
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ def test_exact_for_one_output_linear_regression() -> None:
     scores = factors.score(queries)
     x = np.concatenate([case.examples.columns["x"], np.ones((500, 1))], 1)
     wanted = dense_influence(case, x.T @ x / 500, 0.3, queries, case.examples)
-    np.testing.assert_allclose(scores.values, wanted, rtol=1e-6)  # scores are kept in float32
+    np.testing.assert_allclose(scores.values, wanted, rtol=1e-6)  # scores are float32
     prepared = factors.inverse_product({case.sites[0].name: jax.numpy.asarray(x[:7, None, :])})[case.sites[0].name]
     exact = np.linalg.solve(x.T @ x / 500 + 0.3 * np.eye(21), x[:7].T).T
     np.testing.assert_allclose(np.asarray(prepared)[:, 0], exact, rtol=1e-8)

@@ -61,17 +61,17 @@ def test_trak_is_its_formula_with_the_projection_written_out() -> None:
     case = cases.build("mlp")
     task = Classification("margin")
     queries = case.examples.select(range(3))
-    made = [np.asarray(random_projection(s, place, 8, 3)).reshape(8, -1) for place, s in enumerate(case.sites)]
-    projection = np.concatenate(made, 1)
+    directions = [np.asarray(random_projection(s, place, 8, 3)).reshape(8, -1) for place, s in enumerate(case.sites)]
+    projection = np.concatenate(directions, 1)
     kernel, doubt = 0.0, 0.0
     other = cases.build("mlp")
     with torch.no_grad():
         other.model[0].weight.mul_(-1.0)
     for at in (case, other):
         phi = oracles.flat_gradients(at, case.examples, task.measurement) @ projection.T
-        asked = oracles.flat_gradients(at, queries, case.task.measurement) @ projection.T
+        projected = oracles.flat_gradients(at, queries, case.task.measurement) @ projection.T
         gram = phi.T @ phi
-        kernel = kernel + asked @ np.linalg.inv(gram + 1e-3 * np.trace(gram) / 8 * np.eye(8)) @ phi.T
+        kernel = kernel + projected @ np.linalg.inv(gram + 1e-3 * np.trace(gram) / 8 * np.eye(8)) @ phi.T
         p = at.model(torch.as_tensor(case.examples.columns["x"])).softmax(-1).detach().numpy()
         doubt = doubt + 1 - p[np.arange(len(p)), case.examples.columns["y"]]
     found = scored(case, methods.TRAK([case.model, other.model], width=8, seed=3), queries)
