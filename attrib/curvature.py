@@ -7,18 +7,24 @@ ones. What is done with them is the same for all: (G + damping I)^-1 times gradi
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from whence.cache import DataError, Site, Sites
+from whence.cache import DataError, Examples, Site, Sites
 from whence.cache.display import facts, table
 
 from . import kernels
 from .fitted import Fitted
+
+if TYPE_CHECKING:
+    import xarray
+
+
+C = TypeVar("C", bound="Curvature")
 
 
 class SiteFactors(NamedTuple):
@@ -120,7 +126,17 @@ class Curvature(Fitted):
         qa, qs = jnp.asarray(factors.qa, value.dtype), jnp.asarray(factors.qs, value.dtype)
         return kernels.rotate_back(kernels.rotate(value, qa, qs) * scale, qa, qs)
 
-    def with_damping(self, value: float, rule: Literal["relative", "absolute"] = "relative") -> Self:
+    def labelled(
+        self, values: Float[np.ndarray, "q n *_"], queries: Examples, train: Examples, last: str = "site"
+    ) -> "xarray.DataArray":
+        """As in `Fitted`, with the damping."""
+        attrs = {
+            "meaning": "predicted change of the query's measurement when the example is added once more",
+            "damping": f"{self.damping.value:g} {self.damping.rule}",
+        }
+        return super().labelled(values, queries, train, last).assign_attrs(attrs)
+
+    def with_damping(self: C, value: float, rule: Literal["relative", "absolute"] = "relative") -> C:
         """The same curvature with another damping; nothing is refitted."""
         return replace(self, damping=Damping(value, rule))
 

@@ -1,18 +1,21 @@
 """Factors: fitted curvature, and every question that it answers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from whence.cache import Entry, Examples, TrainedModel, UsageError
+from whence.cache import Entry, Examples, Sites, TrainedModel, UsageError
 
 from .curvature import Curvature, Damping, SiteFactors, sites_from_json
-from .scoring import groups, heads, relative, scores, tokens, top
+from .scoring import groups, heads, relative, tokens, top
 from .scoring.atoms import Encoder, through_atoms
 from .scoring.precision import Precision
-from .scoring.queries import Rank
+from .scoring.queries import Rank, resolved_rank
+from .scoring.rows import over_rows
+from .scoring.scores import Pairwise, squared_norms
 
 if TYPE_CHECKING:
     import xarray
@@ -38,8 +41,8 @@ class Factors(Curvature):
     """
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # factors in a store travel to other processes by their key
-        if self.trained.store is not None and self.key and self.inputs.get("method") == "ekfac":
-            return load, (self.trained, self.key, self.damping)
+        if type(self) is Factors and self.trained.store is not None and self.key and self.method == "ekfac":
+            return _reloaded, (self.trained, self.key, self.damping, self.sites, self.size)
         return super().__reduce_ex__(protocol)
 
     def score(
@@ -72,11 +75,19 @@ class Factors(Curvature):
         >>> scores.dims, scores.shape
         (('query', 'train'), (3, 12))
         """
+        train = self._train(train)
         if through is not None:
             if per_site:
                 raise UsageError("A split by atoms is at one site.", "Give through= or per_site=, not both.")
-            return through_atoms(self, queries, self._train(train), through, site)
-        return scores.score(self, queries, self._train(train), rank=rank, precision=precision, per_site=per_site)
+            return through_atoms(self, queries, train, through, site)
+        self.check_model()
+        rank = resolved_rank(self, len(queries), rank, precision)
+        work = Pairwise(self, queries, rank, precision, per_site)
+        inputs = {**work.inputs(train), "per_site": per_site, "what": "pairwise"}
+        shape = (len(queries), len(self.sites) if per_site else 1)
+        values = over_rows(self, train, inputs, shape, work, "scores").transpose(1, 0, 2)
+        array = self.labelled(values / np.float32(self.train_size), queries, train)
+        return array.assign_coords(site=list(self.sites.names)) if per_site else array[..., 0]
 
     def pairwise(self, queries: Examples, train: Examples) -> Float[np.ndarray, "q n"]:
         return self.score(queries, train).values
@@ -87,7 +98,16 @@ class Factors(Curvature):
         >>> bool((factors.self_influence() > 0).all())
         True
         """
-        return scores.self_influence(self, self._train(train))
+        import xarray
+
+        train = self._train(train)
+        return xarray.DataArray(
+            squared_norms(self, train, 1) / np.float32(self.train_size),
+            dims=("train",),
+            coords={"train": train.ids},
+            name="self_influence",
+            attrs={"units": "nats", "method": self.method, "damping": self.damping.value},
+        )
 
     def top(
         self,
@@ -186,6 +206,10 @@ def factors_of_entry(trained: TrainedModel, entry: Entry, damping: Damping) -> F
     }
     count = int(entry.about["count"])
     return Factors(trained, entry.inputs["method"], entry.inputs, sites, per_site, count, damping, entry.key)
+
+
+def _reloaded(trained: TrainedModel, key: str, damping: Damping, sites: Sites, size: int | None) -> Factors:
+    return replace(load(trained, key, damping), sites=sites, size=size)
 
 
 def load(trained: TrainedModel, key: str, damping: Damping | None = None) -> Factors:

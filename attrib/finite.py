@@ -1,48 +1,41 @@
-"""Examples whose loss or gradient is not finite: found, named, and left out by choice; never averaged in."""
+"""Examples whose loss or gradient is not finite: found, reported, and left out on request; never averaged in."""
+
+from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from whence.cache import Examples, Sites, Task, find_sites, progress, say
-from whence.cache.model.batches import plan_batches
+from whence.cache import Examples, TrainedModel, say
 from whence.cache.model.capture import nonfinite
 
-from .method import FitOptions
+POSITIONS = 2048  # positions in a batch
 
 
 def nonfinite_ids(
-    model: nn.Module,
-    task: Task,
-    examples: Examples,
-    sites: Sites | None = None,
-    *,
-    seed: int = 0,
-    options: FitOptions = FitOptions(),
+    trained: TrainedModel, examples: Examples | None = None, *, sites: Any = None, seed: int = 0
 ) -> np.ndarray:
     """Ids of the examples whose loss, or any output gradient of it at the sites, is NaN or infinite, under the data's
-    own labels or labels drawn from the model."""
-    chosen = find_sites(model, quiet=True) if sites is None else sites
-    device = options.device or next((p.device for p in model.parameters()), torch.device("cpu"))
+    own labels or under labels sampled from the model.
+
+    Args:
+        examples: by default the training data.
+        sites: by default the trained model's own.
+        seed: of the sampled labels.
+    """
+    examples = trained.train if examples is None else examples
+    found, task = trained.find(sites), trained.task
     bad = np.zeros(len(examples), bool)
-    batches = plan_batches(examples.lengths, np.arange(len(examples)), options.positions or 2048)
-    for batch in progress(batches, desc="checking gradients", unit="batch", quiet=options.quiet):
-        tensors = examples.batch(batch.rows, pad_to=batch.width, device=device)
+    for planned in trained.planned(examples, "checking gradients", POSITIONS):
+        batch = trained.batch(examples, planned.rows, pad_to=planned.width)
         for objective in (task.loss, lambda m, b: task.sampled_loss(m, b, seed)):
-            bad[batch.rows] |= nonfinite(model, chosen, tensors, objective)
+            bad[planned.rows] |= nonfinite(trained.model, found, batch, objective)
     return examples.ids[bad]
 
 
-def finite_examples(
-    model: nn.Module,
-    task: Task,
-    examples: Examples,
-    sites: Sites | None = None,
-    *,
-    options: FitOptions = FitOptions(),
-) -> Examples:
-    """The examples without those whose gradients are not finite; says which were left out."""
-    bad = nonfinite_ids(model, task, examples, sites, options=options)
+def finite_examples(trained: TrainedModel, examples: Examples | None = None, *, sites: Any = None) -> Examples:
+    """The examples without those whose gradients are not finite; reports which were left out. Arguments as in
+    `nonfinite_ids`."""
+    examples = trained.train if examples is None else examples
+    bad = nonfinite_ids(trained, examples, sites=sites)
     if len(bad):
         say(f"{len(bad)} examples have gradients that are not finite and are left out: ids {bad[:10].tolist()}")
     return examples.without(bad) if len(bad) else examples

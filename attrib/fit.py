@@ -1,7 +1,7 @@
 """The passes of a fit: sums over examples, partition by partition, and the eigenbases between them.
 
 Every sum is kept per partition (a fixed run of examples) in float64 and reduced in order, so it does not depend on
-batching, on how often the job was killed, or on how many workers made it.
+batching, on how often the job was killed, or on how many workers computed it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +19,7 @@ from whence.cache.jobs.cluster import INLINE
 from whence.cache.model.batches import BatchSource, CapturedBatch
 
 from . import kernels
+from .memory import check_fit_fits
 
 PARTITION_EXAMPLES = 512
 MAX_PARTITIONS = 16
@@ -45,7 +46,7 @@ def partition_count(examples: int) -> int:
 
 
 def partition_rows(examples: int, partition: int, count: int) -> np.ndarray:
-    """Row numbers of one of `count` partitions, fixed when the sums' entry is made."""
+    """Row numbers of one of `count` partitions, fixed when the entry of the sums is created."""
     return np.array_split(np.arange(examples), count)[partition]
 
 
@@ -70,15 +71,15 @@ def sum_partitions(
     work: Sums,
     desc: str,
 ) -> tuple[dict[str, np.ndarray], str]:
-    """work(partition) -> named float64 sums, for `count` partitions, each kept in the store as soon as it is done,
-    on the trained model's cluster; returns the totals, added in order of partition, and the entry's key.
+    """work(partition) -> named float64 sums, for `count` partitions, each stored as soon as it is done, on the
+    trained model's cluster; returns the totals, added in order of partition, and the entry's key.
 
-    Raises UsageError for a cluster without a store: partitions meet there.
+    Raises UsageError for a cluster without a store.
     """
     store = trained.store
     if store is None:
         if trained.cluster not in ("inline", INLINE):
-            raise UsageError("A cluster needs a store, where its workers' partitions meet.", "Give store=Store().")
+            raise UsageError("A cluster needs a store for its workers' partitions.", "Give store=Store().")
         totals = {name: np.zeros(shape) for name, shape in shapes.items()}
         for partition in range(count):
             for name, value in work(partition).items():
@@ -133,6 +134,7 @@ def moments(
     """Input and output-gradient moments of every site (Grosse et al. 2023, Section 2.2), over all examples or over
     `examples` of them, evenly spaced."""
     sites, total = source.sites, len(source.examples)
+    check_fit_fits(sites, source.trained.memory_limit())
     examples = total if examples is None else min(examples, total)
     rows = np.linspace(0, total - 1, examples).round().astype(np.int64)
     owner = shared_inputs(first_batch(source))
@@ -204,8 +206,8 @@ def eigenbases(matrices: Mapping[str, np.ndarray], dtype: str) -> dict[str, Eige
 
 
 def eigenbasis(matrix: np.ndarray, dtype: str = "float32") -> Eigenbasis:
-    """Eigendecomposition of a symmetric matrix in `dtype`; float32 is checked for orthogonality and done again in
-    float64 where it falls short. Any orthogonal basis keeps EK-FAC's eigenvalues unbiased, a skewed one does not."""
+    """Eigendecomposition of a symmetric matrix in `dtype`; float32 is checked for orthogonality, and float64 is
+    used if it falls short. Any orthogonal basis keeps EK-FAC's eigenvalues unbiased, a skewed one does not."""
     symmetric = (matrix + matrix.T) / 2
     if dtype == "float32":
         scale = np.abs(symmetric).max() or 1.0

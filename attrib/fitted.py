@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import xarray
 
 NATS = "nats"
+F = TypeVar("F", bound="Fitted")  # typing.Self is refused by beartype on methods
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Fitted(ABC):
             {name: np.take_along_axis(scores.values, rows, axis=1) for name, rows in chosen.items()},
             {name: scores["train"].values[rows] for name, rows in chosen.items()},
             queries.ids,
-            {"units": self.units, "method": self.method, "examples": scores.sizes["train"]},
+            {"units": self.score_units, "method": self.method, "examples": scores.sizes["train"]},
         )
 
     def self_influence(self, train: Examples | None = None) -> "xarray.DataArray":
@@ -71,18 +72,23 @@ class Fitted(ABC):
             f"{self.method} has no self-influence.", "Use EKFAC, KFAC, Diagonal, Shampoo or Identity for it."
         )
 
-    def measuring(self, task: Task) -> Self:
-        """The same fit, asked about another measurement (a margin, an activation)."""
+    def measuring(self: F, task: Task) -> F:
+        """The same fit with another measurement of the queries (a margin, an activation)."""
         return self.on(self.trained.replace(task=task))
 
-    def on(self, trained: TrainedModel) -> Self:
+    def on(self: F, trained: TrainedModel) -> F:
         """The same fit with another store, device, data or run options."""
         return replace(self, trained=trained)
 
+    @property
+    def score_units(self) -> str:
+        """Units of the scores: the task's own if it measures something else than nats, and the method predicts it."""
+        return getattr(self.trained.task, "units", NATS) if self.units == NATS else self.units
+
     def check_model(self) -> None:
         """Raise ModelError if the weights are not those that were fitted."""
-        found, wanted = self.trained.fingerprint(), self.inputs.get("model")
-        if wanted is not None and found != wanted:
+        wanted = self.inputs.get("model")
+        if wanted is not None and (found := self.trained.fingerprint()) != wanted:
             raise ModelError(
                 f"{self.method} was fitted on a model with fingerprint {str(wanted)[:12]}; this one has {found[:12]}.",
                 "Score with the model that was fitted, or fit again on this one.",
@@ -90,7 +96,10 @@ class Fitted(ABC):
 
     def score_inputs(self, queries: Examples, train: Examples) -> dict[str, Any]:
         """What the scores are computed from, as in their key."""
-        inputs = {**self.inputs, "task": self.trained.task.settings}
+        task, fitted = self.trained.task.settings, self.inputs.get("task", {})
+        inputs = {**self.inputs, "task": task}
+        if fitted and {**fitted, "measure": ""} != {**task, "measure": ""}:
+            inputs["fitted_task"] = fitted  # fitted with another loss than the scores are of
         return {**inputs, "queries": queries.fingerprint, "train": train.fingerprint, "what": "pairwise"}
 
     def stored(
@@ -117,14 +126,16 @@ class Fitted(ABC):
         """Scores [q n] or [q n last] as a DataArray with ids, units, method and measurement."""
         import xarray
 
-        task = self.trained.task
-        units = getattr(task, "units", self.units) if self.units == NATS else self.units
         return xarray.DataArray(
-            np.asarray(values, np.float32),
+            np.asarray(values),
             dims=("query", "train", *([last] if np.ndim(values) == 3 else [])),
             coords={"query": queries.ids, "train": train.ids},
-            name="influence" if units == NATS else "score",
-            attrs={"units": units, "method": self.method, "measurement": str(task.settings.get("measure", ""))},
+            name="influence" if self.units == NATS else "score",
+            attrs={
+                "units": self.score_units,
+                "method": self.method,
+                "measurement": str(self.trained.task.settings.get("measure", "")),
+            },
         )
 
 

@@ -1,10 +1,10 @@
-"""Who built this feature: an activation as the measurement of an influence query.
+"""An activation as the measurement of an influence query: which training examples built a feature.
 
-    who = attrib.Reading(task, "blocks.2.mlp.fc_in.hook_in", decomp.Coefficient(dictionary, atom))
-    attrib.score(factors, model, who, prompts, train)         # change of the atom's mean activation over each prompt
+    atom = ActivationMeasurement(trained.task, at="blocks.2.mlp.hook_in", readout=decomp.Coefficient(dictionary, 7))
+    factors.measuring(atom).score(prompts)                    # change of the atom's mean activation over each prompt
 
-Losses, drawn labels and positions are the wrapped task's own, so factors fitted with that task serve; only the
-measurement is another. Sites behind the hook point have no part in an activation: their gradient is zero.
+Losses, sampled labels and positions are those of the task it wraps, so factors fitted with that task can be used; only
+the measurement differs. An activation does not depend on sites behind its hook point: their gradient is zero.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from whence.cache import DataError, Task, live_outputs_at
 
 @runtime_checkable
 class Readout(Protocol):
-    """One number of every activation: x [p d] -> [p], differentiable in torch; `settings` say which, for the key."""
+    """One number per activation: x [p d] -> [p], differentiable in torch. `settings` identify it in keys."""
 
     @property
     def settings(self) -> Mapping[str, Any]: ...
@@ -32,7 +32,7 @@ class Readout(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """The projection of an activation, less the centre, on a direction [d]."""
+    """The projection of an activation, minus the centre if there is one, on a direction [d]."""
 
     vector: Float[np.ndarray, " d"]
     centre: Float[np.ndarray, " d"] | None = None
@@ -48,14 +48,17 @@ class Direction:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A task whose measurement is the mean of a readout over an example's real positions, at the hook point `at`.
+class ActivationMeasurement:
+    """A task whose measurement is the mean of a readout over an example's real positions, in the activation's units.
 
-    readout: of every query, or one for each by the query's id, so that many are asked in one pass.
-    The measurement is in the units of the activation. Raises ModelError for a hook point that is not there, DataError
-    for a query that has no readout.
+    Args:
+        task: whose losses, sampled labels and positions it keeps.
+        at: the hook point.
+        readout: of all queries, or a mapping from each query's id to its own, so that one pass measures many.
 
-    >>> half = Reading(task, "1", Direction(np.ones(8) / 2))  # a direction of the hidden layer
+    Its `measurement` raises ModelError for an unknown hook point, DataError for a query without a readout.
+
+    >>> half = ActivationMeasurement(task, at="1", readout=Direction(np.ones(8) / 2))  # a direction of the hidden layer
     >>> half.measurement(model, queries.batch([0, 1])).shape
     torch.Size([2])
     """
@@ -85,7 +88,7 @@ class Reading:
         ids = batch["example_id"].tolist()
         missing = [i for i in ids if i not in self.readout]
         if missing:
-            raise DataError(f"Nothing says what to read in query {missing[0]}.", "Give a readout for every query's id.")
+            raise DataError(f"Query {missing[0]} has no readout.", "Give a readout for every query's id.")
         return torch.cat([_mean(self.readout[i], x[[n]], counted[[n]]) for n, i in enumerate(ids)])
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -107,7 +110,7 @@ def _mean(readout: Readout, x: Float[Tensor, "b s d"], counted: Bool[Tensor, "b 
 
 
 def real_positions(batch: dict[str, Tensor], x: Float[Tensor, "b s d"]) -> Bool[Tensor, "b s"]:
-    """Positions that are no padding: the attention mask's where it has one a position of x, else all."""
+    """Positions that are not padding: those of the attention mask if it has one entry per position of x, else all."""
     mask = batch.get("attention_mask")
     if mask is not None and mask.shape == x.shape[:2]:
         return mask.bool()

@@ -1,9 +1,8 @@
-"""What a fit must hold at once, whatever the batches, and the refusal of one that cannot."""
+"""The memory that a fit needs beside its batches, and the check that it fits."""
 
 from collections.abc import Sequence
 
 from whence.cache import ResourceError, Site
-from whence.cache.model.batches import memory_limit
 
 PAIR, WHOLE, BASIS = 8, 8, 4  # bytes of a number in a running sum, a finished sum, an eigenvector
 
@@ -19,13 +18,13 @@ def eigenvalue_bytes(sites: Sequence[Site]) -> int:
 
 
 def fit_bytes(sites: Sequence[Site]) -> int:
-    """The most that a fit holds besides the model, its batches and the batches that it keeps."""
+    """The most that a fit needs beside the model, its batches and the batches that it keeps."""
     return max(moment_bytes(sites), eigenvalue_bytes(sites))
 
 
-def check_fit_fits(sites: Sequence[Site], memory: int | None) -> None:
-    """Raise ResourceError, saying what would fit, where the factors alone are over the memory limit."""
-    limit, needed = memory_limit(memory), fit_bytes(sites)
+def check_fit_fits(sites: Sequence[Site], limit: int) -> None:
+    """Raise ResourceError, with what would fit, if the factors alone need more bytes than the limit."""
+    needed = fit_bytes(sites)
     if needed <= limit:
         return
     kept, used = 0, 0

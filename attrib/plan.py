@@ -1,8 +1,9 @@
-"""What a job will cost, before it starts: passes, operations, memory, disk, coverage, and time from a short
-measurement of this model on this machine."""
+"""What a job costs, before it starts: passes, operations, memory, disk, coverage, and time from a short measurement of
+this model on this machine."""
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,25 +13,27 @@ import jax
 import numpy as np
 from torch import nn
 
-from whence.cache import Examples, ResourceError, Site, Sites, Store, Task, find_sites
-from whence.cache.model.batches import GRAPH, CapturedBatch, ModelPass, memory_limit, plan_batches, widths
+from whence.cache import Examples, ModelPass, ResourceError, Site, Sites, Store, TrainedModel, find_sites
+from whence.cache.model.batches import BATCH_POSITIONS, CapturedBatch, padded_widths, plan_batches
+from whence.cache.model.trained import GRAPH
+from whence.cache.store.store import human
 
-from . import contraction, kernels
+from . import kernels
 from .fit import partition_count
-from .method import FitOptions, make_run
-from .precision import Precision, itemsize
-from .queries import RANK, Rank
-from .room import fit_bytes
-from .scores import shard_rows
+from .memory import fit_bytes
+from .scoring import contraction
+from .scoring.precision import Precision, itemsize
+from .scoring.queries import RANK, Rank
+from .scoring.rows import shard_rows
 
-SAMPLE_POSITIONS = 1024  # run for the measurement
+SAMPLE_POSITIONS = 1024  # positions that are run for the measurement
 SYMMETRIC = 5 / 8  # of a full product's operations, in four blocks, where it is wide
 
 
 @dataclass(frozen=True)
 class Stage:
-    """passes: over the data with the model. operations: floating-point. memory: bytes held at once besides model and
-    planned. disk: bytes written. seconds: 0 where nothing was measured."""
+    """passes: over the data with the model. operations: floating-point. memory: bytes at once beside the model and the
+    batch. disk: bytes written. seconds: 0 if nothing was measured."""
 
     name: str
     passes: int
@@ -42,8 +45,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """stages: of the job. memory: the most it holds; limit: what it may. disk: all it writes; free: what there is (None
-    where unknown). rank: queries are held at, None for whole. advice: what to change where it does not fit."""
+    """The cost of a job.
+
+    parameters, covered: of the model, and of them at the sites. examples, positions: of the data, padding included.
+    queries: how many; rank: that they are stored at, None if exact; forms: name of a contraction -> number of sites.
+    memory: the most that the job needs; limit: the most that it may use. disk: all that it writes; free: on that disk,
+    None if unknown. advice: what to change if it does not fit.
+    """
 
     stages: tuple[Stage, ...]
     parameters: int
@@ -77,90 +85,92 @@ class Plan:
             f"{self.examples:,} examples, {self.positions:,} positions as padded",
         ]
         if self.queries:
-            lines.append(f"{self.queries:,} queries, {'whole' if self.rank is None else f'at rank {self.rank}'}")
+            lines.append(f"{self.queries:,} queries, {'exact' if self.rank is None else f'at rank {self.rank}'}")
         if self.forms:
             lines.append("contraction: " + ", ".join(f"{form} at {n} sites" for form, n in self.forms.items()))
         head = ("stage", "passes", "operations", "memory", "disk", "time")
         rows = [
-            (s.name, str(s.passes), f"{s.operations / 1e12:.3g} T", size(s.memory), size(s.disk), duration(s.seconds))
+            (s.name, str(s.passes), f"{s.operations / 1e12:.3g} T", human(s.memory), human(s.disk), duration(s.seconds))
             for s in self.stages
         ]
         wide = [max(len(row[c]) for row in [head, *rows]) for c in range(len(head))]
         lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, wide)).rstrip() for row in [head, *rows]]
-        free = "" if self.free is None else f" of {size(self.free)} free"
+        free = "" if self.free is None else f" of {human(self.free)} free"
         lines.append(
-            f"in all {duration(self.seconds)}; memory {size(self.memory)} of {size(self.limit)} allowed; "
-            f"disk {size(self.disk)}{free}"
+            f"in all {duration(self.seconds)}; memory {human(self.memory)} of {human(self.limit)} allowed; "
+            f"disk {human(self.disk)}{free}"
         )
         lines.append("It fits." if self.fits else "It does not fit. " + " ".join(self.advice))
         return "\n".join(lines)
 
 
 def make_plan(
-    model: nn.Module,
-    task: Task,
-    examples: Examples,
-    *,
+    trained: TrainedModel,
     queries: int = 0,
-    sites: Sites | None = None,
+    *,
+    sites: Any = None,
     rank: Rank = "auto",
     precision: Precision = "float32",
     index_width: int = 0,
-    store: Store | None = None,
     measure: bool = True,
-    options: FitOptions = FitOptions(),
 ) -> Plan:
-    """The plan of a fit on these examples and, with `queries`, of scoring as many queries against them. Nothing is
-    refused here: a plan that does not fit says what to change."""
-    chosen = find_sites(model, quiet=True) if sites is None else sites
-    limit = memory_limit(options.memory)
-    positions = padded_positions(examples)
-    longest = int(examples.lengths.max())
-    probe = make_run(model, task, examples.select([int(np.argmax(examples.lengths))]), chosen, "loss", 0,
-                     replace(options, positions=longest, quiet=True))  # fmt: skip
-    chosen = probe.sites
-    dense = queries * itemsize(precision) * sum(o * i for o, i in (s.shape for s in chosen))
-    held = (None if dense <= limit // 2 else RANK) if rank == "auto" else rank
-    rates = measured(probe, task, examples, options) if measure else Rates(0.0, 0.0)
-    stages = list(fit_stages(chosen, len(examples), positions, longest, everything(model)))
-    planned = batch_bytes(probe, longest, limit)
+    """The plan of an EK-FAC fit on the training data and, with `queries`, of scoring that many queries against them. A
+    plan that does not fit is returned, with advice; `refuse` raises it.
+
+    Args:
+        queries: how many.
+        sites: as for Method.fit.
+        rank, precision: as for Factors.score.
+        index_width: numbers per example of an index; 0 for none.
+        measure: run a small batch to predict times.
+    """
+    examples, limit, store = trained.train, trained.memory_limit(), trained.store
+    longest, positions = int(examples.lengths.max()), padded_positions(examples)
+    every = model_operations(trained.model)
+    found = trained.find(sites)
+    planned = batch_bytes(found, longest, limit)
+    dense = queries * itemsize(precision) * sum(o * i for o, i in (s.shape for s in found))
+    rank = (None if dense <= limit // 2 else RANK) if rank == "auto" else rank
+    rates = measured(trained, found) if measure else Rates()
+    stages = fit_stages(found, len(examples), positions, longest, every)
     forms: dict[str, int] = {}
     if queries:
-        works = contraction.choose(
-            chosen, queries, longest, max(1, 8192 // longest), held, limit // 2, itemsize(precision)
-        )
-        for work in works.values():
-            forms[work.form] = forms.get(work.form, 0) + 1
-        per_example = sum(work.operations for work in works.values())
+        rows = max(1, BATCH_POSITIONS // longest)
+        works = contraction.choose(found, queries, longest, rows, rank, limit // 2, itemsize(precision)).values()
+        forms = dict(Counter(work.form for work in works))
+        operations = every * positions + sum(work.operations for work in works) * len(examples)
         values = queries * len(examples) * 4
-        stages.append(
-            Stage("score", 1, everything(model) * positions + per_example * len(examples),
-                  contraction.total_bytes(works) + values, values)
-        )  # fmt: skip
+        stages.append(Stage("score", 1, operations, sum(work.nbytes for work in works) + values, values))
     if index_width:
-        operations = everything(model) * positions + rotated_operations(chosen, len(examples), longest)
-        held_rows = shard_rows(len(examples)) * index_width * 4 + sum(4 * w * w for site in chosen for w in site.shape)
-        stages.append(Stage("index", 1, operations, held_rows, index_width * len(examples) * 2))
-    timed = tuple(rates.time(stage, positions) for stage in stages)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    memory = weights + planned + max(stage.memory for stage in stages)
-    disk = sum(stage.disk for stage in stages) if store is not None else 0
-    free = _free(store)
+        operations = every * positions + rotated_operations(found, len(examples), longest)
+        memory = shard_rows(len(examples)) * index_width * 4 + sum(4 * w * w for site in found for w in site.shape)
+        stages.append(Stage("index", 1, operations, memory, index_width * len(examples) * 2))
+    weights = sum(p.numel() * p.element_size() for p in trained.model.parameters())
     plan = Plan(
-        timed, chosen.total, sum(s.count for s in chosen), len(examples), positions, queries, held, forms,
-        memory, limit, disk, free, (),
-    )  # fmt: skip
-    return replace(plan, advice=tuple(_advice(plan, chosen, dense)))
+        stages=tuple(rates.time(stage, positions) for stage in stages),
+        parameters=found.total,
+        covered=sum(site.count for site in found),
+        examples=len(examples),
+        positions=positions,
+        queries=queries,
+        rank=rank,
+        forms=forms,
+        memory=weights + planned + max(stage.memory for stage in stages),
+        limit=limit,
+        disk=sum(stage.disk for stage in stages) if store is not None else 0,
+        free=_free(store),
+        advice=(),
+    )
+    return replace(plan, advice=tuple(_advice(plan, found, dense)))
 
 
 def padded_positions(examples: Examples) -> int:
     """Positions that are run, padding included."""
-    allowed = np.array(widths(int(examples.lengths.max())))
-    return int(allowed[np.searchsorted(allowed, examples.lengths)].sum())
+    return int(padded_widths(examples.lengths).sum())
 
 
-def everything(model: nn.Module) -> float:
-    """Operations a position of one forward and the backward of activations."""
+def model_operations(model: nn.Module) -> float:
+    """Operations per position of one forward pass and the backward pass of the activations."""
     return 4.0 * sum(site.count for site in find_sites(model, kinds=("linear", "conv"), quiet=True))
 
 
@@ -173,14 +183,14 @@ def fit_stages(sites: Sites, examples: int, positions: int, longest: int, model:
     return [
         Stage("moments", 1, moments, fit_bytes(sites), parts * squares * 8),
         Stage("eigenvectors", 0, 9.0 * cubes, fit_bytes(sites), squares * 4),
-        # the batches of the first pass are kept where they fit; the plan counts the pass as if they were not
+        # a fit keeps the batches of its first pass if they fit; the plan counts the pass as if it did not
         Stage("eigenvalues", 1, model * positions + rotated_operations(sites, examples, longest), fit_bytes(sites),
               parts * grid * 8 + squares * 4 + grid * 8),
     ]  # fmt: skip
 
 
 def moment_operations(width: int) -> float:
-    """Operations a position of a moment of this width."""
+    """Operations per position of a moment of this width."""
     return 2.0 * width * width * (SYMMETRIC if width >= kernels.SYMMETRIC_WIDTH else 1.0)
 
 
@@ -196,38 +206,40 @@ def rotated_operations(sites: Sites, examples: int, s: int) -> float:
     return examples * sum(one(site) for site in sites)
 
 
-def batch_bytes(probe: ModelPass, longest: int, limit: int) -> int:
-    """What one planned of the model's pass holds: a quarter of the limit, or what the largest useful planned takes."""
-    each = GRAPH * 4 * sum(o + i for o, i in (s.shape for s in probe.sites))
-    return int(min(limit // 4, each * max(8192, longest)))
+def batch_bytes(sites: Sites, longest: int, limit: int) -> int:
+    """What one batch of the model's pass takes: a quarter of the limit, or the largest useful batch if that is less."""
+    each = GRAPH * 4 * sum(o + i for o, i in (s.shape for s in sites))
+    return int(min(limit // 4, each * max(BATCH_POSITIONS, longest)))
 
 
 @dataclass(frozen=True)
 class Rates:
-    """position: seconds a position of a model pass, bridge included. product: operations a second of the kernels."""
+    """Speeds of this machine; zeros predict no times.
 
-    position: float
-    product: float
+    position: seconds per position of a model pass, with the conversion to JAX. operations: of the model per position.
+    product: operations per second of the kernels.
+    """
+
+    position: float = 0.0
+    operations: float = 0.0
+    product: float = 0.0
 
     def time(self, stage: Stage, positions: int) -> Stage:
+        """The stage with its predicted seconds: the model's passes, and the kernels' share of the operations."""
         if not self.product:
             return stage
-        model = self.position * positions * stage.passes
-        # the measured pass holds the model's own operations; what is left are the kernels'
-        rest = max(stage.operations - stage.passes * self._model_operations(stage, positions), 0.0)
-        return replace(stage, seconds=model + rest / self.product)
-
-    def _model_operations(self, stage: Stage, positions: int) -> float:
-        return self.operations_a_position * positions
-
-    operations_a_position: float = 0.0
+        passes = positions * stage.passes
+        rest = max(stage.operations - self.operations * passes, 0.0)
+        return replace(stage, seconds=self.position * passes + rest / self.product)
 
 
-def measured(probe: ModelPass, task: Task, examples: Examples, options: FitOptions) -> Rates:
-    """One small planned through the model, and the heaviest kernel on the largest site; both run once to compile."""
-    longest = int(examples.lengths.max())
-    rows = np.argsort(-examples.lengths, kind="stable")[: max(1, SAMPLE_POSITIONS // longest)]
-    run = replace(probe, examples=examples.select(rows), positions=SAMPLE_POSITIONS)
+def measured(trained: TrainedModel, sites: Sites) -> Rates:
+    """Speeds from one small batch through the model, and from the heaviest kernel on the largest site; each runs once
+    before it is timed, to compile."""
+    lengths = trained.train.lengths
+    longest = int(lengths.max())
+    rows = np.argsort(-lengths, kind="stable")[: max(1, SAMPLE_POSITIONS // longest)]
+    run = ModelPass(trained, trained.train.select(rows), sites, positions=SAMPLE_POSITIONS)
     planned = plan_batches(run.examples.lengths, np.arange(len(rows)), max(SAMPLE_POSITIONS, longest))[0]
     batch, seconds = _best(lambda: run.captured(planned))
     site = max(run.sites, key=lambda s: s.shape[0] * s.shape[1])
@@ -238,8 +250,7 @@ def measured(probe: ModelPass, task: Task, examples: Examples, options: FitOptio
     order = kernels.rotation_order(a.shape[1], o, i)
     _, kernel = _best(lambda: jax.block_until_ready(kernels.weighted_squares(a, g, qa, qs, weight, order)))
     operations = rotated_operations(run.sites.only([site.name]), a.shape[0], a.shape[1])
-    rates = Rates(seconds / (planned.full * planned.width), operations / kernel)
-    return replace(rates, operations_a_position=everything(probe.model))
+    return Rates(seconds / (planned.full * planned.width), model_operations(trained.model), operations / kernel)
 
 
 def _best(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -268,27 +279,21 @@ def _advice(plan: Plan, sites: Sites, dense: int) -> list[str]:
     if plan.memory > plan.limit:
         score = max((s.memory for s in plan.stages if s.name == "score"), default=0)
         if score > fit_bytes(sites) and plan.rank is None and plan.queries:
-            out.append(f"Hold queries at --rank {RANK} instead of {size(dense)} of them whole.")
+            out.append(f"Use --rank {RANK} instead of {human(dense)} of exact queries.")
         if score > fit_bytes(sites) and plan.queries > 1:
             share = max(1, int(plan.queries * (plan.limit - plan.memory + score) / score))
-            out.append(f"Score at most {share} queries at a time, or ask for --only-top instead of every score.")
+            out.append(f"Score at most {share} queries at a time, or use --only-top instead of every score.")
         if fit_bytes(sites) >= score:
             largest = max(sites, key=lambda s: fit_bytes([s]))
-            out.append(f"Choose fewer sites (--sites); {largest.name} takes {size(fit_bytes([largest]))} alone.")
-        out.append(f"Or raise --memory to {size(plan.memory)}.")
+            out.append(f"Choose fewer sites (--sites); {largest.name} takes {human(fit_bytes([largest]))} alone.")
+        out.append(f"Or raise --memory to {human(plan.memory)}.")
     if plan.free is not None and plan.disk > plan.free:
-        out.append(f"Point the store (--root) at a disk with {size(plan.disk)} free.")
+        out.append(f"Put the store (--store) on a disk with {human(plan.disk)} free.")
     return out
 
 
-def size(count: float | int) -> str:
-    from whence.cache.store.store import human
-
-    return human(count)
-
-
 def duration(seconds: float | int) -> str:
-    """Seconds for people; a dash where nothing was measured."""
+    """Seconds as text; a dash if nothing was measured."""
     if seconds <= 0:
         return "-"
     if seconds < 90:
@@ -297,9 +302,9 @@ def duration(seconds: float | int) -> str:
 
 
 def refuse(plan: Plan) -> None:
-    """Raise ResourceError, saying what to change, for a plan that does not fit."""
+    """Raise ResourceError, with what to change, if the plan does not fit."""
     if not plan.fits:
         raise ResourceError(
-            f"The job needs {size(plan.memory)} of memory ({size(plan.limit)} allowed) and {size(plan.disk)} of disk.",
+            f"The job needs {human(plan.memory)} of memory (limit {human(plan.limit)}) and {human(plan.disk)} of disk.",
             " ".join(plan.advice),
         )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from whence.cache import Examples, LanguageModelling, Store, progress
+from whence.cache import Examples, LanguageModelling, Store, TrainedModel, progress
 from whence.decomp import ITDA, SAE, Activations, Dictionary, Random, calibrate, layers, observe
 from whence.decomp.evaluate import baselines, evaluate, loss_recovered
 
@@ -70,19 +70,20 @@ class Figures(NamedTuple):
 
 def place(plan: Plan, trained: Trained, read: Data, store: Store) -> Place:
     site = plan.sites[plan.middle]
+    bound = TrainedModel(trained.model, read.stream, LanguageModelling(), store=store, quiet=True)
     stream, validation, held_out = (
-        observe(trained.model, examples, [site], store)[site].without(positions=[0])
+        observe(bound, site, examples).without(positions=[0])
         for examples in (read.stream, read.validation, read.held_out)
     )
     mean = stream.whole().x.mean(axis=0)
-    base = baselines(trained.model, LanguageModelling(), read.held_out, site, mean)
+    base = baselines(bound, read.held_out, site, mean)
     return Place(trained, stream, validation, held_out, base)
 
 
 def judged(codec: Any, at: Place, examples: Examples, seconds: float, rows: float) -> Figures:
     found = evaluate(codec, at.held_out).value
-    task, site = LanguageModelling(), at.held_out.origin.site
-    loss = loss_recovered(codec, at.trained.model, task, examples, site, base=at.base).value
+    bound = TrainedModel(at.trained.model, examples, LanguageModelling(), quiet=True)
+    loss = loss_recovered(bound, codec, at=at.held_out.origin.site, base=at.base).value
     recovered = [float(loss.sel(metric=f"recovered_{name}")) for name in ("zero", "mean")]
     return Figures(seconds, rows, float(found.sel(metric="fvu")), float(found.sel(metric="l0")), *recovered)
 
@@ -177,7 +178,8 @@ def compared(
 ) -> list[layers.Layer]:
     """Activations of the common text and the dictionary of every layer."""
     builder, found = ITDA(k=STEPS, unexplained=LAYER_THRESHOLD, seeding=seeding), []
-    for acts in observe(model, examples, plan.sites, store).values():
+    bound = TrainedModel(model, examples, LanguageModelling(), store=store, quiet=True)
+    for acts in observe(bound, plan.sites).values():
         found.append(layers.Layer(acts, builder.build(acts)))
     return found
 

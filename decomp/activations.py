@@ -32,12 +32,12 @@ class Origin:
     data: str = ""
 
     def check_same(self, other: "Origin", what: str = "this dictionary") -> None:
-        """Raises ModelError, with both fingerprints, where model or hook point are known and differ."""
+        """Raises ModelError, with both fingerprints, if model or hook point are known and differ."""
         for name in ("model", "site"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine and theirs and mine != theirs:
                 raise ModelError(
-                    f"{what.capitalize()} was made from {name} {mine}, these activations from {name} {theirs}.",
+                    f"{what.capitalize()} was built from {name} {mine}, these activations from {name} {theirs}.",
                     f"Use activations of {mine}, or build a dictionary from these.",
                 )
 
@@ -138,7 +138,7 @@ class Activations:
         return replace(self, rows=rows[np.asarray(keep)])
 
     def without(self, positions: Sequence[int] = (), tokens: Sequence[int] = ()) -> "Activations":
-        """Leaves out positions (0 where a beginning-of-sequence token stands) and token ids (padding)."""
+        """Leaves out positions (0 for a beginning-of-sequence token) and token ids (padding)."""
         at = slice(None) if self.rows is None else self.rows
         drop = np.isin(self.position[at], list(positions)) | np.isin(self.token[at], list(tokens))
         return self.select(~drop)
@@ -183,19 +183,19 @@ def finite(batch: ActivationBatch) -> tuple[ActivationBatch, int, int]:
 
 
 def from_entry(entry: Any, site: str | None = None) -> Activations:
-    """Activations kept in the store, one hook point of them, with the documents and positions of the rows.
+    """Activations of the store, one hook point of them, with the documents and positions of the rows.
 
     Raises NotCached while the entry is still being built, UsageError when `site` is not in it.
     """
     if not entry.sealed:
         raise NotCached(
             f"The activations {entry.key[:12]} are still being built.",
-            "Wait for the job that builds them, or run it again: it goes on where it stopped.",
+            "Wait for the job that builds them, or run it again: it resumes.",
         )
     names = [name for name in entry.arrays if name not in ("example", "position", "token")]
     name = site if site is not None else names[0]
     if name not in names:
-        raise UsageError(f"{name} is not in these activations.", f"They hold {', '.join(names)}.")
+        raise UsageError(f"{name} is not in these activations.", f"Choose one of {', '.join(names)}.")
     example, position, token = (entry.read(key) for key in ("example", "position", "token"))
     origin = Origin(name, str(entry.inputs.get("model", "")), str(entry.inputs.get("data", "")))
     return Activations.of(entry.read(name), example, position, token, origin)

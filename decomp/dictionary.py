@@ -12,18 +12,21 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jaxtyping import Float
 
 from whence.cache.errors import DataError, UsageError
 
 from . import kernels
 from .activations import Origin
+from .codec import Codec, bucketed
 from .kernels import Basis, Code, Pursuit
+from .provenance import Provenance, Text, context
 
 PURSUITS: Mapping[str, Callable[..., Pursuit]] = {
     "matching": kernels.matching_pursuit,
@@ -32,80 +35,26 @@ PURSUITS: Mapping[str, Callable[..., Pursuit]] = {
     "orthogonal": kernels.orthogonal_matching_pursuit,
     "gradient": kernels.gradient_pursuit,
 }
-ENCODE_ROWS = 1024  # signals in one compiled call
-
-
-class Text(NamedTuple):
-    """A token in its context, for people."""
-
-    before: str
-    token: str
-    after: str
-
-
-class Provenance(NamedTuple):
-    """Where each of a atoms came from; -1 in document and token where an atom is no activation (a centroid).
-
-    document [a], position [a], token [a]: the place; sign [a]: -1 where the atom is its activation reversed;
-    norm [a]: of the activation; error [a]: share of its squared norm that the dictionary left unexplained when
-    it was inserted, NaN where nothing was asked; seed [a]: inserted without being judged.
-    """
-
-    document: np.ndarray
-    position: np.ndarray
-    token: np.ndarray
-    sign: np.ndarray
-    norm: np.ndarray
-    error: np.ndarray
-    seed: np.ndarray
-
-    @staticmethod
-    def of(
-        document: Any,
-        position: Any,
-        token: Any,
-        norm: Any,
-        error: Any = 1.0,
-        seed: Any = False,
-        sign: Any = 1,
-    ) -> "Provenance":
-        """Columns of one length and the right type; scalars are repeated."""
-        size = len(document)
-        return Provenance(
-            np.asarray(document, np.int64),
-            np.asarray(position, np.int64),
-            np.asarray(token, np.int64),
-            np.broadcast_to(np.asarray(sign, np.int8), size).copy(),
-            np.asarray(norm, np.float32),
-            np.broadcast_to(np.asarray(error, np.float32), size).copy(),
-            np.broadcast_to(np.asarray(seed, bool), size).copy(),
-        )
-
-    @staticmethod
-    def unknown(size: int) -> "Provenance":
-        """Atoms that come from no place in the data (trained, averaged or imported)."""
-        nowhere = np.full(size, -1)
-        return Provenance.of(nowhere, nowhere, nowhere, np.ones(size, np.float32))
-
-    def rows(self, which: Any) -> "Provenance":
-        return Provenance(*(column[which] for column in self))
-
-    def joined(self, other: "Provenance") -> "Provenance":
-        return Provenance(*(np.concatenate(pair) for pair in zip(self, other)))
-
-    @property
-    def places(self) -> list[tuple[int, int]]:
-        """(document, position) of every atom: its identity across models, layers and checkpoints."""
-        return list(zip(self.document.tolist(), self.position.tolist()))
+SHOWN = 50  # atoms that a notebook shows
 
 
 @dataclass(frozen=True, eq=False)
-class Dictionary:
-    """atoms: [a d] unit rows. centre: [d] taken off before encoding and put back by decoding.
+class Dictionary(Codec):
+    """Unit atoms, each with the place in the data that it came from, and a pursuit that encodes.
 
-    k: steps that `encode` takes unless told otherwise; pursuit: which, a name of PURSUITS; settings: how it was
-    built; log: what was done to it since; text: each atom's context, when it was looked up.
-    Raises DataError for atoms that are not finite unit rows, or provenance of another length.
+    Args:
+        atoms: [a d], unit rows.
+        provenance: the place of each.
+        k: steps that `encode` takes by default.
+        origin: hook point, model and data that it was built from.
+        centre: [d], subtracted before encoding and added by decoding.
+        pursuit: the encoder, a name of PURSUITS.
+        settings: how it was built.
+        log: edits since then.
+        text: the context of each atom, once it was looked up.
+
+    Raises DataError for atoms that are not finite unit rows, or provenance of another length; UsageError for an
+    unknown pursuit.
 
     >>> code = dictionary.encode(read.whole().x[:5])
     >>> code.indices.shape, code.values.shape
@@ -138,26 +87,15 @@ class Dictionary:
                 "Divide each by its norm (and multiply the coefficients).",
             )
 
-    def __len__(self) -> int:
-        return len(self.atoms)
-
     def __repr__(self) -> str:
         where = f" at {self.origin.site}" if self.origin.site else ""
-        made = self.settings.get("builder", self.settings.get("imported", "unknown"))
-        return f"Dictionary({len(self)} atoms of width {self.width}{where}, {self.pursuit} pursuit k={self.k}, {made})"
+        by = self.settings.get("builder", self.settings.get("imported", "unknown"))
+        return f"Dictionary({len(self)} atoms of width {self.width}{where}, {self.pursuit} pursuit k={self.k}, {by})"
 
     def _repr_html_(self) -> str:
-        from .show import about, atoms
+        from whence.cache.display import facts, table
 
-        return (about(self) + atoms(self)).html
-
-    @property
-    def W_dec(self) -> Float[np.ndarray, "a d"]:
-        return self.atoms
-
-    @property
-    def width(self) -> int:
-        return int(self.atoms.shape[1])
+        return (facts(repr(self), facts_of(self)) + table(*atom_rows(self))).html
 
     @cached_property
     def fingerprint(self) -> str:
@@ -170,8 +108,8 @@ class Dictionary:
 
     @cached_property
     def basis(self) -> Basis:
-        """Atoms on the device with their Gram matrix, in float32 where that fits, else in bfloat16 where that does;
-        made once."""
+        """Atoms on the device with their Gram matrix, in float32 if that fits, else in bfloat16 if that does; computed
+        once."""
         whole, half = kernels.gram_pays(len(self)), kernels.gram_pays(len(self), itemsize=2)
         return kernels.basis_of(jnp.asarray(self.atoms), whole or half, jnp.float32 if whole else jnp.bfloat16)
 
@@ -189,40 +127,31 @@ class Dictionary:
             raise UsageError(f"An error target of {target}.", "Give a share of the squared norm, 0 to 1.")
         return PURSUITS[name](steps, float(target))
 
-    def encode(self, x: Any, k: int | None = None, target: float = 0.0, pursuit: str | None = None) -> Code:
+    def encode(self, x: Any, k: int | None = None, target: float = 0.0, pursuit: str | None = None, **how: Any) -> Code:
         """The sparse code of signals [b d], as numpy arrays [b k].
 
-        target: stop a signal once this share of its squared norm is left. Raises DataError for another width or
-        for values that are not finite, UsageError for k beyond the dictionary.
+        Args:
+            x: the signals.
+            k: steps; by default the dictionary's own.
+            target: stop a signal once this share of its squared norm is left.
+            pursuit: another encoder, a name of PURSUITS.
+
+        Raises DataError for another width or for values that are not finite, UsageError for k beyond the dictionary.
         """
+        return super().encode(x, k, target=target, pursuit=pursuit, **how)
+
+    def encode_array(
+        self, x: Float[Array, "b d"], k: int | None = None, target: float = 0.0, pursuit: str | None = None
+    ) -> Code:
         chosen = self.pursuit_for(k, target, pursuit)
-        x = np.asarray(x, np.float32)
-        if x.ndim != 2 or x.shape[1] != self.width:
-            raise DataError(f"Signals of shape {x.shape}.", f"This dictionary encodes [b, {self.width}].")
-        bad = int((~np.isfinite(x).all(axis=1)).sum())
-        if bad:
-            raise DataError(f"{bad} of {len(x)} signals are not finite.", "Leave them out before encoding.")
-        x = x if self.centre is None else x - self.centre
-        parts = [self._encode(chosen, x[i : i + ENCODE_ROWS]) for i in range(0, len(x), ENCODE_ROWS)]
-        if not parts:
-            parts = [self._encode(chosen, x)]
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        padded = bucketed(x if self.centre is None else x - jnp.asarray(self.centre))
+        code = kernels.encode(chosen, padded, self.basis, kernels.chunk_rows())
+        return code if len(padded) == len(x) else jax.tree.map(lambda leaf: leaf[: len(x)], code)
 
-    def _encode(self, pursuit: Pursuit, x: np.ndarray) -> Code:
-        size = ENCODE_ROWS if len(x) > 64 else 64
-        padded = np.zeros((size, x.shape[1]), np.float32)
-        padded[: len(x)] = x
-        code = kernels.encode(pursuit, jnp.asarray(padded), self.basis)
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(x)], code)
-
-    def decode(self, code: Code) -> Float[np.ndarray, "b d"]:
-        """What the code stands for, the centre added."""
-        x = np.asarray(kernels.decode(jax.tree.map(jnp.asarray, code), jnp.asarray(self.atoms)))
-        return x if self.centre is None else x + self.centre
-
-    def reconstruct(self, x: Any, k: int | None = None, pursuit: str | None = None) -> Float[np.ndarray, "b d"]:
-        """decode(encode(x))."""
-        return self.decode(self.encode(x, k, pursuit=pursuit))
+    def decode_array(self, code: Code) -> Float[Array, "b d"]:
+        known = self.basis.atoms if "basis" in self.__dict__ else jnp.asarray(self.atoms)
+        x = kernels.decode(code, known)
+        return x if self.centre is None else x + jnp.asarray(self.centre)
 
     def rows(self, which: Any, note: Mapping[str, Any] | None = None) -> "Dictionary":
         """Some of its atoms, in the order given; `note` goes to the log."""
@@ -252,24 +181,34 @@ class Dictionary:
         return replace(self, text=tuple(found))
 
 
-def context(
-    tokens: Any,
-    row: Mapping[int, int],
-    document: int,
-    position: int,
-    decode: Callable[[Sequence[int]], str],
-    window: int,
-) -> Text:
-    """The text around one place; empty for an atom that has none."""
-    if document < 0:
-        return Text("", "", "")
-    if document not in row:
-        raise DataError(
-            f"Document {document} is not among these examples.", "Give the examples the dictionary was built from."
-        )
-    ids = np.asarray(tokens[row[document]]).tolist()
-    return Text(
-        decode(ids[max(0, position - window) : position]),
-        decode(ids[position : position + 1]),
-        decode(ids[position + 1 : position + 1 + window]),
-    )
+def quoted(text: Text) -> str:
+    """A token in its context, the token marked."""
+    return f"{text.before}⟦{text.token}⟧{text.after}"
+
+
+def facts_of(dictionary: Dictionary) -> list[tuple[str, Any]]:
+    """Where a dictionary comes from and how it was built, as name and value."""
+    return [
+        ("model", dictionary.origin.model[:12] or "unknown"),
+        ("data", dictionary.origin.data[:12] or "unknown"),
+        ("fingerprint", dictionary.fingerprint[:12]),
+        *((name, value) for name, value in dictionary.settings.items() if name != "curve"),
+        *(("then", str(dict(note))) for note in dictionary.log),
+    ]
+
+
+def atom_rows(
+    dictionary: Dictionary, density: Float[np.ndarray, " a"] | None = None, most: int = SHOWN
+) -> tuple[list[str], list[list[Any]], str]:
+    """Head, rows and title of a table of atoms: the place and text of each, its activation's norm, and the share of its
+    squared norm that was unexplained. density: share of activations that each fires on; the densest come first."""
+    places, text = dictionary.provenance, dictionary.text
+    order = np.arange(len(dictionary)) if density is None else np.argsort(-density, kind="stable")
+    rows = []
+    for a in order[:most].tolist():
+        fires = [] if density is None else [100 * float(density[a])]
+        place = [int(places.document[a]), int(places.position[a]), float(places.norm[a]), float(places.error[a])]
+        rows.append([a, *fires, *place, *([] if text is None else [quoted(text[a])])])
+    head = ["atom", *([] if density is None else ["fires on, %"]), "document", "position", "norm", "unexplained"]
+    title = f"{min(most, len(dictionary))} of {len(dictionary)} atoms"
+    return [*head, *([] if text is None else ["text"])], rows, title

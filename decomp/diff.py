@@ -12,7 +12,8 @@ import xarray as xr
 
 from whence.cache.errors import DataError, ModelError
 
-from .dictionary import Dictionary, Text
+from .dictionary import Dictionary
+from .provenance import Text
 
 MOVED = 0.9  # an atom whose direction at the same place has a cosine below this has moved
 

@@ -1,6 +1,6 @@
-"""Changing a dictionary that stands: insert atoms, merge two, delete what came from a document.
+"""Editing a dictionary: insert atoms, merge two, delete what came from a document.
 
-Every edit returns a new dictionary whose log says what was done, and whose Gram matrix is the old one with rows
+Every edit returns a new dictionary whose log records it, and whose Gram matrix is the old one with rows
 and columns added or taken away, never one computed anew.
 """
 
@@ -14,16 +14,17 @@ import numpy as np
 from whence.cache.errors import DataError, UsageError
 
 from . import kernels
-from .dictionary import Dictionary, Provenance, Text
+from .dictionary import Dictionary
 from .kernels import Basis
 from .kernels.forms import BLOCK
+from .provenance import Provenance, Text
 
 
 def insert(dictionary: Dictionary, x: Any, provenance: Provenance, unexplained: float = 0.0) -> Dictionary:
     """Adds activations [m d] as atoms, those whose unexplained share exceeds the threshold.
 
     0 inserts everything that is not already an atom (up to rounding). The rows are judged together against the
-    dictionary as it stands. Raises DataError for rows that are zero or not finite, UsageError for a threshold
+    dictionary as it is. Raises DataError for rows that are zero or not finite, UsageError for a threshold
     outside 0 to 1.
     """
     if not 0 <= unexplained < 1:

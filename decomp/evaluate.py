@@ -1,24 +1,25 @@
-"""How good a dictionary is: on activations, and in the model.
+"""How good a codec is, a dictionary or a sparse autoencoder: on activations, and in the model.
 
-Works for anything with `encode` and `decode`: dictionaries of every builder and sparse autoencoders. Intervals are
-95 %, by resampling documents.
+Intervals are 95 %, by resampling documents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import nn
 
+from whence.cache import Examples, TrainedModel, borrowed
 from whence.cache.display.interval import Interval
 from whence.cache.errors import DataError
+from whence.cache.model.bridge import to_numpy
 
 from . import intervals
-from .activations import Activations, finite
+from .activations import Activations, Origin, finite
+from .codec import Codec
 from .kernels import Code
-from .splice import constant, spliced, through, zeros
+from .splice import Change, constant, spliced, through, zeros
 
 RARE = 1e-5  # fires on fewer than this share of the activations, but fires
 ROWS = 4096
@@ -31,12 +32,14 @@ def table(rows: dict[str, Interval], /, **attrs: Any) -> xr.Dataset:
     return xr.Dataset(columns, coords={"metric": list(rows)}, attrs=attrs)
 
 
-def evaluate(codec: Any, activations: Any, k: int | None = None) -> xr.Dataset:
+def evaluate(codec: Codec, activations: Any, k: int | None = None) -> xr.Dataset:
     """Reconstruction on activations that the dictionary was not built from.
 
-    fvu: Σ‖x − x̂‖² / Σ‖x − mean‖², the mean over these activations; cosine_error: mean of 1 − cos(x, x̂); l0: mean
-    number of different atoms; dead: share of atoms that never fire here; rare: share that fire, on fewer than one
-    activation in 10^5. Rows that are not finite or zero are left out and counted in the attributes.
+    Variables value, low, high over `metric`: fvu, Σ‖x − x̂‖² / Σ‖x − mean‖², the mean over these activations;
+    cosine_error, the mean of 1 − cos(x, x̂); l0, the mean number of different atoms; dead, the share of atoms that never
+    fire here; rare, the share that fire, on fewer than one activation in 10^5. Rows that are not finite or zero are
+    left out and counted in the attributes.
+
     Raises ModelError for another model's activations, DataError when no usable row is there.
 
     >>> found = evaluate(dictionary, read)
@@ -72,7 +75,7 @@ def evaluate(codec: Any, activations: Any, k: int | None = None) -> xr.Dataset:
     )
 
 
-def _sums(codec: Any, acts: Activations, k: int | None) -> tuple[dict[str, Any], np.ndarray]:
+def _sums(codec: Codec, acts: Activations, k: int | None) -> tuple[dict[str, Any], np.ndarray]:
     """Per-row sums, and how often each atom fired."""
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("left", "cosine_error", "l0", "document", "one")}
     usable, not_finite, zero = finite(acts.whole())
@@ -81,12 +84,12 @@ def _sums(codec: Any, acts: Activations, k: int | None) -> tuple[dict[str, Any],
     for start in range(0, len(usable.x), ROWS):
         x = usable.x[start : start + ROWS]
         code: Code = codec.encode(x, k=k)
-        made = codec.decode(code)
-        norms = np.linalg.norm(x, axis=1) * np.linalg.norm(made, axis=1)
+        decoded = codec.decode(code)
+        norms = np.linalg.norm(x, axis=1) * np.linalg.norm(decoded, axis=1)
         pairs = distinct(code)
         counts += np.bincount(pairs[:, 1], minlength=len(codec))
-        columns["left"].append(np.sum((x - made) ** 2, axis=1))
-        columns["cosine_error"].append(1 - np.sum(x * made, axis=1) / np.maximum(norms, 1e-30))
+        columns["left"].append(np.sum((x - decoded) ** 2, axis=1))
+        columns["cosine_error"].append(1 - np.sum(x * decoded, axis=1) / np.maximum(norms, 1e-30))
         columns["l0"].append(np.bincount(pairs[:, 0], minlength=len(x)))
         columns["document"].append(usable.document[start : start + ROWS])
         columns["one"].append(np.ones(len(x)))
@@ -102,48 +105,73 @@ def distinct(code: Code) -> np.ndarray:
     return np.unique(pairs, axis=0) if len(pairs) else pairs.reshape(0, 2)
 
 
+def sparsity_curve(codec: Codec, activations: Any, ks: Sequence[int]) -> xr.Dataset:
+    """`evaluate` at every number of steps: value, low and high over (k, metric)."""
+    return xr.concat([evaluate(codec, activations, k=k) for k in ks], xr.Variable("k", list(ks)), combine_attrs="drop")
+
+
 def losses(
-    model: nn.Module, task: Any, examples: Any, site: str, change: Any, skip: Sequence[int], batch: int = 32
+    trained: TrainedModel,
+    examples: Examples | None = None,
+    at: str = "",
+    change: Change | None = None,
+    skip: Sequence[int] = (),
 ) -> np.ndarray:
-    """The task's loss of every example, in nats, with `change` at `site` (None: the model as it is)."""
-    found = []
-    with torch.no_grad():
-        for start in range(0, len(examples), batch):
-            tensors = examples.batch(np.arange(start, min(start + batch, len(examples))))
+    """The task's loss of every example [n], in nats, with `change` at the hook point `at` (None: the model as it is).
+
+    Args:
+        trained: the model; it runs on its device.
+        examples: by default its training data.
+        at, change, skip: as for `spliced`.
+    """
+    examples = trained.train if examples is None else examples
+    found = np.zeros(len(examples))
+    with torch.no_grad(), borrowed(trained.model) as model:
+        for planned in trained.planned(examples, "losses"):
+            batch = trained.batch(examples, planned.rows, planned.width)
             if change is None:
-                found.append(task.loss(model, tensors))
+                value = trained.task.loss(model, batch)
             else:
-                with spliced(model, site, change, skip):
-                    found.append(task.loss(model, tensors))
-    return torch.cat(found).double().cpu().numpy()
+                with spliced(trained, at, change, skip):
+                    value = trained.task.loss(model, batch)
+            found[planned.rows] = to_numpy(value.double())
+    return found
 
 
 def loss_recovered(
-    codec: Any,
-    model: nn.Module,
-    task: Any,
-    examples: Any,
-    site: str,
+    trained: TrainedModel,
+    codec: Codec,
+    examples: Examples | None = None,
+    *,
+    at: str | None = None,
     k: int | None = None,
     skip: Sequence[int] = (),
     mean: np.ndarray | None = None,
-    base: dict[str, np.ndarray] | None = None,
+    base: Mapping[str, np.ndarray] | None = None,
 ) -> xr.Dataset:
-    """What share of the loss that an ablation costs is kept when the reconstruction is spliced in.
+    """What share of the loss that an ablation costs is kept if the reconstruction replaces the activation:
+    (L_ablated − L_spliced) / (L_ablated − L_model); and the losses themselves, in nats per example.
 
-    (L_ablated − L_spliced) / (L_ablated − L_model), with zero ablation, and with mean ablation when `mean` [d] is
-    given. `skip`: positions left to the model in all three, stated in the attributes. base: losses by name
-    ("model", "zero", "mean") when they are known already. Also the losses themselves, in nats an example.
+    Args:
+        trained: the model, with the loss.
+        codec: a dictionary or autoencoder.
+        examples: what the loss is taken on; by default the training data.
+        at: the hook point; by default the codec's own.
+        k: steps; by default the codec's own.
+        skip: positions that keep the model's own activation in all runs, stated in the attributes.
+        mean: [d], for mean ablation beside zero ablation.
+        base: losses by name ("model", "zero", "mean") if they are known already, see `baselines`.
+
+    Raises ModelError for another model's codec or an unknown hook point.
     """
+    site = codec.origin.site if at is None else at
+    examples = trained.train if examples is None else examples
+    if codec.origin.model:
+        codec.origin.check_same(Origin(site, trained.fingerprint()))
     known = dict(base or {})
-    was_training = model.training
-    model.eval()
-    try:
-        if "model" not in known:
-            known |= baselines(model, task, examples, site, mean, skip)
-        spliced_loss = losses(model, task, examples, site, through(codec, k), skip)
-    finally:
-        model.train(was_training)
+    if "model" not in known:
+        known |= baselines(trained, examples, site, mean, skip)
+    spliced_loss = losses(trained, examples, site, through(codec, k), skip)
     rows = {}
     for name in ("zero", "mean"):
         if name in known:
@@ -154,13 +182,14 @@ def loss_recovered(
 
 
 def baselines(
-    model: nn.Module, task: Any, examples: Any, site: str, mean: np.ndarray | None, skip: Sequence[int] = ()
+    trained: TrainedModel,
+    examples: Examples | None,
+    at: str,
+    mean: np.ndarray | None = None,
+    skip: Sequence[int] = (),
 ) -> dict[str, np.ndarray]:
-    """Losses [n] of the model as it is and under the ablations, which all dictionaries at one site share."""
-    found = {
-        "model": losses(model, task, examples, site, None, skip),
-        "zero": losses(model, task, examples, site, zeros, skip),
-    }
+    """Losses [n] of the model as it is and under the ablations, which all codecs at one hook point share."""
+    found = {"model": losses(trained, examples), "zero": losses(trained, examples, at, zeros, skip)}
     if mean is not None:
-        found["mean"] = losses(model, task, examples, site, constant(mean), skip)
+        found["mean"] = losses(trained, examples, at, constant(mean), skip)
     return found

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from whence.cache import progress
 
 from .activations import Activations, finite
-from .dictionary import Dictionary, Text, context
+from .dictionary import Dictionary
 from .evaluate import ROWS
+from .provenance import Text, context
 
 BINS = 16
 

@@ -1,13 +1,12 @@
-"""Dictionaries on disk: a folder with `dictionary.safetensors` and `manifest.json`; and in the store.
+"""Dictionaries and autoencoders on disk: a folder with their tensors and `manifest.json`; and in the store.
 
-The manifest holds what is not an array, and the digest of the tensors, so that a damaged file is told from a
+The manifest holds what is not an array, and the digest of the tensors, so that a damaged file is distinguished from a
 sound one.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,82 +15,113 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from whence.cache import Entry, Store
 from whence.cache.errors import CorruptEntry, DataError, NewerFormat, StoreError
-from whence.cache.store.store import Store
 
-from .activations import Activations, Origin
-from .dictionary import Dictionary, Provenance, Text
+from .activations import Origin
+from .autoencoder import SparseAutoencoder
+from .codec import Codec
+from .dictionary import Dictionary
+from .provenance import Provenance, Text
 
 FORMAT = 1
-TENSORS, MANIFEST = "dictionary.safetensors", "manifest.json"
+MANIFEST = "manifest.json"
+KIND = "dictionary"  # of entries in the store; the manifest says which codec it is
+WEIGHTS = ("encoder", "bias", "atoms", "centre")
 
 
-def tensors_of(dictionary: Dictionary) -> dict[str, np.ndarray]:
-    """Arrays by name: atoms, centre when there is one, and the columns of the provenance."""
-    arrays = {"atoms": dictionary.atoms, **dictionary.provenance._asdict()}
-    if dictionary.centre is not None:
-        arrays["centre"] = dictionary.centre
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+def tensors_of(codec: Codec) -> dict[str, np.ndarray]:
+    """Arrays by name: atoms and the columns of the provenance of a dictionary, the weights of an autoencoder."""
+    if isinstance(codec, SparseAutoencoder):
+        arrays = {name: getattr(codec, name) for name in WEIGHTS}
+        arrays["threshold"] = np.asarray(codec.threshold, np.float32)
+    else:
+        assert isinstance(codec, Dictionary)
+        arrays = {"atoms": codec.atoms, **codec.provenance._asdict()}
+        if codec.centre is not None:
+            arrays["centre"] = codec.centre
+    return {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays.items()}
 
 
-def manifest_of(dictionary: Dictionary) -> dict[str, Any]:
+def manifest_of(codec: Codec) -> dict[str, Any]:
     """Everything that is not an array, as JSON."""
+    origin = vars(codec.origin)
+    if isinstance(codec, SparseAutoencoder):
+        about: dict[str, Any] = {"kind": "autoencoder", "k": codec.k, "encoder": codec.kind, "origin": origin}
+        return {"format": FORMAT, **about, "fingerprint": codec.fingerprint}
+    assert isinstance(codec, Dictionary)
     return {
         "format": FORMAT,
         "kind": "dictionary",
-        "k": dictionary.k,
-        "pursuit": dictionary.pursuit,
-        "origin": vars(dictionary.origin),
-        "settings": dict(dictionary.settings),
-        "log": [dict(note) for note in dictionary.log],
-        "text": None if dictionary.text is None else [list(text) for text in dictionary.text],
-        "fingerprint": dictionary.fingerprint,
+        "k": codec.k,
+        "pursuit": codec.pursuit,
+        "origin": origin,
+        "settings": dict(codec.settings),
+        "log": [dict(note) for note in codec.log],
+        "text": None if codec.text is None else [list(text) for text in codec.text],
+        "fingerprint": codec.fingerprint,
     }
 
 
-def dictionary_of(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any], where: str) -> Dictionary:
-    """Puts a dictionary together. Raises NewerFormat, or CorruptEntry where something is missing or differs."""
+def codec_of(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any], where: str) -> Any:
+    """Put a codec together. Raises NewerFormat, or CorruptEntry if something is missing or differs."""
     if int(manifest.get("format", 0)) > FORMAT:
         raise NewerFormat(f"{where} was written by a later version of Whence.", "Update Whence.")
+    kind = manifest.get("kind", "dictionary")
     try:
-        dictionary = Dictionary(
-            atoms=np.asarray(arrays["atoms"], np.float32),
-            provenance=Provenance(*(np.asarray(arrays[name]) for name in Provenance._fields)),
-            k=int(manifest["k"]),
-            origin=Origin(**manifest["origin"]),
-            centre=arrays.get("centre"),
-            pursuit=manifest["pursuit"],
-            settings=manifest["settings"],
-            log=tuple(manifest["log"]),
-            text=None if manifest["text"] is None else tuple(Text(*text) for text in manifest["text"]),
-        )
+        found = (_autoencoder if kind == "autoencoder" else _dictionary)(arrays, manifest)
     except (KeyError, TypeError, DataError) as error:
-        raise CorruptEntry(f"{where} is not a whole dictionary ({error!r}).", "Write it again.") from error
-    if dictionary.fingerprint != manifest.get("fingerprint"):
+        raise CorruptEntry(f"{where} is not a whole {kind} ({error!r}).", "Write it again.") from error
+    if found.fingerprint != manifest.get("fingerprint"):
         raise CorruptEntry(f"The arrays in {where} are not those that its manifest names.", "Write it again.")
-    return dictionary
+    return found
 
 
-def save(dictionary: Dictionary, folder: str | Path) -> Path:
-    """Writes the folder; the manifest last. Raises StoreError where it cannot be written.
+def _dictionary(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Dictionary:
+    return Dictionary(
+        atoms=np.asarray(arrays["atoms"], np.float32),
+        provenance=Provenance(*(np.asarray(arrays[name]) for name in Provenance._fields)),
+        k=int(manifest["k"]),
+        origin=Origin(**manifest["origin"]),
+        centre=arrays.get("centre"),
+        pursuit=manifest["pursuit"],
+        settings=manifest["settings"],
+        log=tuple(manifest["log"]),
+        text=None if manifest["text"] is None else tuple(Text(*text) for text in manifest["text"]),
+    )
+
+
+def _autoencoder(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> SparseAutoencoder:
+    threshold = np.asarray(arrays["threshold"], np.float32)
+    return SparseAutoencoder(
+        **{name: np.asarray(arrays[name], np.float32) for name in WEIGHTS},
+        k=int(manifest["k"]),
+        kind=manifest["encoder"],
+        threshold=threshold if threshold.ndim else float(threshold),
+        origin=Origin(**manifest["origin"]),
+    )
+
+
+def save(codec: Codec, folder: str | Path) -> Path:
+    """Write the folder; the manifest last. Raises StoreError if it cannot be written.
 
     >>> save(dictionary, folder / "atoms").name
     'atoms'
     """
     path = Path(folder)
-    data = save_tensors(tensors_of(dictionary))
-    manifest = {**manifest_of(dictionary), "sha256": hashlib.sha256(data).hexdigest()}
+    data, manifest = save_tensors(tensors_of(codec)), manifest_of(codec)
+    manifest["sha256"] = hashlib.sha256(data).hexdigest()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / TENSORS).write_bytes(data)
+        (path / f"{manifest['kind']}.safetensors").write_bytes(data)
         (path / MANIFEST).write_text(json.dumps(manifest, indent=1))
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror}.", "Choose another folder.") from error
     return path
 
 
-def load(folder: str | Path) -> Dictionary:
-    """Reads a folder written by `save`. Raises StoreError when there is none, CorruptEntry when it is damaged.
+def load(folder: str | Path) -> Any:
+    """Read a folder written by `save`. Raises StoreError if there is none, CorruptEntry if it is damaged.
 
     >>> load(save(dictionary, folder / "atoms")).fingerprint == dictionary.fingerprint
     True
@@ -101,42 +131,34 @@ def load(folder: str | Path) -> Dictionary:
         raise StoreError(f"There is no dictionary in {path}.", f"A dictionary is a folder with {MANIFEST}.")
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        data = (path / TENSORS).read_bytes()
+        tensors = path / f"{manifest.get('kind', 'dictionary')}.safetensors"
+        data = tensors.read_bytes()
         if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
-            raise CorruptEntry(f"{path / TENSORS} has been changed or cut short.", "Export it again.")
+            raise CorruptEntry(f"{tensors} has been changed or cut short.", "Export it again.")
         arrays = load_tensors(data)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, SafetensorError, FileNotFoundError) as error:
         raise CorruptEntry(f"{path} cannot be read ({error}).", "Export it again.") from error
-    return dictionary_of(arrays, manifest, str(path))
+    return codec_of(arrays, manifest, str(path))
 
 
-def put(dictionary: Dictionary, store: Store, inputs: Mapping[str, Any] | None = None) -> Any:
-    """Keeps a dictionary in the store, under `inputs` (default: its fingerprint), and returns the entry."""
-    manifest = json.dumps(manifest_of(dictionary)).encode()
-    arrays = {**tensors_of(dictionary), "manifest": np.frombuffer(manifest, np.uint8)}
-    arrays["seed"] = arrays["seed"].astype(np.int8)
-    key = {"fingerprint": dictionary.fingerprint} if inputs is None else inputs
-    about = {"atoms": len(dictionary), "width": dictionary.width, "origin": vars(dictionary.origin)}
-    return store.put("dictionary", key, arrays, about=about)
+def put(codec: Codec, store: Store, inputs: Mapping[str, Any] | None = None) -> Entry:
+    """Keep a codec in the store, under `inputs` (by default its fingerprint), and return the entry."""
+    about = manifest_of(codec)
+    arrays = {**tensors_of(codec), "manifest": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+    if "seed" in arrays:
+        arrays["seed"] = arrays["seed"].astype(np.int8)
+    arrays = {name: array if array.ndim else array.reshape(1) for name, array in arrays.items()}
+    key = {"fingerprint": about["fingerprint"]} if inputs is None else inputs
+    shown = {"atoms": len(codec), "width": codec.width, "origin": vars(codec.origin)}
+    return store.put(KIND, key, arrays, about=shown)
 
 
-def from_entry(entry: Any) -> Dictionary:
-    """The dictionary of a store's entry."""
+def from_entry(entry: Entry) -> Any:
+    """The dictionary or autoencoder of a store's entry."""
     arrays = {name: np.asarray(entry.read(name)) for name in entry.arrays}
-    arrays["seed"] = arrays["seed"].astype(bool)
     manifest = json.loads(arrays.pop("manifest").tobytes())
-    return dictionary_of(arrays, manifest, f"the dictionary {entry.key[:12]}")
-
-
-def build_once(
-    builder: Any, acts: Activations, store: Store, inputs: Mapping[str, Any], quiet: bool = True, **how: Any
-) -> Dictionary:
-    """The dictionary that `builder` makes of these activations: from the store when it is there, else built now and
-    kept there. inputs: what fixes the rows of `acts` beyond their origin (what was left out, how they were split);
-    how: more for the builder's `build` (a checkpoint), which changes nothing in the result."""
-    key = {"builder": {"class": type(builder).__name__, **asdict(builder)}, "origin": asdict(acts.origin), **inputs}
-    if store.has("dictionary", key):
-        return from_entry(store.open("dictionary", key))
-    dictionary = builder.build(acts, quiet=quiet, **how)
-    put(dictionary, store, key)
-    return dictionary
+    if "seed" in arrays:
+        arrays["seed"] = arrays["seed"].astype(bool)
+    if "threshold" in arrays and len(arrays["threshold"]) == 1:
+        arrays["threshold"] = arrays["threshold"][0]
+    return codec_of(arrays, manifest, f"the {manifest['kind']} {entry.key[:12]}")

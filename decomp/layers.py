@@ -119,7 +119,7 @@ def match_layers(models: Sequence[Sequence[Layer]], names: Sequence[str] | None 
 def model_similarity(models: Mapping[str, Sequence[Dictionary]], seeds: bool = False) -> xr.Dataset:
     """Jaccard index of the union over layers for every pair of models, beside the size-only control.
 
-    Without seeds unless asked: with them any two models share at least the start of the stream.
+    Without seeds by default: with them any two models share at least the start of the stream.
     """
     names = list(models)
     sets = [overlap.places(dictionaries, seeds) for dictionaries in models.values()]

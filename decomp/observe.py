@@ -1,33 +1,39 @@
-"""Activations of a model that is at hand, at one or several hook points, in one pass."""
+"""Activations of a trained model, at one or several hook points, in one pass."""
 
 import tempfile
-from collections.abc import Sequence
-from typing import Any
+from typing import overload
 
-from torch import nn
-
-from whence.cache import Store, activations
+from whence.cache import Examples, Store, TrainedModel, activations
 
 from .activations import Activations, from_entry
 
 
+@overload
+def observe(trained: TrainedModel, at: str, examples: Examples | None = None) -> Activations: ...
+@overload
 def observe(
-    model: nn.Module,
-    examples: Any,
-    sites: Sequence[str],
-    store: Store | None = None,
-    *,
-    cluster: str = "inline",
-    quiet: bool = True,
-) -> dict[str, Activations]:
-    """site -> activations of every position that is not padding, examples in order, positions in order.
+    trained: TrainedModel, at: list[str] | tuple[str, ...], examples: Examples | None = None
+) -> dict[str, Activations]: ...
+def observe(
+    trained: TrainedModel, at: str | list[str] | tuple[str, ...], examples: Examples | None = None
+) -> Activations | dict[str, Activations]:
+    """Activations of every position that is not padding, examples in order, positions in order.
 
-    store: where they are kept for the next time; without one they are only held in memory. The model runs once for
-    all sites, cut short after the deepest. cluster: where, see `cache.jobs.cluster`. Raises ModelError for an unknown
-    hook point.
+    Args:
+        trained: the model; it runs on its device, cut short after the deepest hook point. Its store keeps the
+            activations; without one they are in memory only.
+        at: a hook point, or several, which give a dict.
+        examples: what it reads; by default its training data.
+
+    Raises ModelError for an unknown hook point, NumericalError for an activation that is not finite.
+
+    >>> observe(TrainedModel(model, train, task, quiet=True), at="1")
+    Activations(12 rows of width 8 at 1, 12 documents)
     """
-    if store is not None:
-        entry = activations(model, examples, list(sites), store=store, cluster=cluster, quiet=quiet)
-        return {site: from_entry(entry, site) for site in sites}
-    with tempfile.TemporaryDirectory() as folder:
-        return observe(model, examples, sites, Store(folder), cluster=cluster, quiet=quiet)
+    names = [at] if isinstance(at, str) else list(at)
+    if trained.store is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return observe(trained.replace(store=Store(folder)), at, examples)
+    entry = activations(trained, names, examples, store=trained.store)
+    found = {name: from_entry(entry, name) for name in names}
+    return found[at] if isinstance(at, str) else found

@@ -57,7 +57,7 @@ def corrected(one: set[Place], other: set[Place], tokens: int) -> float:
 
 
 def size_only(one: set[Place], other: set[Place]) -> float:
-    """min/max of the sizes: what can be told without looking at a single atom."""
+    """min/max of the sizes: what is known without looking at a single atom."""
     return min(len(one), len(other)) / max(len(one), len(other))
 
 

@@ -5,7 +5,7 @@ their mean activation between the classes on training rows, fit a logistic regre
 accuracy on held-out rows, beside the same regression on the raw activations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,13 @@ import xarray as xr
 from whence.cache.display.interval import Interval
 from whence.cache.errors import DataError
 
+from .activations import Activations
+from .codec import Codec
 from .evaluate import table
 
 
 def probe(
-    codec: Any,
+    codec: Codec,
     x: np.ndarray,
     label: np.ndarray,
     train: np.ndarray,
@@ -53,3 +55,35 @@ def probe(
     most = classes[0] if 2 * first[train].sum() >= train.sum() else classes[1]
     rows["majority"] = Interval.bootstrap(label[~train] == most)
     return table(rows, chosen=order[: max(atoms)].tolist())
+
+
+def probe_documents(
+    codec: Codec,
+    activations: Activations,
+    label: Mapping[int, Any],
+    atoms: Sequence[int] = (1, 5),
+    k: int | None = None,
+    held_out: float = 0.5,
+) -> xr.Dataset:
+    """Probe a distinction between documents: `probe` on the rows of the labelled ones, split by document.
+
+    Args:
+        codec: a dictionary or autoencoder.
+        activations: of documents, some of them labelled.
+        label: the class of each labelled document, by its id.
+        atoms, k: as for `probe`.
+        held_out: share of the documents that accuracy is measured on.
+
+    Raises DataError if fewer than two documents are labelled, or a side lacks a class.
+    """
+    at = slice(None) if activations.rows is None else activations.rows
+    known = activations.select(np.isin(activations.document[at], list(label)))
+    if len(np.unique(known.document[known.rows])) < 2:
+        raise DataError("Fewer than two documents have a class.", "Label documents that were observed, by their ids.")
+    train, judged = known.split(held_out)
+    rows, marks = train.whole(), judged.whole()
+    document = np.concatenate([rows.document, marks.document])
+    classes = np.array([label[int(d)] for d in document])
+    side = np.arange(len(document)) < len(rows.x)
+    found = probe(codec, np.concatenate([rows.x, marks.x]), classes, side, atoms, k)
+    return found.assign_attrs(documents=len(np.unique(document)), held_out_documents=len(np.unique(marks.document)))

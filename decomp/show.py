@@ -5,55 +5,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whence.cache.display import Shown, axes_or_new, facts, heat, table
+from whence.cache.display import Shown, axes_or_new, heat, table
 from whence.cache.errors import DataError
 
 from .activations import Activations
+from .dictionary import SHOWN, Dictionary, atom_rows, quoted
+from .features import Features
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
 
-    from .dictionary import Dictionary, Text
-    from .features import Features
 
-MOST = 50  # atoms that a table shows
-
-
-def about(dictionary: "Dictionary") -> Shown:
-    """Size, where it comes from, how it was built."""
-    settings = {name: value for name, value in dictionary.settings.items() if name != "curve"}
-    pairs = [
-        ("model", dictionary.origin.model[:12] or "unknown"),
-        ("data", dictionary.origin.data[:12] or "unknown"),
-        ("fingerprint", dictionary.fingerprint[:12]),
-        *settings.items(),
-        *(("then", str(dict(note))) for note in dictionary.log),
-    ]
-    return facts(repr(dictionary), pairs)
-
-
-def atoms(dictionary: "Dictionary", found: "Features | None" = None, most: int = MOST) -> Shown:
-    """A sortable table of atoms: the place and text each came from, its activation's norm, what was unexplained then
-    (share of the squared norm); with `features`, the densest atoms first, and how often each fires."""
-    order = np.arange(len(dictionary)) if found is None else np.argsort(-found.density, kind="stable")
-    places, text = dictionary.provenance, dictionary.text
-    head = ["atom", *(["fires on, %"] if found is not None else []), "document", "position", "norm", "unexplained"]
-    rows: list[list[Any]] = []
-    for a in order[:most].tolist():
-        row: list[Any] = [a] if found is None else [a, 100 * float(found.density[a])]
-        row += [int(places.document[a]), int(places.position[a]), float(places.norm[a]), float(places.error[a])]
-        rows.append(row if text is None else [*row, _quoted(text[a])])
-    shown = f"{min(most, len(dictionary))} of {len(dictionary)} atoms"
-    return table(head if text is None else [*head, "text"], rows, shown)
-
-
-def _quoted(text: "Text") -> str:
-    return f"{text.before}⟦{text.token}⟧{text.after}"
+def atoms(dictionary: Dictionary, found: Features | None = None, most: int = SHOWN) -> Shown:
+    """A sortable table of atoms: the place and text each came from, its activation's norm, and what was unexplained
+    then (share of the squared norm); with `features`, the densest atoms first, and how often each fires."""
+    return table(*atom_rows(dictionary, None if found is None else found.density, most))
 
 
 def atom_map(
-    dictionary: "Dictionary",
+    dictionary: Dictionary,
     activations: Any,
     document: int,
     decode: Callable[[Sequence[int]], str],
@@ -78,11 +49,11 @@ def atom_map(
         left = np.asarray(code.residual) / np.maximum(np.asarray(code.energy), 1e-30)
         return heat(tokens, left, "of the squared norm unexplained", f"document {document}")
     values = np.where(np.asarray(code.indices) == atom, np.asarray(code.values), 0).sum(1)
-    name = f"atom {atom}" if dictionary.text is None else f"atom {atom}: {_quoted(dictionary.text[atom])}"
+    name = f"atom {atom}" if dictionary.text is None else f"atom {atom}: {quoted(dictionary.text[atom])}"
     return heat(tokens, values, "coefficient", name)
 
 
-def plot_growth(dictionary: "Dictionary", ax: "Axes | None" = None) -> "Axes":
+def plot_growth(dictionary: Dictionary, ax: "Axes | None" = None) -> "Axes":
     """Atoms against activations read, as the builder went. Returns the axes. Raises DataError for a dictionary whose
     builder kept no curve."""
     curve = np.asarray(dictionary.settings.get("curve", ()))

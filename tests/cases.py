@@ -1,4 +1,4 @@
-"""Tiny problems, one table for every room: a model, its data, its task and the sites to look at.
+"""Tiny problems, one table for every package: a model, its data, its task and the sites to look at.
 
 Each case is a few hundred to a few thousand parameters, float64 where exactness is tested, seeded.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whence.cache import Classification, Examples, LanguageModelling, Regression, Sites, Task, find_sites
+from whence.cache import Classification, Examples, LanguageModelling, Regression, Sites, Task, TrainedModel, find_sites
 
 ALL_KINDS = ("linear", "conv", "embedding", "norm")
 
@@ -27,6 +27,11 @@ class Case:
     @property
     def sites(self) -> Sites:
         return find_sites(self.model, quiet=True, **({"kinds": ALL_KINDS} | self.find))
+
+    def trained(self, **more: Any) -> TrainedModel:
+        """The case as a trained model at its sites."""
+        given: dict[str, Any] = {"train": self.examples, "task": self.task, "sites": self.sites, "quiet": True}
+        return TrainedModel(**({"model": self.model} | given | more))
 
 
 class Repeated(nn.Module):
@@ -59,7 +64,7 @@ class InPlace(nn.Module):
 
 class Attention(nn.Module):
     """A one-block causal transformer with every kind of layer: embeddings (positions shared by the batch, head
-    tied to the table when asked), attention, LayerNorm, RMSNorm, an MLP."""
+    optionally tied to the table), attention, LayerNorm, RMSNorm, an MLP."""
 
     def __init__(self, vocabulary: int = 11, d: int = 8, context: int = 9, tied: bool = False) -> None:
         super().__init__()
@@ -113,7 +118,7 @@ class FlatRows(nn.Module):
 
 
 def sequences(count: int = 6, vocabulary: int = 11, longest: int = 9, seed: int = 0, prompts: bool = False) -> Examples:
-    """Token sequences of unequal length, with prompts that are not predicted when asked."""
+    """Token sequences of unequal length, with prompts that are not predicted, if `prompts`."""
     rng = np.random.default_rng(seed)
     tokens = [rng.integers(0, vocabulary, n) for n in rng.integers(3, longest + 1, count)]
     columns: dict[str, Any] = {"input_ids": tokens}
@@ -140,7 +145,7 @@ def regression_data(count: int = 500, width: int = 20, seed: int = 0) -> Example
 
 
 def build(name: str) -> Case:
-    """The named case, made afresh (models are mutable)."""
+    """The named case, built anew (models are mutable)."""
     torch.manual_seed(0)
     model, examples, task, find = TABLE[name]()
     return Case(name, model.double(), examples, task, find)

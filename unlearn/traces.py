@@ -18,7 +18,7 @@ import numpy as np
 from torch import nn
 
 from whence import attrib, decomp
-from whence.cache import Examples, Store, Task, find_sites
+from whence.cache import Examples, LanguageModelling, Store, Task, TrainedModel, find_sites
 from whence.cache.display import written
 from whence.decomp.diff import summary
 
@@ -141,7 +141,8 @@ def atoms_changed(
     "before", shares of the atoms before; agreement [group, model]: share of those atoms with the oracle's status."""
     import xarray
 
-    built = {name: builder.build(decomp.observe(model, examples, [at], store)[at]) for name, model in models.items()}
+    bound = {n: TrainedModel(m, examples, LanguageModelling(), store=store, quiet=True) for n, m in models.items()}
+    built = {name: builder.build(decomp.observe(trained, at)) for name, trained in bound.items()}
     groups = {"forgotten": forget.tolist(), "kept": examples.without(forget).ids.tolist()}
     changes = {name: decomp.difference(built["before"], built[name]) for name in ("after", "oracle")}
     counted = xarray.concat([summary(c, groups) for c in changes.values()], dim="model", join="exact")

@@ -10,9 +10,8 @@ import xarray as xr
 from whence import attrib, decomp
 from whence.attrib.reporting import Passage, Query, Report
 from whence.cache import Examples, TrainedModel
-from whence.decomp.dictionary import context
 from whence.decomp.features import Features, features
-from whence.decomp.files import build_once
+from whence.decomp.provenance import context
 
 from .corpora import Corpus
 
@@ -84,7 +83,7 @@ def atoms_of(plan: AtomsPlan, subject: Subject) -> dict[str, Any]:
     acts = decomp.observe(trained, at=plan.at)
     acts = acts.without(positions=[0])  # where every text begins says nothing about it
     how = {"skip": [0], "documents": "shuffled"}
-    dictionary = build_once(plan.builder, acts.shuffled(), trained.store, how, quiet=quiet)
+    dictionary = plan.builder.build(acts.shuffled(), store=trained.store, selection=how, quiet=quiet)
     found = features(dictionary, acts, top=4, quiet=quiet)
     seen = trained.train.select(trained.train.rows_of(sorted(subject.anchors())))
     parts = subject.factors.score(subject.queries, seen, through=dictionary, site=plan.site)

@@ -1,26 +1,25 @@
-"""How sure a score is: what changes when the model's labels are drawn again, or the factors see half of the data; and
-which of a query's first k stay there. No score is worth ranking by past its own noise."""
+"""The standard errors of scores: from the sampled labels, and from the data that the curvature is fitted on; and which
+of each query's top k are stable. Ranks within the standard error mean nothing."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from torch import nn
 
-from whence.cache import DataError, Examples, Sites, Store, Task, UsageError
+from whence.cache import DataError, Examples, TrainedModel, UsageError
 
-from .method import FitOptions
-from .scores import score
+from ..method import CurvatureMethod, Method
 
 if TYPE_CHECKING:
     import xarray
 
 
 class ErrorBars(NamedTuple):
-    """mean: scores averaged over the label draws. labels, halves: standard errors [query, train] of one fit, from
-    drawing labels and from the data that the factors saw. top [q k]: ids of the mean's first k. stable [q k]: in what
-    share of all fits each stands among the first k. unstable [q k]: where that is below the threshold."""
+    """mean: scores averaged over the fits with different sampled labels. labels, halves: standard errors [query, train]
+    of one fit, from the sampled labels and from the data that the factors were fitted on. top [q k]: ids of the mean's
+    top k. stable [q k]: the share of all fits that have each of them among their top k. unstable [q k]: whether that is
+    below the threshold."""
 
     mean: "xarray.DataArray"
     labels: "xarray.DataArray"
@@ -33,52 +32,61 @@ class ErrorBars(NamedTuple):
         spread = float(self.mean.std("train").mean())
         return (
             f"scores vary by {spread:.2e} over examples; by {float(self.labels.mean()) / spread:.1%} of that with the "
-            f"labels drawn, by {float(self.halves.mean()) / spread:.1%} with the data of the factors; "
-            f"{int(self.unstable.sum())} of {self.unstable.size} places among the first are unstable"
+            f"labels sampled, by {float(self.halves.mean()) / spread:.1%} with the data of the factors; "
+            f"{int(self.unstable.sum())} of {self.unstable.size} places among the top are unstable"
         )
 
 
 def error_bars(
-    method: Any,
-    model: nn.Module,
-    task: Task,
-    examples: Examples,
+    method: Method,
+    trained: TrainedModel,
     queries: Examples,
-    train: Examples,
+    train: Examples | None = None,
     *,
-    sites: Sites | None = None,
+    sites: Any = None,
     draws: int = 4,
     splits: int = 2,
     k: int = 10,
     threshold: float = 0.8,
     seed: int = 0,
-    store: Store | None = None,
-    options: FitOptions = FitOptions(),
 ) -> ErrorBars:
-    """Fit `method` with `draws` seeds of its labels, and on both halves of `splits` random splits of `examples`;
-    score with each. The halves' standard error is that of the mean of two halves, which sees all the data as one
-    whole fit does.
+    """Fit with several seeds of the sampled labels, and on both halves of several random splits of the training data;
+    score with each.
 
-    Raises UsageError for a method that draws no labels or fewer than two draws, DataError for fewer than four examples.
+    The halves' standard error is that of the mean of two halves, which has seen as much data as one whole fit.
+
+    Args:
+        method: a curvature method with sampled labels.
+        train: the examples that are scored; by default the training data.
+        sites: as for Method.fit.
+        draws: fits with different sampled labels.
+        splits: of the training data into halves.
+        k, threshold: a score is unstable if less than this share of the fits have it among their top k.
+        seed: of the splits.
+
+    Raises UsageError for a method without sampled labels or fewer than two draws, DataError for fewer than four
+    examples, and the errors of fit and score.
     """
-    if getattr(method, "labels", None) != "sampled" or draws < 2 or splits < 1:
+    data, scored = trained.train, trained.train if train is None else train
+    if not isinstance(method, CurvatureMethod) or method.labels != "sampled" or draws < 2 or splits < 1:
         raise UsageError(
             f"{type(method).__name__} with {draws} draws and {splits} splits has no label noise to measure.",
             'Use a method with labels="sampled" (EKFAC, KFAC, Diagonal, Shampoo), two draws and one split or more.',
         )
-    if len(examples) < 4 or not 1 <= k <= len(train):
-        raise DataError(f"{len(examples)} examples, top {k} of {len(train)}.", "Give more examples, or a smaller k.")
+    if len(data) < 4 or not 1 <= k <= len(scored):
+        raise DataError(f"{len(data)} examples, top {k} of {len(scored)}.", "Give more examples, or a smaller k.")
+    found, first_seed = trained.find(sites), method.seed
 
-    def scores(data: Examples, labels: int) -> "xarray.DataArray":
-        fitted = replace(method, seed=labels).fit(model, task, data, sites=sites, store=store, options=options)
-        return score(fitted, model, task, queries, train, store=store, train_size=len(examples), options=options)
+    def scores(examples: Examples, labels: int) -> "xarray.DataArray":
+        fitted = replace(method, seed=labels).fit_at(trained.replace(train=examples), found)
+        return replace(fitted, size=len(data)).score(queries, scored)
 
-    drawn = [scores(examples, method.seed + draw) for draw in range(draws)]
+    drawn = [scores(data, first_seed + draw) for draw in range(draws)]
     rng = np.random.default_rng(seed)
     halves, squares = [], np.zeros(drawn[0].shape)
     for _ in range(splits):
-        first = rng.permutation(len(examples)) < len(examples) // 2
-        pair = [scores(examples.select(rows), method.seed) for rows in (first, ~first)]
+        first = rng.permutation(len(data)) < len(data) // 2
+        pair = [scores(data.select(rows), first_seed) for rows in (first, ~first)]
         squares += np.square(pair[0].values - pair[1].values) / 4
         halves += pair
     mean = drawn[0].copy(data=np.mean([s.values for s in drawn], axis=0))

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class Removals(NamedTuple):
-    """removed [k]: how many examples were left out. top, random [k q]: mean fall of the query's output when that many
-    of its top examples, or random ones, are left out, against the models trained on everything. excess: for every k the
+    """removed [k]: how many examples were left out. top, random [k q]: mean fall of the query's output if that many of
+    its top examples, or random ones, are left out, compared with models trained on everything. excess: for every k the
     mean over queries of top - random, with its bootstrap interval over queries. queries: their ids."""
 
     removed: np.ndarray
@@ -53,17 +53,26 @@ def brittleness(
     store: Store | None = None,
     quiet: bool = False,
 ) -> Removals:
-    """Retrain without each query's top-k examples, for every k in `removed`, `seeds` times; and without `random` random
-    sets of that size. `bank` says how a model is trained and keeps `output` at the queries.
+    """Retrain without each query's top-k examples, and without random sets of that size.
 
-    Raises DataError where scores and training examples differ, UsageError for a k that leaves nothing.
+    Args:
+        scores: [query, train].
+        bank: how a model is trained; it keeps `output` at the queries.
+        removed: every k.
+        output: "measurements", "margins" or "losses".
+        seeds: trainings per set.
+        random: random sets per k.
+        level: of the interval.
+
+    Raises DataError if scores and training examples differ or if the bank does not keep the output, UsageError for a k
+    that leaves no example.
     """
     values = aligned(scores, bank.train.ids)
     q, n = values.shape
     if not removed or min(removed) < 1 or max(removed) >= n:
         raise UsageError(f"Cannot leave {list(removed)} of {n} examples out.", f"Leave out 1 to {n - 1}.")
     if output not in bank.keep:
-        raise DataError(f"The bank keeps no {output!r}.", f"ModelPass it with keep=({output!r},).")
+        raise DataError(f"The bank keeps no {output!r}.", f"Build it with keep=({output!r},).")
     order = np.argsort(-values, axis=1, kind="stable")
     top = np.ones((len(removed), q, n), bool)
     for place, k in enumerate(removed):
@@ -71,7 +80,7 @@ def brittleness(
     drawn = np.stack([subset_masks(n, random, 1 - k / n, seed=place) for place, k in enumerate(removed)])
     masks = np.concatenate([np.ones((1, n), bool), drawn.reshape(-1, n), top.reshape(-1, n)])
     retrained = bank.run(np.repeat(masks, seeds, 0), np.tile(np.arange(seeds), len(masks)), store=store, quiet=quiet)
-    sign = 1.0 if output == "losses" else -1.0  # a fall is what is bad for the query
+    sign = 1.0 if output == "losses" else -1.0  # a fall is bad for the query
     columns = retrained.at_points(scores["query"].values)
     outputs = sign * retrained[output][:, columns].astype(np.float64).reshape(len(masks), seeds, q).mean(1)
     falls = outputs - outputs[0]
@@ -82,7 +91,7 @@ def brittleness(
 
 
 def qld(scores: "xarray.DataArray", bank: Bank, share: float = 0.01, **options: object) -> Removals:
-    """The rise of each query's loss when its top `share` of examples is left out, above random removal: brittleness
-    at one k, of a bank that keeps losses. Further options and errors as there."""
+    """The rise of each query's loss when its top `share` of examples is left out, minus that of random removal:
+    `brittleness` at one k, for a bank that keeps losses. Further options and errors are those of `brittleness`."""
     count = max(1, round(share * len(bank.train)))
     return brittleness(scores, bank, [count], output="losses", **options)  # type: ignore[arg-type]

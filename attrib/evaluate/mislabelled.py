@@ -1,4 +1,4 @@
-"""Finding mislabelled examples: flip some labels, rank by a score, see how soon the flipped ones turn up
+"""Finding mislabelled examples: flip some labels, rank by a score, see how soon the flipped ones are found
 (Koh and Liang 2017, Section 5.4)."""
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -41,13 +41,14 @@ class Detection(NamedTuple):
 def flip_labels(
     examples: Examples, share: float, classes: int, seed: int = 0
 ) -> tuple[Examples, Bool[np.ndarray, " n"]]:
-    """The examples with a `share` of their labels y replaced by another class, and which ones."""
+    """The examples with a `share` of their labels y replaced by another class, and which ones. Raises DataError if that
+    is none or all of them."""
     y = np.asarray(examples.columns["y"])
     rng = np.random.default_rng(seed)
     count = round(share * len(y))
     if not 0 < count < len(y) or classes < 2:
         raise DataError(
-            f"Cannot flip {share:.0%} of {len(y)} labels.", "Flip some and keep some, of two classes or more."
+            f"Cannot flip {share:.0%} of {len(y)} labels.", "Flip some but not all, of two classes or more."
         )
     flipped = np.zeros(len(y), bool)
     flipped[rng.choice(len(y), count, replace=False)] = True
@@ -58,13 +59,13 @@ def flip_labels(
 def detection(suspicion: Float[np.ndarray, " n"], flipped: Bool[np.ndarray, " n"]) -> Detection:
     """How well a score [n] (self-influence, GraNd, EL2N: high is suspicious) ranks the flipped examples first.
 
-    Raises DataError where lengths differ, none or all are flipped, or a score is NaN."""
+    Raises DataError if lengths differ, if none or all are flipped, or if a score is NaN."""
     suspicion = np.asarray(suspicion, np.float64)
     if suspicion.shape != flipped.shape or not flipped.any() or flipped.all() or np.isnan(suspicion).any():
         raise DataError(
             f"{suspicion.shape[0]} scores ({int(np.isnan(suspicion).sum())} NaN) for {int(flipped.sum())} flipped "
             f"among {flipped.shape[0]} examples.",
-            "Give one number an example, and some examples of either kind.",
+            "Give one number per example, and some examples of either kind.",
         )
     count = int(flipped.sum())
     ranks = rankdata(suspicion)

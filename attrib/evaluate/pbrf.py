@@ -3,20 +3,20 @@
 theta*_m = argmin (1/N) sum_i D_i(h(theta, x_i), h(theta_s, x_i)) + (1/N) L(z_m, theta)
                   + (damping / 2) |theta - theta_s|^2
 with D_i the Bregman divergence of the loss in the outputs; the response of a query is f(theta*_m) - f(theta_s), in the
-units of influence. All perturbations are lanes of one program.
+units of influence. Perturbations are replicas that are optimised together.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whence.cache import DataError, Examples, ModelError, NumericalError, Sites, Task, progress
+from whence.cache import DataError, Examples, ModelError, NumericalError, Task, TrainedModel, progress
 from whence.cache.retrain.replicas import Lanes, mode
 
-from ..gauss_newton import Answered, parameter_names
+from ..solvers.gauss_newton import Answered, parameter_names
 
 if TYPE_CHECKING:
     import xarray
@@ -25,7 +25,7 @@ LANES = 64  # perturbations solved at once
 
 
 class Response(NamedTuple):
-    """change [q m]: f(theta*_m) - f(theta_s), nats. residual [m]: gradient norm left, of the norm at the start."""
+    """change [q m]: f(theta*_m) - f(theta_s), nats. residual [m]: the final gradient norm over the first."""
 
     change: Float[np.ndarray, "q m"]
     residual: Float[np.ndarray, " m"]
@@ -34,39 +34,45 @@ class Response(NamedTuple):
 
 
 def pbrf(
-    model: nn.Module,
-    task: Task,
-    train: Examples,
+    trained: TrainedModel,
     queries: Examples,
     rows: np.ndarray,
     damping: float,
     *,
-    sites: Sites,
+    sites: Any = None,
     steps: int = 500,
     tolerance: float = 1e-3,
-    quiet: bool = False,
 ) -> Response:
     """The response of every query to each training example in `rows`, over the sites' parameters.
 
-    Gradient descent with a Barzilai-Borwein step for each perturbation, full batch, to a gradient `tolerance` times the
-    first. Raises DataError for sequences (one row of outputs an example is needed), ModelError for a damping that
-    is not positive, NumericalError where an optimisation leaves the numbers.
+    Gradient descent with a Barzilai-Borwein step for each perturbation, full batch.
+
+    Args:
+        rows: row numbers of training examples.
+        damping: absolute.
+        sites: as for Method.fit.
+        steps, tolerance: it stops after this many steps, or at a gradient of this share of the first one's norm.
+
+    Raises DataError for sequences (it needs one row of outputs per example), ModelError for a damping that is not
+    positive, NumericalError if a response becomes non-finite.
     """
+    model, task, train = trained.model, trained.task, trained.train
     if "input_ids" in train.columns:
         raise DataError("The PBRF is computed for classification and regression.", "Use LDS for language models.")
     if damping <= 0:
         raise ModelError(f"A damping of {damping} leaves the response undefined.", "Give a positive absolute damping.")
     rows = np.asarray(rows, np.int64)
-    names = parameter_names(sites)
+    points = trained.batch(queries, range(len(queries)))
+    names = parameter_names(trained.find(sites))
     parts = [rows[start : start + LANES] for start in range(0, len(rows), LANES)]
     changes, residuals = [], []
-    for part in progress(parts, desc="proximal responses", unit="block", quiet=quiet):
+    for part in progress(parts, desc="proximal responses", unit="block", quiet=trained.quiet):
         lanes = Lanes.of([model] * len(part), trainable=lambda name: name in names)
         with mode(lanes, training=False):
-            moved, residual = _minimise(lanes, task, train, part, damping, steps, tolerance)
-            after = moved.apply(_measure(task), queries.batch(range(len(queries))), shared=True)
-            before = lanes.select([0]).apply(_measure(task), queries.batch(range(len(queries))), shared=True)
-        changes.append((after - before).detach().double().numpy().T)
+            moved, residual = _minimise(lanes, trained, part, damping, steps, tolerance)
+            after = moved.apply(_measure(task), points, shared=True)
+            before = lanes.select([0]).apply(_measure(task), points, shared=True)
+        changes.append((after - before).detach().double().cpu().numpy().T)
         residuals.append(residual)
     change = np.concatenate(changes, 1)
     if not np.isfinite(change).all():
@@ -79,9 +85,10 @@ def _measure(task: Task):
 
 
 def _minimise(
-    lanes: Lanes, task: Task, train: Examples, rows: np.ndarray, damping: float, steps: int, tolerance: float
+    lanes: Lanes, trained: TrainedModel, rows: np.ndarray, damping: float, steps: int, tolerance: float
 ) -> tuple[Lanes, np.ndarray]:
-    batch = train.batch(range(len(train)))
+    task, train = trained.task, trained.train
+    batch = trained.batch(train, range(len(train)))
     start = lanes.flat.clone()
     with torch.no_grad():
         outputs = lanes.select([0]).apply(lambda m, b, e: task.logits(m, b), batch, shared=True)[0].detach()
@@ -96,7 +103,7 @@ def _minimise(
         divergence = losses - value - (slope * (out - outputs)).flatten(1).sum(1)
         return (divergence.sum() + (extra["chosen"] * losses).sum()) / len(losses)
 
-    chosen = torch.zeros(len(rows), len(train), dtype=lanes.flat.dtype)
+    chosen = torch.zeros(len(rows), len(train), dtype=lanes.flat.dtype, device=lanes.flat.device)
     chosen[torch.arange(len(rows)), torch.as_tensor(rows)] = 1.0
 
     def gradient(flat: Tensor) -> Tensor:
@@ -121,7 +128,7 @@ def _minimise(
         best, best_norm = torch.where(better, x, best), torch.where(better, norm, best_norm)
         if bool((best_norm <= tolerance * first).all()):
             break
-    return lanes.with_flat(best), (best_norm / first)[:, 0].detach().double().numpy()
+    return lanes.with_flat(best), (best_norm / first)[:, 0].detach().double().cpu().numpy()
 
 
 def agreement_with_pbrf(scores: "xarray.DataArray", response: Response) -> tuple[Float[np.ndarray, " q"], float]:

@@ -1,5 +1,5 @@
-"""Probes of Grosse et al. (2023): how the largest influences are distributed, which layers carry them, and whether they
-survive when a sentence's parts change places."""
+"""Probes of Grosse et al. (2023): how the largest influences are distributed, which layers they come from, and whether
+they remain when the parts of a sentence change places."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,25 +7,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from torch import nn
 
-from whence.cache import DataError, Examples, Store, Task
+from whence.cache import DataError, Examples
 
-from .factors import Factors
-from .method import FitOptions
-from .states import State, scores_of
+from ..fitted import Fitted
 
 if TYPE_CHECKING:
     import xarray
 
-SPARSE = 2 / 3  # |s|_2 / |s|_1 of the positive scores above which a query hangs on a handful of examples
+SPARSE = 2 / 3  # |s|_2 / |s|_1 of the positive scores above which a query depends on a few examples
 BLOCK = re.compile(r"(?:^|\.)(?:blocks?|layers?|h)\.(\d+)(?=\.|$)")
 
 
 class Tail(NamedTuple):
     """The largest influences as a power law, p(x) ~ x^-exponent above `start` (Section 5.2.1). distance: Kolmogorov and
-    Smirnov's; p: share of samples of the fitted law that lie as far from their own fit; rejected where below 0.1.
-    covered: share of the positive influence that the first 1 % of examples hold. sparse: see SPARSE."""
+    Smirnov's; p: share of samples of the fitted law that are as far from their own fit; the law is rejected below 0.1.
+    covered: share of the positive influence that the top 1 % of examples have. sparse: see SPARSE."""
 
     exponent: float
     start: float
@@ -39,7 +36,7 @@ class Tail(NamedTuple):
         return (
             f"exponent {self.exponent:.2f} above {self.start:.2e}, distance {self.distance:.3f} "
             f"(p {self.p:.2f}: {verdict}); "
-            f"the top 1 % hold {self.covered:.0%} of the positive influence"
+            f"the top 1 % have {self.covered:.0%} of the positive influence"
         )
 
 
@@ -88,7 +85,7 @@ def by_layer(scores: "xarray.DataArray", top: int = 50) -> "xarray.DataArray":
 
 
 class Fact(NamedTuple):
-    """A sentence in two halves, as a query sees it, and the same said in other ways. Forms are whole sentences."""
+    """A sentence in two halves, as a query has it, and other forms of it, which are whole sentences."""
 
     prompt: str
     completion: str
@@ -96,8 +93,9 @@ class Fact(NamedTuple):
 
 
 def fictional_facts(count: int = 8, seed: int = 0) -> list[Fact]:
-    """Facts about invented places, that no model has read, with the forms of Section 5.3.4: "exact", "prompt alone",
-    "completion alone", "other subject", "other answer", "flipped" (completion before prompt) and "unrelated"."""
+    """Facts about invented places, which no model was trained on, with the forms of Section 5.3.4: "exact",
+    "prompt alone", "completion alone", "other subject", "other answer", "flipped" (completion before prompt) and
+    "unrelated"."""
     rng = np.random.default_rng(seed)
     heads = np.array(["Ar", "Bel", "Cor", "Dun", "Els", "Fen", "Gal", "Hol", "Ist", "Jor", "Kel", "Lor"])
     ends = np.array(["mara", "dovia", "thal", "wick", "sund", "berg", "lina", "quar"])
@@ -121,19 +119,14 @@ def fictional_facts(count: int = 8, seed: int = 0) -> list[Fact]:
     return facts
 
 
-def word_order(
-    state: Factors | State,
-    model: nn.Module,
-    task: Task,
-    encode: Callable[[str], Any],
-    facts: Sequence[Fact],
-    *,
-    store: Store | None = None,
-    options: FitOptions = FitOptions(),
-) -> "xarray.DataArray":
-    """Influence of each form of a fact on the fact's completion, were it added to the training data: [fact, form].
+def word_order(fitted: Fitted, encode: Callable[[str], Any], facts: Sequence[Fact]) -> "xarray.DataArray":
+    """Influence of each form of a fact on the fact's completion, if it were added to the training data, [fact, form].
 
-    encode: text to token ids, in the model's vocabulary. Raises DataError where a completion encodes to nothing."""
+    Args:
+        encode: text to token ids, in the model's vocabulary.
+
+    Raises DataError for a prompt or completion that encodes to no token, and the errors of score.
+    """
     import xarray
 
     ids, labels = [], []
@@ -144,10 +137,10 @@ def word_order(
         ids.append(np.concatenate([head, tail]))
         labels.append(np.concatenate([np.full(len(head), -100), tail]))
     forms = list(facts[0].forms)
-    said = [np.asarray(encode(fact.forms[form]), np.int64) for fact in facts for form in forms]
+    texts = [np.asarray(encode(fact.forms[form]), np.int64) for fact in facts for form in forms]
     queries = Examples({"input_ids": ids, "labels": labels}, np.arange(len(facts)))
-    variants = Examples({"input_ids": said}, np.arange(len(said)))
-    scores = scores_of(state, model, task, queries, variants, store=store, options=options)
+    variants = Examples({"input_ids": texts}, np.arange(len(texts)))
+    scores = fitted.score(queries, variants)
     own = scores.values.reshape(len(facts), len(facts), len(forms))[np.arange(len(facts)), np.arange(len(facts))]
     coords = {"fact": [f.prompt for f in facts], "form": forms}
     return xarray.DataArray(own, dims=("fact", "form"), coords=coords, name="influence", attrs=scores.attrs)

@@ -1,4 +1,4 @@
-"""Planted facts: the right answer of a query is known, and a score should rank it first."""
+"""Recall of planted facts: the right answer of a query is known, and a score should rank it first."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 class Recall(NamedTuple):
     """at: k -> mean over queries of the share of true examples among the first k (of min(k, how many are true)).
-    mrr: mean reciprocal rank of the first true one. per_query: k -> [q]. reciprocal: [q], what mrr is the mean of."""
+    mrr: mean reciprocal rank of the first true one. per_query: k -> [q]. reciprocal: [q]; their mean is mrr."""
 
     at: dict[int, float]
     mrr: float
@@ -26,7 +26,7 @@ class Recall(NamedTuple):
 
 
 def recall(scores: "xarray.DataArray", truth: Mapping[int, Sequence[int]], ks: Sequence[int] = (1, 5, 10)) -> Recall:
-    """Recall of scores [query, train] against `truth`: query id -> ids of the training examples that hold its answer.
+    """Recall of scores [query, train] against `truth`: query id -> ids of the training examples with its answer.
 
     Raises DataError for a query without an answer, or an answer that was not scored."""
     train, queries = scores["train"].values, scores["query"].values
@@ -36,7 +36,7 @@ def recall(scores: "xarray.DataArray", truth: Mapping[int, Sequence[int]], ks: S
         if not len(answers) or not np.isin(answers, train).all():
             raise DataError(
                 f"Query {int(query)} has {'no answer' if not len(answers) else 'an answer that was not scored'}.",
-                "Name for every query at least one training example that holds its answer.",
+                "Give for every query at least one training example with its answer.",
             )
         true[row] = np.isin(train, answers)
     order = np.argsort(-scores.values, axis=1, kind="stable")

@@ -1,13 +1,12 @@
-"""Gradients as a few numbers, so that inner products of the few stand for those of the whole.
+"""Sketches: gradients compressed to a few numbers whose inner products approximate those of the gradients.
 
 In the eigenbasis, whitened, H = (Q_S^T G Q_A) / sqrt(lambda + damping), influence is a plain inner product of the
-query's H and the example's. Three ways to keep little of an example's H at every site:
+query's H and the example's. Three ways to compress an example's H at every site:
 
 - "rank": its leading singular pairs, of the rows and columns with the largest share of the curvature,
-  lambda / (lambda + damping). What a pair stands for differs from example to example, so c pairs of o + i numbers say
-  more than as many fixed coordinates. A query keeps its H of these rows and columns whole: u^T H_q v is exact for what
-  was kept of the example.
-- "largest": the coordinates with the largest share; nothing is random, what is left out is left out for good.
+  lambda / (lambda + damping). Pairs adapt to each example, so c pairs of o + i numbers are more accurate than as many
+  fixed coordinates. A query's H of these rows and columns is whole: u^T H_q v is exact for the example's pairs.
+- "largest": the coordinates with the largest share; nothing is random, and the other coordinates are ignored.
 - "random": S_O^T H S_I with normal S of k columns a side; inner products are right in expectation, with a spread that
   falls with k whatever the data (two-sided, as LoGra's of Choe et al. 2024, arXiv 2405.13954, but whitened first).
 """
@@ -25,19 +24,23 @@ from jaxtyping import Array, Float, Int64
 
 from whence.cache import DataError, UsageError
 
-from .factors import Factors
-from .lowrank import leading_pairs
+from .. import kernels
+from ..curvature import Curvature
 
 Kind = Literal["rank", "largest", "random"]
 REBUILT_BYTES = 64 << 20  # of rebuilt gradients, while rows are compared with queries
-TOGETHER = 16  # examples at a time on a GPU; a CPU takes them one by one
-SIDES_A_PAIR = 32  # rows kept for every singular pair, and columns
+SIDES_PER_PAIR = 32  # rows, and columns, per singular pair
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """How a gradient is compressed. width: numbers an example, over all sites (at most; fewer where the gradient
-    itself has fewer). seed: of "random"."""
+    """How a gradient is compressed.
+
+    Args:
+        kind: "rank", "largest" or "random", as above.
+        width: numbers per example over all sites, at most.
+        seed: of "random".
+    """
 
     kind: Kind = "rank"
     width: int = 2048
@@ -45,7 +48,7 @@ class Sketch:
 
 
 class Cut(NamedTuple):
-    """The eigendirections of a site that are looked at: H = scale * (qs^T G qa)."""
+    """The eigendirections of a site that a sketch uses: H = scale * (qs^T G qa)."""
 
     qa: Float[np.ndarray, "i ri"]
     qs: Float[np.ndarray, "o ro"]
@@ -56,7 +59,7 @@ class Cut(NamedTuple):
         ro, ri = self.scale.shape
         return ro, ri
 
-    def ready(self) -> tuple[jax.Array, ...]:
+    def on_device(self) -> tuple[jax.Array, ...]:
         return tuple(jnp.asarray(x, jnp.float32) for x in self)
 
 
@@ -65,14 +68,14 @@ Numbers = Callable[[jax.Array, jax.Array], Float[Array, "b k"]]
 
 @runtime_checkable
 class SiteSketch(Protocol):
-    """One site's part of a sketch. width: numbers an example. rows, asked: functions of a batch's a [b s i] and
-    g [b s o] that give what is kept of an example and what a query needs. scores: inner products of the two."""
+    """One site's part of a sketch. width: numbers per example. rows, for_queries: functions of a batch's a [b s i] and
+    g [b s o] that return an example's sketch and what a query needs. scores: inner products of the two."""
 
     @property
     def width(self) -> int: ...
     def rows(self) -> Numbers: ...
-    def asked(self) -> Numbers: ...
-    def scores(self, asked: Float[np.ndarray, "q k"], rows: Float[np.ndarray, "n w"]) -> Float[np.ndarray, "q n"]: ...
+    def for_queries(self) -> Numbers: ...
+    def scores(self, queries: Float[np.ndarray, "q k"], rows: Float[np.ndarray, "n w"]) -> Float[np.ndarray, "q n"]: ...
 
 
 @dataclass(frozen=True)
@@ -87,34 +90,34 @@ class Ranked:
         return self.count * sum(self.cut.shape)
 
     def rows(self) -> Numbers:
-        return partial(_pairs, *self.cut.ready(), count=self.count)
+        return partial(kernels.whitened_pairs, *self.cut.on_device(), count=self.count)
 
-    def asked(self) -> Numbers:
-        return partial(_whole, *self.cut.ready())
+    def for_queries(self) -> Numbers:
+        return partial(kernels.whitened, *self.cut.on_device())
 
-    def scores(self, asked: Float[np.ndarray, "q k"], rows: Float[np.ndarray, "n w"]) -> Float[np.ndarray, "q n"]:
+    def scores(self, queries: Float[np.ndarray, "q k"], rows: Float[np.ndarray, "n w"]) -> Float[np.ndarray, "q n"]:
         ro, ri = self.cut.shape
         left = rows[:, : ro * self.count].reshape(-1, ro, self.count)
         right = rows[:, ro * self.count :].reshape(-1, self.count, ri)
-        out = np.empty((len(asked), len(rows)), np.float32)
+        out = np.empty((len(queries), len(rows)), np.float32)
         tile = max(1, REBUILT_BYTES // (4 * ro * ri))
         for start in range(0, len(rows), tile):
             part = slice(start, start + tile)
-            out[:, part] = asked @ (left[part] @ right[part]).reshape(-1, ro * ri).T
+            out[:, part] = queries @ (left[part] @ right[part]).reshape(-1, ro * ri).T
         return out
 
 
 class _Fixed(ABC):
-    """The same numbers of an example and of a query."""
+    """The same numbers for an example and for a query."""
 
     @abstractmethod
     def rows(self) -> Numbers: ...
 
-    def asked(self) -> Numbers:
+    def for_queries(self) -> Numbers:
         return self.rows()
 
-    def scores(self, asked: Float[np.ndarray, "q k"], rows: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "q n"]:
-        return asked @ rows.T
+    def scores(self, queries: Float[np.ndarray, "q k"], rows: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "q n"]:
+        return queries @ rows.T
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class Coordinates(_Fixed):
         return len(self.place)
 
     def rows(self) -> Numbers:
-        return partial(_gathered, *self.cut.ready(), jnp.asarray(self.place, jnp.int32))
+        return partial(kernels.whitened_coordinates, *self.cut.on_device(), jnp.asarray(self.place, jnp.int32))
 
 
 @dataclass(frozen=True)
@@ -145,11 +148,12 @@ class Projected(_Fixed):
         return self.left.shape[1] * self.right.shape[1]
 
     def rows(self) -> Numbers:
-        return partial(_projected, *self.cut.ready(), *(jnp.asarray(x, jnp.float32) for x in (self.left, self.right)))
+        sides = (jnp.asarray(x, jnp.float32) for x in (self.left, self.right))
+        return partial(kernels.whitened_projection, *self.cut.on_device(), *sides)
 
 
-def plan_sketch(factors: Factors, sketch: Sketch) -> dict[str, SiteSketch]:
-    """The sketch of every site that has a part in it. Raises UsageError for a width with too few numbers a site,
+def plan_sketch(factors: Curvature, sketch: Sketch) -> dict[str, SiteSketch]:
+    """The sketch of every site that has a part in it. Raises UsageError for a width with too few numbers per site,
     DataError for factors without any curvature."""
     kinds = {"rank": _ranked, "largest": _largest, "random": _random}
     least = 2 if sketch.kind == "rank" else 1
@@ -157,39 +161,39 @@ def plan_sketch(factors: Factors, sketch: Sketch) -> dict[str, SiteSketch]:
         raise UsageError(
             f"A width of {sketch.width} for {len(factors.sites)} sites.",
             f"Keep at least {least * len(factors.sites)}: "
-            + ("a row and a column a site." if least == 2 else "one number a site."),
+            + ("a row and a column per site." if least == 2 else "one number per site."),
         )
     if not any(factors.per_site[site.name].eigenvalues.any() for site in factors.sites):
-        raise DataError("These factors have no curvature in any direction.", "Fit on data that moves the model.")
+        raise DataError("These factors have no curvature in any direction.", "Fit on data with gradients.")
     return kinds[sketch.kind](factors, sketch)
 
 
-def _ranked(factors: Factors, sketch: Sketch) -> dict[str, SiteSketch]:
-    """The width in equal parts, a site's part as pairs of fewer or more rows and columns: both their number and that
-    of the pairs grow with the part's root. A site no larger than its part is kept whole."""
+def _ranked(factors: Curvature, sketch: Sketch) -> dict[str, SiteSketch]:
+    """The width in equal parts, one per site. The number of pairs and the number of rows and columns both grow with the
+    root of the part. A site that is no larger than its part is kept whole."""
     part, plans = sketch.width // len(factors.sites), dict[str, SiteSketch]()
     for site in factors.sites:
         o, i = site.shape
         if part >= o * i:
             plans[site.name] = Coordinates(_cut(factors, site.name), np.arange(o * i))
             continue
-        count = max(1, round(np.sqrt(part / (2 * SIDES_A_PAIR))), part // (o + i))
+        count = max(1, round(np.sqrt(part / (2 * SIDES_PER_PAIR))), part // (o + i))
         plans[site.name] = Ranked(_cut(factors, site.name, *_sides(_shares(factors, site.name), part // count)), count)
     return plans
 
 
 def _sides(share: Float[np.ndarray, "o i"], total: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows and columns, `total` in all, whose product holds most of the share."""
+    """The rows and columns, `total` in all, whose block has most of the share."""
     o, i = share.shape
     total = min(total, o + i)
     rows, columns = np.argsort(-share.sum(1), kind="stable"), np.argsort(-share.sum(0), kind="stable")
-    held = share[np.ix_(rows, columns)].cumsum(0).cumsum(1)
+    covered = share[np.ix_(rows, columns)].cumsum(0).cumsum(1)
     counts = np.arange(max(1, total - i), min(o, total - 1) + 1)
-    best = int(counts[np.argmax(held[counts - 1, total - counts - 1])])
+    best = int(counts[np.argmax(covered[counts - 1, total - counts - 1])])
     return np.sort(rows[:best]), np.sort(columns[: total - best])
 
 
-def _random(factors: Factors, sketch: Sketch) -> dict[str, SiteSketch]:
+def _random(factors: Curvature, sketch: Sketch) -> dict[str, SiteSketch]:
     rng, plans = np.random.default_rng(sketch.seed), dict[str, SiteSketch]()
     side = max(1, int(np.sqrt(sketch.width / len(factors.sites))))
     for site in factors.sites:
@@ -198,7 +202,7 @@ def _random(factors: Factors, sketch: Sketch) -> dict[str, SiteSketch]:
     return plans
 
 
-def _largest(factors: Factors, sketch: Sketch) -> dict[str, SiteSketch]:
+def _largest(factors: Curvature, sketch: Sketch) -> dict[str, SiteSketch]:
     shares = {s.name: _shares(factors, s.name) for s in factors.sites}
     everything = np.concatenate([share.ravel() for share in shares.values()])
     chosen = np.zeros(everything.size, bool)
@@ -215,57 +219,14 @@ def _largest(factors: Factors, sketch: Sketch) -> dict[str, SiteSketch]:
     return plans
 
 
-def _shares(factors: Factors, site: str) -> Float[np.ndarray, "o i"]:
+def _shares(factors: Curvature, site: str) -> Float[np.ndarray, "o i"]:
     """lambda / (lambda + damping): the mean square of every whitened coordinate."""
     return factors.per_site[site].eigenvalues * factors.inverse(site)
 
 
-def _cut(factors: Factors, site: str, rows: Any = slice(None), columns: Any = slice(None)) -> Cut:
+def _cut(factors: Curvature, site: str, rows: Any = slice(None), columns: Any = slice(None)) -> Cut:
     state = factors.per_site[site]
     o, i = state.eigenvalues.shape
     qa = np.eye(i) if state.qa is None else state.qa
     qs = np.eye(o) if state.qs is None else state.qs
     return Cut(qa[:, columns], qs[:, rows], np.sqrt(factors.inverse(site))[rows][:, columns])
-
-
-def _each_whitened(
-    finish: Callable[[jax.Array], jax.Array], qa: Any, qs: Any, scale: Any, a: Any, g: Any
-) -> Float[Array, "b k"]:
-    """What `finish` makes of every example's H, rotated in the cheaper order."""
-    (i, ri), (o, ro), s = qa.shape, qs.shape, a.shape[1]
-    positions_first = s * (i * ri + o * ro + ro * ri) < o * i * (s + ri) + o * ri * ro
-    if positions_first:
-        a, g = a @ qa, g @ qs
-
-    def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        formed = pair[1].T @ pair[0]
-        return finish(scale * (formed if positions_first else qs.T @ (formed @ qa)))
-
-    return jax.lax.map(one, (a, g), batch_size=None if jax.default_backend() == "cpu" else TOGETHER)
-
-
-@jax.jit
-def _whole(qa: Any, qs: Any, scale: Any, a: Any, g: Any) -> Float[Array, "b k"]:
-    return _each_whitened(jnp.ravel, qa, qs, scale, a, g)
-
-
-@partial(jax.jit, static_argnames="count")
-def _pairs(qa: Any, qs: Any, scale: Any, a: Any, g: Any, count: int) -> Float[Array, "b k"]:
-    """Left vectors, then right ones, each scaled by the root of its singular value."""
-
-    def finish(h: Float[Array, "o i"]) -> Float[Array, " k"]:
-        left, right = leading_pairs(h, count)
-        root = jnp.sqrt(jnp.linalg.norm(right, axis=0))
-        return jnp.concatenate([(left * root).ravel(), (right / jnp.where(root > 0, root, 1.0)).T.ravel()])
-
-    return _each_whitened(finish, qa, qs, scale, a, g)
-
-
-@jax.jit
-def _gathered(qa: Any, qs: Any, scale: Any, place: Any, a: Any, g: Any) -> Float[Array, "b k"]:
-    return _each_whitened(lambda h: h.ravel()[place], qa, qs, scale, a, g)
-
-
-@jax.jit
-def _projected(qa: Any, qs: Any, scale: Any, left: Any, right: Any, a: Any, g: Any) -> Float[Array, "b k"]:
-    return _each_whitened(lambda h: (left.T @ h @ right).ravel(), qa, qs, scale, a, g)

@@ -1,14 +1,14 @@
 """Influence through atoms: which features of a training example carried its influence.
 
-Where a dictionary writes the input of a site as a[s] = sum over k of c[s k] d_k + e[s] (+ the dictionary's centre, and
+If a dictionary writes the input of a site as a[s] = sum over k of c[s k] d_k + e[s] (+ the dictionary's centre, and
 the 1 of the bias), the example's gradient sum over s of g[s] a[s]^T is a sum of the same parts, and the influence,
 which is linear in it, splits exactly:
 
     influence[q, n] at the site = sum over atoms k of -(1/N) sum over s of c[s k] g[s]^T P_q d_k
                                   + the residual's part + the constant's part.
 
-The split holds for any code; a dictionary that explains little leaves most to the residual. A dictionary is anything
-with unit rows `atoms` [a d] and `encode(x [b d])` that returns `indices` and `values` [b k]; it is never imported here.
+The split is exact for any code; if the dictionary explains little, most is in the residual. A dictionary is anything
+with unit rows `atoms` [a d] and `encode(x [b d])` that returns `indices` and `values` [b k].
 """
 
 from dataclasses import replace
@@ -24,7 +24,6 @@ from whence.cache.model.batches import CapturedBatch
 from .. import kernels
 from ..curvature import Curvature
 from .queries import exact_queries
-from .scores import labelled
 
 if TYPE_CHECKING:
     import xarray
@@ -34,7 +33,7 @@ RESIDUAL, CONSTANT = -1, -2  # on the atom axis: what no atom explains; the bias
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What is asked of a dictionary. It may also have `centre` [d], taken off before encoding, and `origin.site`, the
+    """A dictionary. It may also have `centre` [d], taken off before encoding, and `origin.site`, the
     hook point that it was built at."""
 
     @property
@@ -50,15 +49,17 @@ def through_atoms(
     dictionary: Encoder,
     site: str | None = None,
 ) -> "xarray.DataArray":
-    """Influence at one site by atom of the training examples' inputs: [query, train, atom], in nats.
+    """Influence at one site by atom of the training examples' inputs, [query, train, atom], in nats: what
+    Factors.score(through=...) returns.
 
-    The atom axis holds the atoms that these examples use, by number, then RESIDUAL (-1) and CONSTANT (-2); its sum is
-    the influence at the site, what `score(..., per_site=True)` has for it. site: by default the one whose input the
-    dictionary was built at (its hook point is `<site>.hook_in`). Meant for the examples one reads: memory grows with
-    queries times atoms of the dictionary times examples in a batch.
+    Memory grows with queries times atoms of the dictionary times examples in a batch.
 
-    Raises UsageError where the site is not among the factors' or cannot be told; ModelError where its inputs are not as
-    wide as the atoms; otherwise as `score`.
+    Args:
+        dictionary: of inputs of the site.
+        site: by default the one whose input the dictionary was built at (its hook point is `<site>.hook_in`).
+
+    Raises UsageError if the factors do not have the site or if the dictionary does not name one; ModelError if the
+    site's inputs are not as wide as the atoms.
     """
     factors.check_model()
     name = chosen_site(factors, dictionary, site)
@@ -75,20 +76,20 @@ def through_atoms(
     size = factors.train_size
     used = np.flatnonzero(found[..., : len(atoms)].any((0, 1)))
     numbers = np.concatenate([used, [RESIDUAL, CONSTANT]])
-    array = labelled(-found[..., numbers].astype(prepared.dtype) / size, queries, train, factors, last="atom")
+    array = factors.labelled(-found[..., numbers].astype(prepared.dtype) / size, queries, train, last="atom")
     return array.assign_coords(atom=numbers).assign_attrs(site=name)
 
 
 def chosen_site(factors: Curvature, dictionary: Any, site: str | None) -> str:
-    """The site that is meant. Raises UsageError where there is none."""
+    """The site whose input the dictionary decomposes. Raises UsageError if it is unknown."""
     origin = getattr(getattr(dictionary, "origin", None), "site", "")
     name = site or origin.removesuffix(".hook_in")
     if name in factors.sites.names:
         return name
     if site is None:
         raise UsageError(
-            f"The dictionary was built at {origin or 'an unknown hook point'}, which is no site's input by its name.",
-            f"Say which site's input it is (site=...), one of {', '.join(factors.sites.names)}.",
+            f"The dictionary was built at {origin or 'an unknown hook point'}, not the input of a fitted site.",
+            f"Name the site whose input it decomposes (site=...), one of {', '.join(factors.sites.names)}.",
         )
     raise UsageError(
         f"The factors have no site {site!r}.", f"Use one of {', '.join(factors.sites.names)}, or fit it as well."
@@ -96,7 +97,7 @@ def chosen_site(factors: Curvature, dictionary: Any, site: str | None) -> str:
 
 
 def check_width(inputs: int, width: int, name: str) -> bool:
-    """Whether the inputs have a 1 for the bias. Raises ModelError where they are not as wide as the atoms."""
+    """Whether the inputs have a 1 for the bias. Raises ModelError if they are not as wide as the atoms."""
     if inputs - width not in (0, 1):
         raise ModelError(
             f"Inputs of {name} are {inputs} wide (the bias's 1 counted), the atoms {width}.",
@@ -116,7 +117,8 @@ class Parts(NamedTuple):
 
 
 def decomposed(batch: CapturedBatch, site: str, dictionary: Encoder, bias: bool) -> Parts:
-    """The inputs of one batch, encoded where the loss has a gradient; elsewhere they carry nothing."""
+    """The inputs of one batch as parts. Only positions at which the loss has a gradient are encoded: the others have no
+    influence."""
     a, g = np.asarray(batch.inputs[site]), np.asarray(batch.grads[site])
     x = a[..., :-1] if bias else a
     live = (g != 0).any(-1)

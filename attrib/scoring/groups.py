@@ -1,8 +1,8 @@
 """Groups: influence of groups of training examples on groups of queries.
 
-Influence is linear on both sides, so a group's is the sum of its members'. On the training side the group's gradient
-is summed first, in one matrix product over positions, and multiplied with the queries once: the cost does not grow
-with queries times examples, and nothing of size [query, example] is stored.
+Influence is linear on both sides, so a group's influence is the sum of its members'. On the training side the group's
+gradient is summed first, in one matrix product over positions, and multiplied with the queries once. The cost does not
+grow with queries times examples, and nothing of size [query, example] is stored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,17 +34,7 @@ def group_scores(
     query_groups: Groups | None = None,
     train_groups: Groups | None = None,
 ) -> "xarray.DataArray":
-    """Influence of groups of training examples on groups of queries, in nats: sums over the members.
-
-    query_groups, train_groups: name -> boolean mask or ids of its members; a side without groups is one group "all".
-    Groups may overlap. With a store that holds the training gradients, the model is run for the queries only.
-
-    Raises DataError for a mask that does not match the data, an unknown id or an empty group; otherwise as `score`.
-
-    >>> halves = {"first": train.ids[:6], "second": train.ids[6:]}
-    >>> factors.group_scores(queries, train_groups=halves).shape
-    (1, 2)
-    """
+    """See Factors.group_scores. If the store has the training gradients, the model is run for the queries only."""
     import xarray
 
     factors.check_model()
@@ -70,7 +60,7 @@ def group_scores(
         dims=("query", "train"),
         coords={"query": list(query_members), "train": list(train_members)},
         name="influence",
-        attrs={"units": "nats", "meaning": "sum over the groups' members", "method": factors.method},
+        attrs={"units": factors.score_units, "meaning": "sum over the groups' members", "method": factors.method},
     )
 
 
@@ -87,20 +77,21 @@ def members(examples: Examples, groups: Groups, what: str) -> dict[str, Bool[np.
             if array.shape != (len(examples),):
                 raise DataError(
                     f"The mask of group {name!r} has shape {array.shape}; there are {len(examples)} {what}.",
-                    "Make the mask over the same examples, in the same order, or give the members' ids.",
+                    "Build the mask over the same examples, in the same order, or give the members' ids.",
                 )
             mask = array
         else:
             mask = np.zeros(len(examples), bool)
             mask[examples.rows_of(array)] = True
         if not mask.any():
-            raise DataError(f"Group {name!r} has no {what} in it.", "Leave it out, or look at how it was chosen.")
+            raise DataError(f"Group {name!r} has no {what} in it.", "Leave the group out, or check how it was chosen.")
         found[str(name)] = mask
     return found
 
 
 def groups_by(examples: Examples, about: str) -> dict[str, Bool[np.ndarray, " n"]]:
-    """Groups by what is known about the examples: one for each value of `about` (title, topic, ...).
+    """Groups by a column of `examples.about` (title, topic, ...), one for each of its values: name -> mask. Raises
+    DataError for an unknown column.
 
     >>> texts = Examples.of({"input_ids": [[1], [2], [3]]}, about={"topic": ["cats", "dogs", "cats"]})
     >>> groups_by(texts, "topic")["cats"].tolist()
@@ -108,8 +99,8 @@ def groups_by(examples: Examples, about: str) -> dict[str, Bool[np.ndarray, " n"
     """
     if about not in examples.about:
         raise DataError(
-            f"Nothing called {about!r} is known about these examples.",
-            f"Known: {', '.join(examples.about) or 'nothing'}.",
+            f"These examples have no {about!r} in `about`.",
+            f"They have: {', '.join(examples.about) or 'nothing'}.",
         )
     values: Sequence[Any] = [str(v) for v in examples.about[about]]
     return {value: np.array([v == value for v in values]) for value in dict.fromkeys(values)}

@@ -1,8 +1,8 @@
 """Influence of every attention head: rows of the query, key and value maps, columns of the output map.
 
 A score is a sum over the entries of the gradient, so a head's share is the sum over its own rows (of a map that
-writes heads) or columns (of one that reads them); a map's heads, with its bias where the heads do not share it out,
-add up to the map. Fused maps (query, key and value in one) are cut into the three first.
+writes heads) or columns (of one that reads them). The shares of a map's heads add up to the map's, except for the bias
+of an output map, which belongs to no head. Fused maps (query, key and value in one) are split into the three first.
 """
 
 import re
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 from whence.cache import Examples, ModelError, Site, Sites
@@ -17,10 +18,8 @@ from whence.cache.model.batches import BatchSource, CapturedBatch
 
 from .. import kernels
 from ..curvature import Curvature
-from .contraction import group_size
 from .queries import exact_queries
 from .rows import Values, over_rows, row_inputs
-from .scores import labelled
 
 if TYPE_CHECKING:
     import xarray
@@ -54,8 +53,12 @@ class Head:
 def find_heads(sites: Sites, heads: int, key_value_heads: int | None = None, width: int | None = None) -> list[Head]:
     """The heads of every attention map among the sites, by the maps' usual names (TransformerLens, Hugging Face).
 
-    heads: query heads of a layer; key_value_heads: of keys and values, where fewer. width: of one head, where it is
-    not the map's width over its heads. Raises ModelError where there is no attention map, or its width does not divide.
+    Args:
+        heads: query heads of a layer.
+        key_value_heads: heads of keys and values, if fewer.
+        width: of one head, if it is not the map's width over its heads.
+
+    Raises ModelError if there is no attention map, or if its width does not divide into the heads.
     """
     found: list[Head] = []
     for site in sites:
@@ -67,7 +70,7 @@ def find_heads(sites: Sites, heads: int, key_value_heads: int | None = None, wid
     if not found:
         raise ModelError(
             "None of these sites is an attention map with a known name.",
-            "Fit on attention sites (named q, k, v, o, qkv, c_attn, q_proj, ...), or make the Head list yourself.",
+            "Fit on attention sites (named q, k, v, o, qkv, c_attn, q_proj, ...), or write the list of Head yourself.",
         )
     return found
 
@@ -85,7 +88,7 @@ def _cut(site: Site, parts: Sequence[str], heads: int, key_value: int, width: in
 
 
 def _read_width(site: Site, heads: int, width: int | None) -> int:
-    """Columns without the bias's."""
+    """Input columns that belong to heads: all but the bias's."""
     if width is not None:
         return width * heads
     bias = any(attribute == "bias" for attribute, _ in site.parameters)
@@ -102,7 +105,7 @@ def _slices(site: Site, part: str, axis: Literal["out", "in"], start: int, width
 def _uneven(site: Site, width: int, heads: int) -> ModelError:
     return ModelError(
         f"{site.name} is {width} wide, which does not divide into {heads} heads.",
-        "Give the model's number of heads, of key and value heads, and the width of one where it differs.",
+        "Give the model's number of heads, of key and value heads, and the width of one head if it differs.",
     )
 
 
@@ -112,7 +115,7 @@ def head_scores(
     train: Examples,
     heads: Sequence[Head],
 ) -> "xarray.DataArray":
-    """Influence by head, [query, train, head], in nats, heads named site/part and number. Raises as `score`."""
+    """Influence by head, [query, train, head], in nats, heads named site/part and number. See Factors.head_scores."""
     factors.check_model()
     unknown = sorted({head.site for head in heads} - set(factors.sites.names))
     if unknown:
@@ -122,12 +125,14 @@ def head_scores(
     work = _ByHead(factors, queries, tuple(heads))
     values = over_rows(factors, train, inputs, (len(queries), len(heads)), work, "heads")
     size = np.float32(factors.train_size)
-    array = labelled(values.transpose(1, 0, 2) / size, queries, train, factors, last="head")
+    array = factors.labelled(values.transpose(1, 0, 2) / size, queries, train, last="head")
     return array.assign_coords(head=[head.name for head in heads])
 
 
 @dataclass(frozen=True)
 class _ByHead:
+    """Scores of a batch's examples by head, times -N, [b q h]."""
+
     factors: Curvature
     queries: Examples
     heads: tuple[Head, ...]
@@ -141,10 +146,8 @@ class _ByHead:
             for head, mine in zip(self.heads, parts_of_queries):
                 a, g = batch.inputs[head.site], batch.grads[head.site]
                 a, g = (a, _part(g, head, 2)) if head.axis == "out" else (_part(a, head, 2), g)
-                parts.append(
-                    np.asarray(kernels.pair_products(mine, a, g, group=group_size(a, g, len(mine))), np.float32)
-                )
-            return -np.stack(parts, -1).swapaxes(0, 1)[: len(batch.rows)]
+                parts.append(kernels.pair_products(mine, a, g))
+            return -np.asarray(jnp.stack(parts, -1), np.float32).swapaxes(0, 1)[: len(batch.rows)]
 
         return values
 

@@ -1,6 +1,6 @@
-"""Precision of products by choice.
+"""Precision of matrix products.
 
-float32: whole products (on a GPU too, where JAX by itself rounds inputs to TF32). tf32: inputs rounded to 10 bits on
+float32: full products (on a GPU too, where JAX by itself rounds inputs to TF32). tf32: inputs rounded to 10 bits on
 GPUs that have it; elsewhere the same as float32. bfloat16: inputs rounded to 8 bits, sums in float32; half the memory
 for queries. Eigenvalues, sums over examples and inverses are never narrower than float32.
 """
@@ -17,15 +17,15 @@ _PRODUCTS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default
 
 
 def products_in(precision: Precision) -> AbstractContextManager[object]:
-    """Within it, products of float32 arrays are as precise as asked."""
+    """A context in which products of float32 arrays have this precision."""
     return jax.default_matmul_precision(_PRODUCTS[precision])
 
 
 def narrowed(array: jax.Array, precision: Precision) -> jax.Array:
-    """The array as the products take it."""
+    """The array in the type that products take."""
     return array.astype(jnp.bfloat16) if precision == "bfloat16" else array
 
 
 def itemsize(precision: Precision) -> int:
-    """Bytes of a number that products take in this precision."""
+    """Bytes of a number in that type."""
     return 2 if precision == "bfloat16" else 4

@@ -1,4 +1,4 @@
-"""Prepared queries: (G + damping)^-1 grad f of each, whole or at low rank, in the form that costs least."""
+"""Prepared queries: (G + damping)^-1 grad f of each, whole or at low rank, in the cheapest form, on the device."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, Int64
 from whence.cache import DataError, Examples, NumericalError, ResourceError, UsageError, say
 from whence.cache.model.batches import BATCH_POSITIONS, CapturedBatch
 
+from .. import kernels
 from ..curvature import Curvature
 from . import contraction
-from .contraction import Form, Held
+from .contraction import Form
 from .lowrank import LowRank, truncated
 from .precision import Precision, itemsize, narrowed
 
@@ -24,23 +25,21 @@ Rank = int | None | Literal["auto"]
 
 @dataclass(frozen=True)
 class PreparedQueries:
-    """values: site -> queries as its form wants them. count: how many. rank: None where they are exact."""
+    """values: site -> the queries, as its form needs them. forms: site -> how its products are computed."""
 
-    values: Mapping[str, Held]
+    values: Mapping[str, LowRank | Float[Array, "q o i"]]
     forms: Mapping[str, Form]
-    count: int
-    rank: int | None
     precision: Precision
 
-    def products(self, batch: CapturedBatch, site: str) -> jax.Array:
-        """<P_q, G_b> at one site, [q full]."""
+    def products(self, batch: CapturedBatch, site: str) -> Float[Array, "q b"]:
+        """<P_q, G_b> of every query and example at one site; the batch's rows of zeros give zeros."""
         a, g = (narrowed(x[site], self.precision) for x in (batch.inputs, batch.grads))
-        return contraction.products(self.values[site], a, g, self.forms[site])
-
-    def total(self, batch: CapturedBatch) -> Float[np.ndarray, "q b"]:
-        """<P_q, G_b> over all sites, for the batch's real examples."""
-        parts = [self.products(batch, site) for site in self.values]
-        return np.asarray(sum(parts[1:], parts[0]), np.float32)[:, : len(batch.rows)]
+        own = self.values[site]
+        if not isinstance(own, LowRank):
+            return kernels.pair_products(own, a, g)
+        if self.forms[site] == "positions":
+            return kernels.rank_products(own.left, own.right, a, g)
+        return kernels.rebuilt_products(own.left, own.right, a, g)
 
 
 def resolved_rank(factors: Curvature, queries: int, rank: Rank, precision: Precision) -> int | None:
@@ -49,10 +48,11 @@ def resolved_rank(factors: Curvature, queries: int, rank: Rank, precision: Preci
         needed = queries * gradient_bytes(factors, itemsize(precision))
         if needed <= factors.trained.memory_limit() // 2:
             return None
-        say(f"{queries} exact queries take {needed / 1e9:.1f} GB, over half the limit: they are kept at rank {RANK}")
+        if not factors.trained.quiet:
+            say(f"{queries} exact queries take {needed / 1e9:.1f} GB, over half the limit: rank {RANK} is used")
         return RANK
     if isinstance(rank, int) and rank < 1:
-        raise UsageError(f"A rank of {rank}.", "Give a rank of at least 1, None for exact queries, or 'auto'.")
+        raise UsageError(f"rank = {rank}.", "Give a rank of at least 1, None for exact queries, or 'auto'.")
     return rank
 
 
@@ -71,29 +71,34 @@ def prepare_queries(
 ) -> PreparedQueries:
     """Queries ready for the batches of training examples of these lengths.
 
+    Args:
+        rank: of the queries; None keeps them exact.
+        precision: of the products with the training examples' gradients.
+
     Raises DataError for a query whose gradient is zero, ResourceError if they do not fit the memory limit.
     """
     width = int(lengths.max())
     batch = max(1, (factors.trained.positions or BATCH_POSITIONS) // width)
     limit = factors.trained.memory_limit() // 2
     chosen = contraction.choose(factors.sites, len(queries), width, batch, rank, limit, itemsize(precision))
-    check_fits(len(queries), rank, contraction.total_bytes(chosen), limit)
+    check_fits(len(queries), rank, sum(work.nbytes for work in chosen.values()), limit)
     reduced = {site.name: contraction.worth_it(rank, *site.shape) for site in factors.sites}
 
     def keep(name: str, value: jax.Array) -> tuple[jax.Array, ...]:
         if not reduced[name]:
             return (narrowed(value, precision),)
-        low = truncated(factors, name, value, rank or RANK)
+        low = truncated(value, factors.per_site[name], rank or RANK)
         if chosen[name].form == "tiles":
             return (narrowed(low.dense(), precision),)
         return tuple(narrowed(part, precision) for part in low)
 
     parts = gather(factors, queries, keep)
     values = {name: LowRank(*arrays) if len(arrays) == 2 else arrays[0] for name, arrays in parts.items()}
-    return PreparedQueries(values, {n: work.form for n, work in chosen.items()}, len(queries), rank, precision)
+    return PreparedQueries(values, {name: work.form for name, work in chosen.items()}, precision)
 
 
 def check_fits(queries: int, rank: int | None, needed: int, limit: int) -> None:
+    """Raise ResourceError, with what would fit, if the queries' gradients need more bytes than the limit."""
     if needed <= limit:
         return
     per_query = needed / queries
@@ -125,7 +130,7 @@ def gather(
         order.append(batch.rows)
         for name, value in factors.inverse_gradients(batch.inputs, batch.grads).items():
             kept.setdefault(name, []).append(tuple(part[:count] for part in keep(name, value)))
-            sizes.setdefault(name, []).append(_absolute_sums(value)[:count])
+            sizes.setdefault(name, []).append(kernels.absolute_sums(value)[:count])
     back = np.argsort(np.concatenate(order))
     total = sum(np.asarray(jnp.concatenate(each), np.float32) for each in sizes.values())
     check_gradients(queries, np.asarray(total)[back])
@@ -136,13 +141,8 @@ def gather(
     return out
 
 
-@jax.jit
-def _absolute_sums(value: Float[Array, "b o i"]) -> Float[Array, " b"]:
-    return jnp.abs(value).sum((1, 2))
-
-
 def query_batches(factors: Curvature, queries: Examples) -> Iterator[CapturedBatch]:
-    """Batches of the queries' measurement, each of as many queries as an eighth of the memory limit has room for."""
+    """Batches of the queries' measurement, each of as many queries as fit an eighth of the memory limit."""
     width = int(queries.lengths.max())
     at_once = max(1, factors.trained.memory_limit() // 8 // gradient_bytes(factors))
     run = factors.trained.run("measurement", factors.sites, queries)
@@ -151,7 +151,7 @@ def query_batches(factors: Curvature, queries: Examples) -> Iterator[CapturedBat
 
 
 def check_gradients(queries: Examples, sizes: Float[np.ndarray, " q"]) -> None:
-    """Raise DataError where a query's gradient is zero, NumericalError where it is not finite."""
+    """Raise DataError if a query's gradient is zero, NumericalError if it is not finite."""
     silent = np.flatnonzero(sizes == 0)
     if len(silent):
         raise DataError(

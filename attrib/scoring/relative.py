@@ -1,9 +1,9 @@
 """Relative influence: scores divided by how far the training example alone moves the model, so that a few examples
 with large gradients do not lead every list (Barshan, Brunet and Dziugaite 2020, RelatIF).
 
-"loss" (l-RelatIF): divided by sqrt(grad L^T (G + damping)^-1 grad L), the root of the example's self-influence (times
-N): the most influential example among those that change the model's predictions equally. "parameters" (theta-RelatIF):
-divided by |(G + damping)^-1 grad L|, the length of the step the example makes.
+"loss" (l-RelatIF): divided by sqrt(grad L^T (G + damping)^-1 grad L), the root of N times the example's self-influence.
+It compares examples that change the model's predictions equally.
+"parameters" (theta-RelatIF): divided by |(G + damping)^-1 grad L|, the length of the step that the example causes.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -27,8 +27,7 @@ def relative(
     train: Examples,
     per: Per = "loss",
 ) -> "xarray.DataArray":
-    """Influence scores [query, train, ...] as relative influence, in nats a unit of the norm. An example without any
-    gradient has relative influence 0. Raises DataError where the scores are of other examples; as `score` otherwise."""
+    """See Factors.relative: scores in nats per unit of the norm; an example with a zero gradient gets 0."""
     if list(scores["train"].values) != list(train.ids):
         raise DataError(
             f"These scores are of {scores.sizes['train']} training examples, not of these {len(train)} in this order.",

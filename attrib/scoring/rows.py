@@ -25,8 +25,11 @@ Prepare = Callable[[BatchSource], Values]
 
 @dataclass(frozen=True)
 class RowWork:
-    """Values of one shard of training examples. `prepare` is called once per process: a worker that is sent many shards
-    prepares once."""
+    """Values of one shard of training examples, float32.
+
+    shape: of one example's values. prepare: takes the batches' source and returns a function of one batch; it is called
+    once per process, so a worker prepares once for all its shards. desc: for the progress bar.
+    """
 
     factors: Curvature
     train: Examples
@@ -47,7 +50,7 @@ class RowWork:
         rows = np.arange(shard.start, shard.stop)
         out = np.empty((len(rows), *self.shape), np.float32)
         for batch in source.batches(rows, desc=self.desc):
-            with products_in("float32"):  # unless the work sets less
+            with products_in("float32"):  # unless the values set less
                 values = values_of(batch)
             check_rows(values, self.train.ids[batch.rows])
             out[batch.rows - rows[0]] = values
@@ -57,14 +60,14 @@ class RowWork:
 def over_rows(
     factors: Curvature, train: Examples, inputs: Mapping[str, Any], shape: tuple[int, ...], prepare: Prepare, desc: str
 ) -> np.ndarray:
-    """Float32 values [n, *shape] of every training example: read from the store, resumed, or computed on the trained
-    model's cluster. `prepare` is called only if there is something to compute."""
+    """Values [n, *shape] of every training example: read from the store, resumed, or computed on the trained model's
+    cluster. Arguments as in `RowWork`; `prepare` is called only if there is something to compute."""
     store, trained = factors.trained.store, factors.trained
+    if store is not None and store.has("scores", inputs):
+        return store.open("scores", inputs).read("values")
     work = RowWork(factors, train, shape, prepare, desc)
     if store is None:
         return work(Shard(0, 0, len(train)))["values"]
-    if store.has("scores", inputs):
-        return store.open("scores", inputs).read("values")
     entry = run_job(
         store, "scores", inputs, {"values": ArraySpec((len(train), *shape), "float32")}, work,
         shard_rows=shard_rows(len(train)), about={"train": train.ids.tolist()}, cluster=trained.cluster,
@@ -93,7 +96,7 @@ def check_rows(values: np.ndarray, ids: np.ndarray) -> None:
 
 
 def shard_rows(count: int) -> int:
-    """Rows per partition: small data too is shared among workers, and no worker gets only a few rows."""
+    """Rows per partition: so few that workers share small data too, and so many that a partition is worth its start."""
     return min(count, max(FEWEST_ROWS, min(SHARD_ROWS, -(-count // SHARDS))))
 
 

@@ -1,11 +1,11 @@
 """Influence on each output token, and of each input token, of a training sequence (Grosse et al. 2023, Appendix B.1).
 
 With v = (1/N) (G + damping)^-1 grad f, the influence of a sequence on the query is v^T grad log p(sequence): the rate
-at which the sequence becomes likelier when the parameters move along v. That rate splits in two ways that a layer's
-own positions do not give:
+at which the sequence becomes likelier when the parameters move along v. Beside the split by the positions of a layer's
+rows, that rate splits in two ways:
 
-- by output token: log p is a sum over the tokens that are predicted, and so is its rate; one pass at theta and one
-  pushed along v (a Jacobian-vector product, or a finite difference) give every token's term at once;
+- by output token: log p is a sum over the tokens that are predicted, and so is its rate; one pass at theta with the
+  tangent v (a Jacobian-vector product), or two passes (a finite difference), give every token's term at once;
 - by input token: the rate's own gradient with respect to each token's embedding, times that embedding; two backward
   passes, at theta + alpha v and theta - alpha v.
 """
@@ -26,7 +26,6 @@ from whence.cache.model.sites import call_with
 from .. import kernels
 from ..curvature import Curvature
 from .queries import exact_queries
-from .scores import labelled
 
 if TYPE_CHECKING:
     import xarray
@@ -36,7 +35,7 @@ POSITIONS = 4096  # positions in a batch
 
 
 def layer_token_scores(factors: Curvature, queries: Examples, train: Examples) -> "xarray.DataArray":
-    """By the positions of the layers' own rows: position t has what the gradient at layer inputs t carried, which is
+    """By the positions of the layers' own rows: position t has the part of the gradient at layer inputs t, which is
     mostly the prediction of token t + 1 (Grosse et al. 2023, Section 5.3). The sum over positions is the influence.
 
     Raises ModelError for sites whose rows are not the sequence's positions.
@@ -60,7 +59,7 @@ def layer_token_scores(factors: Curvature, queries: Examples, train: Examples) -
         for place, row in enumerate(batch.rows):
             length = int(train.lengths[row])
             out[:, row, :length] = values[:, place, :length]
-    return labelled(out, queries, train, factors, last="position")
+    return factors.labelled(out, queries, train, last="position")
 
 
 def directions(factors: Curvature, queries: Examples) -> list[dict[str, Tensor]]:
@@ -79,7 +78,9 @@ def output_token_scores(
 ) -> "xarray.DataArray":
     """By output token: position t has token t's own term; the first is 0. The sum is the influence.
 
-    "jvp" is exact; "difference" needs no forward-mode derivative and only inference memory.
+    Args:
+        how: "jvp" is exact; "difference" needs no forward-mode derivative and only the memory of inference.
+
     Raises DataError for a task without tokens, ModelError if the model has no forward-mode derivative.
     """
     factors.check_model()
@@ -96,7 +97,7 @@ def output_token_scores(
                     length = int(train.lengths[row])
                     out[q, row, :length] = 0.0
                     out[q, row, 1:length] = rates[place, : length - 1]
-    return labelled(out, queries, train, factors, last="position").assign_attrs(position="token")
+    return factors.labelled(out, queries, train, last="position").assign_attrs(position="token")
 
 
 def _rates(
@@ -150,7 +151,10 @@ def input_token_scores(
     """By input token: the gradient of the sequence's influence with respect to each token's embedding, times the
     embedding. A first-order share, so the sum is not the influence.
 
-    embedding: name of the token embedding, found if not given. Raises ModelError if there is none.
+    Args:
+        embedding: name of the token embedding; by default the embedding with the longest table.
+
+    Raises DataError for a task without tokens, ModelError if there is no such embedding.
     """
     factors.check_model()
     trained = factors.trained
@@ -173,7 +177,7 @@ def input_token_scores(
                 for place, row in enumerate(planned.rows):
                     length = int(train.lengths[row])
                     out[q, row, :length] = values[place, :length]
-    return labelled(out, queries, train, factors, last="position").assign_attrs(position="token")
+    return factors.labelled(out, queries, train, last="position").assign_attrs(position="token")
 
 
 def _embedding_gradient(
@@ -204,7 +208,7 @@ def token_embedding(model: nn.Module, name: str | None = None) -> nn.Module:
     if name is not None or not tables:
         raise ModelError(
             "The model has no token embedding" + (f" called {name!r}." if name else "."),
-            f"Its embeddings are {', '.join(tables)}." if tables else "Use output_token_scores.",
+            f"Its embeddings are {', '.join(tables)}." if tables else 'Use by="output".',
         )
     return max(tables.values(), key=lambda m: m.num_embeddings)
 

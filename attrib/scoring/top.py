@@ -17,7 +17,7 @@ from ..fitted import extremes
 from .precision import Precision
 from .queries import Rank, resolved_rank
 from .rows import SHARD_ROWS, RowWork
-from .scores import Pairwise, pair_inputs
+from .scores import Pairwise
 
 if TYPE_CHECKING:
     import xarray
@@ -33,8 +33,8 @@ def top(
         raise UsageError(f"k = {k}.", "Give a k of at least 1.")
     factors.check_model()
     rank = resolved_rank(factors, len(queries), rank, precision)
-    inputs = {**pair_inputs(factors, queries, train, rank, precision), "what": "top", "k": k, "rows": SHARD_ROWS}
-    pairwise = Pairwise(factors, queries, rank, precision, False)
+    pairwise = Pairwise(factors, queries, rank, precision)
+    inputs = {**pairwise.inputs(train), "what": "top", "k": k, "rows": SHARD_ROWS}
     rows = RowWork(factors, train, (len(queries), 1), pairwise, "top scores")
     work = _Extremes(rows, len(queries), min(k, len(train)), SHARD_ROWS)
     merged = _merge(_blocks(work, len(train), inputs, factors.trained), work.k)
@@ -43,7 +43,7 @@ def top(
         {name: merged[name] / size for name in NAMES},
         {name: train.ids[merged[f"{name}_row"]] for name in NAMES},
         queries.ids,
-        {"units": "nats", "method": factors.method, "examples": len(train)},
+        {"units": factors.score_units, "method": factors.method, "examples": len(train)},
     )
 
 
@@ -69,7 +69,7 @@ class _Extremes:
 
 
 def largest(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k largest of each row [q n] in falling order (ties in order of place) and their places; short rows are filled
+    """The k largest of each row [q n] in falling order (ties in order of place) and their places; short rows are padded
     with -inf and place -1."""
     take = min(k, scores.shape[1])
     places = np.argsort(-scores, axis=1, kind="stable")[:, :take]

@@ -1,5 +1,5 @@
 """BIDS: balanced and influential selection (Dai et al. 2025, arXiv 2501.12147). Scores of every query are put on one
-scale, then the example is chosen again and again that adds most where the chosen set is weakest."""
+scale; then, one at a time, the example is chosen that adds most to the task that the chosen ones serve worst."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -25,14 +25,14 @@ def normalised(scores: Float[np.ndarray, "q n"]) -> Float[np.ndarray, "q n"]:
 def bids(scores: "xarray.DataArray", k: int, tasks: Sequence[object] | None = None) -> Int64[np.ndarray, " k"]:
     """Ids of k examples in the order of their choice: next comes the i with the largest
     max over tasks t of (A[t, i] - mean over the chosen of A[t, .]), A the normalised scores, averaged over the queries
-    of a task where `tasks` names each query's. The first has nothing chosen to compare with: its largest A counts.
+    of a task if `tasks` names each query's. The first is the one with the largest A.
 
-    Raises UsageError for a k that is not 1 to n, DataError where tasks and queries differ in number."""
+    Raises UsageError for a k that is not 1 to n, DataError if tasks and queries differ in number."""
     check_k(k, scores.sizes["train"])
     a = normalised(scores.values.astype(np.float64))
     if tasks is not None:
         if len(tasks) != len(a):
-            raise DataError(f"{len(tasks)} tasks for {len(a)} queries.", "Name the task of every query.")
+            raise DataError(f"{len(tasks)} tasks for {len(a)} queries.", "Give one task per query.")
         names = np.asarray(tasks)
         a = np.stack([a[names == name].mean(0) for name in dict.fromkeys(tasks)])
     chosen: list[int] = []

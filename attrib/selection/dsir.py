@@ -13,9 +13,8 @@ PRIME = np.uint64(0x100000001B3)
 
 
 def hashed_ngrams(examples: Examples, buckets: int = BUCKETS) -> sparse.csr_matrix:
-    """Counts [n buckets] of each example's tokens and pairs of neighbouring tokens, hashed.
-
-    Raises DataError where examples are no token sequences."""
+    """Counts [n buckets] of each example's tokens and pairs of neighbouring tokens, hashed. Raises DataError for
+    examples that are not token sequences."""
     if "input_ids" not in examples.columns:
         raise DataError("DSIR counts n-grams of tokens.", "Use it on language data, with a column input_ids.")
     rows, columns = [], []

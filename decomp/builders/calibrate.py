@@ -6,8 +6,7 @@ Each is monotone in the threshold, so it is found by bisection on its logarithm,
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from whence.cache.errors import UsageError
 
 from ..activations import Activations
 from ..dictionary import Dictionary
+from .builder import Builder, Source
 from .itda import ITDA
 
 LOWEST, HIGHEST = 1e-3, 0.95
@@ -23,8 +23,8 @@ LOWEST, HIGHEST = 1e-3, 0.95
 
 @dataclass(frozen=True)
 class Calibration:
-    """builder: the one asked for, its threshold set; trials: (threshold, what it gave) of every build;
-    reached: what the chosen one gave on the pilot."""
+    """builder: as given, with its threshold; trials: (threshold, what it gave) of every build; reached: what the chosen
+    one gave on the pilot."""
 
     builder: ITDA
     trials: tuple[tuple[float, float], ...]
@@ -32,23 +32,33 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Calibrated:
-    """`builder` with the threshold at which about its `size` atoms come from a whole stream: found anew at every build,
-    by `calibrate` on about `rows` activations from all of the stream."""
+class Calibrated(Builder[Dictionary]):
+    """ITDA with the threshold at which about its `size` atoms come from a whole stream, chosen at every build.
+
+    Args:
+        builder: the settings of ITDA, with a size.
+        rows: activations that the threshold is chosen on, from all of the stream.
+        rounds: of bisection.
+
+    Raises UsageError for a builder without a size.
+    """
+
+    name: ClassVar[str] = "calibrated"
+    resumes: ClassVar[bool] = True
 
     builder: ITDA
     rows: int = 16384
     rounds: int = 8
 
-    def build(self, source: Activations, *, quiet: bool = True, checkpoint: str | Path | None = None) -> Dictionary:
-        """Raises UsageError for a builder without a size."""
+    def __post_init__(self) -> None:
         if self.builder.size is None:
             raise UsageError("A builder without a size.", "Give the size that is wanted.")
-        wanted, pilot = int(0.9 * len(source)), source.spread(self.rows)
-        found = calibrate(
-            self.builder, pilot, size=self.builder.size, rows=wanted, rounds=self.rounds, quiet=quiet
-        ).builder
-        return found.build(source, quiet=quiet, checkpoint=checkpoint)
+
+    def construct(self, source: Source) -> Dictionary:
+        acts = source.whole("Calibrated")
+        size, rows, pilot = self.builder.size, int(0.9 * len(acts)), acts.spread(self.rows)
+        found = calibrate(self.builder, pilot, size=size, rows=rows, rounds=self.rounds, quiet=source.quiet)
+        return found.builder.construct(source)
 
 
 def calibrate(
@@ -86,14 +96,14 @@ def calibrate(
     trials: list[tuple[float, float]] = []
 
     def reach(threshold: float) -> float:
-        trials.append((threshold, _or_nothing(measure[name], replace(uncapped, unexplained=threshold), name)))
+        trials.append((threshold, _or_least(measure[name], replace(uncapped, unexplained=threshold), name)))
         return trials[-1][1]
 
     low, high = LOWEST, HIGHEST
     if name != "size" and reach(low) < goal:
         raise UsageError(
             f"No threshold reaches {name} {abs(goal):g} on this pilot: at {low} it is {abs(trials[-1][1]):.4g}.",
-            "Ask for less, take more steps (k), or give a larger pilot.",
+            "Choose less, take more steps (k), or give a larger pilot.",
         )
     for _ in progress(range(rounds), desc="choosing the threshold", unit="build", quiet=quiet):
         middle = math.sqrt(low * high)
@@ -104,7 +114,7 @@ def calibrate(
     return Calibration(replace(builder, unexplained=chosen), shown, abs(value))
 
 
-def _or_nothing(measure: Callable[[ITDA], float], builder: ITDA, name: str) -> float:
+def _or_least(measure: Callable[[ITDA], float], builder: ITDA, name: str) -> float:
     """A threshold that adds nothing on the pilot counts as the least of everything."""
     try:
         return measure(builder)

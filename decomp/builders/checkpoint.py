@@ -1,4 +1,4 @@
-"""A builder's state on disk, so that a long build goes on where it stopped and ends the same."""
+"""A builder's state on disk, so that a long build resumes and gives the same dictionary."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from whence.cache.errors import CorruptEntry, UsageError
 
-from ..dictionary import Provenance
 from ..kernels import Basis
+from ..provenance import Provenance
 from .growth import Grown
 
 

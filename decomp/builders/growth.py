@@ -6,20 +6,17 @@ capacity, so JAX compiles once for each size and not for every number of atoms.
 """
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jaxtyping import Bool, Float
 
 from .. import kernels
 from ..activations import ActivationBatch, finite
-from ..dictionary import Provenance
 from ..kernels import Basis, Pursuit
-from ..kernels.forms import BLOCK, product
+from ..kernels.forms import BLOCK
+from ..kernels.growth import judge, put_rows, with_capacity
+from ..provenance import Provenance
 
 FIRST_CAPACITY = 1024
 SMALL_BATCH = 64  # rows judged together while the dictionary is small, where most of a batch is news
@@ -30,7 +27,7 @@ class Rows:
 
     def __init__(self, stream: Iterable[ActivationBatch], centre: np.ndarray | None = None):
         self._stream, self._centre = iter(stream), centre
-        self._held: list[ActivationBatch] = []
+        self._kept: list[ActivationBatch] = []
         self.taken = self.not_finite = self.zero = 0
 
     def take(self, size: int) -> ActivationBatch | None:
@@ -40,14 +37,14 @@ class Rows:
         while wanted and (part := self._next()) is not None:
             parts.append(ActivationBatch(*(column[:wanted] for column in part)))
             if len(part.x) > wanted:
-                self._held.insert(0, ActivationBatch(*(column[wanted:] for column in part)))
+                self._kept.insert(0, ActivationBatch(*(column[wanted:] for column in part)))
             wanted -= len(parts[-1].x)
         self.taken += size - wanted
         return ActivationBatch(*map(np.concatenate, zip(*parts))) if parts else None
 
     def _next(self) -> ActivationBatch | None:
-        """Some rows: what is held, else what the stream gives."""
-        while not self._held:
+        """Some rows: what was kept, else what the stream gives."""
+        while not self._kept:
             batch = next(self._stream, None)
             if batch is None:
                 return None
@@ -57,12 +54,12 @@ class Rows:
             )
             self.not_finite, self.zero = self.not_finite + not_finite, self.zero + zero
             if len(kept.x):
-                self._held.append(kept)
-        return self._held.pop(0)
+                self._kept.append(kept)
+        return self._kept.pop(0)
 
     def put_back(self, batch: ActivationBatch) -> None:
         """Returns rows that were taken to look at them."""
-        self._held.insert(0, batch)
+        self._kept.insert(0, batch)
         self.taken -= len(batch.x)
 
     def skip(self, count: int) -> None:
@@ -74,7 +71,7 @@ class Rows:
 class Grown(NamedTuple):
     """The builder's state.
 
-    basis: atoms with room to spare; filled: how many of its rows are atoms; provenance: theirs; taken: rows read
+    basis: atoms with free rows at the end; filled: how many of its rows are atoms; provenance: theirs; taken: rows read
     so far; curve: (rows read, atoms) after every batch.
     """
 
@@ -90,65 +87,14 @@ class Grown(NamedTuple):
 
 
 def empty(width: int, gram: bool) -> Grown:
-    """Nothing yet, with room for the first atoms."""
+    """No atom yet, with space for the first ones."""
     basis = kernels.basis_of(jnp.zeros((0, width)), gram, capacity=FIRST_CAPACITY)
     return Grown(basis, 0, Provenance.unknown(0), 0, ())
 
 
-@partial(jax.jit, static_argnames=("pursuit",))
-def judge(
-    pursuit: Pursuit, x: Float[Array, "b d"], basis: Basis, threshold: Float[Array, ""]
-) -> tuple[Bool[Array, " b"], Float[Array, " b"]]:
-    """Which rows become atoms, and the share of every row that the dictionary so far leaves unexplained.
-
-    Within the batch, in order, a row that fails is still left out when an accepted row j explains it within the
-    same k steps: alone, or in the place of the last one. With r₋ the residual before the last step, that is
-    min(‖x‖² − ⟨x, x̂_j⟩², ‖r₋‖² − ⟨r₋, x̂_j⟩²) ≤ threshold · ‖x‖². Only positive products count for a
-    non-negative pursuit. Zero rows (padding) never fail.
-    """
-    code = kernels.encode(pursuit, x, basis)
-    failing = code.unexplained > threshold
-    unit = x * jax.lax.rsqrt(jnp.maximum(code.energy, 1e-30))[:, None]
-    shorter = code._replace(values=code.values.at[:, -1].set(0.0))
-    before = x - kernels.decode(shorter, basis.atoms)
-    signed = pursuit.rule.score(jnp.float32(-1)) > 0
-    floor = jnp.where(signed, -jnp.inf, 0.0)
-    alone = jnp.maximum(product(x, unit), floor) ** 2
-    instead = jnp.maximum(product(before, unit), floor) ** 2
-    left = jnp.minimum(code.energy[:, None] - alone, jnp.sum(before**2, axis=1)[:, None] - instead)
-    explains = left <= threshold * code.energy[:, None]
-
-    def visit(i: Array, accepted: Array) -> Array:
-        return accepted.at[i].set(failing[i] & ~jnp.any(accepted & explains[i]))
-
-    return jax.lax.fori_loop(0, x.shape[0], visit, jnp.zeros(x.shape[0], bool)), code.unexplained
-
-
-@partial(jax.jit, donate_argnames=("basis",))
-def put_rows(basis: Basis, new: Float[Array, "m d"], count: Array) -> Basis:
-    """`kernels.append` in place."""
-    return kernels.append(basis, new, count)
-
-
-def roomier(basis: Basis, needed: int, most: int | None = None) -> Basis:
-    """The same atoms in arrays of doubled capacity, until `needed` rows fit; of `most` rows where those are enough."""
-    capacity = basis.atoms.shape[0]
-    if needed <= capacity:
-        return basis
-    while capacity < needed:
-        capacity *= 2
-    if most is not None and needed <= most:
-        capacity = min(capacity, most)
-    atoms = jnp.zeros((capacity, basis.atoms.shape[1])).at[: basis.atoms.shape[0]].set(basis.atoms)
-    if basis.gram is None or not kernels.gram_pays(capacity):
-        return Basis(atoms, None)
-    old = basis.gram.shape[0]
-    return Basis(atoms, jnp.zeros((capacity, capacity), basis.gram.dtype).at[:old, :old].set(basis.gram))
-
-
 def extended(grown: Grown, x: np.ndarray, provenance: Provenance, size: int | None = None) -> Grown:
     """With rows [m d] appended, scaled to unit norm. m is padded to 64, 512 or a power of two above, so that few
-    shapes are compiled. size: more atoms will never be there, so room for the last batch beyond them is enough."""
+    shapes are compiled. size: more atoms will never be there, so space for the last batch beyond them is enough."""
     count = len(x)
     if not count:
         return grown
@@ -156,7 +102,7 @@ def extended(grown: Grown, x: np.ndarray, provenance: Provenance, size: int | No
     unit = np.zeros((padded, x.shape[1]), np.float32)
     unit[:count] = x / np.linalg.norm(x, axis=1, keepdims=True)
     most = None if size is None else -(-(size + max(padded, 512)) // BLOCK) * BLOCK
-    basis = roomier(grown.basis, grown.filled + padded, most)
+    basis = with_capacity(grown.basis, grown.filled + padded, most)
     basis = put_rows(basis, jnp.asarray(unit), jnp.int32(grown.filled))
     return grown._replace(basis=basis, filled=grown.filled + count, provenance=grown.provenance.joined(provenance))
 

@@ -11,10 +11,8 @@ This differs from the published code, each by choice:
 4. rows that are zero or not finite are left out and counted.
 """
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,20 +20,26 @@ from whence.cache import progress
 from whence.cache.errors import DataError, UsageError
 
 from .. import kernels
-from ..activations import ActivationBatch, Origin, as_stream
+from ..activations import ActivationBatch
 from ..dictionary import PURSUITS, Dictionary
 from . import checkpoint as checkpoints
+from .builder import Builder, Source, labelled
 from .growth import Grown, Rows, empty, extended, grow, places
 from .seeding import SEEDINGS, seed_rows
 
 
 @dataclass(frozen=True)
-class ITDA:
-    """How to build.
+class ITDA(Builder[Dictionary]):
+    """Inference-time decomposition of activations.
 
-    size: most atoms (None: as many as the stream asks for); k: pursuit steps; unexplained: share of the squared
-    norm above which an activation becomes an atom, between 0 and 1; seeding, seeds: see `seeding` (default: as
-    many as the width, at most a quarter of `size`); pursuit: a name of PURSUITS; batch: rows judged together.
+    Args:
+        size: most atoms; None for as many as the threshold gives.
+        k: pursuit steps.
+        unexplained: share of the squared norm above which an activation becomes an atom, between 0 and 1.
+        seeding: how the first atoms are chosen: "stream", "lexicographic" or "none" (see `seeding`).
+        seeds: how many; by default as many as the width, at most a quarter of `size`.
+        pursuit: a name of PURSUITS.
+        batch: rows judged together.
 
     Raises UsageError for settings that cannot be right, among them a threshold that can add nothing.
 
@@ -43,6 +47,9 @@ class ITDA:
     >>> len(dictionary), dictionary.atoms.shape
     (32, (32, 8))
     """
+
+    name: ClassVar[str] = "itda"
+    resumes: ClassVar[bool] = True
 
     size: int | None = None
     k: int = 16
@@ -88,25 +95,12 @@ class ITDA:
             )
         return cls(unexplained=1 - (1 - threshold * width / 2) ** 2, **settings)
 
-    def build(
-        self,
-        source: "Iterable[ActivationBatch] | Any",
-        *,
-        checkpoint: str | Path | None = None,
-        every: int = 200,
-        quiet: bool = True,
-    ) -> Dictionary:
-        """Reads the stream once, or until `size` atoms are there, and returns the dictionary.
-
-        source: `Activations`, a store's entry, an array [t d], or any iterable of ActivationBatch.
-        checkpoint: a file written every `every` batches; when it is there, the build goes on from it and ends
-        in the same dictionary. Its settings record rows read, rows left out, and the growth curve.
-        Raises DataError for an empty stream, UsageError when the threshold added nothing.
+    def construct(self, source: Source) -> Dictionary:
+        """Read the stream once, or until `size` atoms are there. The settings of the dictionary record rows read, rows
+        left out, and the growth curve. Raises DataError for an empty stream, UsageError if the threshold added nothing.
         """
-        stream, origin = as_stream(source)
-        rows = Rows(stream)
-        path = None if checkpoint is None else Path(checkpoint)
-        about = {**asdict(self), "origin": asdict(origin)}
+        rows, path = Rows(source.stream), source.checkpoint
+        about = {**asdict(self), "origin": asdict(source.origin)}
         if path is not None and path.exists():
             grown = checkpoints.load(path, about)
             rows.skip(grown.taken)
@@ -115,9 +109,9 @@ class ITDA:
         seeds = int(grown.provenance.seed.sum())
         pursuit = PURSUITS[self.pursuit](self.k)
         states = grow(grown, rows, pursuit, self.unexplained, self.size, self.batch)
-        for n, state in enumerate(progress(states, desc="building", unit="batch", quiet=quiet)):
+        for n, state in enumerate(progress(states, desc="building", unit="batch", quiet=source.quiet)):
             grown = state
-            if path is not None and n % every == every - 1:
+            if path is not None and n % source.every == source.every - 1:
                 checkpoints.save(path, grown, about)
         if grown.filled == seeds:
             raise UsageError(
@@ -126,7 +120,7 @@ class ITDA:
             )
         if path is not None:
             path.unlink(missing_ok=True)
-        return finished(grown, self, rows, origin)
+        return labelled(self, grown, rows, source.origin)
 
     def _seeded(self, rows: Rows) -> Grown:
         """The seeds. The rows are put back to be judged like all others; seeds explain themselves."""
@@ -148,31 +142,3 @@ class ITDA:
         grown = extended(grown, pool.x[chosen], places(pool, chosen, 1.0, seed=True))
         rows.put_back(pool)
         return grown
-
-
-def finished(grown: Grown, builder: Any, rows: Rows, origin: Origin, **more: Any) -> Dictionary:
-    """The dictionary of a grown state, with what the build saw in its settings."""
-    settings = {
-        "builder": type(builder).__name__,
-        **asdict(builder),
-        "rows_read": rows.taken,
-        "rows_not_finite": rows.not_finite,
-        "rows_zero": rows.zero,
-        "seeds_placed": int(grown.provenance.seed.sum()),
-        "curve": thinned(grown.curve),
-    }
-    return Dictionary(
-        atoms=grown.atoms,
-        provenance=grown.provenance,
-        k=min(builder.k, grown.filled),
-        origin=origin,
-        pursuit=builder.pursuit,
-        settings=settings,
-        **more,
-    )
-
-
-def thinned(curve: tuple[tuple[int, int], ...], points: int = 200) -> list[list[int]]:
-    """At most about `points` of a curve's points, the last among them."""
-    stride = max(1, len(curve) // points)
-    return [list(point) for point in (*curve[::stride], *curve[-1:])]

@@ -7,7 +7,8 @@ two share their loop.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,16 +16,26 @@ from whence.cache import progress
 from whence.cache.errors import DataError, UsageError
 
 from .. import kernels
-from ..activations import ActivationBatch, Activations, as_stream, finite
+from ..activations import ActivationBatch, Activations, finite
 from ..dictionary import Dictionary
+from .builder import Builder, Source, labelled
 from .growth import Rows, empty, grow
-from .itda import finished
 
 
 @dataclass(frozen=True)
-class Partition:
-    """cosine: below it a new exemplar starts; size: most exemplars; k: steps that the dictionary's `encode`
-    takes (1 assigns to a region); centre: [d], the mean of the stream's first rows when not given."""
+class Partition(Builder[Dictionary]):
+    """Exemplar partitioning.
+
+    Args:
+        cosine: below it a new exemplar starts, between 0 and 1.
+        size: most exemplars; None for as many as the cosine gives.
+        k: pursuit steps of the dictionary's `encode`; 1 assigns to a region.
+        pursuit: a name of PURSUITS.
+        batch: rows judged together.
+        centre_rows: the mean of so many first activations is the centre.
+    """
+
+    name: ClassVar[str] = "partition"
 
     cosine: float = 0.5
     size: int | None = None
@@ -37,10 +48,9 @@ class Partition:
         if not 0 < self.cosine < 1:
             raise UsageError(f"A cosine of {self.cosine}.", "Give one between 0 and 1, such as 0.5.")
 
-    def build(self, source: "Iterable[ActivationBatch] | Any", *, quiet: bool = True) -> Dictionary:
-        """Reads the stream once. Raises DataError for an empty one."""
-        stream, origin = as_stream(source)
-        first, rest = _peek(stream, self.centre_rows)
+    def construct(self, source: Source) -> Dictionary:
+        """Read the stream once. Raises DataError for an empty one."""
+        first, rest = _peek(source.stream, self.centre_rows)
         if not len(first.x):
             raise DataError("No activation to build from.", "Check the hook point, and what was excluded.")
         centre = first.x.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -48,9 +58,9 @@ class Partition:
         grown = empty(len(centre), gram=True)
         pursuit = kernels.nonnegative_matching_pursuit(1)
         states = grow(grown, rows, pursuit, 1 - self.cosine**2, self.size, self.batch)
-        for state in progress(states, desc="partitioning", unit="batch", quiet=quiet):
+        for state in progress(states, desc="partitioning", unit="batch", quiet=source.quiet):
             grown = state
-        return finished(grown, self, rows, origin, centre=centre)
+        return labelled(self, grown, rows, source.origin, centre)
 
 
 def _peek(stream: Iterable[ActivationBatch], count: int) -> tuple[ActivationBatch, Iterable[ActivationBatch]]:
@@ -67,9 +77,4 @@ def _peek(stream: Iterable[ActivationBatch], count: int) -> tuple[ActivationBatc
     if not parts:
         raise DataError("No activation to build from.", "Check the hook point, and what was excluded.")
     head = ActivationBatch(*map(np.concatenate, zip(*parts)))
-    return finite(head)[0], _chain(parts, iterator)
-
-
-def _chain(parts: list[ActivationBatch], rest: Iterable[ActivationBatch]) -> Iterable[ActivationBatch]:
-    yield from parts
-    yield from rest
+    return finite(head)[0], chain(parts, iterator)

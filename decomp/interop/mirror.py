@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dictionary import Dictionary, Provenance
+from ..dictionary import Dictionary
+from ..provenance import Provenance
 
 
 class Mirrored(NamedTuple):

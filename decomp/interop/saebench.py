@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence.cache.model.bridge import to_numpy
+from whence.cache.model.bridge import to_torch
 
 from ..dictionary import Dictionary
+from ..splice import signals
 from .mirror import mirrored
 
 
@@ -65,14 +66,11 @@ class Adapter(torch.nn.Module):
         return self.W_dec.device
 
     def encode(self, x: Tensor) -> Tensor:
-        flat = to_numpy(x.detach().reshape(-1, x.shape[-1]).float())
-        code = self.dictionary.encode(flat, k=self.k)
-        values, indices = np.asarray(code.values), np.asarray(code.indices).astype(np.int64)
-        size = len(self.dictionary)
-        dense = torch.zeros(len(flat), len(self.W_dec))
-        where = torch.from_numpy(np.where(values < 0, indices + size, indices))
-        dense.scatter_add_(1, where, torch.from_numpy(np.abs(values)))
-        return dense.reshape(*x.shape[:-1], -1).to(x.device, self.dtype)
+        code = self.dictionary.encode_array(signals(x), self.k)
+        values, indices = to_torch(code.values), to_torch(code.indices).long()
+        dense = values.new_zeros(len(values), len(self.W_dec))
+        dense.scatter_add_(1, torch.where(values < 0, indices + len(self.dictionary), indices), values.abs())
+        return dense.reshape(*x.shape[:-1], -1).to(self.dtype)
 
     def decode(self, code: Tensor) -> Tensor:
         return code @ self.W_dec + self.b_dec

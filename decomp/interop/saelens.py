@@ -2,7 +2,7 @@
 
 SAELens's encoder is matching pursuit with non-negative coefficients, tied to W_dec. A signed dictionary is written
 with mirrored atoms, which is exact; one with another encoder than matching pursuit has no equal there and is
-refused. Where the atoms came from goes beside, in `provenance.safetensors`, whose name stands in the metadata.
+refused. The places of the atoms are in `provenance.safetensors`, which the metadata names.
 """
 
 import json
@@ -17,8 +17,9 @@ from safetensors.numpy import load_file, save_file
 from whence.cache.errors import CorruptEntry, ModelError, StoreError, UsageError
 
 from ..activations import Origin
-from ..dictionary import Dictionary, Provenance, Text
-from ..sae import SparseAutoencoder
+from ..autoencoder import SparseAutoencoder
+from ..dictionary import Dictionary
+from ..provenance import Provenance, Text
 from .mirror import mirrored
 
 WEIGHTS, CONFIG, PROVENANCE, SPARSITY = (

@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 from whence.cache.errors import CorruptEntry, ModelError, StoreError, UsageError
 
 from ..activations import Origin
+from ..autoencoder import SparseAutoencoder
 from ..dictionary import Dictionary
-from ..sae import SparseAutoencoder
 from .mirror import mirrored
 from .saelens import read
 

@@ -17,3 +17,4 @@ from .orthogonal import orthogonal_matching_pursuit as orthogonal_matching_pursu
 from .orthogonal_basis import least_squares as least_squares
 from .pursuit import Pursuit as Pursuit
 from .pursuit import encode as encode
+from .pursuit import chunk_rows as chunk_rows

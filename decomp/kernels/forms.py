@@ -45,7 +45,7 @@ def product(x: Float[Array, "b d"], y: Float[Array, "a d"]) -> Float[Array, "b a
 def basis_of(
     atoms: Float[Array, "a d"], gram: bool = True, gram_dtype: Any = jnp.float32, capacity: int | None = None
 ) -> Basis:
-    """Pads to `capacity` (default: the next whole number of blocks) and takes inner products if asked."""
+    """Pads to `capacity` (default: the next whole number of blocks) and computes inner products if `gram`."""
     size = atoms.shape[0] if capacity is None else capacity
     rows = -(-max(size, 1) // BLOCK) * BLOCK
     padded = jnp.zeros((rows, atoms.shape[1]), jnp.float32).at[: atoms.shape[0]].set(atoms)

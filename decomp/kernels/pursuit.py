@@ -19,6 +19,7 @@ from .forms import Basis, Form, first_largest, form_of
 from .orthogonal_basis import least_squares
 
 CHUNK = 64  # signals whose correlations stay in a core's cache; see benchmarks/decomposition.py
+DEVICE_CHUNK = 8192  # signals that an accelerator encodes at once
 TINY = 1e-12
 
 
@@ -103,6 +104,11 @@ def pursue(pursuit: Pursuit, form: Form, x: Float[Array, "b d"]) -> Code:
         ),
     )
     return Code(end.indices, end.values, end.residual, energy)
+
+
+def chunk_rows() -> int:
+    """Signals that are encoded at once on the default device."""
+    return CHUNK if jax.default_backend() == "cpu" else DEVICE_CHUNK
 
 
 @partial(jax.jit, static_argnames=("pursuit", "chunk"))

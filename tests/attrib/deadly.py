@@ -13,7 +13,7 @@ from whence.cache.model.task import Batch
 
 @dataclass(frozen=True)
 class DiesTwice(LanguageModelling):
-    """Kills the first worker that draws labels (a fit) and the first that takes the loss (a scoring run) of example
+    """Kills the first worker that samples labels (a fit) and the first that takes the loss (a scoring run) of example
     `at`; never the process `home`. markers: a folder that notes both deaths."""
 
     home: int = 0

@@ -10,10 +10,8 @@ import torch
 
 from tests import cases, reference
 from whence import attrib
-from whence.attrib import EKFAC, KFAC, Damping, FitOptions, Identity
+from whence.attrib import EKFAC, KFAC, Damping, Identity
 from whence.cache import Examples
-
-QUIET = FitOptions(quiet=True)
 
 
 @pytest.fixture(autouse=True)
@@ -23,18 +21,14 @@ def _x64():
 
 
 def fit(case: cases.Case, method: attrib.Method, examples: Examples | None = None) -> attrib.Factors:
-    return method.fit(
-        case.model, case.task, case.examples if examples is None else examples, sites=case.sites, options=QUIET
-    )
+    return method.fit(case.trained(train=case.examples if examples is None else examples))
 
 
 @pytest.mark.parametrize("name", ["repeated", "tied", "convolutions"])
 def test_every_use_of_a_shared_layer_scores(name: str) -> None:
     """kronfluence's pairwise hooks keep the first backward call only; grouped convolutions are averaged there."""
     case = cases.build(name)
-    scores = attrib.score(
-        fit(case, Identity()), case.model, case.task, case.examples.select([0, 3]), case.examples, options=QUIET
-    )
+    scores = fit(case, Identity()).score(case.examples.select([0, 3]))
     g = reference.flat(reference.site_gradients(case.model, case.sites, case.examples, case.task.loss), case.sites)
     np.testing.assert_allclose(scores.values, g[[0, 3]] @ g.T / len(g), rtol=1e-5, atol=1e-7)
 
@@ -63,15 +57,12 @@ def test_damping_does_not_compound() -> None:
     """Damped in place, every further call would damp again."""
     case = cases.build("mlp")
     factors = fit(case, EKFAC())
-    runs = [
-        attrib.score(factors, case.model, case.task, case.examples, case.examples, options=QUIET).values
-        for _ in range(2)
-    ]
+    runs = [factors.score(case.examples).values for _ in range(2)]
     np.testing.assert_array_equal(*runs)
 
 
 def test_labels_come_from_the_model() -> None:
-    """Curvature from the data's labels is the empirical Fisher, to be had by asking only."""
+    """Curvature from the data's labels is the empirical Fisher, computed on request only."""
     case = cases.build("mlp")
     other = Examples.of({"x": case.examples.columns["x"], "y": (case.examples.columns["y"] + 1) % 3})
     (a, b), (c, d) = [
@@ -124,7 +115,7 @@ def test_half_precision_models_keep_whole_precision_factors() -> None:
             return self.inner(x.bfloat16())
 
     whole = Bfloat()
-    factors = EKFAC().fit(whole, case.task, examples, options=QUIET)
+    factors = EKFAC().fit(case.trained(model=whole, train=examples, sites="*"))
     for state in factors.per_site.values():
         assert state.qa is not None
         assert state.qa.dtype == np.float32

@@ -1,14 +1,13 @@
 """Scores do not depend on how they are computed: batch size, order, padding, a kill in the middle, query batch."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from tests import cases
-from whence import attrib
-from whence.attrib import EKFAC, FitOptions
+from whence.attrib import EKFAC
 from whence.cache import Examples, Store
-
-QUIET = FitOptions(quiet=True)
 
 
 def same(found: np.ndarray, wanted: np.ndarray) -> None:
@@ -29,23 +28,20 @@ def queries() -> Examples:
 
 @pytest.fixture(scope="module")
 def wanted(case: cases.Case, queries: Examples) -> np.ndarray:
-    factors = EKFAC().fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
-    return attrib.score(factors, case.model, case.task, queries, case.examples, options=QUIET).values
+    return EKFAC().fit(case.trained()).score(queries).values
 
 
-def run(case: cases.Case, queries: Examples, train: Examples, options: FitOptions = QUIET) -> np.ndarray:
-    factors = EKFAC().fit(case.model, case.task, train, sites=case.sites, options=options)
-    return attrib.score(factors, case.model, case.task, queries, train, options=options).values
+def run(case: cases.Case, queries: Examples, train: Examples, **options: Any) -> np.ndarray:
+    return EKFAC().fit(case.trained(train=train, **options)).score(queries).values
 
 
 @pytest.mark.parametrize("positions", [9, 40])
 def test_batch_size(case: cases.Case, queries: Examples, wanted: np.ndarray, positions: int) -> None:
-    same(run(case, queries, case.examples, FitOptions(quiet=True, positions=positions)), wanted)
+    same(run(case, queries, case.examples, positions=positions), wanted)
 
 
-def test_no_memory_for_a_second_look(case: cases.Case, queries: Examples, wanted: np.ndarray) -> None:
-    options = FitOptions(quiet=True, positions=40, memory=600_000)
-    same(run(case, queries, case.examples, options), wanted)
+def test_no_memory_to_keep_batches(case: cases.Case, queries: Examples, wanted: np.ndarray) -> None:
+    same(run(case, queries, case.examples, positions=40, memory=600_000), wanted)
 
 
 def test_order_of_examples(case: cases.Case, queries: Examples, wanted: np.ndarray) -> None:
@@ -64,24 +60,22 @@ def test_padding(case: cases.Case, queries: Examples, wanted: np.ndarray) -> Non
 
 
 def test_query_batch(case: cases.Case, queries: Examples, wanted: np.ndarray) -> None:
-    factors = EKFAC().fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
+    factors = EKFAC().fit(case.trained())
     for q in range(5):
-        one = attrib.score(factors, case.model, case.task, queries.select([q]), case.examples, options=QUIET)
-        same(one.values[0], wanted[q])
+        same(factors.score(queries.select([q])).values[0], wanted[q])
 
 
 def test_sites_add_up(case: cases.Case, queries: Examples, wanted: np.ndarray) -> None:
-    factors = EKFAC().fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
-    by_site = attrib.score(factors, case.model, case.task, queries, case.examples, per_site=True, options=QUIET)
+    factors = EKFAC().fit(case.trained())
+    by_site = factors.score(queries, per_site=True)
     assert by_site.dims == ("query", "train", "site")
     same(by_site.sum("site").values, wanted)
 
 
 def test_positions_add_up(case: cases.Case, queries: Examples, wanted: np.ndarray) -> None:
     sites = case.sites.only([s.name for s in case.sites if s.kind == "linear"])
-    factors = EKFAC().fit(case.model, case.task, case.examples, sites=sites, options=QUIET)
-    whole = attrib.score(factors, case.model, case.task, queries, case.examples, options=QUIET)
-    tokens = attrib.token_scores(factors, case.model, case.task, queries, case.examples, options=QUIET)
+    factors = EKFAC().fit(case.trained(sites=sites))
+    whole, tokens = factors.score(queries), factors.token_scores(queries)
     same(np.nansum(tokens.values, -1), whole.values)
     for row, length in enumerate(case.examples.lengths):
         assert np.isnan(tokens.values[:, row, length:]).all()
@@ -93,12 +87,10 @@ def test_killed_in_the_middle_and_run_again(
 ) -> None:
     """Partitions and shards that were done are not done again, and the result is the same bit for bit."""
     monkeypatch.setattr("whence.attrib.fit.PARTITION_EXAMPLES", 5)
-    monkeypatch.setattr("whence.attrib.scores.SHARD_ROWS", 7)
+    monkeypatch.setattr("whence.attrib.scoring.rows.SHARD_ROWS", 7)
 
     def work(store: Store) -> np.ndarray:
-        factors = EKFAC().fit(case.model, case.task, case.examples, sites=case.sites, store=store, options=QUIET)
-        scores = attrib.score(factors, case.model, case.task, queries, case.examples, store=store, options=QUIET)
-        return scores.values
+        return EKFAC().fit(case.trained(store=store)).score(queries).values
 
     straight = work(Store(tmp_path / "straight"))
     same(straight, wanted)
@@ -127,11 +119,11 @@ def test_killed_in_the_middle_and_run_again(
     np.testing.assert_array_equal(killed, straight)
 
 
-def test_asked_again_nothing_is_computed(case: cases.Case, queries: Examples, tmp_path, monkeypatch) -> None:
+def test_nothing_is_computed_twice(case: cases.Case, queries: Examples, tmp_path, monkeypatch) -> None:
     first, again = Store(tmp_path), Store(tmp_path)
     for store in (first, again):
-        factors = EKFAC().fit(case.model, case.task, case.examples, sites=case.sites, store=store, options=QUIET)
-        attrib.score(factors, case.model, case.task, queries, case.examples, store=store, options=QUIET)
-        attrib.self_influence(factors, case.model, case.task, case.examples, store=store, options=QUIET)
+        factors = EKFAC().fit(case.trained(store=store))
+        factors.score(queries)
+        factors.self_influence()
     assert [event.what for event in first.events].count("built") >= 4
     assert {event.what for event in again.events} == {"hit"}

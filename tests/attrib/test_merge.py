@@ -7,12 +7,9 @@ import pytest
 import torch
 
 from tests import cases
-from whence import attrib
-from whence.attrib import EKFAC, FitOptions
+from whence.attrib import EKFAC
 from whence.attrib.merge import Basis, factors_of, merge, moment_sums, square_sums, subtract
-from whence.cache import DataError, Examples, NumericalError, Store
-
-QUIET = FitOptions(quiet=True)
+from whence.cache import DataError, Examples, NumericalError, Store, TrainedModel
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +23,12 @@ def shards(case: cases.Case):
     return [case.examples.select(rows) for rows in (slice(0, 5), slice(5, 12), slice(12, 18))]
 
 
-def moments_of(case: cases.Case, data, **more):
-    return moment_sums(case.model, case.task, data, sites=case.sites, options=QUIET, **more)
+def moments_of(case: cases.Case, data, store=None, **more):
+    return moment_sums(case.trained(store=store), data, **more)
 
 
-def squares_of(case: cases.Case, basis: Basis, data, **more):
-    return square_sums(basis, case.model, case.task, data, options=QUIET, **more)
+def squares_of(case: cases.Case, basis: Basis, data, store=None):
+    return square_sums(basis, case.trained(store=store), data)
 
 
 def test_merged_shards_equal_a_fresh_fit(case, shards, tmp_path) -> None:
@@ -39,14 +36,14 @@ def test_merged_shards_equal_a_fresh_fit(case, shards, tmp_path) -> None:
     moments = merge(*(moments_of(case, part, store=store) for part in shards))
     basis = Basis.of(moments)
     squares = merge(*(squares_of(case, basis, part, store=store) for part in shards))
-    merged = factors_of(basis, squares)
-    fresh = EKFAC(redraw=False).fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
+    merged = factors_of(basis, case.trained(), squares)
+    fresh = EKFAC(redraw=False).fit(case.trained())
     assert merged.count == fresh.count == 18
     whole = moments_of(case, case.examples)
     for name, value in whole.arrays.items():
         np.testing.assert_allclose(moments.arrays[name], value, rtol=1e-5, atol=1e-5 * np.abs(value).max())
     queries = cases.sequences(3, seed=9)
-    scores = [attrib.score(f, case.model, case.task, queries, case.examples, options=QUIET) for f in (merged, fresh)]
+    scores = [f.score(queries) for f in (merged, fresh)]
     np.testing.assert_allclose(*(s.values for s in scores), atol=2e-3 * np.abs(scores[1].values).max())
     again = moments_of(case, shards[1], store=store)
     assert store.events[-1].what == "hit"
@@ -67,7 +64,7 @@ def test_data_are_added_and_a_document_is_taken_out(case, shards) -> None:
         top = everything.arrays[name].max()
         np.testing.assert_allclose(added.arrays[name], everything.arrays[name], rtol=1e-5, atol=1e-6 * top)
         np.testing.assert_allclose(left.arrays[name], rest.arrays[name], rtol=1e-5, atol=1e-6 * top)
-    assert factors_of(basis, left).count == 16
+    assert factors_of(basis, case.trained(), left).count == 16
 
 
 def test_layers_that_read_one_input_share_a(case) -> None:
@@ -81,11 +78,8 @@ def test_layers_that_read_one_input_share_a(case) -> None:
 
     mlp = cases.build("mlp")
     data = Examples.of({"x": mlp.examples.columns["x"].astype("f4"), "y": mlp.examples.columns["y"]})
-    model = Two()
-    first, second = (
-        moment_sums(model, mlp.task, part, options=QUIET)
-        for part in (data.select(slice(0, 6)), data.select(slice(6, 12)))
-    )
+    trained = TrainedModel(Two(), data, mlp.task, quiet=True)
+    first, second = (moment_sums(trained, data.select(rows)) for rows in (slice(0, 6), slice(6, 12)))
     assert "b/A" not in first.arrays
     basis = Basis.of(merge(first, second))
     assert basis.bases.at("a")[0] is basis.bases.at("b")[0]
@@ -108,7 +102,7 @@ def test_sums_that_do_not_belong_together(case, shards) -> None:
         merge()
     squares = squares_of(case, basis, shards[0])
     with pytest.raises(DataError, match="another basis"):
-        factors_of(Basis.of(two), squares)
+        factors_of(Basis.of(two), case.trained(), squares)
     with pytest.raises(DataError, match="comes from moments"):
         Basis.of(squares)
     part = squares_of(case, basis, shards[0].select([0]))

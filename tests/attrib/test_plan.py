@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from tests import cases
-from whence.attrib import FitOptions
-from whence.attrib.plan import duration, everything, make_plan, padded_positions, refuse, rotated_operations
-from whence.attrib.room import fit_bytes
-from whence.cache import Examples, LanguageModelling, ResourceError, Store, find_sites
+from whence.attrib import make_plan
+from whence.attrib.memory import fit_bytes
+from whence.attrib.plan import Plan, duration, model_operations, padded_positions, refuse, rotated_operations
+from whence.cache import Examples, LanguageModelling, ResourceError, Store, TrainedModel, find_sites
 
 
 class Big(nn.Module):
-    """Wide enough that limits bite; cheap as nothing is ever run but the probe."""
+    """Wide enough that limits matter; cheap because only the probe runs it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,10 +35,12 @@ def train() -> Examples:
     return cases.sequences(50)
 
 
-def plan_of(model, train, memory: int | None, **more):
-    sites = find_sites(model, ["up", "down"], quiet=True)
-    options = FitOptions(memory=memory, quiet=True)
-    return make_plan(model, LanguageModelling(), train, sites=sites, measure=False, options=options, **more)
+def trained(model: nn.Module, train: Examples, **more) -> TrainedModel:
+    return TrainedModel(model, train, LanguageModelling(), sites=["up", "down"], quiet=True, **more)
+
+
+def plan_of(model: nn.Module, train: Examples, memory: int | None, **more) -> Plan:
+    return make_plan(trained(model, train, memory=memory), measure=False, **more)
 
 
 def test_counts(model, train) -> None:
@@ -46,14 +48,14 @@ def test_counts(model, train) -> None:
     stages = {stage.name: stage for stage in plan.stages}
     weights = 9 * 400 + 401 * 8
     assert plan.covered == weights
-    assert everything(model) == 4 * (weights + 9 * 11)
+    assert model_operations(model) == 4 * (weights + 9 * 11)
     positions = sum(8 if n <= 8 else 9 for n in train.lengths)
     assert plan.positions == padded_positions(train) == positions
     squares = 400**2 + 9**2 + 8**2 + 401**2
-    assert stages["moments"].operations == everything(model) * positions + 2 * squares * positions
+    assert stages["moments"].operations == model_operations(model) * positions + 2 * squares * positions
     assert stages["moments"].disk == squares * 8
     contraction = 50 * (2 * 9 * weights + 2 * 3 * weights)
-    assert stages["score"].operations == everything(model) * positions + contraction
+    assert stages["score"].operations == model_operations(model) * positions + contraction
     assert sum(stage.passes for stage in plan.stages) == 3
     assert plan.rank is None
     assert plan.forms == {"tiles": 2}
@@ -88,10 +90,7 @@ def test_queries_that_do_not_fit(model, train) -> None:
 
 
 def test_time_is_measured_and_disk_is_looked_at(model, train, tmp_path) -> None:
-    sites = find_sites(model, ["up", "down"], quiet=True)
-    options = FitOptions(quiet=True)
-    plan = make_plan(model, LanguageModelling(), train, sites=sites, queries=2, index_width=64, store=Store(tmp_path),
-                     options=options)  # fmt: skip
+    plan = make_plan(trained(model, train, store=Store(tmp_path)), queries=2, index_width=64)
     assert all(stage.seconds > 0 for stage in plan.stages)
     assert plan.seconds == pytest.approx(sum(stage.seconds for stage in plan.stages))
     assert plan.free is not None

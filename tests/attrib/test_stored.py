@@ -1,20 +1,17 @@
 """Fits and scores that keep batches in the store, or spread over workers, give what the model itself gives."""
 
 import os
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests import cases
 from whence import attrib
-from whence.attrib import EKFAC, FitOptions
-from whence.attrib.method import make_run
-from whence.cache import Store, Task, connect, gradients, open_gradients
+from whence.attrib import EKFAC
+from whence.cache import Store, connect, gradients, open_gradients
 
 from .deadly import DiesTwice
-
-QUIET = FitOptions(quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -23,25 +20,24 @@ def case() -> cases.Case:
     return cases.Case("float32", found.model.float(), cases.sequences(12), found.task, {"pattern": ["qkv", "up"]})
 
 
-def test_stored_frames_are_the_runs_own(case: cases.Case, tmp_path) -> None:
-    run = make_run(case.model, case.task, case.examples, case.sites, "loss", 0, QUIET)
+def test_stored_batches_are_the_models_own(case: cases.Case, tmp_path) -> None:
+    run = case.trained().run("loss", case.sites)
     stored = gradients(run, Store(tmp_path))
     again = open_gradients(run, Store(tmp_path))
     for rows in (np.arange(12), np.array([7, 2, 3])):
-        for own, kept, reopened in zip(run.batches(rows), stored.batches(rows), again.batches(rows)):
-            np.testing.assert_array_equal(own.rows, kept.rows)
+        for own, saved, reopened in zip(run.batches(rows), stored.batches(rows), again.batches(rows)):
+            np.testing.assert_array_equal(own.rows, saved.rows)
             for name in case.sites.names:
                 for part in ("inputs", "grads", "weights"):
                     value = np.asarray(getattr(own, part)[name])
-                    np.testing.assert_allclose(getattr(kept, part)[name], value, rtol=1e-5, atol=1e-7)
-                    np.testing.assert_array_equal(getattr(reopened, part)[name], getattr(kept, part)[name])
+                    np.testing.assert_allclose(getattr(saved, part)[name], value, rtol=1e-5, atol=1e-7)
+                    np.testing.assert_array_equal(getattr(reopened, part)[name], getattr(saved, part)[name])
 
 
 def test_fit_through_the_store_when_memory_is_short(case: cases.Case, tmp_path) -> None:
-    wanted = EKFAC(redraw=False).fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
+    wanted = EKFAC(redraw=False).fit(case.trained())
     store = Store(tmp_path)
-    short = FitOptions(quiet=True, memory=36_000, positions=40)
-    found = EKFAC(redraw=False).fit(case.model, case.task, case.examples, sites=case.sites, store=store, options=short)
+    found = EKFAC(redraw=False).fit(case.trained(store=store, memory=36_000, positions=40))
     assert "gradients" in {event.kind for event in store.events}
     for name, state in wanted.per_site.items():
         np.testing.assert_allclose(found.per_site[name].eigenvalues.sum(), state.eigenvalues.sum(), rtol=1e-5)
@@ -50,15 +46,15 @@ def test_fit_through_the_store_when_memory_is_short(case: cases.Case, tmp_path) 
 def test_scores_from_stored_gradients_do_not_run_the_model(case: cases.Case, tmp_path, monkeypatch) -> None:
     store = Store(tmp_path)
     queries = case.examples.select(range(3))
-    factors = EKFAC().fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
-    wanted = attrib.score(factors, case.model, case.task, queries, case.examples, options=QUIET)
-    gradients(make_run(case.model, case.task, case.examples, case.sites, "loss", 0, QUIET), store)
+    factors = EKFAC().fit(case.trained())
+    wanted = factors.score(queries)
+    gradients(case.trained().run("loss", case.sites), store)
     runs = []
     forward = type(case.model).forward
     monkeypatch.setattr(
         type(case.model), "forward", lambda self, *a, **k: (runs.append(len(a[0])), forward(self, *a, **k))[1]
     )
-    found = attrib.score(factors, case.model, case.task, queries, case.examples, store=store, options=QUIET)
+    found = factors.on(case.trained(store=store)).score(queries)
     np.testing.assert_allclose(found.values, wanted.values, rtol=1e-4, atol=1e-9)
     assert sum(runs) < len(case.examples)  # queries and probes only
 
@@ -66,19 +62,16 @@ def test_scores_from_stored_gradients_do_not_run_the_model(case: cases.Case, tmp
 def test_workers_give_the_same_bits(case: cases.Case, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two workers, one of which is killed in the middle of the fit and one in the middle of the scoring."""
     monkeypatch.setattr("whence.attrib.fit.PARTITION_EXAMPLES", 4)
-    options = FitOptions(quiet=True, positions=40)
     queries = case.examples.select(range(3))
 
-    def run(name: str, task: Task, options: FitOptions) -> tuple[attrib.Factors, np.ndarray]:
-        store = Store(tmp_path / name)
-        factors = EKFAC().fit(case.model, task, case.examples, sites=case.sites, store=store, options=options)
-        scores = attrib.score(factors, case.model, task, queries, case.examples, store=store, options=options)
-        return factors, scores.values
+    def run(name: str, **more: Any) -> tuple[attrib.Factors, np.ndarray]:
+        factors = EKFAC().fit(case.trained(store=Store(tmp_path / name), positions=40, **more))
+        return factors, factors.score(queries).values
 
-    one, one_scores = run("one", case.task, options)
+    one, one_scores = run("one")
     with connect("local:2") as workers:
         deadly = DiesTwice(home=os.getpid(), markers=str(tmp_path))
-        two, two_scores = run("two", deadly, replace(options, cluster=workers))
+        two, two_scores = run("two", task=deadly, cluster=workers)
     assert {"fit", "score"} <= {path.name for path in tmp_path.iterdir()}
     for name, state in one.per_site.items():
         np.testing.assert_array_equal(two.per_site[name].eigenvalues, state.eigenvalues)

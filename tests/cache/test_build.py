@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from tests import cases
-from whence.cache import Classification, DataError, ModelError, ResourceError, find_sites
-from whence.cache.model.batches import KeptBatches, ModelPass, plan_batches, widths
+from whence.cache import Classification, DataError, Examples, ModelError, ModelPass, ResourceError
+from whence.cache.model.batches import plan_batches, widths
+from whence.cache.model.trained import KeptBatches
 
 
 def make(case: cases.Case, **more) -> ModelPass:
-    return ModelPass(case.model, case.task, case.examples, case.sites, "loss", 0, **more).prepared()
+    return case.trained(**more).run("loss", case.sites)
 
 
 def test_widths_grow_by_a_quarter_and_end_at_the_longest() -> None:
@@ -36,9 +37,9 @@ def test_every_example_is_in_one_batch_that_fits_it(positions: int) -> None:
     assert len({(batch.full, batch.width) for batch in plan}) <= len(widths(int(lengths.max())))
 
 
-def test_frames_of_a_last_batch_are_filled_with_nothing() -> None:
+def test_a_last_batch_is_filled_with_zeros() -> None:
     run = make(cases.build("mlp"), positions=5)
-    batches = list(run.batches(quiet=True))
+    batches = list(run.batches())
     assert [len(batch.rows) for batch in batches] == [5, 5, 2]
     for batch in batches:
         for site in run.sites:
@@ -57,9 +58,9 @@ class TwoHeads(torch.nn.Module):
 
 
 def test_layers_that_read_one_input_share_it() -> None:
-    model = TwoHeads().double()
-    run = ModelPass(model, Classification(), cases.vectors(), find_sites(model, quiet=True)).prepared()
-    batch = next(iter(run.batches(quiet=True)))
+    case = cases.Case("two", TwoHeads().double(), cases.vectors(), Classification())
+    run = make(case)
+    batch = next(iter(run.batches()))
     assert batch.inputs["a"] is batch.inputs["b"]
     assert batch.inputs["a"] is not batch.inputs["c"]
 
@@ -67,20 +68,22 @@ def test_layers_that_read_one_input_share_it() -> None:
 def test_batch_size_follows_the_memory_limit() -> None:
     case = cases.build("attention")
     small, large = make(case, memory=200_000), make(case, memory=2_000_000)
+    assert small.positions is not None
+    assert large.positions is not None
     assert small.positions < large.positions
     with pytest.raises(ResourceError, match="Raise the memory limit"):
         make(case, memory=1000)
 
 
-def test_replay_runs_the_model_once_where_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_batches_run_the_model_once_if_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     case = cases.build("mlp")
     run, calls = make(case, positions=4), []
     forward = case.model.forward
     monkeypatch.setattr(case.model, "forward", lambda x: (calls.append(1), forward(x))[1])
     for limit, wanted in ((1 << 30, 3), (0, 6)):
         calls.clear()
-        replay = KeptBatches(run, limit)
-        values = [[f.value for f in replay.batches(quiet=True)] for _ in range(2)]
+        kept = KeptBatches(run, limit)
+        values = [[f.value for f in kept.batches()] for _ in range(2)]
         assert len(calls) == wanted
         np.testing.assert_array_equal(np.concatenate(values[0]), np.concatenate(values[1]))
 
@@ -88,11 +91,9 @@ def test_replay_runs_the_model_once_where_memory_allows(monkeypatch: pytest.Monk
 def test_nothing_to_run_over() -> None:
     case = cases.build("attention")
     with pytest.raises(DataError, match="is empty"):
-        ModelPass(case.model, case.task, case.examples.select([]), case.sites).prepared()
-    from whence.cache import Examples
-
+        make(case, train=case.examples.select([]))
     blank = Examples.of({"input_ids": [np.array([1, 2]), np.array([], np.int64)]}, ids=[4, 9])
     with pytest.raises(DataError, match=r"without a single token, ids \[9\]"):
-        ModelPass(case.model, case.task, blank, case.sites).prepared()
+        make(case, train=blank)
     with pytest.raises(ModelError, match="No site matches"):
-        find_sites(case.model, "nothing.*")
+        case.trained().find("nothing.*")

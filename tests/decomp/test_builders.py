@@ -83,15 +83,15 @@ def test_size_crops_in_order_of_arrival(acts, built):
     assert small.settings["rows_read"] < len(acts)
 
 
-def test_room_stops_at_the_size():
+def test_capacity_stops_at_the_size():
     """A dictionary near its size is searched at that size, not at the next power of two."""
     grown = growth.empty(4, gram=True)
-    assert growth.roomier(grown.basis, 1100, most=1536).atoms.shape[0] == 1536
-    assert growth.roomier(grown.basis, 1600, most=1536).atoms.shape[0] == 2048
-    assert growth.roomier(grown.basis, 1100).gram.shape == (2048, 2048)
+    assert growth.with_capacity(grown.basis, 1100, most=1536).atoms.shape[0] == 1536
+    assert growth.with_capacity(grown.basis, 1600, most=1536).atoms.shape[0] == 2048
+    assert growth.with_capacity(grown.basis, 1100).gram.shape == (2048, 2048)
 
 
-def test_a_build_goes_on_where_it_stopped(acts, built, tmp_path):
+def test_an_interrupted_build_resumes(acts, built, tmp_path):
     class Stop(Exception):
         pass
 

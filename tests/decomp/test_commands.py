@@ -83,6 +83,12 @@ def test_other_builders_and_their_differences(capsys, builder):
     assert set(changes["changes"]["status"]) <= {"removed", "added", "moved", "kept"}
 
 
+def test_an_autoencoder_is_built_and_judged(capsys):
+    built = build(capsys, "--builder", "sae", "--batch", "64", out="sae")
+    assert built["atoms"] == 30
+    assert json.loads(run(capsys, "evaluate", "sae", "--json", "--quiet"))["fvu"]["value"] > 0
+
+
 def test_a_document_is_taken_out_and_put_back(capsys):
     build(capsys)
     whole = decomp.load("d")
@@ -158,4 +164,4 @@ def test_a_dictionary_of_another_model_is_refused(capsys, monkeypatch):
     words = Vocabulary.words(["w0 w1"])
     monkeypatch.setattr("whence.inputs.load_model", lambda name, store=None, quiet=False: (other, words))
     assert main(["decomp", "evaluate", "d", "--quiet"]) == 1
-    assert "was made from model" in capsys.readouterr().err
+    assert "was built from model" in capsys.readouterr().err

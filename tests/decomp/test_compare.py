@@ -5,7 +5,8 @@ import pytest
 
 from tests.decomp.test_builders import stream
 from whence.cache.errors import DataError, ModelError
-from whence.decomp import ITDA, Dictionary, Origin, Provenance, Text, diff, layers, overlap, similarity
+from whence.decomp import ITDA, Dictionary, Origin, Provenance, diff, layers, overlap, similarity
+from whence.decomp.provenance import Text
 
 
 def made_of(places: list[tuple[int, int]], seeds: int = 0, width: int = 8, seed: int = 0) -> Dictionary:

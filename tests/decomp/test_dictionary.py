@@ -56,7 +56,7 @@ def test_bad_requests(dictionary):
         dictionary.encode(x, target=1.0)
     with pytest.raises(UsageError, match="no pursuit"):
         dictionary.encode(x, pursuit="basis")
-    with pytest.raises(DataError, match="encodes"):
+    with pytest.raises(DataError, match="Signals of shape"):
         dictionary.encode(np.ones((2, 15), np.float32))
     with pytest.raises(DataError, match="1 of 2 signals"):
         dictionary.encode(np.array([[np.nan] * 16, [1.0] * 16], np.float32))
@@ -233,5 +233,5 @@ def test_activations_still_being_built_are_refused(tmp_path):
     acts = from_entry(entry)
     assert acts.origin == Origin("here", "m", "d")
     assert len(acts) == 8
-    with pytest.raises(UsageError, match="They hold here"):
+    with pytest.raises(UsageError, match="Choose one of here"):
         from_entry(entry, "there")

@@ -1,18 +1,18 @@
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 from tests import cases
 from tests.decomp.test_builders import stream
+from whence.cache import TrainedModel
 from whence.cache.display.interval import Interval
-from whence.cache.errors import DataError, ModelError, UsageError
+from whence.cache.errors import DataError, ModelError, NumericalError
 from whence.decomp import Activations, Dictionary, Origin, Provenance, Random, splice
-from whence.decomp.curves import sparsity_curve, training_curve
-from whence.decomp.evaluate import evaluate, loss_recovered, losses
+from whence.decomp.codec import Codec
+from whence.decomp.evaluate import evaluate, loss_recovered, losses, sparsity_curve
+from whence.decomp.kernels import Code
 from whence.decomp.observe import observe
-from whence.decomp.probing import probe
-from whence.decomp.sae import SAE, SparseAutoencoder, _reached_by
+from whence.decomp.probing import probe, probe_documents
 from whence.decomp.splice import spliced
 
 
@@ -22,17 +22,22 @@ def case() -> cases.Case:
 
 
 @pytest.fixture(scope="module")
-def whole(case) -> Dictionary:
+def trained(case) -> TrainedModel:
+    return TrainedModel(case.model, case.examples, case.task, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def whole(trained) -> Dictionary:
     """As many atoms as the width: matching pursuit with many steps explains everything."""
-    acts = observe(case.model, case.examples, ["down"])["down"]
+    acts = observe(trained, "down")
     d = acts.width
     eye = Dictionary(np.eye(d, dtype=np.float32), Provenance.unknown(d), k=d, origin=acts.origin)
     assert np.asarray(eye.encode(acts.whole().x).unexplained).max() < 1e-6
     return eye
 
 
-def test_observed_activations_are_the_models_own(case):
-    acts = observe(case.model, case.examples, ["up", "down"])
+def test_observed_activations_are_the_models_own(case, trained):
+    acts = observe(trained, ["up", "down"])
     whole = acts["up"].whole()
     seen = []
     handle = case.model.up.register_forward_hook(lambda m, a, out: seen.append(out))
@@ -69,6 +74,13 @@ def test_the_figures_are_their_definitions():
     assert (found.value[:3] < found.high[:3]).all()
 
 
+def test_the_error_falls_with_steps():
+    acts = stream(t=1500)
+    found = sparsity_curve(Random(50, k=3).build(acts), acts, [1, 2, 4])
+    assert found.k.values.tolist() == [1, 2, 4]
+    assert (found.value.sel(metric="fvu").diff("k") < 0).all()
+
+
 def test_bad_rows_are_counted_and_others_models_refused():
     acts = stream(t=300)
     x = acts.whole().x.copy()
@@ -97,33 +109,53 @@ def test_intervals_cover_the_mean():
 # -- in the model
 
 
-def test_splicing_the_activations_themselves_changes_nothing(case, whole):
-    before = losses(case.model, case.task, case.examples, "down", None, ())
-    same = losses(case.model, case.task, case.examples, "down", splice.through(whole), ())
-    np.testing.assert_allclose(before, same, rtol=1e-4)
-    found = loss_recovered(whole, case.model, case.task, case.examples, "down", mean=np.zeros(whole.width))
+def test_losses_are_those_of_each_example_alone(case, trained):
+    """In the order of the examples, whatever batches they ran in."""
+    with torch.no_grad():
+        alone = [float(case.task.loss(case.model, case.examples.batch([n]))[0]) for n in range(len(case.examples))]
+    np.testing.assert_allclose(losses(trained), alone, rtol=1e-5)
+
+
+def test_splicing_the_activations_themselves_changes_nothing(trained, whole):
+    same = losses(trained, at="down", change=splice.through(whole))
+    np.testing.assert_allclose(losses(trained), same, rtol=1e-4)
+    found = loss_recovered(trained, whole, mean=np.zeros(whole.width))
     assert found.value.sel(metric="recovered_zero") == pytest.approx(1, abs=1e-2)
     np.testing.assert_allclose(found.value.sel(metric="loss_mean"), found.value.sel(metric="loss_zero"))
 
 
-def test_splicing_zeros_recovers_nothing(case):
-    class Nothing:
+def test_splicing_zeros_recovers_nothing(trained):
+    class Nothing(Codec):
         origin = Origin()
 
-        def reconstruct(self, x, k=None):
-            return np.zeros_like(x)
+        def encode_array(self, x, k=None):
+            return Code(x[:, :0], x[:, :0], x[:, 0], x[:, 0])
 
-    found = loss_recovered(Nothing(), case.model, case.task, case.examples, "down")
+        def decode_array(self, code):
+            return np.zeros((len(code.energy), 8), np.float32) * code.energy[:, None]
+
+    found = loss_recovered(trained, Nothing(), at="down")
     assert found.value.sel(metric="recovered_zero") == pytest.approx(0, abs=1e-9)
 
 
-def test_the_model_comes_back_also_after_an_exception(case):
+def test_another_models_dictionary_is_refused(trained, whole):
+    other = trained.at(cases.build("attention").model.__class__())
+    with pytest.raises(ModelError, match="was built from model"):
+        loss_recovered(other, whole)
+
+
+def test_an_activation_that_is_not_finite_is_not_encoded(whole):
+    with pytest.raises(NumericalError):
+        splice.through(whole)(torch.full((1, 2, whole.width), float("nan")))
+
+
+def test_the_model_comes_back_also_after_an_exception(case, trained):
     batch = case.examples.batch([0, 1])
     before = case.task.logits(case.model, batch)
     hooks = len(case.model.down._forward_hooks)
 
     def fail():
-        with spliced(case.model, "down", splice.zeros):
+        with spliced(trained, "down", splice.zeros):
             assert not torch.equal(case.task.logits(case.model, batch), before)
             raise ZeroDivisionError
 
@@ -133,9 +165,9 @@ def test_the_model_comes_back_also_after_an_exception(case):
     assert torch.equal(case.task.logits(case.model, batch), before)
 
 
-def test_skipped_positions_keep_the_models_activation(case):
+def test_skipped_positions_keep_the_models_activation(case, trained):
     seen = []
-    with spliced(case.model, "down", splice.zeros, skip=[0]):
+    with spliced(trained, "down", splice.zeros, skip=[0]):
         handle = case.model.down.register_forward_hook(lambda m, a, out: seen.append(out))
         case.task.logits(case.model, case.examples.batch([0]))
         handle.remove()
@@ -143,10 +175,10 @@ def test_skipped_positions_keep_the_models_activation(case):
     assert seen[0][0, 1:].abs().sum() == 0
 
 
-def test_splice_errors(case):
-    with pytest.raises(ModelError, match="Near names: down"), spliced(case.model, "dwn", splice.zeros):
+def test_splice_errors(case, trained):
+    with pytest.raises(ModelError, match="Near names: down"), spliced(trained, "dwn", splice.zeros):
         pass
-    with pytest.raises(ModelError, match="Keep the shape"), spliced(case.model, "down", lambda x: x[:, 1:]):
+    with pytest.raises(ModelError, match="Keep the shape"), spliced(trained, "down", lambda x: x[:, 1:]):
         case.task.logits(case.model, case.examples.batch([0]))
 
 
@@ -158,63 +190,6 @@ def test_steering_adds_an_atom_and_ablation_takes_it_out(whole):
     without = splice.without_atoms(whole, [1, 3])(x)
     assert without[..., [1, 3]].abs().max() < 1e-5
     torch.testing.assert_close(without[..., [0, 2]], x[..., [0, 2]])
-
-
-# -- sparse autoencoders
-
-
-@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
-def test_an_autoencoder_learns_and_keeps_to_its_sparsity(kind):
-    acts = stream(t=4000)
-    marks = list(SAE(60, k=4, kind=kind, batch=256, rate=3e-3).train(acts, at_tokens=[2048, 120_000]))
-    fvu = [float(evaluate(m.autoencoder, acts).value.sel(metric="fvu")) for m in marks]
-    assert fvu[1] < 0.5 * fvu[0]
-    found = evaluate(marks[1].autoencoder, acts).value
-    assert found.sel(metric="l0") == pytest.approx(4, abs=0.8 if kind == "batchtopk" else 0.3)
-    assert marks[1].tokens >= 120_000
-    assert marks[1].seconds > marks[0].seconds > 0
-    np.testing.assert_allclose(np.linalg.norm(marks[1].autoencoder.W_dec, axis=1), 1, atol=1e-5)
-
-
-def test_an_autoencoders_code_is_its_formula():
-    rng = np.random.default_rng(0)
-    encoder, bias, centre = rng.standard_normal((6, 9)), rng.standard_normal(9), rng.standard_normal(6)
-    atoms = rng.standard_normal((9, 6))
-    parts = [a.astype(np.float32) for a in (encoder, bias, atoms / np.linalg.norm(atoms, axis=1)[:, None], centre)]
-    sae = SparseAutoencoder(*parts, k=3)
-    x = rng.standard_normal((20, 6)).astype(np.float32)
-    z = np.maximum((x - parts[3]) @ parts[0] + parts[1], 0)
-    z[z < np.sort(z, axis=1)[:, -3:-2]] = 0
-    np.testing.assert_allclose(sae.reconstruct(x), z @ parts[2] + parts[3], atol=1e-4)
-    code = sae.encode(x)
-    np.testing.assert_allclose(code.residual, np.sum((x - sae.reconstruct(x)) ** 2, 1), rtol=1e-3)
-
-
-def test_curves_fall_with_steps_and_tokens():
-    acts = stream(t=1500)
-    by_k = sparsity_curve(Random(50, k=3).build(acts), acts, [1, 2, 4])
-    assert by_k.k.values.tolist() == [1, 2, 4]
-    assert (by_k.value.sel(metric="fvu").diff("k") < 0).all()
-    by_time = training_curve(SAE(40, k=3, batch=128, rate=3e-3), acts, acts, at_tokens=[1024, 30_000])
-    assert (by_time.value.sel(metric="fvu").diff("mark") < 0).all()
-    assert (by_time.tokens.values >= [1024, 30_000]).all()
-
-
-def test_bad_training_requests():
-    with pytest.raises(UsageError, match="no autoencoder"):
-        SAE(8, kind="relu")
-    with pytest.raises(UsageError, match="of 8 latents"):
-        SAE(8, k=9)
-    with pytest.raises(UsageError, match="No mark"):
-        next(iter(SAE(8, k=2).train(stream(t=60))))
-    with pytest.raises(DataError, match="60 activations"):
-        SAE(8, k=2).build(stream(t=60), 10)
-
-
-def test_the_reached_by_lets_so_many_through():
-    values = jnp.asarray(np.random.default_rng(0).random((50, 20)).astype(np.float32))
-    assert int(jnp.sum(values >= _reached_by(values, 123, None))) == 123
-    assert (jnp.sum(values >= _reached_by(values, 7, 1), axis=1) == 7).all()
 
 
 # -- probing
@@ -232,3 +207,17 @@ def test_one_atom_tells_classes_apart_when_one_atom_does():
     assert found.value.sel(metric="majority") < 0.6
     with pytest.raises(DataError, match="two classes"):
         probe(eye, x, np.zeros(400), np.arange(400) < 200)
+
+
+def test_documents_of_two_classes_are_probed_by_document():
+    acts = stream(t=900)
+    x = acts.whole().x.copy()
+    label = {n: n % 2 for n in range(30)}
+    x[np.array([label[d] for d in acts.document]) == 1] += 3
+    marked = Activations.of(x, acts.document, acts.position)
+    built = Random(60, k=4).build(marked)
+    found = probe_documents(built, marked, label)
+    assert found.value.sel(metric="activation") > 0.9
+    assert found.attrs["held_out_documents"] == 15
+    with pytest.raises(DataError, match="Fewer than two documents"):
+        probe_documents(built, marked, {0: 1})

@@ -9,10 +9,9 @@ from safetensors.numpy import load_file, save_file
 
 from tests.decomp.reference import paper_loop
 from whence.cache.errors import CorruptEntry, ModelError, StoreError, UsageError
-from whence.decomp import Activations, Dictionary, Origin, Provenance, Random
-from whence.decomp.dictionary import Text
+from whence.decomp import Activations, Dictionary, Origin, Provenance, Random, SparseAutoencoder
 from whence.decomp.interop import adapter, mirrored, saelens, sparsify
-from whence.decomp.sae import SparseAutoencoder
+from whence.decomp.provenance import Text
 
 # SAELens 6: names and types of the fields of cfg.json for the architecture "matching_pursuit"
 SAELENS_CONFIG = {

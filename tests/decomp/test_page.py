@@ -10,10 +10,10 @@ from tests.pages import Tags
 from whence.cache import Examples
 from whence.cache.display import write_page
 from whence.cache.errors import DataError, ModelError
-from whence.decomp import ITDA, Activations, Dictionary, Origin, Provenance, Text, show
-from whence.decomp.curves import sparsity_curve
+from whence.decomp import ITDA, Activations, Dictionary, Origin, Provenance, show, sparsity_curve
 from whence.decomp.features import features, top_contexts
 from whence.decomp.pages import page
+from whence.decomp.provenance import Text
 
 NASTY = "</script><script>alert(1)</script>&amp;<img src=x onerror=alert(2)>\u2028'\""
 

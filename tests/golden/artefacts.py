@@ -48,9 +48,10 @@ from cache import (
     gradients,
     key_of,
 )
-from decomp import ITDA, SAE, Activations, Calibrated, Coefficient, Dictionary, KMeans, Origin, Partition, Random
-from decomp.files import build_once, from_entry, put
-from decomp.sae import SparseAutoencoder
+from decomp import (
+    ITDA, SAE, Activations, Calibrated, Coefficient, Dictionary, KMeans, Origin, Partition, Random, SparseAutoencoder,
+)  # fmt: skip
+from decomp.files import from_entry, put
 from unlearn import audit, datamodels, methods, traces
 from unlearn.condense import METHODS as CONDENSING
 from unlearn.condense import MLP, Condensed, ConvNet, Pool, Settings, condense, evaluate, kernel_velocity
@@ -576,7 +577,7 @@ def codes(dictionary: Dictionary) -> dict[str, np.ndarray]:
 
 
 def built(name: str, store: Store) -> Made:
-    dictionary = build_once(BUILDERS[name], stream(), store, {"skip": [0], "held_out": 0.1})
+    dictionary = BUILDERS[name].build(stream(), store=store, selection={"skip": [0], "held_out": 0.1})
     told = dictionary.settings
     curve = np.asarray(told["curve"], np.int64).reshape(-1, 2)
     counts = np.array([told["rows_read"], told["rows_zero"], told["rows_not_finite"], told["seeds_placed"]])
@@ -595,7 +596,7 @@ READERS |= {f"dictionary/{name}": read_dictionary for name in BUILDERS}
 def _(store: Store) -> Made:
     """From activations of the store, as the commands build."""
     acts = decomp.observe(given.reader(0), given.texts(), ["mix"], store)["mix"]
-    dictionary = build_once(ITDA(k=2, batch=32), acts.without([0]).shuffled(1), store, {"skip": [0]})
+    dictionary = ITDA(k=2, batch=32).build(acts.without([0]).shuffled(1), store=store, selection={"skip": [0]})
     return last(store, "dictionary", document=dictionary.provenance.document, k=dictionary.k)
 
 
@@ -616,9 +617,10 @@ READERS["dictionary/by hand"] = read_by_hand
 
 def autoencoder(builder: SAE, store: Store) -> Made:
     """Nothing of it is kept in the store."""
-    made: SparseAutoencoder = builder.build(stream(), tokens=1)
+    made: SparseAutoencoder = replace(builder, tokens=1).build(stream())
+    settings = {name: value for name, value in plain(builder).items() if name != "tokens"}
     return only(
-        builder, encoder=made.encoder, bias=made.bias, decoder=made.atoms, centre=made.centre,
+        settings, encoder=made.encoder, bias=made.bias, decoder=made.atoms, centre=made.centre,
         threshold=made.threshold, decoded=made.reconstruct(given.rows()[:16]),
     )  # fmt: skip
 

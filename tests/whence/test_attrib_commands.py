@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import whence.inputs
+from whence.cache import LanguageModelling, TrainedModel
 from whence.cli import main
 from whence.commands._attrib_job import read_bytes, read_pairs
 
@@ -65,14 +66,15 @@ def test_score_through_a_dictionary_and_who_built_an_atom(capsys, tmp_path, load
 
     model, corpus = loaded
     at = "blocks.0.mlp.fc_in.hook_in"
-    rows = decomp.observe(model, corpus.train, [at])[at]
+    trained = TrainedModel(model, corpus.train, LanguageModelling(), quiet=True)
+    rows = decomp.observe(trained, at)
     folder = str(decomp.save(decomp.ITDA(size=24, k=4, unexplained=0.05).build(rows), tmp_path / "dictionary"))
     found = said(capsys, "score", "--dictionary", folder, "--top", "3")["queries"][0]
     parts = found["carried at blocks.0.mlp.fc_in by"]
     assert len(parts) == 3
     assert abs(parts[0]["nats"]) >= abs(parts[2]["nats"])
     assert [len(line["atoms"]) for line in found["helpful"]] == [3, 3, 3]
-    at_prompt = decomp.observe(model, corpus.queries.select([0]), [at])[at].whole().x
+    at_prompt = decomp.observe(trained, at, corpus.queries.select([0])).whole().x
     atom = str(decomp.load(folder).encode(at_prompt).indices[0, 0])
     assert (
         main(["attrib", "score", "--dictionary", folder, "--atom", atom, "--top", "2", "--sites", "*", "--quiet"]) == 0

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,17 @@ from tests.cases import vectors
 from tests.unlearn import cases
 from tests.unlearn.condense_cases import vector_pool
 from whence import attrib, cache, decomp
-from whence.cache import Classification, Store, find_sites
+from whence.cache import Classification, Store, TrainedModel
 from whence.unlearn import Panel
 
-ROOMS = ("cache", "attrib", "decomp", "unlearn", "whence.unlearn.condense")
-# what no room works without shows how it is used
+PACKAGES = ("cache", "attrib", "decomp", "unlearn", "unlearn.condense")
+# the names that a reader uses first have an example
 SHOWN = {
-    "cache": {"Examples", "Store", "find_sites", "capture", "activations", "Classification"},
-    "attrib": {"EKFAC", "score", "self_influence", "top", "Reading"},
+    "cache": {"Examples", "TrainedModel", "Store", "find_sites", "capture", "activations", "Classification"},
+    "attrib": {"Method.fit", "Factors.score", "Factors.self_influence", "Factors.top", "ActivationMeasurement"},
     "decomp": {"Activations", "ITDA", "Dictionary", "evaluate", "compare", "save", "load"},
     "unlearn": {"ridge", "Deletion", "run", "evaluate", "KLoM"},
-    "whence.unlearn.condense": {"Pool", "condense", "select", "evaluate"},
+    "unlearn.condense": {"Pool", "condense", "select", "evaluate"},
 }
 
 
@@ -39,9 +40,8 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
 
 
-def factors() -> attrib.Factors:
-    sites, options = find_sites(model(), quiet=True), attrib.FitOptions(quiet=True)
-    return attrib.EKFAC().fit(model(), Classification(), vectors(), sites=sites, options=options)
+def trained() -> TrainedModel:
+    return TrainedModel(model(), vectors(), Classification(), quiet=True)
 
 
 def read() -> decomp.Activations:
@@ -58,7 +58,8 @@ STAGE: dict[str, Callable[[], Any]] = {
     "task": Classification,
     "train": vectors,
     "queries": lambda: vectors(3, seed=1),
-    "factors": factors,
+    "trained": trained,
+    "factors": lambda: attrib.EKFAC().fit(trained()),
     "read": read,
     "dictionary": dictionary,
     "pool": vector_pool,
@@ -76,31 +77,37 @@ UNLEARNED: dict[str, Callable[[], Any]] = {
 }
 
 
+def documented(package: str, name: str) -> str:
+    """The docstring of a public name, or of a public class's method ("Class.method")."""
+    return inspect.getdoc(attrgetter(name)(importlib.import_module(f"whence.{package}"))) or ""
+
+
 def examples() -> Iterator[Any]:
-    """Every public name that has an example, with its room."""
-    for room in ROOMS:
-        package = importlib.import_module(room)
-        for name, value in vars(package).items():
-            if not name.startswith("_") and not inspect.ismodule(value) and ">>>" in (inspect.getdoc(value) or ""):
-                yield pytest.param(room, name, id=f"{room}.{name}")
+    """Every public name, and method of a public class, that has an example, with its package."""
+    for package in PACKAGES:
+        for name, value in vars(importlib.import_module(f"whence.{package}")).items():
+            if name.startswith("_") or inspect.ismodule(value):
+                continue
+            methods = [m for m, f in vars(value).items() if inspect.isfunction(f)] if inspect.isclass(value) else []
+            for full in [name, *(f"{name}.{method}" for method in methods if not method.startswith("_"))]:
+                if ">>>" in documented(package, full):
+                    yield pytest.param(package, full, id=f"{package}.{full}")
 
 
 @pytest.mark.filterwarnings("ignore:p95")  # eight models show nothing, and the evaluation says so
-@pytest.mark.parametrize(("room", "name"), examples())
-def test_it_runs(room: str, name: str, store: Store, tmp_path: Path) -> None:
-    package = importlib.import_module(room)
-    text = inspect.getdoc(getattr(package, name)) or ""
-    stage = {**STAGE, **(UNLEARNED if room == "unlearn" else {})}
+@pytest.mark.parametrize(("package", "name"), examples())
+def test_it_runs(package: str, name: str, store: Store, tmp_path: Path) -> None:
+    text, public = documented(package, name), vars(importlib.import_module(f"whence.{package}"))
+    stage = {**STAGE, **(UNLEARNED if package == "unlearn" else {})}
     words = set(re.findall(r"\w+", text))
-    known = vars(cache) | vars(package) | {"np": np, "torch": torch, "store": store, "folder": tmp_path}
+    known = vars(cache) | public | {"np": np, "torch": torch, "store": store, "folder": tmp_path}
     known |= {word: make() for word, make in stage.items() if word in words}
-    example = doctest.DocTestParser().get_doctest(text, known, f"{room}.{name}", None, None)
-    said: list[str] = []
-    doctest.DocTestRunner().run(example, out=said.append)
-    assert not said, "".join(said)
+    example = doctest.DocTestParser().get_doctest(text, known, f"{package}.{name}", None, None)
+    failures: list[str] = []
+    doctest.DocTestRunner().run(example, out=failures.append)
+    assert not failures, "".join(failures)
 
 
-@pytest.mark.parametrize("room", SHOWN)
-def test_what_is_used_first_has_an_example(room: str) -> None:
-    package = importlib.import_module(room)
-    assert {name for name in SHOWN[room] if ">>>" not in (inspect.getdoc(getattr(package, name)) or "")} == set()
+@pytest.mark.parametrize("package", SHOWN)
+def test_what_is_used_first_has_an_example(package: str) -> None:
+    assert {name for name in SHOWN[package] if ">>>" not in documented(package, name)} == set()

@@ -8,7 +8,7 @@ import torch
 
 from whence import attrib, decomp
 from whence.attrib import EKFAC, FitOptions
-from whence.cache import LanguageModelling, find_sites
+from whence.cache import LanguageModelling, TrainedModel, find_sites
 from whence.corpora import language_reference
 from whence.corpora.corpus import query_examples
 from whence.decomp.kernels import densify
@@ -27,7 +27,7 @@ def made():
     queries = query_examples(["The assert statement", "A class"], [" is", " defines"], corpus.vocabulary)
     sites = find_sites(model, "*.mlp.*", quiet=True)
     factors = EKFAC().fit(model, LanguageModelling(), train, sites=sites, options=QUIET)
-    rows = decomp.observe(model, train, [AT])[AT]
+    rows = decomp.observe(TrainedModel(model, train, LanguageModelling(), quiet=True), AT)
     dictionary = decomp.ITDA(size=64, k=4, unexplained=0.05).build(rows)
     return factors, model, LanguageModelling(), queries, train, dictionary
 
@@ -44,12 +44,9 @@ def test_influence_splits_by_atom_and_the_parts_add_up(made) -> None:
 def test_an_atom_s_mean_activation_is_the_code_s_own_and_its_gradient_a_difference(made) -> None:
     """Against encoding anew after a small step of the weights before the hook point."""
     _, model, task, queries, _, dictionary = made
-    whole = [
-        np.asarray(densify(dictionary.encode(decomp.observe(model, queries.select([q]), [AT])[AT].whole().x), 64)).mean(
-            0
-        )
-        for q in range(len(queries))
-    ]
+    trained = TrainedModel(model, queries, task, quiet=True)
+    read = [decomp.observe(trained, AT, queries.select([q])).whole().x for q in range(len(queries))]
+    whole = [np.asarray(densify(dictionary.encode(x), 64)).mean(0) for x in read]
     atom = int(np.abs(whole).min(0).argmax())  # in both prompts
     who = attrib.Reading(task, AT, decomp.Coefficient(dictionary, atom))
     batch = queries.batch(np.arange(len(queries)))
@@ -72,7 +69,9 @@ def test_who_built_an_atom(made) -> None:
     _, model, task, queries, train, dictionary = made
     sites = find_sites(model, ["*.attn.*", "*.mlp.*"], quiet=True)
     factors = EKFAC().fit(model, task, train, sites=sites, options=QUIET)
-    code = dictionary.encode(decomp.observe(model, queries.select([0]), [AT])[AT].whole().x)
+    code = dictionary.encode(
+        decomp.observe(TrainedModel(model, queries, task, quiet=True), AT, queries.select([0])).whole().x
+    )
     who = attrib.Reading(task, AT, decomp.Coefficient(dictionary, int(code.indices[0, 0])))
     found = attrib.score(factors, model, who, queries.select([0]), train, per_site=True, options=QUIET)
     assert found.attrs["units"] == "activation"

@@ -131,7 +131,8 @@ class Probe:
     store: StorePath = None
 
     def run(self) -> None:
-        from whence.attrib import EKFAC, error_bars
+        from whence.attrib import EKFAC
+        from whence.attrib.evaluate import error_bars
         from whence.attrib.evaluate.probes import by_layer, fictional_facts, power_law, word_order
         from whence.cache import LanguageModelling, TrainedModel
         from whence.inputs import load_data, load_model

@@ -129,7 +129,7 @@ def recalls(
 ) -> dict[str, float]:
     """Recall@10 against the exact scores, of the index's candidates [q c] in its own order and once they are reranked
     (which lists every one of the exact ten that is among them)."""
-    from whence.attrib.index.search import recall_of
+    from whence.attrib.index.recall import recall_of
 
     exact = loaded.factors.score(queries)
     return {

@@ -84,7 +84,7 @@ class Steer(Source):
         )
         words = loaded.corpus.vocabulary
         before = continuation(loaded.model, words, self.prompt, self.tokens, stop=())
-        with spliced(loaded.model, dictionary.origin.site, change):
+        with spliced(loaded.trained, dictionary.origin.site, change):
             after = continuation(loaded.model, words, self.prompt, self.tokens, stop=())
         facts = {"prompt": self.prompt, "before": before, "after": after, "atom": self.atom, "strength": self.strength}
         print(json_module.dumps(facts, indent=1) if self.json else f"before: {before!r}\nafter:  {after!r}")

@@ -11,7 +11,7 @@ import tyro
 from whence.cache.errors import UsageError
 
 if TYPE_CHECKING:
-    from whence.cache import Store
+    from whence.cache import Store, TrainedModel
     from whence.decomp import Activations, Dictionary, SparseAutoencoder
 
 Folder = tyro.conf.Positional[Path]
@@ -70,10 +70,16 @@ class Loaded:
         """All rows of every site, less what is skipped."""
         from whence.decomp import observe
 
-        found = observe(
-            self.model, self.corpus.train, sites, self.store, cluster=self.source.cluster, quiet=self.source.quiet
-        )
-        return {site: self.kept(acts) for site, acts in found.items()}
+        return {site: self.kept(acts) for site, acts in observe(self.trained, list(sites)).items()}
+
+    @property
+    def trained(self) -> "TrainedModel":
+        from whence.cache import LanguageModelling, TrainedModel
+
+        return TrainedModel(
+            self.model, self.corpus.train, LanguageModelling(), store=self.store, cluster=self.source.cluster,
+            quiet=self.source.quiet,
+        )  # fmt: skip
 
     def kept(self, acts: "Activations") -> "Activations":
         return acts.without(self.source.skip_positions, self.source.skip_tokens)

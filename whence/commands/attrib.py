@@ -194,7 +194,8 @@ class Score(Questions, Job):
             self._scores(loaded, queries)
 
     def _scores(self, loaded: Loaded, queries: Any) -> None:
-        from whence.attrib.index.prefilter import RULES, candidates, lexical_scores, recall_by_share
+        from whence.attrib.index.prefilter import RULES, candidates, lexical_scores
+        from whence.attrib.index.recall import recall_by_share
 
         train = loaded.train
         if self.prefilter is not None and not self.recall:

@@ -30,8 +30,8 @@ class Build(Source):
     """The hook point or module."""
     out: Path = Path("out/dictionary")
     """The folder to write."""
-    builder: Literal["itda", "random", "partition", "kmeans"] = "itda"
-    """How."""
+    builder: str = "itda"
+    """How: itda, calibrated, random, partition, kmeans or sae."""
     size: int | None = 2048
     """Most atoms; for itda and partition 0 means no limit."""
     k: int = 16
@@ -42,12 +42,13 @@ class Build(Source):
     """itda: the first atoms; lexicographic is what the published code does."""
     cosine: float = 0.5
     """partition: a new exemplar starts below this cosine."""
+    batch: int | None = None
+    """itda, partition: activations judged together; sae: activations per step. By default the builder's own."""
     json: bool = False
     """Print JSON."""
 
     def run(self) -> None:
-        from whence.decomp import save
-        from whence.decomp.files import build_once
+        from whence.decomp import Dictionary, save
 
         loaded = self.load()
         stream, _ = loaded.split(self.at)
@@ -56,13 +57,16 @@ class Build(Source):
             "held_out": self.held_out,
         }
         builder = self._builder()
-        how = {"checkpoint": self.out / "unfinished.safetensors"} if self.builder == "itda" else {}
-        built = build_once(builder, stream, loaded.store, left, quiet=self.quiet, **how)
-        if loaded.corpus.vocabulary is not None:
+        checkpoint = self.out / "unfinished.safetensors" if builder.resumes else None
+        built = builder.build(stream, store=loaded.store, selection=left, checkpoint=checkpoint, quiet=self.quiet)
+        if isinstance(built, Dictionary) and loaded.corpus.vocabulary is not None:
             built = built.with_text(loaded.corpus.train, loaded.decode)
         folder = save(built, self.out)
-        facts = {name: value for name, value in built.settings.items() if name != "curve"}
-        facts = {"atoms": len(built), "folder": str(folder), "fingerprint": built.fingerprint, **facts}
+        facts: dict[str, Any] = {"atoms": len(built), "folder": str(folder), "fingerprint": built.fingerprint}
+        if not isinstance(built, Dictionary):
+            print(json_module.dumps(facts, indent=1) if self.json else f"{built!r}: {folder}")
+            return
+        facts |= {name: value for name, value in built.settings.items() if name != "curve"}
         if self.json:
             print(json_module.dumps(facts, indent=1))
             return
@@ -75,19 +79,23 @@ class Build(Source):
         )
 
     def _builder(self) -> Any:
-        from whence.decomp import ITDA, Calibrated, KMeans, Partition, Random
+        from dataclasses import MISSING, fields
 
-        size = self.size or None
-        if self.builder == "partition":
-            return Partition(cosine=self.cosine, size=size, k=self.k)
-        if self.builder != "itda":
-            if size is None:
-                raise UsageError(f"{self.builder} needs a size.", "Give --size.")
-            return Random(size, k=self.k) if self.builder == "random" else KMeans(size, k=self.k)
-        if self.unexplained is not None or size is None:
-            chosen = 0.1 if self.unexplained is None else self.unexplained
-            return ITDA(size=size, k=self.k, unexplained=chosen, seeding=self.seeding)
-        return Calibrated(ITDA(size=size, k=self.k, seeding=self.seeding))
+        from whence.decomp import BUILDERS, ITDA, Calibrated
+
+        if self.builder not in BUILDERS:
+            raise UsageError(f"There is no builder {self.builder!r}.", f"Choose one of {', '.join(BUILDERS)}.")
+        size, chosen = self.size or None, BUILDERS[self.builder]
+        if chosen is ITDA and self.unexplained is None and size is not None:
+            chosen = Calibrated
+        given: dict[str, Any] = {"size": size, "k": self.k, "unexplained": self.unexplained, "seeding": self.seeding}
+        given |= {"cosine": self.cosine, "batch": self.batch}
+        if chosen is Calibrated:
+            return Calibrated(ITDA(**{n: v for n, v in given.items() if v is not None and n != "cosine"}))
+        known = {each.name: each for each in fields(chosen)}
+        if size is None and known["size"].default is MISSING:
+            raise UsageError(f"{self.builder} needs a size.", "Give --size.")
+        return chosen(**{n: v for n, v in given.items() if n in known and (v is not None or n == "size")})
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,6 @@ class Evaluate(Source):
         import numpy as np
         import xarray as xr
 
-        from whence.cache import LanguageModelling
         from whence.decomp import Dictionary, evaluate, loss_recovered
 
         dictionary = at_site(open_codec(self.dictionary), self.dictionary, self.at)
@@ -176,8 +183,7 @@ class Evaluate(Source):
         examples = loaded.held_out_examples(held)
         if self.loss:
             skip, mean = self.skip_positions, stream.whole().x.mean(axis=0)
-            task = LanguageModelling()
-            recovered = loss_recovered(dictionary, loaded.model, task, examples, site, self.k, skip, mean)
+            recovered = loss_recovered(loaded.trained, dictionary, examples, at=site, k=self.k, skip=skip, mean=mean)
             attrs = {**found.attrs, **recovered.attrs}
             found = xr.concat([found, recovered], "metric").assign_attrs(attrs)
         if isinstance(dictionary, Dictionary):

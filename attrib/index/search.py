@@ -1,0 +1,170 @@
+"""A compressed index: a few hundred to a few thousand numbers per example, in 16 bits. Later queries are answered from
+the store alone; then the best candidates can be scored exactly.
+
+The index has a sketch of each example's gradient (sketches.py); of a query, what its sketch needs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int64
+
+from whence.cache import ArraySpec, Entry, Examples, Shard, UsageError, run_job
+from whence.cache.model.batches import BatchSource, CapturedBatch
+
+from ..curvature import Curvature
+from ..scoring.queries import check_gradients
+from ..scoring.rows import RowWork, row_inputs, shard_rows
+from ..scoring.top import largest
+from .sketches import Sketch, plan_sketch
+
+LAYOUT = 2  # of the rows; part of the key, so that rows of another layout are not misread
+BLOCK_ROWS = 8192  # rows of the index that are compared with the queries at a time
+
+
+@dataclass(frozen=True)
+class Compress:
+    """Sketches of a batch's gradients, [b width], in the order of the plan's sites."""
+
+    factors: Curvature
+    sketch: Sketch
+
+    def __call__(self, source: BatchSource) -> Callable[[CapturedBatch], np.ndarray]:
+        kernels = {name: site.rows() for name, site in plan_sketch(self.factors, self.sketch).items()}
+
+        def values(batch: CapturedBatch) -> np.ndarray:
+            parts = [kernel(batch.inputs[name], batch.grads[name]) for name, kernel in kernels.items()]
+            return np.asarray(jnp.concatenate(parts, 1), np.float32)[: len(batch.rows)]
+
+        return values
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Sketches of one shard in 16 bits: float16 after division by each row's largest number, which is stored beside."""
+
+    rows: RowWork
+
+    def __call__(self, shard: Shard) -> dict[str, np.ndarray]:
+        values = self.rows(shard)["values"]
+        top = np.abs(values).max(1)
+        scale = np.where(top > 0, top, 1.0).astype(np.float32)
+        return {"rows": (values / scale[:, None]).astype(np.float16), "scale": scale}
+
+
+class Hits(NamedTuple):
+    """ids, scores [q c]: the candidates of every query, best first, and their influence in nats (approximate if they
+    are from `Index.search`, exact if from `Index.rerank`)."""
+
+    ids: Int64[np.ndarray, "q c"]
+    scores: Float[np.ndarray, "q c"]
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index in the store; `build_index` builds it.
+
+    entry: in the store. factors: that it was built with. train: the examples that it indexes; only `rerank` runs them.
+
+    Every method with queries raises ModelError if the model is not the one that was fitted, and DataError for a query
+    whose gradient is zero.
+    """
+
+    entry: Entry
+    factors: Curvature
+    sketch: Sketch
+    train: Examples
+
+    @property
+    def ids(self) -> Int64[np.ndarray, " n"]:
+        """Ids of the indexed examples, in the order of `scores`."""
+        return self.train.ids
+
+    def search(self, queries: Examples, candidates: int = 100) -> Hits:
+        """The best candidates of every query by approximate influence, from the store alone, a block of rows at a
+        time."""
+        best = np.full((len(queries), 0), -np.inf, np.float32)
+        rows = np.zeros((len(queries), 0), np.int64)
+        for start, scores in self._blocks(self.query_sketches(queries)):
+            stop = start + scores.shape[1]
+            best = np.concatenate([best, scores], 1)
+            rows = np.concatenate([rows, np.broadcast_to(np.arange(start, stop), scores.shape)], 1)
+            best, places = largest(best, min(candidates, stop))
+            rows = np.take_along_axis(rows, places, axis=1)
+        return Hits(self.train.ids[rows], best)
+
+    def scores(self, queries: Examples) -> Float[np.ndarray, "q n"]:
+        """Approximate influence of every indexed example, in nats."""
+        return np.concatenate([scores for _, scores in self._blocks(self.query_sketches(queries))], 1)
+
+    def rerank(self, hits: Hits, queries: Examples, k: int) -> Hits:
+        """The k best of each query's candidates by exact influence. Only the candidates are run. Raises the errors of
+        Factors.score."""
+        union = self.train.select(np.flatnonzero(np.isin(self.train.ids, hits.ids)))
+        exact = self.factors.score(queries, union).values
+        column = {int(i): place for place, i in enumerate(union.ids)}
+        places = np.vectorize(column.__getitem__)(hits.ids)
+        own = np.take_along_axis(exact, places, axis=1)
+        values, order = largest(own, min(k, own.shape[1]))
+        return Hits(np.take_along_axis(hits.ids, order, axis=1), values)
+
+    def query_sketches(self, queries: Examples) -> dict[str, Float[np.ndarray, "q k"]]:
+        """What the queries' measurements need to be compared with rows, by site."""
+        self.factors.check_model()
+        run = self.factors.trained.run("measurement", self.factors.sites, queries)
+        kernels = {name: site.for_queries() for name, site in plan_sketch(self.factors, self.sketch).items()}
+        order, parts = [], {name: list[np.ndarray]() for name in kernels}
+        for batch in run.batches(desc="queries"):
+            order.append(batch.rows)
+            for name, kernel in kernels.items():
+                found = kernel(batch.inputs[name], batch.grads[name])
+                parts[name].append(np.asarray(found, np.float32)[: len(batch.rows)])
+        back = np.argsort(np.concatenate(order))
+        out = {name: np.concatenate(arrays)[back] for name, arrays in parts.items()}
+        check_gradients(queries, np.sum([np.abs(array).sum(1) for array in out.values()], 0))
+        return out
+
+    def _blocks(self, queries: Mapping[str, np.ndarray]) -> Iterator[tuple[int, Float[np.ndarray, "q b"]]]:
+        """First row and influence of every block of rows."""
+        plan = plan_sketch(self.factors, self.sketch)
+        edges = np.cumsum([0, *(site.width for site in plan.values())])
+        for start in range(0, len(self.train), BLOCK_ROWS):
+            stop = min(start + BLOCK_ROWS, len(self.train))
+            rows = self.entry.slice("rows", start, stop).astype(np.float32)
+            rows *= self.entry.slice("scale", start, stop)[:, None]
+            parts = [site.scores(queries[n], rows[:, a:b]) for (n, site), a, b in zip(plan.items(), edges, edges[1:])]
+            yield start, -sum(parts[1:], parts[0]) / np.float32(self.factors.train_size)
+
+
+def build_index(factors: Curvature, train: Examples | None = None, sketch: Sketch = Sketch()) -> Index:
+    """Build, resume or open the index of training examples in the trained model's store.
+
+    Args:
+        train: the examples that are indexed; by default the training data.
+        sketch: how a gradient is compressed.
+
+    Raises UsageError without a store or for a sketch with too few numbers per site, DataError for factors without any
+    curvature, and the errors of Factors.score.
+    """
+    trained = factors.trained
+    train = trained.train if train is None else train
+    if trained.store is None:
+        raise UsageError("An index is kept in a store; this trained model has none.", "Give TrainedModel(store=...).")
+    factors.check_model()
+    width = sum(plan.width for plan in plan_sketch(factors, sketch).values())
+    rows = RowWork(factors, train, (width,), Compress(factors, sketch), "index")
+    specs = {"rows": ArraySpec((len(train), width), "float16"), "scale": ArraySpec((len(train),), "float32")}
+    entry = run_job(
+        trained.store, "gradients", index_inputs(factors, train, sketch), specs, _Rows(rows),
+        shard_rows=shard_rows(len(train)), about={"train": train.ids.tolist()}, cluster=trained.cluster,
+        log=trained.log, desc="index", quiet=trained.quiet,
+    )  # fmt: skip
+    return Index(entry, factors, sketch, train)
+
+
+def index_inputs(factors: Curvature, train: Examples, sketch: Sketch) -> dict[str, Any]:
+    """What an index is computed from, as in its key."""
+    return row_inputs(factors, train, what="index", layout=LAYOUT, sketch=asdict(sketch))

@@ -1,0 +1,144 @@
+"""What a builder is: a frozen dataclass of settings that makes a dictionary, or another codec, of activations.
+
+A new builder is one file here with a subclass, and one line in the registry `BUILDERS`. It names itself, declares its
+settings as fields, and implements `construct`.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from whence.cache import Store
+from whence.cache.errors import UsageError
+
+from .. import files
+from ..activations import ActivationBatch, Activations, Origin, as_stream
+from ..codec import Codec
+from ..dictionary import Dictionary
+from .growth import Grown, Rows
+
+Built = TypeVar("Built", bound=Codec)
+
+
+class Source(NamedTuple):
+    """What a builder reads, and how it reports.
+
+    stream: activations; origin: of them; checkpoint: the file that a long build resumes from, written every `every`
+    batches; quiet: show no progress.
+    """
+
+    stream: Iterable[ActivationBatch]
+    origin: Origin
+    checkpoint: Path | None = None
+    every: int = 200
+    quiet: bool = True
+
+    def whole(self, name: str) -> Activations:
+        """The activations, for a builder that reads them more than once. Raises UsageError for a stream."""
+        if not isinstance(self.stream, Activations):
+            raise UsageError(f"{name} reads the activations more than once.", "Give Activations, not a stream.")
+        return self.stream
+
+
+@dataclass(frozen=True)
+class Builder(ABC, Generic[Built]):
+    """A way to build a codec: settings are fields, and every field enters the key of what is built.
+
+    name: in the registry and on the command line. resumes: whether an interrupted build resumes from a checkpoint file.
+    """
+
+    name: ClassVar[str]
+    resumes: ClassVar[bool] = False
+
+    def build(
+        self,
+        activations: "Activations | Iterable[ActivationBatch] | Any",
+        *,
+        store: Store | None = None,
+        selection: Mapping[str, Any] | None = None,
+        checkpoint: str | Path | None = None,
+        every: int = 200,
+        quiet: bool = True,
+    ) -> Built:
+        """Build, or read what was built before from the store.
+
+        Args:
+            activations: `Activations`, an entry of the store, an array [t d], or batches of a model that is running.
+            store: where the result is kept; None keeps nothing.
+            selection: how the rows were chosen among those that were observed, for the key; by default a hash of their
+                numbers, or of the activations if their origin is unknown.
+            checkpoint: a file that is written every `every` batches; if it is there, the build resumes from it, and
+                the result is the same.
+            quiet: show no progress.
+
+        Raises DataError for activations that are too few, UsageError for a request that cannot be met, CorruptEntry
+        for a damaged checkpoint.
+        """
+        if checkpoint is not None and not self.resumes:
+            raise UsageError(f"{type(self).__name__} does not resume.", "Leave out the checkpoint.")
+        stream, origin = as_stream(activations)
+        source = Source(stream, origin, None if checkpoint is None else Path(checkpoint), every, quiet)
+        if store is None:
+            return self.construct(source)
+        inputs = self.inputs(source, selection)
+        if store.has(files.KIND, inputs):
+            return files.from_entry(store.open(files.KIND, inputs))
+        built = self.construct(source)
+        files.put(built, store, inputs)
+        return built
+
+    @abstractmethod
+    def construct(self, source: Source) -> Built:
+        """The algorithm."""
+
+    def inputs(self, source: Source, selection: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What the result is computed from, as in its key. Raises UsageError for a stream without `selection`."""
+        builder = {"class": type(self).__name__, **asdict(self)}
+        chosen = selected(source.whole("The store")) if selection is None else selection
+        return {"builder": builder, "origin": asdict(source.origin), **chosen}
+
+
+def selected(activations: Activations) -> dict[str, str]:
+    """What fixes the rows of these activations beyond their origin."""
+    digest = hashlib.sha256()
+    if not (activations.origin.model and activations.origin.data):
+        for batch in activations:
+            for column in batch:
+                digest.update(np.ascontiguousarray(column).tobytes())
+        return {"content": digest.hexdigest()}
+    if activations.rows is None:
+        return {}
+    return {"rows": hashlib.sha256(np.asarray(activations.rows, np.int64).tobytes()).hexdigest()}
+
+
+def labelled(builder: Any, grown: Grown, rows: Rows, origin: Origin, centre: np.ndarray | None = None) -> Dictionary:
+    """The dictionary of these atoms, with the builder's settings and what it read."""
+    settings = {
+        "builder": type(builder).__name__,
+        **asdict(builder),
+        "rows_read": rows.taken,
+        "rows_not_finite": rows.not_finite,
+        "rows_zero": rows.zero,
+        "seeds_placed": int(grown.provenance.seed.sum()),
+        "curve": thinned(grown.curve),
+    }
+    return Dictionary(
+        atoms=grown.atoms,
+        provenance=grown.provenance,
+        k=min(builder.k, grown.filled),
+        origin=origin,
+        centre=centre,
+        pursuit=builder.pursuit,
+        settings=settings,
+    )
+
+
+def thinned(curve: tuple[tuple[int, int], ...], points: int = 200) -> list[list[int]]:
+    """At most about `points` of a curve's points, the last among them."""
+    stride = max(1, len(curve) // points)
+    return [list(point) for point in (*curve[::stride], *curve[-1:])]

@@ -1,0 +1,97 @@
+"""Sparse autoencoders: the latents of a signal, and the loss that they are trained with."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from .forms import BLOCK, first_largest
+
+SILENT = 32768  # tokens after which a latent that has not fired counts as dead in training
+
+
+class Weights(NamedTuple):
+    """encoder [d a], bias [a], decoder [a d] with unit rows."""
+
+    encoder: Float[Array, "d a"]
+    bias: Float[Array, " a"]
+    decoder: Float[Array, "a d"]
+
+
+@jax.jit
+def most_active(x: Array, encoder: Array, bias: Array, threshold: Array) -> Array:
+    """The largest number of latents that one of the signals has."""
+    pre = jnp.matmul(x, encoder, precision=jax.lax.Precision.HIGHEST) + bias
+    return jnp.sum((pre > 0) & (pre >= threshold), axis=1).max(initial=0)
+
+
+@partial(jax.jit, static_argnums=4)
+def largest(x: Array, encoder: Array, bias: Array, threshold: Array, k: int) -> tuple[Array, Array]:
+    """The k largest latents of each signal that reach the threshold, indices and values [b k].
+
+    One at a time: a processor's own top-k sorts every row, which takes far longer.
+    """
+    b, size = x.shape[0], encoder.shape[1]
+    rows = jnp.arange(b)
+    pre = jnp.matmul(x, encoder, precision=jax.lax.Precision.HIGHEST) + bias
+    kept = jnp.where((pre > 0) & (pre >= threshold), pre, -jnp.inf)
+    padded = jnp.full((b, -(-size // BLOCK) * BLOCK), -jnp.inf).at[:, :size].set(kept)
+
+    def take(step: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        left, indices, values = state
+        j = first_largest(left)
+        return left.at[rows, j].set(-jnp.inf), indices.at[:, step].set(j), values.at[:, step].set(left[rows, j])
+
+    start = (padded, jnp.zeros((b, k), jnp.int32), jnp.zeros((b, k)))
+    _, indices, values = jax.lax.fori_loop(0, k, take, start)
+    return jnp.where(values > 0, indices, 0), jnp.where(values > 0, values, 0.0)
+
+
+def training_loss(
+    weights: Weights, x: Float[Array, "b d"], silent: Float[Array, " a"], kind: str, k: int, auxiliary: float
+) -> tuple[Array, tuple[Array, Array]]:
+    """Mean squared error over the variance of the batch, plus the auxiliary loss of the dead latents; with it which
+    latents fired, and the smallest value kept."""
+    pre = jnp.maximum(x @ weights.encoder + weights.bias, 0.0)
+    z, cut = kept_largest(pre, kind, k)
+    left = x - z @ weights.decoder
+    error = jnp.sum(left**2) / jnp.sum(x**2)
+    if auxiliary:
+        dead = silent > SILENT
+
+        def through_dead(pre: Array, decoder: Array) -> Array:
+            kept = jnp.where(dead, pre, 0.0)
+            kept = kept * (kept >= reached_by(jax.lax.stop_gradient(kept), min(pre.shape[1], 2 * k), 1))
+            goal = jax.lax.stop_gradient(left)
+            return jnp.sum((goal - kept @ decoder) ** 2) / jnp.maximum(jnp.sum(goal**2), 1e-12)
+
+        other = jax.lax.cond(jnp.any(dead), through_dead, lambda *_: jnp.zeros(()), pre, weights.decoder)
+        error = error + auxiliary * other
+    return error, (jnp.any(z > 0, axis=0), cut)
+
+
+def kept_largest(pre: Float[Array, "b a"], kind: str, k: int) -> tuple[Array, Array]:
+    """The largest of each row, or of the whole batch; and the smallest value kept."""
+    fixed = jax.lax.stop_gradient(pre)
+    if kind == "topk":
+        floor = reached_by(fixed, k, 1)
+    else:
+        floor = reached_by(fixed, pre.shape[0] * k, None)
+    return jnp.where((pre >= floor) & (pre > 0), pre, 0.0), jnp.mean(floor)
+
+
+def reached_by(values: Float[Array, "b a"], count: int, axis: int | None) -> Array:
+    """A value that `count` entries reach, of every row (axis 1) or of them all (None), by bisection: sorting takes far
+    longer. values ≥ 0."""
+
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low + high) / 2
+        enough = jnp.sum(values >= middle, axis=axis, keepdims=True) >= count
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    highest = values.max(axis=axis, keepdims=True)
+    return jax.lax.fori_loop(0, 30, halve, (jnp.zeros_like(highest), highest))[0]
