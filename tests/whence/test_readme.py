@@ -55,9 +55,10 @@ def test_commands_exist() -> None:
 
 
 def test_options_in_the_text_exist() -> None:
-    """`whence attrib index --model M`, as the text has it in code spans: the command and each option are there."""
+    """`whence attrib index --model M`, in code spans and in blocks: the command and each option are there."""
     spans = re.findall(r"`(whence [a-z]+ [^`]*--[^`]*)`", README)
-    assert len(spans) > 3
+    spans += re.findall(r"^(whence [a-z]+ [a-z]+ [^#\n]*--[^#\n]*)", "\n".join(blocks("sh")), re.MULTILINE)
+    assert len(spans) > 4
     for span in spans:
         words = span.split()
         command = rooms()[words[1]].load()[words[2]]
