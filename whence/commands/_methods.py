@@ -39,7 +39,7 @@ class MethodOptions:
         if kind is None:
             raise UsageError(f"There is no method {self.method!r}.", did_you_mean(self.method, METHODS, "There are"))
         own = {field.name: field for field in dataclasses.fields(kind)}
-        return kind(**self._shared(own), **self._trajectory(own), **self._given(own))
+        return kind(**self._shared(own), **self._trajectory(own), **self._settings(own))
 
     def _shared(self, own: Any) -> dict[str, Any]:
         from whence.attrib import EKFAC, Damping
@@ -55,7 +55,7 @@ class MethodOptions:
             found["ekfac"] = EKFAC(damping=Damping(self.damping), seed=self.seed)
         return found | ({"seed": self.seed} if "seed" in own else {})
 
-    def _given(self, own: Any) -> dict[str, Any]:
+    def _settings(self, own: Any) -> dict[str, Any]:
         found = {}
         for text in self.set:
             name, equals, value = text.partition("=")
