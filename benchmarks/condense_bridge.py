@@ -13,7 +13,7 @@ import numpy as np
 from whence.cache import Classification, Examples
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe
-from whence.cache.retrain.replicas import Lanes
+from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import oracle_masks, subset_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.condense import Pool, Settings, Training, condensed_retain, network, select
@@ -59,7 +59,7 @@ class Bridge:
         points = Examples.of((x[:POINTS], y[:POINTS]))
         train = points.select(np.arange(TRAIN))
         bank = Bank(mlp, Classification(), train, points, RECIPE)
-        models = bank.train_lanes(np.ones((self.models, TRAIN), bool), self.seeds)
+        models = bank.train_replicas(np.ones((self.models, TRAIN), bool), self.seeds)
         methods = candidates(ridge(bank.run(subset_masks(TRAIN, self.subsets, 0.6), quiet=True)))
         settings = self.condensing(train, x[POINTS:], y[POINTS:])
         chosen = {
@@ -103,7 +103,7 @@ class Bridge:
         judging = Pool.of((x[:JUDGING], y[:JUDGING]), pool.classes, pool.scaling)
         return replace(settings, lr=best(self.sweep.of(settings, pool, judging, Training(100))))
 
-    def panels(self, bank: Bank, models: Lanes, settings: Settings, seed: int) -> dict[str, Panel]:
+    def panels(self, bank: Bank, models: Replicas, settings: Settings, seed: int) -> dict[str, Panel]:
         """One forget set's panel with each of the three kinds of retained data."""
         forget = forget_sets.random_set(bank.train, FORGOTTEN, seed)
         masks = oracle_masks(bank.train.ids, forget, 2 * self.models)

@@ -23,7 +23,7 @@ from torch import nn
 from whence.cache import Classification, Examples, Store, say
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe
-from whence.cache.retrain.replicas import Lanes
+from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import Retrained, oracle_masks, subset_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import Datamodel, grouped, nearest, neighbourhood_masks, ridge
@@ -81,7 +81,7 @@ class Setting:
     train: Examples
     points: Examples
     bank: Bank
-    models: Lanes
+    models: Replicas
     store: Store
     datamodels: dict[str, Fitted]
     pilots: dict[str, list[np.ndarray]]
@@ -104,7 +104,7 @@ def setting(store: Store, subsets: int = SUBSETS) -> Setting:
     points = Examples.of(((data.data[order] / 16).astype(np.float32), data.target[order].astype(np.int64)))
     train = points.select(np.arange(400))
     bank = Bank(mlp, Classification(), train, points, RECIPE)
-    models = bank.train_lanes(np.ones((MODELS, 400), bool), 10_000 + np.arange(MODELS))
+    models = bank.train_replicas(np.ones((MODELS, 400), bool), 10_000 + np.arange(MODELS))
     datamodels: dict[str, Fitted] = {}
     near = nearest(train, points, within="y")
     for name, masks in designs(train, subsets).items():

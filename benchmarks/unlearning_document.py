@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from whence.cache import Examples, LanguageModelling, Store, find_sites, named_parameters, say
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import AdamW, Recipe, Schedule
-from whence.cache.retrain.replicas import Lanes
+from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import Retrained, oracle_masks
 from whence.unlearn import audit, forget_sets
 from whence.unlearn.datamodels import Influence, ekfac
 from whence.unlearn.deletion import Deletion
 from whence.unlearn.evaluate import NOTHING, NULL, Panel, evaluate
-from whence.unlearn.loop import Method, Unlearned, lanes_outputs, run
+from whence.unlearn.loop import Method, Unlearned, run
 from whence.unlearn.methods import DMM, NPO, GradDiff, Matching
 from whence.unlearn.metrics import KLoM
 from whence.unlearn.report import save, table
@@ -86,7 +86,7 @@ class Library:
     retained: Examples
     validation: Examples
     bank: Bank
-    models: Lanes
+    models: Replicas
     store: Store
     _known: dict[tuple[bytes, str, float], Influence] = field(default_factory=dict, repr=False)
 
@@ -136,9 +136,9 @@ def library(store: Store) -> Library:
     return Library(train, retained, validation, bank, lanes_of(bank, everyone), store)
 
 
-def lanes_of(bank: Bank, retrained: Retrained) -> Lanes:
+def lanes_of(bank: Bank, retrained: Retrained) -> Replicas:
     """A bank's models themselves, from the weights that it kept."""
-    like = Lanes.of([bank.build(int(seed)) for seed in retrained.seeds])
+    like = Replicas.of([bank.build(int(seed)) for seed in retrained.seeds])
     return like.with_flat(torch.as_tensor(retrained["weights"]))
 
 
@@ -163,19 +163,17 @@ def dmm(on: Library, setting: Setting, steps: int = STEPS) -> DMM:
     return DMM(on.influence(setting.sites, setting.damping), matching, setting.scale, ahead=1.0)
 
 
-def losses(lanes: Lanes, *parts: Examples) -> list[float]:
+def losses(lanes: Replicas, *parts: Examples) -> list[float]:
     """Nats a token, mean over the models."""
     return [float(audit.loss_per_token(lanes, TASK, part).mean()) for part in parts]
 
 
-def agreement(on: Library, setting: Setting, deletion: Deletion, oracles: Lanes, part: Examples) -> float:
+def agreement(on: Library, setting: Setting, deletion: Deletion, oracles: Replicas, part: Examples) -> float:
     """Correlation, over tokens and vocabulary, of the predicted change of the logits with the oracles' (means over
     models, each position's own mean taken off)."""
     own = [on.influence(setting.sites, setting.damping)(deletion.models.module(e)) for e in range(len(deletion.models))]
     predicted = np.mean([datamodel.predict_delta(deletion.forget, part) for datamodel in own], 0)
-    before, after = (
-        lanes_outputs(lanes, TASK, part, ("logits",))["logits"].mean(0) for lanes in (deletion.models, oracles)
-    )
+    before, after = (lanes.outputs(TASK, part, ("logits",))["logits"].mean(0) for lanes in (deletion.models, oracles))
     counted = TASK.positions(part.batch(np.arange(len(part)))).numpy().astype(bool)
     changes = [change[:, : counted.shape[1]][counted] for change in (predicted, after - before)]
     return float(np.corrcoef(*[(change - change.mean(-1, keepdims=True)).ravel() for change in changes])[0, 1])
@@ -260,7 +258,7 @@ def _triple(values: Sequence[float]) -> str:
     return " / ".join(f"{v:.3f}" for v in values)
 
 
-def attacks(title: str, deletion: Deletion, groups: dict[str, Lanes]) -> None:
+def attacks(title: str, deletion: Deletion, groups: dict[str, Replicas]) -> None:
     """Curves of the document's loss under relearning and rounding, and what greedy continuation gives away."""
     text = deletion.forgotten
     shown, asked = text.select(np.arange(0, len(text), 2)), text.select(np.arange(1, len(text), 2))
@@ -275,7 +273,7 @@ def attacks(title: str, deletion: Deletion, groups: dict[str, Lanes]) -> None:
         print(f"| {name} | {_numbers(again)} | {_numbers(bits)} | {share:.3f} |")
 
 
-def relearned(lanes: Lanes, shown: Examples, asked: Examples) -> Sequence[float]:
+def relearned(lanes: Replicas, shown: Examples, asked: Examples) -> Sequence[float]:
     curve = audit.relearning_curve(lanes, TASK, shown, asked, steps=10).mean(1)
     return [float(curve[k]) for k in (0, 2, 5, 10)]
 

@@ -71,7 +71,7 @@ def show(path: str | None, store: Store, out: Path) -> None:
     say(f"{len(train)} images to train on, {len(points) - len(train)} held out; {SUBSETS} models on subsets")
     datamodel = ridge(bank.run(subset_masks(len(train), SUBSETS, 0.6), store=store))
     print(f"datamodel: penalty {datamodel.penalty:g}, LDS {datamodel.lds}")
-    models = bank.train_lanes(np.ones((MODELS, len(train)), bool), 10_000 + np.arange(MODELS))
+    models = bank.train_replicas(np.ones((MODELS, len(train)), bool), 10_000 + np.arange(MODELS))
     evaluations: list[Evaluation] = []
     for title, forget in {
         "10 at random": forget_sets.random_set(train, 10),

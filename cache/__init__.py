@@ -37,7 +37,7 @@ from .model.sites import Sites as Sites
 from .model.sites import clean_name as clean_name
 from .model.sites import find_sites as find_sites
 from .model.sites import matrices_of as matrices_of
-from .model.sites import named_parameters as named_parameters
+from .model.stateless import named_parameters as named_parameters
 from .model.sites import parameters_of as parameters_of
 from .model.task import Classification as Classification
 from .model.task import LanguageModelling as LanguageModelling

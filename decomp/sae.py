@@ -21,6 +21,7 @@ from jax import Array
 from jaxtyping import Float
 
 from whence.cache.errors import DataError, UsageError
+from whence.cache.retrain.scan import Run, descend
 
 from .activations import Activations, Origin, finite
 from .kernels import Code
@@ -42,11 +43,9 @@ class Weights(NamedTuple):
     decoder: Float[Array, "a d"]
 
 
-class Training(NamedTuple):
-    """The training loop's state. silent: [a] tokens since a latent fired; cut: mean of BatchTopK's thresholds."""
+class Seen(NamedTuple):
+    """What training carries beside the weights: [a] tokens since a latent fired; mean of BatchTopK's thresholds."""
 
-    weights: Weights
-    optimiser: Any
     silent: Array
     cut: Array
 
@@ -200,38 +199,36 @@ class SAE:
                 made = self._finished(state, centre, scale, acts.origin, tokens // self.batch)
                 yield Mark(tokens, spent, made, unit, goal)
 
-    def _start(self, width: int) -> tuple[Training, optax.GradientTransformation]:
+    def _start(self, width: int) -> tuple[Run, optax.GradientTransformation]:
         decoder = jax.random.normal(jax.random.key(self.seed), (self.size, width))
         decoder = decoder / jnp.linalg.norm(decoder, axis=1, keepdims=True)
         weights = Weights(decoder.T.copy(), jnp.zeros(self.size), decoder)
         rate = 2e-4 / np.sqrt(self.size / 2**14) if self.rate is None else self.rate
         optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b1=0.9, b2=0.999, eps=6.25e-10))
-        return Training(weights, optimiser.init(weights), jnp.zeros(self.size), jnp.zeros(())), optimiser
+        return Run(weights, optimiser.init(weights), Seen(jnp.zeros(self.size), jnp.zeros(()))), optimiser
 
-    def _finished(
-        self, state: Training, centre: np.ndarray, scale: float, origin: Origin, steps: int
-    ) -> SparseAutoencoder:
+    def _finished(self, state: Run, centre: np.ndarray, scale: float, origin: Origin, steps: int) -> SparseAutoencoder:
         """In the units of the activations: pre-activations of x are `scale` times those of the scaled x. The mean of
         the thresholds began at 0, and is divided by the weight that it has gathered."""
-        encoder, bias, decoder = (np.array(leaf) for leaf in state.weights)
-        cut = float(state.cut) * scale / (1 - THRESHOLDS**steps)
+        encoder, bias, decoder = (np.array(leaf) for leaf in state.parameters)
+        cut = float(state.carried.cut) * scale / (1 - THRESHOLDS**steps)
         threshold = cut if self.kind == "batchtopk" else 0.0
         return SparseAutoencoder(encoder, bias * scale, decoder, centre, self.k, self.kind, threshold, origin)
 
 
-def _compiled(settings: SAE, optimiser: optax.GradientTransformation, state: Training, shape: tuple) -> Any:
+def _compiled(settings: SAE, optimiser: optax.GradientTransformation, state: Run, shape: tuple) -> Any:
     """`SCAN` steps as one program, compiled before the clock runs."""
 
-    def step(state: Training, x: Array) -> tuple[Training, None]:
-        gradient, (fired, cut) = jax.grad(_loss, has_aux=True)(state.weights, x, state.silent, settings)
-        updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.weights)
-        weights = optax.apply_updates(state.weights, updates)
-        norm = jnp.linalg.norm(weights.decoder, axis=1, keepdims=True)
-        weights = weights._replace(decoder=weights.decoder / jnp.maximum(norm, 1e-8))
-        silent = jnp.where(fired, 0.0, state.silent + x.shape[0])
-        return Training(weights, optimiser_state, silent, THRESHOLDS * state.cut + (1 - THRESHOLDS) * cut), None
+    def gradient_of(weights: Weights, seen: Seen, x: Array) -> tuple[Weights, Seen]:
+        gradient, (fired, cut) = jax.grad(_loss, has_aux=True)(weights, x, seen.silent, settings)
+        silent = jnp.where(fired, 0.0, seen.silent + x.shape[0])
+        return gradient, Seen(silent, THRESHOLDS * seen.cut + (1 - THRESHOLDS) * cut)
 
-    run = jax.jit(lambda state, xs: jax.lax.scan(step, state, xs)[0])
+    def unit_rows(weights: Weights) -> Weights:
+        norm = jnp.linalg.norm(weights.decoder, axis=1, keepdims=True)
+        return weights._replace(decoder=weights.decoder / jnp.maximum(norm, 1e-8))
+
+    run = jax.jit(lambda state, xs: descend(optimiser, gradient_of, state, xs, unit_rows))
     return run.lower(state, jnp.zeros(shape)).compile()
 
 

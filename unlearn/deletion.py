@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from whence.cache import DataError, Examples, Store, Task, UsageError
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import Recipe
-from whence.cache.retrain.replicas import Lanes
+from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import mask_hash, member_rows
 
 
@@ -88,7 +88,7 @@ class Deletion:
     36
     """
 
-    models: Lanes
+    models: Replicas
     task: Task
     train: Examples
     forget: Int64[np.ndarray, " f"]
@@ -162,7 +162,7 @@ class Deletion:
     def pool(self) -> "Pool":
         return Pool.of([self.forgotten, self.kept, *([self.unlabelled] if self.unlabelled else [])])
 
-    def next(self, models: Lanes, forget: np.ndarray, ledger: Ledger) -> "Deletion":
+    def next(self, models: Replicas, forget: np.ndarray, ledger: Ledger) -> "Deletion":
         """The following deletion, from the models that this one left."""
         return Deletion(
             models,

@@ -17,7 +17,7 @@ from whence.cache.retrain.retrained import Retrained
 
 from .attacks import u_lira
 from .deletion import Deletion
-from .loop import Method, Unlearned, lanes_outputs, run
+from .loop import Method, Unlearned, run
 from .metrics import FEWEST, KLoM, Summary, energy_distance, two_sample_test, warn_if_hidden
 
 PARTS = ("forget", "retain", "validation")
@@ -147,7 +147,7 @@ class Panel:
 
     def before(self) -> Float[np.ndarray, "e p"]:
         """Margins, at the panel's points, of the models as they were."""
-        margins = lanes_outputs(self.deletion.models, self.deletion.task, self.points, ("margins",))["margins"]
+        margins = self.deletion.models.outputs(self.deletion.task, self.points, ("margins",))["margins"]
         return self._matching(margins)
 
 

@@ -1,9 +1,9 @@
-"""The one loop that every unlearning method runs in.
+"""How every unlearning method runs.
 
 A method turns a deletion into a plan: phases of steps, each with the rows it sees, an objective for one model, an
-optimiser, and tables of targets by row. The loop runs all models of an ensemble side by side, counts example passes
-(forward and backward of one example is 1, forward alone a third), and keeps each model at its last good state when
-its loss or gradient leaves the numbers.
+optimiser, and tables of targets by row. All models of an ensemble run through the training loop side by side; example
+passes are counted (forward and backward of one example is 1, forward alone a third); a model whose loss or gradient
+becomes non-finite is kept at its last good state.
 """
 
 import time
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from whence.cache import Examples, progress, say
 from whence.cache.display.html import facts
+from whence.cache.retrain.loop import LastGood, descend
 from whence.cache.retrain.recipe import AdamW, Optimiser, Schedule
-from whence.cache.retrain.replica_outputs import margins_of, outputs_of_lanes
-from whence.cache.retrain.replicas import Lanes, PerLane, mode, why_not_stacked
+from whence.cache.retrain.replicas import PerReplica, Replicas, margins_of, mode, why_not_stacked
 
 from .deletion import Deletion, Ledger
 
@@ -34,14 +34,14 @@ CONSTANT = Schedule()
 class Phase:
     """Some steps with one objective.
 
-    draw: random generator of a lane -> rows [b] of each step, in order; as many as there are steps.
+    draw: random generator of a model -> rows [b] of each step, in order; as many as there are steps.
     objective: (model, batch, extra) -> scalar; extra has "forget" [b] (true for forgotten rows), the step's row
         of every table, and "progress" (0 to 1).
-    tables: name -> [e n ...], targets by lane and pool row.
+    tables: name -> [e n ...], targets by model and pool row.
     gradient_mask: [e P], multiplied into every gradient.
     """
 
-    objective: PerLane
+    objective: PerReplica
     draw: Callable[[np.random.Generator], Iterator[np.ndarray]]
     optimiser: Optimiser = ADAM
     schedule: Schedule = CONSTANT
@@ -57,7 +57,7 @@ class Plan:
     """
 
     phases: tuple[Phase, ...]
-    models: Lanes
+    models: Replicas
     spent: float = 0.0
     shift: Callable[[Examples], np.ndarray] | None = None
 
@@ -73,9 +73,9 @@ class Method(Protocol):
 
 
 class Stopped(NamedTuple):
-    """A model that left the numbers: at which step, and that it was kept as it was before."""
+    """A model whose loss, gradient or weights became non-finite at this step; it was kept as it was before."""
 
-    lane: int
+    model: int
     step: int
     why: str
 
@@ -84,13 +84,13 @@ class Stopped(NamedTuple):
 class Unlearned:
     """Models after a deletion.
 
-    passes: example passes a model, preparation included. ratio: passes over those of retraining. losses: [t e].
+    passes: example passes per model, preparation included. ratio: passes over those of retraining. losses: [t e].
     stopped: the models that had to be stopped, kept at their last good state.
     """
 
     method: str
     settings: Any
-    models: Lanes
+    models: Replicas
     deletion: Deletion
     passes: float
     seconds: float
@@ -110,14 +110,14 @@ class Unlearned:
             ("settings", str(self.settings)),
             ("models", len(self.models)),
             ("examples forgotten", len(self.deletion.forget)),
-            ("example passes a model", self.passes),
+            ("example passes per model", self.passes),
             ("of retraining", f"{self.ratio:.1%}"),
             ("seconds", self.seconds),
             (
                 "loss, first and last step",
                 " → ".join(f"{np.mean(self.losses[t]):.4g}" for t in (0, -1) if self.losses.size),
             ),
-            ("stopped", "; ".join(f"model {s.lane} at step {s.step}: {s.why}" for s in self.stopped) or "none"),
+            ("stopped", "; ".join(f"model {s.model} at step {s.step}: {s.why}" for s in self.stopped) or "none"),
             ("deletions so far", len(self.ledger.lines)),
         ]
         return facts(repr(self), pairs).html
@@ -126,33 +126,24 @@ class Unlearned:
     def ratio(self) -> float:
         return self.passes / self.deletion.retraining
 
-    def module(self, lane: int = 0) -> nn.Module:
+    def module(self, model: int = 0) -> nn.Module:
         """One of the models, as a module of its own."""
-        return self.models.module(lane)
+        return self.models.module(model)
 
     def outputs(self, points: Examples, keep: tuple[str, ...] = ("logits", "margins")) -> dict[str, np.ndarray]:
         """Logits [e p c] and margins [e p] at these points (per token for language)."""
         task = self.deletion.task
-        out = lanes_outputs(self.models, task, points, keep)
-        if self.shift is not None:
-            logits = lanes_outputs(self.models, task, points, ("logits",))["logits"] + self.shift(points)
-            out = {"logits": logits} if "logits" in keep else {}
-            if "margins" in keep:
-                batch = points.batch(np.arange(len(points)))
-                out["margins"] = np.stack([margins_of(task, torch.as_tensor(one), batch).numpy() for one in logits])
-        return out
+        if self.shift is None:
+            return self.models.outputs(task, points, keep)
+        logits = self.models.outputs(task, points, ("logits",))["logits"] + self.shift(points)
+        batch = points.batch(np.arange(len(points)))
+        margins = [margins_of(task, torch.as_tensor(one), batch).numpy() for one in logits] if "margins" in keep else []
+        out = {"logits": logits, "margins": np.stack(margins) if margins else logits[:0]}
+        return {name: out[name] for name in keep}
 
     def then(self, method: Method, forget: np.ndarray, *, quiet: bool = True) -> "Unlearned":
         """The next deletion, from here; the ledger grows by a line."""
         return run(method, self.deletion.next(self.models, forget, self.ledger), quiet=quiet)
-
-
-def lanes_outputs(lanes: Lanes, task: Any, points: Examples, keep: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Outputs of lanes, side by side, or one by one where the model cannot be stacked."""
-    if len(lanes) == 1 or why_not_stacked(lanes.template) is None:
-        return outputs_of_lanes(lanes, task, points, keep)
-    each = [outputs_of_lanes(lanes.select([e]), task, points, keep) for e in range(len(lanes))]
-    return {name: np.concatenate([one[name] for one in each]) for name in each[0]}
 
 
 def run(method: Method, deletion: Deletion, *, quiet: bool = True) -> Unlearned:
@@ -165,100 +156,74 @@ def run(method: Method, deletion: Deletion, *, quiet: bool = True) -> Unlearned:
     """
     started = time.perf_counter()
     plan = method.plan(deletion)
-    lanes, passes = plan.models, plan.spent
+    models, passes = plan.models, plan.spent
     losses: list[np.ndarray] = []
     stopped: list[Stopped] = []
-    if len(lanes) > 1 and plan.phases and (reason := why_not_stacked(lanes.template)):
-        if not quiet:
-            say(f"unlearning one model at a time: {reason}")
-        groups = [[e] for e in range(len(lanes))]
-    else:
-        groups = [list(range(len(lanes)))]
-    flat = lanes.flat.clone()
-    buffers = {name: b.clone() for name, b in lanes.buffers.items()}
+    if len(models) > 1 and plan.phases and not models.stackable and not quiet:
+        say(f"unlearning one model at a time: {why_not_stacked(models.template)}")
     for number, phase in enumerate(plan.phases):
-        for group in groups:
-            over = {stop.lane for stop in stopped}
-            state = _run_phase(phase, number, lanes.select(group), group, over, deletion, quiet)
-            flat[group] = state.lanes.flat
-            for name, values in state.lanes.buffers.items():
-                buffers[name][group] = values
-            losses.append(state.losses)
-            stopped.extend(s for s in state.stopped)
-        passes += state.passes
-        lanes = Lanes(lanes.template, flat, lanes.shapes, buffers, lanes.frozen)
+        over = {stop.model for stop in stopped}
+        models, trace, found, spent = _run_phase(phase, number, models.select(slice(None)), over, deletion, quiet)
+        losses.append(trace)
+        stopped += found
+        passes += spent
     for stop in stopped:
-        say(f"{method.name}: model {stop.lane} stopped at step {stop.step} ({stop.why}); its last good state is kept")
+        say(f"{method.name}: model {stop.model} stopped at step {stop.step} ({stop.why}); its last good state is kept")
     ledger = deletion.ledger.add(method.name, deletion.train.ids, deletion.left, deletion.forget, passes)
     return Unlearned(
         method.name,
         method,
-        lanes,
+        models,
         deletion,
         float(passes),
         time.perf_counter() - started,
-        np.concatenate(losses) if losses and len(groups) == 1 else np.zeros((0, len(lanes)), np.float32),
+        np.concatenate(losses) if losses else np.zeros((0, len(models)), np.float32),
         tuple(stopped),
         ledger,
         plan.shift,
     )
 
 
-class _State(NamedTuple):
-    lanes: Lanes
-    losses: np.ndarray
-    stopped: list[Stopped]
-    passes: float
-
-
 def _run_phase(
-    phase: Phase, number: int, lanes: Lanes, group: list[int], over: set[int], deletion: Deletion, quiet: bool
-) -> _State:
-    """over: models that an earlier phase stopped; they stay as they are."""
-    seeds = deletion.lane_seeds[group]
-    walks = [list(phase.draw(np.random.default_rng([int(abs(s)), 7, number]))) for s in seeds]
-    steps = [np.stack(rows) for rows in zip(*walks, strict=True)]
-    columns, forgotten = deletion.pool.columns, deletion.pool.sizes[0]
-    index = torch.arange(len(lanes))[:, None]
-    tables = {name: table[group] for name, table in phase.tables.items()}
-    moments = phase.optimiser.init(lanes.flat)
-    live = torch.tensor([[float(lane not in over)] for lane in group], dtype=lanes.flat.dtype)
-    good = lanes.flat.clone()
-    losses, stopped, passes = [], [], 0
-    total = torch.full((len(lanes), 1), float(max(len(steps), 1)))
-    bar = progress(enumerate(steps), total=len(steps), desc="unlearning", unit="step", quiet=quiet)
-    with mode(lanes, training=True):
-        for at, rows_of_step in bar:
-            rows = torch.as_tensor(rows_of_step)
-            batch = {name: column[rows] for name, column in columns.items()}
-            extra = {name: table[index, rows] for name, table in tables.items()}
+    phase: Phase, number: int, models: Replicas, over: set[int], deletion: Deletion, quiet: bool
+) -> tuple[Replicas, Float[np.ndarray, "t e"], list[Stopped], int]:
+    """The models after a phase, their losses, those that stopped, and passes per model. over: models that an earlier
+    phase stopped; they stay as they are."""
+    walks = [list(phase.draw(np.random.default_rng([int(abs(s)), 7, number]))) for s in deletion.lane_seeds]
+    rows_of_steps = [torch.as_tensor(np.stack(rows)) for rows in zip(*walks, strict=True)]
+    columns, forgotten, count = deletion.pool.columns, deletion.pool.sizes[0], len(models)
+    index, total = torch.arange(count)[:, None], torch.full((count, 1), float(max(len(rows_of_steps), 1)))
+    dtype = models.flat.dtype
+    guard = LastGood(models.flat, torch.tensor([[float(e not in over)] for e in range(count)], dtype=dtype))
+    losses, passes = [], 0
+
+    def steps() -> Iterator[tuple[Any, ...]]:
+        bar = progress(enumerate(rows_of_steps), total=len(rows_of_steps), desc="unlearning", unit="step", quiet=quiet)
+        for at, rows in bar:
+            extra = {name: table[index, rows] for name, table in phase.tables.items()}
             extra["forget"] = rows < forgotten
-            extra["progress"] = torch.full((len(lanes),), at / max(len(steps), 1))
-            loss, gradient = lanes.gradient(phase.objective, batch, extra)
-            passes += rows.shape[1]
-            sound = torch.isfinite(loss) & torch.isfinite(gradient).all(1)
-            for lane in (~sound & (live[:, 0] > 0)).nonzero().flatten().tolist():
-                stopped.append(Stopped(group[lane], at, "its loss or gradient is not finite"))
-            live = live * sound[:, None]
-            lanes.flat.copy_(torch.where(sound[:, None], lanes.flat, good))
-            good.copy_(lanes.flat)
-            gradient = torch.where(live > 0, gradient, 0.0)
-            if phase.gradient_mask is not None:
-                gradient = gradient * phase.gradient_mask[group]
-            factor = phase.schedule.factor(torch.full_like(total, float(at)), total)
-            moments = phase.optimiser.update(lanes.flat, gradient, moments, factor.to(lanes.flat.dtype), live)
-            losses.append(loss)
-            if not live.any():
+            extra["progress"] = torch.full((count,), at / len(rows_of_steps))
+            factor = phase.schedule.factor(torch.full_like(total, float(at)), total).to(dtype)
+            yield phase.optimiser.lr * factor, {name: column[rows] for name, column in columns.items()}, extra
+
+    def gradient_of(flat: Tensor, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        loss, gradient = models.with_flat(flat).gradient(phase.objective, batch, extra)
+        return loss, gradient if phase.gradient_mask is None else gradient * phase.gradient_mask
+
+    flat = models.flat
+    with mode(models, training=True):
+        for point in descend(flat, gradient_of, steps(), phase.optimiser, guard=guard):
+            flat = point.parameters
+            passes += rows_of_steps[len(losses)].shape[1]
+            losses.append(point.loss)
+            if not guard.live.any():
                 break
-    broken = ~torch.isfinite(lanes.flat).all(1)  # the very last step has nobody after it
-    for lane in (broken & (live[:, 0] > 0)).nonzero().flatten().tolist():
-        stopped.append(Stopped(group[lane], len(losses) - 1, "its weights are not finite"))
-    lanes.flat.copy_(torch.where(broken[:, None], good, lanes.flat))
-    trace = torch.stack(losses).numpy() if losses else np.zeros((0, len(lanes)), np.float32)
-    return _State(lanes, trace, stopped, float(passes))
+    models = models.with_flat(guard.end(flat))
+    trace = torch.stack(losses).numpy() if losses else np.zeros((0, count), np.float32)
+    return models, trace, [Stopped(*stop) for stop in guard.stopped], passes
 
 
-# --- what methods are made of -------------------------------------------------------------------------------
+# --- parts of methods -------------------------------------------------------------------------------
 
 
 def batches(
@@ -301,26 +266,20 @@ def mean_loss(task: Any, model: nn.Module, batch: dict[str, Tensor], weights: Te
     return (weights * task.loss(model, batch)).sum() / (weights * counted).sum().clamp(min=1.0)
 
 
-def logits_table(deletion: Deletion, lanes: Lanes, rows: np.ndarray | None = None) -> Float[Tensor, "e n ..."]:
-    """The models' own logits at every row of the pool (zeros at rows not asked for)."""
+def logits_table(deletion: Deletion, models: Replicas, rows: np.ndarray | None = None) -> Float[Tensor, "e n ..."]:
+    """The models' own logits at every row of the pool (zeros at rows that are not given)."""
     pool = deletion.pool
     rows = np.arange(len(pool)) if rows is None else rows
-    stackable = len(lanes) == 1 or why_not_stacked(lanes.template) is None
-    groups = [list(range(len(lanes)))] if stackable else [[e] for e in range(len(lanes))]
-    found = []
-    for group in groups:
-        part = lanes.select(group)
-        with mode(part, training=False), torch.no_grad():
-            blocks = [
-                part.apply(
-                    lambda model, batch, extra: deletion.task.logits(model, batch),
-                    {name: c[torch.as_tensor(rows[s : s + ROWS_AT_ONCE])] for name, c in pool.columns.items()},
-                    shared=True,
-                )
-                for s in range(0, len(rows), ROWS_AT_ONCE)
-            ]
-        found.append(torch.cat(blocks, 1))
-    logits = torch.cat(found)
-    table = logits.new_zeros((len(lanes), len(pool), *logits.shape[2:]))
+    with mode(models, training=False), torch.no_grad():
+        blocks = [
+            models.apply(
+                lambda model, batch, extra: deletion.task.logits(model, batch),
+                {name: c[torch.as_tensor(rows[s : s + ROWS_AT_ONCE])] for name, c in pool.columns.items()},
+                shared=True,
+            )
+            for s in range(0, len(rows), ROWS_AT_ONCE)
+        ]
+    logits = torch.cat(blocks, 1)
+    table = logits.new_zeros((len(models), len(pool), *logits.shape[2:]))
     table[:, torch.as_tensor(rows)] = logits
     return table

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whence.cache import ModelError
-from whence.cache.model.sites import copied, named_parameters
-from whence.cache.retrain.replicas import Lanes
+from whence.cache.model.stateless import copied, named_parameters
+from whence.cache.retrain.replicas import Replicas
 
 
 class LowRank(nn.Linear):
@@ -31,7 +31,7 @@ class LowRank(nn.Linear):
         return self.weight + self.scale * (self.b @ self.a)
 
 
-def lora(model: nn.Module, rank: int = 8, alpha: float = 16.0, layers: str = ".*", seed: int = 0) -> Lanes:
+def lora(model: nn.Module, rank: int = 8, alpha: float = 16.0, layers: str = ".*", seed: int = 0) -> Replicas:
     """A lane of a copy of this model whose only trainable parameters are low-rank updates of the linear layers
     whose names match. Raises ModelError when none does."""
     out = copied(model)
@@ -44,7 +44,7 @@ def lora(model: nn.Module, rank: int = 8, alpha: float = 16.0, layers: str = ".*
     if not found:
         raise ModelError(
             f"No linear layer wider than {rank} matches {layers!r}.",
-            "Name layers of the model, or use full fine-tuning (Lanes.of([model])).",
+            "Name layers of the model, or use full fine-tuning (Replicas.of([model])).",
         )
     for module in found:
         bound = 1 / math.sqrt(module.in_features)
@@ -54,7 +54,7 @@ def lora(model: nn.Module, rank: int = 8, alpha: float = 16.0, layers: str = ".*
         vars(module)["scale"] = alpha / rank
     added = {id(p) for module in found for p in (module.a, module.b)}
     names = {name for name, p in named_parameters(out).items() if id(p) in added}
-    return Lanes.of([out], trainable=lambda name: name in names)
+    return Replicas.of([out], trainable=lambda name: name in names)
 
 
 def _parameter(unit: Tensor, bound: float) -> nn.Parameter:

@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Float
 
 from whence.cache import DataError, UsageError
-from whence.cache.retrain.replica_outputs import margins_of
+from whence.cache.retrain.replicas import margins_of
 
 from .datamodels.base import Datamodel
 from .deletion import Deletion
 from .evaluate import Panel
-from .loop import Method, Unlearned, lanes_outputs, run
+from .loop import Method, Unlearned, run
 from .methods import DMM, Newton
 from .metrics import KLoM
 
@@ -119,7 +119,7 @@ def predicted_shift(deletion: Deletion, datamodel: Datamodel) -> Float[np.ndarra
     if len(deletion.models) < 2:
         raise DataError("One model has no spread to measure a shift by.", "Plan for an ensemble.")
     points = deletion.forgotten
-    logits = lanes_outputs(deletion.models, deletion.task, points, ("logits",))["logits"]
+    logits = deletion.models.outputs(deletion.task, points, ("logits",))["logits"]
     delta = datamodel.predict_delta(deletion.forget, points)
     batch = points.batch(np.arange(len(points)))
 

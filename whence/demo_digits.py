@@ -10,7 +10,7 @@ from whence import attrib
 from whence.cache import Classification, Examples, Store, find_sites, model_fingerprint
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import AdamW
-from whence.cache.retrain.replicas import Lanes
+from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import oracle_masks
 from whence.unlearn.condense import (
     Condensed,
@@ -75,7 +75,7 @@ def forgotten(plan: ForgettingPlan, store: Store, quiet: bool = False) -> Forget
     bank, task = digits_bank(plan.epochs), Classification()
     ids = forget_sets.random_set(bank.train, plan.forget)
     seeds = 10_000 + np.arange(plan.models)
-    models: Lanes = bank.train_lanes(np.ones((plan.models, len(bank.train)), bool), seeds, quiet=quiet)
+    models: Replicas = bank.train_replicas(np.ones((plan.models, len(bank.train)), bool), seeds, quiet=quiet)
     count = 2 * plan.models
     oracles = bank.run(oracle_masks(bank.train.ids, ids, count), 20_000 + np.arange(count), store, quiet=quiet)
     deletion = Deletion(models, task, bank.train, ids, bank.recipe, bank.build, seeds)  # type: ignore[arg-type]
@@ -156,7 +156,7 @@ def _influence(train: Examples, asked: Examples, store: Store) -> "xarray.DataAr
     bank = digits_bank(20)
     model = (
         Bank(bank.build, Classification(), train, asked, bank.recipe)
-        .train_lanes(np.ones((1, len(train)), bool))
+        .train_replicas(np.ones((1, len(train)), bool))
         .module(0)
     )
     task, options = Classification(), attrib.FitOptions(quiet=True)

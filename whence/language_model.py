@@ -1,4 +1,4 @@
-"""Training a small transformer from nothing: a TransformerLens native bridge, AdamW, one cosine.
+"""Training a small transformer from random weights: a TransformerLens native bridge, AdamW, one cosine.
 
 Used for the demo's model, the biographies' model, and retrainings of either with examples left out or weighted.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from torch import nn
+from torch import Tensor, nn
 
 from whence.cache import (
     Entry,
@@ -24,6 +24,8 @@ from whence.cache import (
     named_parameters,
     progress,
 )
+from whence.cache.retrain.loop import descend
+from whence.cache.retrain.optimisers import AdamW
 
 if TYPE_CHECKING:
     from .corpora import Vocabulary
@@ -115,23 +117,32 @@ def train_language_model(
         keep = np.asarray(weights) != 0
         examples, weights = examples.select(keep), np.asarray(weights, np.float32)[keep]
     task, began, losses = LanguageModelling(), time.monotonic(), []
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=training.rate, betas=(0.9, 0.98), weight_decay=training.decay)
+    own = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
     steps = [(epoch, rows) for epoch in range(training.epochs) for rows in _batches(examples.lengths, training, epoch)]
+
+    def batches() -> Iterator[tuple[float, np.ndarray]]:
+        for number, (_, rows) in enumerate(progress(steps, desc=desc, unit="step", quiet=quiet)):
+            yield training.rate * schedule(number / len(steps)), rows
+
+    def gradient_of(parameters: dict[str, Tensor], rows: np.ndarray) -> tuple[tuple[float, float], dict[str, Tensor]]:
+        """Summed loss and number of predicted tokens; the gradient of their ratio."""
+        batch = examples.batch(rows)
+        each, positions = task.loss(model, batch), float(task.targets(batch)[1].sum())
+        weighted = each if weights is None else each * torch.from_numpy(weights[rows])
+        slope = torch.autograd.grad(weighted.sum() / positions, list(own.values()), allow_unused=True)
+        found = {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(own.items(), slope)}
+        return (float(each.detach().sum()), positions), found
+
+    optimiser = AdamW(training.rate, (0.9, 0.98), weight_decay=training.decay)
+    start = {name: p.detach() for name, p in own.items()}
     model.train()
     total = counted = 0.0
-    for number, (epoch, rows) in enumerate(progress(steps, desc=desc, unit="step", quiet=quiet)):
-        for group in optimiser.param_groups:
-            group["lr"] = training.rate * schedule(number / len(steps))
-        batch = examples.batch(rows)
-        each = task.loss(model, batch)
-        positions = float(task.targets(batch)[1].sum())
-        weighted = each if weights is None else each * torch.from_numpy(weights[rows])
-        optimiser.zero_grad(set_to_none=True)
-        (weighted.sum() / positions).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        total, counted = total + float(each.detach().sum()), counted + positions
+    for number, point in enumerate(descend(start, gradient_of, batches(), optimiser, clip=1.0)):
+        epoch = steps[number][0]
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(point.parameters[name])
+        total, counted = total + point.loss[0], counted + point.loss[1]
         if number + 1 == len(steps) or steps[number + 1][0] != epoch:
             losses.append(total / counted)
             total = counted = 0.0
@@ -141,7 +152,6 @@ def train_language_model(
                 )
             if after_epoch is not None:
                 after_epoch(epoch + 1)
-    optimiser.zero_grad(set_to_none=True)
     model.eval()
     return Curve(losses, time.monotonic() - began)
 

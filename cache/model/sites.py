@@ -6,7 +6,6 @@ are different weights on different inputs. Names are the clean ones: `blocks.0.m
 `blocks.0._original_component.mlp._original_component.fc_in._original_component`.
 """
 
-import copy
 import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +14,14 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..display.html import columns, table
 from ..errors import ModelError, near_names
 from ..jobs.progress import say
 from .layers import KINDS, Layer, layer_of
+from .stateless import call_with as call_with
+from .stateless import copied as copied
+from .stateless import named_parameters as named_parameters
 
 Pattern = str | re.Pattern[str]
 WRAPPERS = ("_original_component", "base_model", "_orig_mod", "_fsdp_wrapped_module")
@@ -168,45 +169,6 @@ def find_sites(
     if not quiet:
         say(sites.summary)
     return sites
-
-
-def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The model's parameters by their place in the module tree, which `torch.func.functional_call` takes.
-    (TransformerLens bridges override the method of this name with other names.)"""
-    return dict(nn.Module.named_parameters(model))
-
-
-def call_with(module: nn.Module, tensors: Mapping[str, Tensor], args: tuple[Any, ...]) -> Any:
-    """`torch.func.functional_call` that leaves the module as it was: torch's own puts parameters back in the order in
-    which it took them, so one that is reached by several names (as in TransformerLens bridges) keeps what was lent."""
-    own = [(part, dict(part._parameters), dict(part._buffers)) for part in module.modules()]
-    try:
-        return functional_call(module, dict(tensors), args)
-    finally:
-        for part, parameters, buffers in own:
-            part._parameters.update(parameters)
-            part._buffers.update(buffers)
-
-
-class _Source:
-    """What a module was copied from, kept alive and never copied itself."""
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Source":
-        return self
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, also of a model whose library leaves things in its modules: tensors of the last forward, which torch
-    refuses to copy while they remember their graph, are copied without it; hooks are shared with the original, to
-    which they may point, so a model with hooks lives as long as its copy."""
-    left = [v for module in model.modules() for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf]
-    out = copy.deepcopy(model, {id(value): value.detach().clone() for value in left})
-    if any(module._forward_pre_hooks or module._forward_hooks for module in model.modules()):
-        out.__dict__.setdefault("_copied_from", _Source(model))
-    return out
 
 
 def _parameter(module: nn.Module, attribute: str) -> nn.Parameter | None:

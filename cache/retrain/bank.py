@@ -1,57 +1,61 @@
 """The retrain bank: many copies of a model trained under inclusion masks as one vectorised program.
 
 One set of retrainings serves three uses: linear datamodeling scores (subset masks and measurements), datamodel
-regression (subset masks and all logits), and unlearning oracles (masks without the forget set). Outputs go to
-the store in shards of models, so an interrupted bank resumes at the next shard; the hash of every mask stands
-in the artefact.
+regression (subset masks and all logits), and unlearning oracles (masks without the forget set). In the store, rows are
+models and a shard is a group of models trained together, so an interrupted bank resumes at the next shard; the masks
+and their hashes are stored beside the outputs.
 """
 
 import hashlib
 import inspect
-import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
-from ..errors import DataError, ModelError, NumericalError, UsageError
+from ..errors import DataError, ModelError, UsageError
 from ..jobs.cluster import INLINE, Cluster
+from ..jobs.partitions import run_job
 from ..jobs.progress import progress, say
 from ..model.examples import Examples
 from ..model.fingerprint import model_fingerprint
 from ..model.task import Task
-from .allocator import freed_memory_kept
-from .bank_store import run_in_store
-from .recipe import Recipe, steps_of
-from .replica_outputs import outputs_of_lanes
-from .replicas import Lanes, mode, why_not_stacked
-from .retrained import Retrained, mask_hash
-from .trajectory import Replay
+from ..store.layout import ArraySpec, Shard
+from ..store.store import Store
+from .loop import train, weighted_loss
+from .recipe import Recipe
+from .replicas import Replicas, why_not_stacked
+from .retrained import Retrained, mask_hash, retrained_from
 
 # trains one model in the caller's own way: (initial model, its examples, seed) -> trained model
 OwnTraining: TypeAlias = Callable[[nn.Module, Examples, int], nn.Module]
 KEEP = ("logits", "margins", "losses", "measurements", "weights")
 DEFAULT_RECIPE = Recipe()
-MOST_LANES = 256
+MOST_REPLICAS = 256
+MODELS_IN_A_SHARD = 64
+CHECKED_STEPS = 8  # in which rounding has not grown yet
 
 
 @dataclass(frozen=True, eq=False)
 class Bank:
     """How to train copies of a model, on which data, and which outputs to keep.
 
-    model: a module, whose weights every copy starts from, or `build(seed) -> module`.
-    recipe: how a copy is trained, or the caller's own function (model, examples, seed) -> trained model, which
-        is called for one model at a time.
-    points: the examples whose outputs are kept (training points, held-out points or both), with unique ids.
-    keep: some of "logits", "margins" (z_y - logsumexp of the others; one a token for language), "losses",
-        "measurements", "weights".
-    memory: bytes that the models trained at once may take.
+    Args:
+        model: a module, whose weights every copy starts from, or `build(seed) -> module`.
+        task: loss, logits and measurement.
+        train: the examples that masks choose from.
+        points: the examples whose outputs are kept (training points, held-out points or both), with unique ids.
+        recipe: how a copy is trained, or a function (model, examples, seed) -> trained model of the caller's own, which
+            is called for one model at a time.
+        keep: some of "logits", "margins" (z_y - logsumexp of the others; one per token for language), "losses",
+            "measurements", "weights".
+        memory: bytes that the models trained at once may take.
+        device: where they are trained.
     """
 
     model: nn.Module | Callable[[int], nn.Module]
@@ -80,7 +84,7 @@ class Bank:
         self,
         masks: np.ndarray,
         seeds: np.ndarray | None = None,
-        store: Any = None,
+        store: Store | None = None,
         *,
         cluster: str | Cluster = "inline",
         log: str | None = None,
@@ -88,24 +92,35 @@ class Bank:
     ) -> Retrained:
         """Train a model under every mask and return their outputs, from the store when they are there.
 
-        masks: bool [e n], the training examples that each model is trained on.
-        seeds: [e], of initial weights and order of examples, 0..e-1 unless given.
-        cluster, log: where shards of models are trained, and a file that gets a line a shard (`cache.jobs.partitions`).
-        Raises DataError for masks that do not match the data or keep nothing, ModelError when training one
-        mask twice gives two models, NumericalError when training leaves the numbers.
+        Args:
+            masks: bool [e n], the training examples that each model is trained on.
+            seeds: [e], of initial weights and order of examples, 0..e-1 unless given.
+            store: where finished shards are kept.
+            cluster: where shards of models are trained (`cache.jobs.partitions`).
+            log: a file that gets one line per shard.
+
+        Raises DataError for masks that do not match the data or keep nothing, ModelError when training one mask twice
+        gives two models, NumericalError when a model's parameters become non-finite, UsageError for a cluster without
+        a store.
         """
         masks, seeds = self._check(masks, seeds)
-        plan = Plan(self, quiet)
-        about: dict[str, Any] = {"recipe": str(self.recipe), "why_sequential": plan.why_sequential}
+        if store is not None and store.has("bank", inputs := self.inputs(masks, seeds)):
+            return retrained_from(store.open("bank", inputs))
+        work = _Work(self, masks, seeds, quiet)
+        about: dict[str, Any] = {"recipe": str(self.recipe), "why_sequential": work.why_sequential}
         if store is None:
             if cluster not in ("inline", INLINE):
                 raise UsageError("A cluster needs a store, where its workers' shards meet.", "Give store=Store().")
             started = time.perf_counter()
-            parts = [plan.outputs(masks, seeds, s) for s in plan.chunks(len(masks))]
-            outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            outputs = work.outputs(slice(0, len(masks)))
             about["seconds"] = time.perf_counter() - started
             return Retrained(masks, seeds, self.train.ids, self.points.ids, outputs, about)
-        return run_in_store(self, plan, masks, seeds, store, about, cluster, log)
+        about |= {"train_ids": self.train.ids, "point_ids": self.points.ids, "coords": {"e": list(range(len(masks)))}}
+        entry = run_job(
+            store, "bank", inputs, work.specs(), work, shard_rows=min(len(masks), MODELS_IN_A_SHARD), about=about,
+            cluster=cluster, log=log, desc="bank", quiet=quiet,
+        )  # fmt: skip
+        return retrained_from(entry)
 
     @property
     def width(self) -> int:
@@ -127,25 +142,25 @@ class Bank:
             "keep": sorted(self.keep),
         }
 
-    def train_lanes(self, masks: np.ndarray, seeds: np.ndarray | None = None, *, quiet: bool = True) -> Lanes:
-        """The trained models themselves, side by side (as many as fit; `run` does it in chunks)."""
+    def train_replicas(self, masks: np.ndarray, seeds: np.ndarray | None = None, *, quiet: bool = True) -> Replicas:
+        """The trained models themselves, side by side (all at once; `run` trains as many as fit the memory)."""
         masks, seeds = self._check(masks, seeds)
         if isinstance(self.recipe, Recipe):
-            lanes = Lanes.of([self.build(int(seed)) for seed in seeds]).to(self.device)
-            return train(lanes, self.task, self.train, masks, seeds, self.recipe, quiet=quiet)
+            replicas = Replicas.of([self.build(int(seed)) for seed in seeds]).to(self.device)
+            return train(replicas, self.task, self.train, masks, seeds, self.recipe, quiet=quiet)
         models = [
             self.recipe(self.build(int(seed)), self.train.select(mask), int(seed))
             for mask, seed in progress(list(zip(masks, seeds)), desc="training", unit="model", quiet=quiet)
         ]
-        return Lanes.of(models, trainable=lambda name: True).to(self.device)
+        return Replicas.of(models, trainable=lambda name: True).to(self.device)
 
-    def models(self, count: int, seed: int = 0, store: Any = None, *, quiet: bool = False) -> Lanes:
+    def models(self, count: int, seed: int = 0, store: Store | None = None, *, quiet: bool = False) -> Replicas:
         """`count` models trained on everything, with seeds from `seed` on, side by side: from the store when they are
         there."""
         seeds = seed + np.arange(count)
         everything = np.ones((count, len(self.train)), bool)
         kept = replace(self, keep=("weights",)).run(everything, seeds, store, quiet=quiet)
-        like = Lanes.of([self.build(int(s)) for s in seeds])
+        like = Replicas.of([self.build(int(s)) for s in seeds])
         return like.with_flat(torch.as_tensor(kept["weights"]))
 
     def _check(self, masks: np.ndarray, seeds: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -163,146 +178,93 @@ class Bank:
             )
         seeds = np.arange(len(masks)) if seeds is None else np.asarray(seeds)
         if seeds.shape != (len(masks),):
-            raise DataError(f"{len(seeds)} seeds for {len(masks)} masks.", "Give one seed a mask.")
+            raise DataError(f"{len(seeds)} seeds for {len(masks)} masks.", "Give one seed per mask.")
         return masks, seeds.astype(np.int64)
 
 
-def train(
-    lanes: Lanes,
-    task: Task,
-    data: Examples,
-    masks: Bool[np.ndarray, "e n"],
-    seeds: Int64[np.ndarray, " e"],
-    recipe: Recipe,
-    *,
-    quiet: bool = True,
-    most: int | None = None,
-) -> Lanes:
-    """Train every lane under its mask. The loss of a step is the lane's weighted mean of the task's loss, per
-    example (per predicted token for language). `most`: stop after so many steps.
+@dataclass(eq=False)
+class _Work:
+    """Trains and measures models: a shard of a job, or any part of the bank; picklable."""
 
-    Raises NumericalError when a lane's parameters end up infinite or NaN.
-    """
-    columns = data.batch(np.arange(len(data)), device=lanes.flat.device)
-    steps, totals = steps_of(masks, seeds, recipe)
-    total = torch.as_tensor(totals, dtype=lanes.flat.dtype, device=lanes.flat.device)[:, None]
-    lanes = lanes.select(slice(None))
-    moments = recipe.optimiser.init(lanes.flat)
-    loss = weighted_loss(task)
-    shared = recipe.batches == "shared"
+    bank: Bank
+    masks: np.ndarray
+    seeds: np.ndarray
+    quiet: bool
 
-    def gradient_at(flat: Tensor, batch: dict[str, Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
-        return lanes.with_flat(flat).gradient(loss, batch, {"weights": weights}, shared=shared)
-
-    gradient_of = Replay(gradient_at) if len(lanes) > 1 else gradient_at
-    steps = islice(steps, most)
-    count = int(totals.max()) if most is None else min(most, int(totals.max()))
-    walk = itertools.islice(steps, count)
-    bar = progress(walk, total=count, desc=f"training {len(lanes)} models", unit="step", quiet=quiet)
-    with mode(lanes, training=True), seeded(lanes, seeds), freed_memory_kept():
-        for number, step in enumerate(bar):
-            rows = torch.as_tensor(step.rows, device=lanes.flat.device)
-            weights = torch.as_tensor(step.weights, device=lanes.flat.device)
-            batch = {name: column[rows] for name, column in columns.items()}
-            if len(lanes) == 1 and not shared:  # alone, a lane sees its own rows only, no padding
-                kept = weights[0] > 0
-                batch = {name: column[:, kept] for name, column in batch.items()}
-                weights = weights[:, kept]
-            _, gradient = gradient_of(lanes.flat, batch, weights)
-            if recipe.clip is not None:
-                norms = gradient.norm(dim=1, keepdim=True)
-                gradient *= (recipe.clip / norms.clamp(min=1e-12)).clamp(max=1.0)
-            alive = weights.sum(1, keepdim=True) > 0
-            factor = recipe.schedule.factor(torch.full_like(total, number), total)
-            live = None if bool(alive.all()) else alive.to(factor.dtype)
-            moments = recipe.optimiser.update(lanes.flat, gradient, moments, factor, live)
-    broken = (~torch.isfinite(lanes.flat).all(1)).nonzero().flatten().tolist()
-    if broken:
-        raise NumericalError(
-            f"Training diverged in {len(broken)} of {len(lanes)} models (seed {int(seeds[broken[0]])}).",
-            "Lower the learning rate, or clip gradients (Recipe(clip=1.0)).",
-        )
-    return lanes
-
-
-def weighted_loss(task: Task) -> Callable[[nn.Module, dict, dict], Tensor]:
-    """Σ w · loss / Σ w · positions over a lane's batch, with weights [b] in `extra`."""
-
-    def loss(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
-        counted = task.positions(batch).sum(1)
-        weights = extra["weights"]
-        return (weights * task.loss(model, batch)).sum() / (weights * counted).sum().clamp(min=1e-9)
-
-    return loss
-
-
-class seeded:
-    """Inside, one lane's dropout draws from its own seed; outside, the caller's stream goes on as it was."""
-
-    def __init__(self, lanes: Lanes, seeds: np.ndarray):
-        self.seed = int(seeds[0]) if len(lanes) == 1 else None
-
-    def __enter__(self) -> None:
-        self.state = torch.random.get_rng_state()
-        if self.seed is not None:
-            torch.manual_seed(self.seed)
-
-    def __exit__(self, *_: object) -> None:
-        torch.random.set_rng_state(self.state)
-
-
-class Plan:
-    """How many models at once, and, where it is one, why."""
-
-    def __init__(self, bank: Bank, quiet: bool):
-        self.bank, self.quiet = bank, quiet
-        self.checked = False
-        if not isinstance(bank.recipe, Recipe):
-            self.at_once = 1
-            self.why_sequential: str | None = "the training function is the caller's own"
-            return
-        self.why_sequential = _why_sequential(bank)
-        self.at_once = 1 if self.why_sequential else _lanes_that_fit(bank)
-        if self.why_sequential and not quiet:
+    def __post_init__(self) -> None:
+        self.checked, self.at_once = False, 1
+        own = not isinstance(self.bank.recipe, Recipe)
+        self.why_sequential = "the training function is the caller's own" if own else _why_sequential(self.bank)
+        if self.why_sequential is None:
+            self.at_once = _replicas_that_fit(self.bank)
+        elif not own and not self.quiet:
             say(f"training one model at a time: {self.why_sequential}")
 
-    def chunks(self, count: int) -> Iterator[slice]:
-        for start in range(0, count, self.at_once):
-            yield slice(start, min(start + self.at_once, count))
+    def __call__(self, shard: Shard) -> dict[str, np.ndarray]:
+        """A shard's outputs, masks, seeds, and the hashes of the masks."""
+        masks = self.masks[shard.rows]
+        hashes = [mask_hash(self.bank.train.ids, mask) for mask in masks]
+        digests = np.array([list(bytes.fromhex(digest)) for digest in hashes], np.uint8)
+        outputs = self.outputs(slice(shard.start, shard.stop))
+        return {**outputs, "mask": masks, "seed": self.seeds[shard.rows], "mask_sha256": digests}
 
-    def outputs(self, masks: np.ndarray, seeds: np.ndarray, models: slice) -> dict[str, np.ndarray]:
-        """Train and measure these models; the first one that is trained is trained twice and compared."""
-        bank = self.bank
-        lanes = bank.train_lanes(masks[models], seeds[models], quiet=self.quiet)
-        out = outputs_of_lanes(lanes, bank.task, bank.points, bank.keep)
+    def outputs(self, models: slice) -> dict[str, np.ndarray]:
+        """Outputs of these models, trained as many at once as fit."""
+        bounds = [*range(models.start, models.stop, self.at_once), models.stop]
+        parts = [self._outputs(slice(*pair)) for pair in pairwise(bounds)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _outputs(self, models: slice) -> dict[str, np.ndarray]:
+        bank, masks, seeds = self.bank, self.masks[models], self.seeds[models]
+        replicas = bank.train_replicas(masks, seeds, quiet=self.quiet)
+        out = replicas.outputs(bank.task, bank.points, bank.keep)
         if not self.checked:
-            self._check_deterministic(lanes.flat[:1], masks[models][0], int(seeds[models][0]))
+            self._check_deterministic(replicas.flat[:1], masks[0], int(seeds[0]))
             self.checked = True
         return out
 
     def _check_deterministic(self, trained: Tensor, mask: np.ndarray, seed: int) -> None:
-        """Train one mask twice: the first steps of a recipe (where rounding has not grown yet), all of a
-        caller's own training."""
+        """Train the first mask twice: the first steps of a recipe, all of a caller's own training."""
         bank = self.bank
         if isinstance(bank.recipe, Recipe):
-            lanes = Lanes.of([bank.build(seed), bank.build(seed)]).to(bank.device)
+            replicas = Replicas.of([bank.build(seed), bank.build(seed)]).to(bank.device)
             seeds, masks = np.array([seed, seed]), np.stack([mask, mask])
             groups = [slice(0, 2)] if self.at_once > 1 else [slice(0, 1), slice(1, 2)]
-            trained, again = torch.cat(
-                [
-                    train(lanes.select(g), bank.task, bank.train, masks[g], seeds[g], bank.recipe, most=8).flat
-                    for g in groups
-                ]
-            )
+            found = [
+                train(
+                    replicas.select(g), bank.task, bank.train, masks[g], seeds[g], bank.recipe, most=CHECKED_STEPS
+                ).flat
+                for g in groups
+            ]
+            trained, again = torch.cat(found)
         else:
-            again = bank.train_lanes(mask[None], np.array([seed])).flat
+            again = bank.train_replicas(mask[None], np.array([seed])).flat
         differs = float((trained - again).abs().max() / trained.abs().max().clamp(min=1e-12))
         if not differs <= 1e-3:
             raise ModelError(
                 f"Training is not deterministic under its seed: mask {mask_hash(bank.train.ids, mask)[:12]} "
                 f"trained twice gives weights that differ by {differs:.1%} of the largest.",
-                "Draw every random number from the seed; differences between models would measure noise.",
+                "Use random numbers of the seed only; differences between models would measure noise.",
             )
+
+    def specs(self) -> dict[str, ArraySpec]:
+        """The arrays of the entry; outputs' shapes are those of an untrained model on one point."""
+        bank, count = self.bank, len(self.masks)
+        untrained = Replicas.of([bank.build(0)], trainable=None).to(bank.device)
+        with torch.random.fork_rng(devices=[]):
+            sample = untrained.outputs(bank.task, bank.points.select([0]), bank.keep, bank.width)
+        dims = {"logits": ("e", "p", "c"), "weights": ("e", "w")}
+        specs = {}
+        for name, values in sample.items():
+            own = values.shape[1:] if name == "weights" else (len(bank.points), *values.shape[2:])
+            named = dims.get(name, ("e", "p", "t")[: 1 + len(own)]) if len(own) < 3 else ("e", "p", "s", "c")
+            specs[name] = ArraySpec((count, *own), values.dtype, named)
+        return {
+            **specs,
+            "mask": ArraySpec(self.masks.shape, "bool", ("e", "n")),
+            "seed": ArraySpec((count,), "int64", ("e",)),
+            "mask_sha256": ArraySpec((count, 32), "uint8", ("e", "byte")),
+        }
 
 
 def _why_sequential(bank: Bank) -> str | None:
@@ -311,11 +273,11 @@ def _why_sequential(bank: Bank) -> str | None:
     model = bank.build(0)
     reason = why_not_stacked(model)
     if reason is None:
-        lanes = Lanes.of([model, model]).to(bank.device)
+        replicas = Replicas.of([model, model]).to(bank.device)
         rows = np.zeros((2, 1), np.int64)
         batch = {k: v[rows] for k, v in bank.train.batch(np.arange(1), device=bank.device).items()}
         try:
-            lanes.gradient(weighted_loss(bank.task), batch, {"weights": torch.ones(2, 1, device=bank.device)})
+            replicas.gradient(weighted_loss(bank.task), batch, {"weights": torch.ones(2, 1, device=bank.device)})
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             reason = f"torch.func cannot stack this model ({lines[0]})"
@@ -327,10 +289,11 @@ def _why_sequential(bank: Bank) -> str | None:
     return reason
 
 
-def _lanes_that_fit(bank: Bank) -> int:
-    """Models that fit the memory limit: parameters, gradient and moments, and what one backward keeps."""
+def _replicas_that_fit(bank: Bank) -> int:
+    """Models that fit the memory limit: parameters, gradient and moments before and after a step, and what
+    one backward keeps."""
     assert isinstance(bank.recipe, Recipe)
-    lanes = Lanes.of([bank.build(0)])
+    replicas = Replicas.of([bank.build(0)])
     kept = 0
 
     def count(tensor: Tensor) -> Tensor:
@@ -341,9 +304,9 @@ def _lanes_that_fit(bank: Bank) -> int:
     rows = np.zeros(min(bank.recipe.batch_size, len(bank.train)), np.int64)
     batch = {k: v[None] for k, v in bank.train.batch(rows).items()}
     with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-        lanes.gradient(weighted_loss(bank.task), batch, {"weights": torch.ones(1, len(rows))})
-    each = 6 * lanes.flat.numel() * lanes.flat.element_size() + 2 * kept
-    return int(np.clip(bank.memory // max(each, 1), 1, MOST_LANES))
+        replicas.gradient(weighted_loss(bank.task), batch, {"weights": torch.ones(1, len(rows))})
+    each = 8 * replicas.flat.numel() * replicas.flat.element_size() + 2 * kept
+    return int(np.clip(bank.memory // max(each, 1), 1, MOST_REPLICAS))
 
 
 def _source_hash(function: Callable) -> str:

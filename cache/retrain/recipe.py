@@ -1,14 +1,13 @@
-"""How a model is trained, as plain values: optimiser, schedule, and which example every step sees.
+"""How a model is trained, as plain values: optimiser, schedule, and which examples every step sees.
 
-The optimisers act on all lanes at once (`flat` [e P]) with a learning rate and a step count for each lane, and
-compute what torch.optim's do for one model. Which rows a step sees depends on the lane's mask and seed alone,
-so a model comes out the same in whatever company it is trained.
+Which rows a step sees depends on the model's mask and seed alone, so a model comes out the same whichever other models
+are trained beside it.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,69 +15,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ..errors import UsageError
+from .optimisers import SGD as SGD
+from .optimisers import AdamW as AdamW
+from .optimisers import Optimiser as Optimiser
 
-
-class Moments(NamedTuple):
-    """An optimiser's state: first and second moments [e P] (empty where unused) and steps taken [e 1]."""
-
-    first: Tensor
-    second: Tensor
-    taken: Float[Tensor, "e 1"]
-
-
-@dataclass(frozen=True)
-class SGD:
-    """Stochastic gradient descent with (heavy-ball or Nesterov) momentum, as torch.optim.SGD."""
-
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    nesterov: bool = False
-
-    def init(self, flat: Tensor) -> Moments:
-        return Moments(torch.zeros_like(flat), flat.new_empty(0), flat.new_zeros(len(flat), 1))
-
-    def update(self, flat: Tensor, gradient: Tensor, state: Moments, factor: Tensor, live: Tensor | None) -> Moments:
-        """One step in place on the lanes that are `live` [e 1] (None: all), at lr * factor [e 1]."""
-        if self.weight_decay:
-            gradient = gradient.add(flat, alpha=self.weight_decay)
-        state.first.mul_(self.momentum).add_(gradient)
-        step = gradient.add(state.first, alpha=self.momentum) if self.nesterov else state.first
-        rate = self.lr * factor if live is None else self.lr * factor * live
-        flat.addcmul_(step, rate.expand_as(step), value=-1.0)
-        return state
-
-
-@dataclass(frozen=True)
-class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), as torch.optim.AdamW."""
-
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-
-    def init(self, flat: Tensor) -> Moments:
-        return Moments(torch.zeros_like(flat), torch.zeros_like(flat), flat.new_zeros(len(flat), 1))
-
-    def update(self, flat: Tensor, gradient: Tensor, state: Moments, factor: Tensor, live: Tensor | None) -> Moments:
-        """One step in place on the lanes that are `live` [e 1] (None: all), at lr * factor [e 1]."""
-        a, b = self.betas
-        count = state.taken + 1
-        state.first.lerp_(gradient, 1 - a)
-        state.second.mul_(b).addcmul_(gradient, gradient, value=1 - b)
-        rate = self.lr * factor if live is None else self.lr * factor * live
-        if self.weight_decay:
-            flat.mul_(1 - rate * self.weight_decay)
-        scale = (1 - b**count).sqrt()
-        divisor = state.second.sqrt().add_(self.eps * scale)
-        flat.addcdiv_(state.first * (-rate * scale / (1 - a**count)), divisor)
-        return Moments(state.first, state.second, count)
-
-
-Optimiser: TypeAlias = SGD | AdamW
-# steps whose rows are drawn at once
-BLOCK = 64
+BLOCK = 64  # steps whose rows are computed at once
 
 
 @dataclass(frozen=True)
@@ -115,10 +56,15 @@ class Schedule:
 class Recipe:
     """Everything that turns initial weights and a mask into a trained model.
 
-    batches: "own", each model walks through its own rows in its own order, exactly as if trained alone on
-        them (no work is spent on rows that a mask leaves out); "shared", one order for all and the mask as a
-        weight in the loss, which is faster for convolutions when masks leave out little.
-    clip: largest norm of a model's gradient, or None.
+    Args:
+        epochs: passes over the examples.
+        batch_size: examples per step.
+        optimiser: with its learning rate.
+        schedule: factor of the learning rate over the steps.
+        batches: "own": each model sees its own rows in its own order, exactly as if trained alone on them, and no work
+            is spent on rows that a mask leaves out; "shared": one order for all models and the mask as a weight in the
+            loss, which is faster for convolutions when masks leave out little.
+        clip: largest norm of a model's gradient, or None.
     """
 
     epochs: int = 10
@@ -141,7 +87,7 @@ class Recipe:
 
 
 class Step(NamedTuple):
-    """Rows that a step sees and their weights in the loss: [e b], or rows [b] when all lanes share them."""
+    """Rows that a step sees and their weights in the loss: [e b], or rows [b] when all models share them."""
 
     rows: Int64[np.ndarray, "..."]
     weights: Float[np.ndarray, "e b"]
@@ -150,9 +96,9 @@ class Step(NamedTuple):
 def steps_of(
     masks: Bool[np.ndarray, "e n"], seeds: Int64[np.ndarray, " e"], recipe: Recipe
 ) -> tuple[Iterator[Step], Int64[np.ndarray, " e"]]:
-    """Every step of training under these masks, and how many steps each lane takes.
+    """Every step of training under these masks, and how many steps each model takes.
 
-    An epoch is a permutation of all n rows drawn from (seed, epoch), of which a lane keeps those in its mask:
+    An epoch is a permutation of all n rows drawn from (seed, epoch), of which a model keeps those in its mask:
     models of one seed meet what they share in the same order, which leaves less noise in their differences.
     """
     if recipe.batches == "shared":
@@ -170,7 +116,7 @@ def _own_steps(masks: np.ndarray, seeds: np.ndarray, recipe: Recipe) -> tuple[It
     totals = (per_epoch * recipe.epochs).astype(np.int64)
 
     def epochs(e: int) -> Iterator[np.ndarray]:
-        """Row numbers [steps, size] of each epoch of one lane, -1 where the last batch has no more."""
+        """Row numbers [steps, size] of each epoch of one model, -1 where the last batch has no more."""
         for epoch in range(recipe.epochs):
             order = _permutation(masks.shape[1], int(seeds[e]), epoch)
             padded = np.full(per_epoch[e] * size, -1, np.int64)
@@ -188,7 +134,7 @@ def _own_steps(masks: np.ndarray, seeds: np.ndarray, recipe: Recipe) -> tuple[It
                 taken, left[e] = left[e][: len(block)], left[e][len(block) :]
                 block[: len(taken), e] = taken
             weights = (block >= 0).astype(np.float32)
-            widest = (block >= 0).any(1).sum(1)  # padding stands at the end of a batch
+            widest = (block >= 0).any(1).sum(1)  # padding is at the end of a batch
             for rows, weight, width in zip(np.maximum(block, 0), weights, widest):
                 yield Step(rows[:, :width], weight[:, :width])
 

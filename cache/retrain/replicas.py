@@ -1,40 +1,48 @@
-"""Many copies of one small model, side by side: lane e of every tensor is copy e.
+"""Replicas of one model, trained and evaluated side by side: row e of every tensor belongs to replica e.
 
-All trainable parameters of all copies are one matrix [e, P], so an optimiser step is a handful of large
-operations, whatever the model; the forward runs under `torch.func.vmap` over stacked parameters, and the
-backward of the sum of the lanes' losses is the lanes' own gradients, since no lane reads another.
+All trainable parameters of all replicas are one matrix [e, P], so an optimiser step is a handful of large operations,
+whatever the model. The forward runs under `torch.func.vmap` over stacked parameters, and the backward of the sum of the
+replicas' losses is each replica's own gradient, since no replica reads another.
 
-One lane runs without vmap: that is the sequential path for a model that cannot be stacked, and the path of a
-single large model. Batch normalisation and dropout belong there (`why_not_stacked` says why).
+A single replica runs without vmap, and so does, one after the other, each of several whose model cannot be stacked:
+with batch normalisation or dropout, for instance (`why_not_stacked`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
-from ..errors import ModelError
-from ..model.sites import call_with, copied, named_parameters
+from ..errors import DataError, ModelError
+from ..model.examples import Examples
+from ..model.stateless import copied, named_parameters, stateless
+from ..model.task import Task, margin
+from .stacked_convolution import ReplicasAsChannels
 
 Batch: TypeAlias = Mapping[str, Tensor]
-# what runs for each lane: (the lane's model, the lane's batch, what else the lane has) -> tensor(s)
-PerLane: TypeAlias = Callable[[nn.Module, dict[str, Tensor], dict[str, Tensor]], Any]
+# what runs for each replica: (its model, its batch, its other tensors) -> tensor(s)
+PerReplica: TypeAlias = Callable[[nn.Module, dict[str, Tensor], dict[str, Tensor]], Any]
+POINTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Lanes:
-    """`flat[e]` holds lane e's trainable parameters, in `names` order; `buffers[name][e]` its buffers.
+class Replicas:
+    """Parameters and buffers of several models of one architecture.
 
-    template: a copy of the module whose code runs; its own tensors are never written to.
-    shapes: name -> shape, of the trainable parameters, in the order in which they stand in `flat`.
-    frozen: parameters that all lanes share and nothing trains.
+    Args:
+        template: a copy of the module whose code runs; its own tensors are never written to.
+        flat: [e P], the trainable parameters of each replica, in the order of `shapes`.
+        shapes: name -> shape, of the trainable parameters.
+        buffers: name -> [e ...].
+        frozen: parameters that all replicas share and nothing trains.
     """
 
     template: nn.Module
@@ -44,7 +52,7 @@ class Lanes:
     frozen: dict[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def of(modules: Sequence[nn.Module], trainable: Callable[[str], bool] | None = None) -> "Lanes":
+    def of(modules: Sequence[nn.Module], trainable: Callable[[str], bool] | None = None) -> "Replicas":
         """Stack modules of one architecture. `trainable(name)` picks the parameters to train (all that require
         a gradient, unless given); the others must not differ between the modules.
 
@@ -59,119 +67,178 @@ class Lanes:
                 "Set requires_grad, or pass `trainable`.",
             )
         everyone = [named_parameters(module) for module in modules]
-        shapes = {name: first[name].shape for name in chosen}
-        for own in everyone:
-            if {name: p.shape for name, p in own.items()} != {name: p.shape for name, p in first.items()}:
-                raise ModelError(
-                    "These models differ in their parameters' names or shapes, so they cannot be lanes of one.",
-                    "Stack copies of one architecture only.",
-                )
-        flat = torch.stack([torch.cat([own[name].detach().reshape(-1) for name in chosen]) for own in everyone])
+        sizes = {name: p.shape for name, p in first.items()}
+        if any({name: p.shape for name, p in own.items()} != sizes for own in everyone):
+            raise ModelError(
+                "These models differ in their parameters' names or shapes, so they cannot be replicas of one.",
+                "Stack copies of one architecture only.",
+            )
         buffers = [dict(nn.Module.named_buffers(module)) for module in modules]
-        return Lanes(
+        return Replicas(
             template,
-            flat,
-            shapes,
+            torch.stack([torch.cat([own[name].detach().reshape(-1) for name in chosen]) for own in everyone]),
+            {name: sizes[name] for name in chosen},
             {name: torch.stack([own[name].detach() for own in buffers]) for name in buffers[0]},
-            {name: p.detach() for name, p in first.items() if name not in shapes},
+            {name: p.detach() for name, p in first.items() if name not in chosen},
         )
 
     def __len__(self) -> int:
         return len(self.flat)
 
     def views(self, flat: Float[Tensor, "e p"] | None = None) -> dict[str, Tensor]:
-        """name -> [e ...] views into `flat` (the lanes' own parameters unless another matrix is given)."""
+        """name -> [e ...] views into `flat` (the replicas' own parameters unless another matrix is given)."""
         flat = self.flat if flat is None else flat
-        out, start = {}, 0
-        for name, shape in self.shapes.items():
-            out[name] = flat[:, start : start + shape.numel()].view(len(flat), *shape)
-            start += shape.numel()
-        return out
+        parts = flat.split([shape.numel() for shape in self.shapes.values()], 1)
+        return {name: part.view(len(flat), *shape) for (name, shape), part in zip(self.shapes.items(), parts)}
 
-    def select(self, lanes: Sequence[int] | slice) -> "Lanes":
-        """These lanes only, copied."""
-        index = list(range(len(self)))[lanes] if isinstance(lanes, slice) else list(lanes)
-        return Lanes(
-            self.template,
-            self.flat[index].clone(),
-            self.shapes,
-            {name: b[index].clone() for name, b in self.buffers.items()},
-            self.frozen,
-        )
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Replicas":
+        buffers = {name: function(b) for name, b in self.buffers.items()}
+        return replace(self, flat=function(self.flat), buffers=buffers)
 
-    def to(self, device: str | torch.device) -> "Lanes":
-        """The same lanes on a device."""
-        return Lanes(
-            self.template.to(device),
-            self.flat.to(device),
-            self.shapes,
-            {name: b.to(device) for name, b in self.buffers.items()},
-            {name: p.to(device) for name, p in self.frozen.items()},
-        )
+    def select(self, chosen: Sequence[int] | slice) -> "Replicas":
+        """These replicas only, copied."""
+        index = list(range(len(self)))[chosen] if isinstance(chosen, slice) else list(chosen)
+        return self._map(lambda tensor: tensor[index].clone())
 
-    def with_flat(self, flat: Float[Tensor, "e p"]) -> "Lanes":
-        """The same lanes with other parameters."""
-        return Lanes(self.template, flat, self.shapes, self.buffers, self.frozen)
+    def to(self, device: str | torch.device) -> "Replicas":
+        """The same replicas on a device."""
+        moved = self._map(lambda tensor: tensor.to(device))
+        frozen = {name: p.to(device) for name, p in self.frozen.items()}
+        return replace(moved, template=self.template.to(device), frozen=frozen)
 
-    def module(self, lane: int) -> nn.Module:
-        """A module of its own with this lane's weights and buffers."""
+    def with_flat(self, flat: Float[Tensor, "e p"]) -> "Replicas":
+        """The same replicas with other parameters."""
+        return replace(self, flat=flat)
+
+    def module(self, replica: int) -> nn.Module:
+        """A module of its own with this replica's weights and buffers."""
         out = copied(self.template)
         own = named_parameters(out) | dict(nn.Module.named_buffers(out))
         with torch.no_grad():
             for name, values in (self.views() | self.buffers).items():
-                own[name].copy_(values[lane])
+                own[name].copy_(values[replica])
         return out
 
-    def apply(
-        self,
-        function: PerLane,
-        batch: Batch,
-        extra: Batch | None = None,
-        *,
-        shared: bool = False,
-        views: dict[str, Tensor] | None = None,
-    ) -> Any:
-        """`function(model, batch, extra)` of every lane, stacked on a leading axis e.
+    def apply(self, function: PerReplica, batch: Batch, extra: Batch | None = None, *, shared: bool = False) -> Any:
+        """`function(model, batch, extra)` of every replica, stacked on a leading axis e.
 
-        batch: name -> [e b ...], or [b ...] when `shared`, the same for every lane.
-        extra: name -> [e ...], always one a lane.
-        views: parameters to use instead of the lanes' own, as `views()` gives them.
+        Args:
+            function: computes a tensor or a dict of tensors.
+            batch: name -> [e b ...], or [b ...] when `shared`.
+            extra: name -> [e ...], never shared.
+            shared: every replica sees the same batch.
         """
-        wrapped = _Bound(self.template, function)
-        named = {f"model.{name}": v for name, v in (views or self.views()).items()}
-        named |= {f"model.{name}": v for name, v in self.buffers.items()}
-        fixed = {f"model.{name}": v for name, v in self.frozen.items()}
-        extra = dict(extra or {})
+        return self._apply(function, dict(batch), dict(extra or {}), shared, self.views())
+
+    def _apply(self, function: PerReplica, batch: Batch, extra: Batch, shared: bool, views: Batch) -> Any:
+        run, own = stateless(function, self.template), {**views, **self.buffers}
         if len(self) == 1:
-            lane = {name: v[0] for name, v in named.items()}
-            inputs = dict(batch) if shared else {name: v[0] for name, v in batch.items()}
-            out = call_with(wrapped, lane | fixed, (inputs, {name: v[0] for name, v in extra.items()}))
-            return torch.utils._pytree.tree_map(lambda t: t.unsqueeze(0), out)
+            tensors, inputs, more = ({k: v[0] for k, v in named.items()} for named in (own, batch, extra))
+            out = run({**tensors, **self.frozen}, dict(batch) if shared else inputs, more)
+            return tree_map(lambda t: t.unsqueeze(0), out)
+        if not self.stackable:
+            parts = []
+            for one, inputs, more in self._one_by_one(batch, extra, shared):
+                parts.append(one.apply(function, inputs, more, shared=shared))
+            return tree_map(lambda *tensors: torch.cat(tensors), *parts)
 
-        def one(own: dict, inputs: dict, more: dict) -> Any:
+        def one_of(tensors: dict, inputs: dict, more: dict) -> Any:
             # fused attention has no batching rule on a CPU
-            with _MergeLanesIntoChannels(), sdpa_kernel(SDPBackend.MATH):
-                return call_with(wrapped, own | fixed, (inputs, more))
+            with ReplicasAsChannels(), sdpa_kernel(SDPBackend.MATH):
+                return run({**tensors, **self.frozen}, inputs, more)
 
-        return torch.func.vmap(one, in_dims=(0, None if shared else 0, 0))(named, dict(batch), extra)
+        return torch.func.vmap(one_of, in_dims=(0, None if shared else 0, 0))(own, dict(batch), dict(extra))
 
     def gradient(
-        self, function: PerLane, batch: Batch, extra: Batch | None = None, *, shared: bool = False
+        self, function: PerReplica, batch: Batch, extra: Batch | None = None, *, shared: bool = False
     ) -> tuple[Float[Tensor, " e"], Float[Tensor, "e p"]]:
-        """Value [e] of a scalar function of every lane and its gradient [e P]."""
+        """Value [e] of a scalar function of every replica and its gradient [e P]; arguments as for `apply`."""
+        if len(self) > 1 and not self.stackable:  # one graph at a time
+            found = [
+                one.gradient(function, inputs, more, shared=shared)
+                for one, inputs, more in self._one_by_one(batch, extra or {}, shared)
+            ]
+            return torch.cat([value for value, _ in found]), torch.cat([gradient for _, gradient in found])
         views = {name: v.detach().requires_grad_() for name, v in self.views().items()}
         with torch.enable_grad():
-            values = self.apply(function, batch, extra, shared=shared, views=views)
+            values = self._apply(function, dict(batch), dict(extra or {}), shared, views)
             parts = torch.autograd.grad(values.sum(), list(views.values()), allow_unused=True)
         whole = [torch.zeros_like(v) if g is None else g for g, v in zip(parts, views.values())]
         return values.detach(), torch.cat([g.reshape(len(self), -1) for g in whole], 1)
 
+    @cached_property
+    def stackable(self) -> bool:
+        """Whether several replicas run as one program, as far as the kinds of layers tell."""
+        return why_not_stacked(self.template) is None
+
+    def _one_by_one(self, batch: Batch, extra: Batch, shared: bool) -> Iterator[tuple["Replicas", Batch, Batch]]:
+        """Each replica alone (views, so that running statistics reach the whole), its batch and extra tensors."""
+        for e in range(len(self)):
+            own, more = ({name: v[e : e + 1] for name, v in named.items()} for named in (self.buffers, extra))
+            inputs = batch if shared else {name: v[e : e + 1] for name, v in batch.items()}
+            yield replace(self, flat=self.flat[e : e + 1], buffers=own), inputs, more
+
+    def outputs(
+        self, task: Task, points: Examples, keep: Sequence[str], width: int | None = None
+    ) -> dict[str, Float[np.ndarray, "e ..."]]:
+        """Outputs of every replica at every point, in evaluation mode.
+
+        Args:
+            keep: some of "logits", "margins", "losses", "measurements" and "weights" (shapes: `Retrained.outputs`).
+            width: positions that tokens are padded to, the longest point's by default.
+        """
+        width = width or int(points.lengths.max())
+        measures = [name for name in keep if name != "weights"]
+        parts: list[dict[str, Tensor]] = []
+        with mode(self, training=False), torch.no_grad():
+            for start in range(0, len(points) if measures else 0, POINTS_AT_ONCE):
+                rows = np.arange(start, min(start + POINTS_AT_ONCE, len(points)))
+                batch = points.batch(rows, pad_to=width, device=self.flat.device)
+                parts.append(self.apply(_measured(task, measures), batch, shared=True))
+        out = {name: torch.cat([part[name] for part in parts], 1).cpu().numpy() for name in measures}
+        if "weights" in keep:
+            out["weights"] = self.flat.detach().cpu().numpy()
+        return out
+
+
+def _measured(task: Task, keep: Sequence[str]) -> PerReplica:
+    def measured(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        if "logits" in keep or "margins" in keep:
+            out["logits"] = task.logits(model, batch)
+        if "margins" in keep:
+            out["margins"] = margins_of(task, out["logits"], batch)
+        if "losses" in keep:
+            out["losses"] = task.loss(model, batch)
+        if "measurements" in keep:
+            out["measurements"] = task.measurement(model, batch)
+        return {name: out[name] for name in keep}
+
+    return measured
+
+
+def margins_of(task: Task, logits: Tensor, batch: dict[str, Tensor]) -> Float[Tensor, "b ..."]:
+    """z_y - logsumexp of the others: [b] for a label each, [b t] (NaN where uncounted) for next tokens.
+
+    Raises DataError for examples without one integer label.
+    """
+    if hasattr(task, "targets"):
+        targets, counted = task.targets(batch)
+        return margin(logits[:, :-1], targets).masked_fill(~counted, float("nan"))
+    labels = batch.get("y")
+    if labels is None or labels.is_floating_point() or logits.ndim != 2:
+        raise DataError(
+            "Margins need one integer label `y` per example and one row of logits.",
+            "Keep logits, losses or measurements instead.",
+        )
+    return margin(logits, labels.long())
+
 
 @contextmanager
-def mode(lanes: Lanes, *, training: bool) -> Iterator[None]:
-    """The template in training or evaluation mode for a while."""
-    before = {module: module.training for module in lanes.template.modules()}
-    lanes.template.train(training)
+def mode(replicas: Replicas, *, training: bool) -> Iterator[None]:
+    """The template in training or evaluation mode inside."""
+    before = {module: module.training for module in replicas.template.modules()}
+    replicas.template.train(training)
     try:
         yield
     finally:
@@ -195,107 +262,4 @@ def why_not_stacked(module: nn.Module) -> str | None:
     return None
 
 
-class _Bound(nn.Module):
-    """Makes `function(model, ...)` a module, so that `call_with` can put a lane's weights into the model."""
-
-    def __init__(self, model: nn.Module, function: PerLane):
-        super().__init__()
-        self.model, self.function = model, function
-
-    def forward(self, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Any:
-        return self.function(self.model, batch, extra)
-
-
-# --- convolutions of stacked models on a CPU ---------------------------------------------------------------
-# vmap turns a convolution with stacked weights into a grouped one over [b, e*c, h, w]. On a CPU that is twice
-# as fast in channels-last order, and stays so only if pooling keeps the lanes among the channels as well.
-# (Measured alternatives, all slower: unfold or shifted windows with a batched product, and a loop.)
-
-
-def _channels_last(x: Tensor, dim: int) -> Tensor:
-    """[.. e .. b c h w] with the lanes at `dim` -> [b, e*c, h, w], channels last."""
-    x = x.movedim(dim, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[-2:]).contiguous(memory_format=torch.channels_last)
-
-
-class _LanewiseConv2d(torch.autograd.Function):
-    generate_vmap_rule = False
-
-    @staticmethod
-    def forward(x, weight, bias, stride, padding, dilation, groups):  # type: ignore[override]
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def vmap(info, dims, x, weight, bias, stride, padding, dilation, groups):
-        lanes = info.batch_size
-        if dims[1] is None:
-            weight = weight.expand(lanes, *weight.shape)
-        if bias is not None and dims[2] is None:
-            bias = bias.expand(lanes, *bias.shape)
-        if dims[0] is None and groups == 1:  # the same images for all: one wide convolution
-            x, groups = x.contiguous(memory_format=torch.channels_last), 1
-        else:
-            x = x.expand(lanes, *x.shape) if dims[0] is None else x.movedim(dims[0], 0)
-            x, groups = _channels_last(x, 0), groups * lanes
-        out = F.conv2d(
-            x,
-            weight.flatten(0, 1),
-            None if bias is None else bias.flatten(),
-            stride,
-            padding,
-            dilation,
-            groups,
-        )
-        return out.view(len(out), lanes, -1, *out.shape[-2:]), 1
-
-
-class _LanewisePool2d(torch.autograd.Function):
-    generate_vmap_rule = False
-
-    @staticmethod
-    def forward(x, pool, args, named):  # type: ignore[override]
-        return pool(x, *args, **named)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def vmap(info, dims, x, pool, args, named):
-        out = pool(_channels_last(x, dims[0]), *args, **named)
-        return out.view(len(out), info.batch_size, -1, *out.shape[-2:]), 1
-
-
-class _MergeLanesIntoChannels(TorchFunctionMode):
-    """Inside vmap, sends 2-D convolution and pooling on a CPU to the rules above."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is F.conv2d and not kwargs and len(args) == 7 and args[0].device.type == "cpu":
-            return _LanewiseConv2d.apply(*args)
-        pools = (F.max_pool2d, F.avg_pool2d)
-        if (
-            function in pools
-            and args[0].device.type == "cpu"
-            and not kwargs.get("return_indices")
-            and torch._C._functorch.is_batchedtensor(args[0])
-            and args[0].ndim == 4
-        ):
-            return _LanewisePool2d.apply(args[0], function, args[1:], kwargs)
-        if function is F.group_norm:
-            return _group_norm(*args, **kwargs)
-        return function(*args, **kwargs)
-
-
-def _group_norm(
-    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-) -> Tensor:
-    """Group normalisation by way of layer normalisation: torch's own has no rule for channels-last lanes."""
-    out = F.layer_norm(x.reshape(len(x), groups, -1), (x[0].numel() // groups,), eps=eps).reshape(x.shape)
-    per_channel = (1, -1, *[1] * (x.ndim - 2))
-    out = out if weight is None else out * weight.view(per_channel)
-    return out if bias is None else out + bias.view(per_channel)
+Lanes = Replicas  # the name that attrib/ still uses

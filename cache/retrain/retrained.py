@@ -1,7 +1,7 @@
-"""What a bank leaves behind: outputs of many models, each with the mask it was trained under and its hash.
+"""The result of a bank: outputs of many models, each with the mask it was trained under and its hash.
 
-A model counts as an oracle for a forget set only when its mask holds none of it; that is looked up in the
-artefact's own masks, whose hashes are checked, and never taken on trust.
+A model counts as an oracle for a forget set only when its mask keeps none of it; that is read from the artefact's own
+masks, whose hashes are checked.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int64
 
 from ..display.html import facts
 from ..errors import CorruptEntry, DataError
+from ..store.entry import Entry
 
 
 def mask_hash(ids: Int64[np.ndarray, " n"], mask: Bool[np.ndarray, " n"]) -> str:
@@ -183,3 +184,42 @@ class Retrained:
                     "The bank's training ids or masks were altered; run it again.",
                 )
         return self
+
+
+@dataclass(frozen=True, eq=False)
+class StoredOutput:
+    """An output of a stored bank, read from disk on access: `output[models]`."""
+
+    entry: Entry
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.entry.arrays[self.name].shape)
+
+    def __getitem__(self, models: Any) -> np.ndarray:
+        if isinstance(models, slice):
+            start, stop, stride = models.indices(self.shape[0])
+            if stride == 1:
+                return self.entry.slice(self.name, start, stop)
+            models = np.arange(start, stop, stride)
+        return self.entry.rows(self.name, models)
+
+
+def retrained_from(entry: Entry) -> Retrained:
+    """A stored bank, its outputs read on access, its masks checked against their hashes.
+
+    Raises CorruptEntry when the entry is no bank, or a mask is not the one whose hash was recorded.
+    """
+    if entry.kind != "bank":
+        raise CorruptEntry(f"{entry.key[:12]} is a {entry.kind}, not a bank.", "Give the key of a bank.")
+    outputs = {name: StoredOutput(entry, name) for name in entry.arrays if name not in ("mask", "seed", "mask_sha256")}
+    retrained = Retrained(
+        entry.read("mask"),
+        entry.read("seed"),
+        np.asarray(entry.about["train_ids"], np.int64),
+        np.asarray(entry.about["point_ids"], np.int64),
+        outputs,
+        {"key": entry.key, **entry.about},
+    )
+    return retrained.check_hashes([bytes(row).hex() for row in entry.read("mask_sha256")])

@@ -1,131 +1,114 @@
-"""A function of tensors recorded once and replayed: the same operations without the Python that chose them.
+"""A recorded run of one model: its start, its steps, and points along it from which any part is computed again."""
 
-Training a small model spends most of a step on finding out what to do: module code, vmap's rules, the autograd
-graph. `Replay` records the operations of one call (`torch.fx`, below autograd and vmap) for each set of shapes and
-runs those from then on. What it records is checked against the function on that call's own inputs; where they
-differ, or recording fails, the function itself runs. Python that computes something else from call to call without
-looking at a tensor (a counter inside a model) is beyond that check.
-"""
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from collections.abc import Callable
-from typing import Any
-
+import numpy as np
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
+from torch import Tensor, nn
+from torch.func import grad_and_value
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-SEEN = 3  # calls of one set of shapes before it is worth recording
-MOST = 8  # sets of shapes that are recorded
-SHORT = 16  # a last axis up to which torch's own kernels on a CPU cost more than their parts (measured; at 31 less)
-CLOSE = 1e-3  # of the largest value: rounding in another order of the same sums stays far below
-
-
-class Replay:
-    """`function(*trees of tensors) -> tree of tensors`, recorded. Its inputs must not be kept or written to by it."""
-
-    def __init__(self, function: Callable[..., Any]):
-        self.function = function
-        self.seen: dict[Any, int] = {}
-        self.graphs: dict[Any, Callable[..., Any]] = {}
-
-    def __call__(self, *inputs: Any) -> Any:
-        key = _shapes(inputs)
-        if (graph := self.graphs.get(key)) is not None:
-            with torch.no_grad():
-                return graph(*inputs)
-        out = self.function(*inputs)
-        self.seen[key] = self.seen.get(key, 0) + 1
-        if self.seen[key] == SEEN and len(self.graphs) < MOST:
-            graph = _record(self.function, inputs)
-            if graph is not None and _agree(graph, inputs, out):
-                self.graphs[key] = graph
-        return out
+from ..jobs.progress import progress
+from ..model.capture import borrowed
+from ..model.examples import Examples
+from ..model.stateless import named_parameters, stateless
+from ..model.task import Task
+from .loop import Point, advance, descend, weighted_loss
+from .optimisers import Moments, Tree
+from .recipe import Recipe, steps_of
 
 
-def _shapes(inputs: Any) -> Any:
-    leaves, tree = tree_flatten(inputs)
-    return tuple((leaf.shape, leaf.stride(), leaf.dtype) for leaf in leaves), tree
+class Step(NamedTuple):
+    """rows [b] of the data in this step; rate: the optimiser's learning rate in it."""
+
+    rows: np.ndarray
+    rate: float
 
 
-def _record(function: Callable[..., Any], inputs: Any) -> Callable[..., Any] | None:
-    """The operations of one call as a callable, or None where they cannot be recorded."""
-    from torch.fx.experimental.proxy_tensor import make_fx
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """One model's training under a recipe, on all examples. Points hold parameters and moments by name.
 
-    leaves = tree_map(torch.Tensor.detach, inputs)
-    try:
-        graph = make_fx(function, decomposition_table=PARTS)(*leaves)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError):
-        return None
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph
+    Args:
+        steps: in order.
+        points: the kept ones, by the number of the step that follows.
+    """
 
+    model: nn.Module
+    task: Task
+    examples: Examples
+    recipe: Recipe
+    steps: tuple[Step, ...]
+    points: Mapping[int, Point]
 
-def _agree(graph: Callable[..., Any], inputs: Any, expected: Any) -> bool:
-    with torch.no_grad():
-        found = graph(*inputs)
-    pairs = zip(tree_flatten(found)[0], tree_flatten(expected)[0])
-    return all(float((a - b).abs().max()) <= CLOSE * float(b.abs().max().clamp(min=1e-12)) for a, b in pairs)
+    @staticmethod
+    def record(
+        model: nn.Module, task: Task, examples: Examples, recipe: Recipe, seed: int, *, quiet: bool = True
+    ) -> "Trajectory":
+        """Train from `model`'s weights as a bank trains with this seed, keeping a point every root of the number of
+        steps: memory for recomputing all points is then twice that root. The model itself is not changed.
 
+        The model must be free of dropout and running statistics (`replicas.why_not_stacked`).
+        """
+        walk, totals = steps_of(np.ones((1, len(examples)), bool), np.array([seed]), recipe)
+        total = torch.as_tensor(totals, dtype=torch.float64)[:, None]
+        steps = []
+        for number, seen in enumerate(walk):
+            factor = float(recipe.schedule.factor(torch.full_like(total, number), total))
+            rows = seen.rows.reshape(-1)[seen.weights.reshape(-1) > 0]
+            steps.append(Step(rows, recipe.optimiser.lr * factor))
+        start = {name: p.detach().clone() for name, p in named_parameters(model).items()}
+        every = max(1, round(len(steps) ** 0.5))
+        points = {0: Point(start, recipe.optimiser.init(start))}
+        run = Trajectory(model, task, examples, recipe, tuple(steps), points)
+        with run.exact():
+            walk_through = progress(
+                run._walk(0, len(steps)), total=len(steps), desc="recording", unit="step", quiet=quiet
+            )
+            for number, point in enumerate(walk_through, 1):
+                if number % every == 0 and number < len(steps):
+                    points[number] = point
+        return run
 
-# --- kernels whose parts are faster on a short last axis --------------------------------------------------
+    def points_between(self, start: int, stop: int) -> list[Point]:
+        """Points before each of the steps start..stop-1, and the one after the last; `start` is a kept one."""
+        with self.exact():
+            return [self.points[start], *self._walk(start, stop)]
 
+    def end(self) -> Point:
+        """The trained point, computed from the last kept one."""
+        last = max(self.points)
+        return self.points_between(last, len(self.steps))[-1]
 
-def _long(x: Tensor, dim: int) -> bool:
-    return x.device.type != "cpu" or dim % max(x.ndim, 1) != x.ndim - 1 or x.shape[-1] > SHORT
+    def step(
+        self, parameters: Tree, averages: tuple[Tree, ...], weights: Tensor, number: int
+    ) -> tuple[Tree, tuple[Tree, ...]]:
+        """Parameters and the optimiser's averages after step `number` on the loss with these weights [b] of its
+        examples; differentiable in all three tensors (inside `exact`)."""
+        step = self.steps[number]
+        _, gradient = self._gradient(parameters, weights, step)
+        point = Point(parameters, Moments(averages, number))
+        after = advance(point, gradient, step.rate, self.recipe.optimiser, self.recipe.clip)
+        return after.parameters, after.moments.averages
 
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Inside, the model is in evaluation mode and frozen, and attention is the one with second derivatives."""
+        with borrowed(self.model), sdpa_kernel(SDPBackend.MATH):
+            yield
 
-def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Any:
-    if _long(x, dim) or half_to_float:
-        return NotImplemented
-    e = (x - x.amax(-1, keepdim=True)).exp()
-    return e / e.sum(-1, keepdim=True)
+    def _gradient(self, parameters: Tree, weights: Tensor, step: Step) -> tuple[Tensor, Tree]:
+        loss = stateless(weighted_loss(self.task), self.model)
+        batch = self.examples.batch(step.rows)
+        gradient, value = grad_and_value(lambda tensors: loss(tensors, batch, {"weights": weights}))(parameters)
+        return value, gradient
 
-
-def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
-    """Softmax in which a row of -inf gives zeros."""
-    if _long(x, dim) or (dtype is not None and dtype != x.dtype):
-        return NotImplemented
-    lowest, tiny = torch.finfo(x.dtype).min, torch.finfo(x.dtype).tiny
-    e = (x - x.amax(-1, keepdim=True).clamp(min=lowest)).exp()
-    return e / e.sum(-1, keepdim=True).clamp(min=tiny)
-
-
-def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Any:
-    if _long(x, dim) or half_to_float:
-        return NotImplemented
-    x = x - x.amax(-1, keepdim=True)
-    return x - x.exp().sum(-1, keepdim=True).log()
-
-
-def _softmax_backward(gradient: Tensor, out: Tensor, dim: int, dtype: torch.dtype) -> Any:
-    if _long(out, dim) or dtype != out.dtype:
-        return NotImplemented
-    product = gradient * out
-    return product - out * product.sum(-1, keepdim=True)
-
-
-def _log_softmax_backward(gradient: Tensor, out: Tensor, dim: int, dtype: torch.dtype) -> Any:
-    if _long(out, dim) or dtype != out.dtype:
-        return NotImplemented
-    return gradient - out.exp() * gradient.sum(-1, keepdim=True)
-
-
-def _layer_norm(x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
-    if len(shape) != 1 or weight is not None or bias is not None or _long(x, -1):
-        return NotImplemented
-    mean = x.mean(-1, keepdim=True)
-    centred = x - mean
-    scale = ((centred * centred).mean(-1, keepdim=True) + eps).rsqrt()
-    return centred * scale, mean, scale
-
-
-_aten = torch.ops.aten
-PARTS: dict[Any, Callable[..., Any]] = {
-    _aten._softmax.default: _softmax,
-    _aten._safe_softmax.default: _safe_softmax,
-    _aten._log_softmax.default: _log_softmax,
-    _aten._softmax_backward_data.default: _softmax_backward,
-    _aten._log_softmax_backward_data.default: _log_softmax_backward,
-    _aten.native_layer_norm.default: _layer_norm,
-}
+    def _walk(self, start: int, stop: int) -> Iterator[Point]:
+        """The points after each of the steps from the kept point `start` on."""
+        point = self.points[start]
+        dtype = next(iter(point.parameters.values())).dtype  # type: ignore[union-attr]
+        steps = ((step.rate, torch.ones(len(step.rows), dtype=dtype), step) for step in self.steps[start:stop])
+        return descend(point, self._gradient, steps, self.recipe.optimiser, clip=self.recipe.clip)

@@ -126,7 +126,7 @@ def small_bank(keep: tuple[str, ...] = ("measurements", "losses")) -> Bank:
 
 def test_influence_predicts_retraining_and_removals_hurt() -> None:
     bank = small_bank()
-    model = bank.train_lanes(np.ones((1, 42), bool), np.array([0])).module(0)
+    model = bank.train_replicas(np.ones((1, 42), bool), np.array([0])).module(0)
     retrained = bank.run(subset_masks(42, 40, 0.5), np.zeros(40, int), quiet=True)
     factors = EKFAC(damping=Damping(0.03)).fit(model, bank.task, bank.train, options=QUIET)
     scores = attrib.score(factors, model, bank.task, bank.points, bank.train, options=QUIET)
@@ -155,7 +155,7 @@ def test_mislabelled_examples_are_found() -> None:
     flawed, flipped = flip_labels(train, 0.15, 3)
     assert (flawed.columns["y"] != train.columns["y"]).sum() == flipped.sum() == 6
     bank = Bank(small_bank().model, Classification(), flawed, flawed, RECIPE)
-    model = bank.train_lanes(np.ones((1, 42), bool), np.array([0])).module(0)
+    model = bank.train_replicas(np.ones((1, 42), bool), np.array([0])).module(0)
     factors = EKFAC().fit(model, bank.task, flawed, options=QUIET)
     own = attrib.self_influence(factors, model, bank.task, flawed, options=QUIET)
     assert detection(own.values, flipped).auc > 0.8
@@ -221,7 +221,7 @@ def test_the_proximal_response_is_what_influence_predicts() -> None:
 
 def test_classification_responses_converge() -> None:
     bank = small_bank()
-    model = bank.train_lanes(np.ones((1, 42), bool), np.array([0])).module(0).double()
+    model = bank.train_replicas(np.ones((1, 42), bool), np.array([0])).module(0).double()
     train = Examples({**bank.train.columns, "x": bank.train.columns["x"].astype(np.float64)}, bank.train.ids)
     queries = Examples({**bank.points.columns, "x": bank.points.columns["x"].astype(np.float64)}, bank.points.ids)
     ekfac = EKFAC(damping=Damping(0.01, "absolute"))

@@ -18,7 +18,7 @@ from whence.cache import (
     matrices_of,
     named_parameters,
 )
-from whence.cache.model.sites import call_with
+from whence.cache.model.stateless import call_with
 
 
 @pytest.fixture(scope="module")

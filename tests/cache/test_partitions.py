@@ -132,7 +132,7 @@ def test_work_that_carries_a_model(place, quick, workers, monkeypatch):
 def test_activations_and_banks_on_workers(quick, workers, monkeypatch):
     """The other long jobs of the floor run the same way, with the same bits."""
     monkeypatch.setattr("whence.cache.model.activations.SHARD_BYTES", 7 * 16 * 4)
-    monkeypatch.setattr("whence.cache.retrain.bank_store.MODELS_IN_A_SHARD", 2)
+    monkeypatch.setattr("whence.cache.retrain.bank.MODELS_IN_A_SHARD", 2)
     case, vectors = cases.build("attention"), cases.build("mlp")
     bank = Bank(vectors.model, vectors.task, vectors.examples, vectors.examples, Recipe(1, 5))
     masks = subset_masks(len(vectors.examples), 4, 0.5)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from whence.cache import Classification, Examples, LanguageModelling
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe
-from whence.cache.retrain.replicas import Lanes
+from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import Retrained, oracle_masks, subset_masks
 from whence.unlearn.deletion import Deletion
 
@@ -39,8 +39,8 @@ def bank() -> Bank:
 
 
 @cache
-def models() -> Lanes:
-    return bank().train_lanes(np.ones((MODELS, TRAIN), bool), 100 + np.arange(MODELS))
+def models() -> Replicas:
+    return bank().train_replicas(np.ones((MODELS, TRAIN), bool), 100 + np.arange(MODELS))
 
 
 FORGET = np.array([1, 5, 9, 13])
@@ -84,9 +84,9 @@ def text() -> Examples:
 
 
 @cache
-def readers() -> Lanes:
+def readers() -> Replicas:
     lanes_bank = Bank(lambda seed: Reader(), LanguageModelling(), text(), text(), LM_RECIPE)
-    return lanes_bank.train_lanes(np.ones((2, 30), bool))
+    return lanes_bank.train_replicas(np.ones((2, 30), bool))
 
 
 def document() -> Deletion:

@@ -126,7 +126,9 @@ def test_panels_refuse_what_would_fool():
 
 def test_an_effect_below_noise_is_warned_about():
     hidden = cases.deletion()
-    models = cases.bank().train_lanes(~np.isin(cases.train().ids, cases.FORGET)[None].repeat(8, 0), 900 + np.arange(8))
+    models = cases.bank().train_replicas(
+        ~np.isin(cases.train().ids, cases.FORGET)[None].repeat(8, 0), 900 + np.arange(8)
+    )
     fresh = Deletion(models, hidden.task, hidden.train, hidden.forget, hidden.recipe)
     same = Panel.of(fresh, cases.oracles(), cases.points(), KLoM(bins=4))
     with pytest.warns(UserWarning, match="within noise"):
@@ -141,7 +143,7 @@ def test_language_is_judged_token_by_token():
     train = text.select(np.arange(24))
     bank = Bank(lambda seed: cases.Reader(), LanguageModelling(), train, text, cases.LM_RECIPE, keep=("margins",))
     oracles = bank.run(oracle_masks(train.ids, np.arange(4), 16), quiet=True)
-    models = bank.train_lanes(np.ones((8, 24), bool), 40 + np.arange(8))
+    models = bank.train_replicas(np.ones((8, 24), bool), 40 + np.arange(8))
     one = Panel.of(Deletion(models, LanguageModelling(), train, np.arange(4), cases.LM_RECIPE), oracles, text)
     assert sum(len(c) for c in one.columns.values()) == int((text.lengths - 1).sum())
     assert one.nothing().klom["forget"].mean > one.null().klom["forget"].mean

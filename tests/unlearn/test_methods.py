@@ -127,7 +127,7 @@ def test_nan_stops_a_model_at_its_last_good_state(capsys):
     assert torch.isfinite(unlearned.models.flat).all()
     assert "not finite" in unlearned.stopped[0].why
     phases = run(Scrub(3, 2, forget_batch=4, retain_batch=16, optimiser=SGD(1e38, 0.99)), cases.deletion())
-    assert sorted(stop.lane for stop in phases.stopped) == list(range(cases.MODELS))  # once each: later phases rest
+    assert sorted(stop.model for stop in phases.stopped) == list(range(cases.MODELS))  # once each: later phases rest
     assert torch.isfinite(phases.models.flat).all()
 
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float
+
+from whence.cache.retrain.scan import Run, descend
 
 from .axes import each
 from .condensed import Condensed
@@ -43,7 +44,7 @@ def repeated_sampling(
     networks: int = 5,
     seed: int = 0,
 ) -> Curve:
-    """Train on a new random `per_class` examples a class every step."""
+    """Train on a new random `per_class` examples per class every step."""
     reals = pool.reals()
     count = per_class * pool.classes
 
@@ -82,19 +83,15 @@ def _curve(batch_of, data, count, test, network, training, moments, networks, se
         fresh, inside = jax.random.split(key)
         params = network.init(fresh, test.shape, test.classes)
 
-        def step(carry: tuple[Params, tuple], number: Array) -> tuple[tuple, None]:
-            params, averages = carry
-            gradient = jax.grad(cross_entropy, argnums=1)(
-                network, params, *batch_of(jax.random.fold_in(inside, number), data)
-            )
-            updates, averages = optimiser.update(gradient, averages, params)
-            return (optax.apply_updates(params, updates), averages), None
+        def gradient_of(params: Params, _: None, number: Array) -> tuple[Params, None]:
+            batch = batch_of(jax.random.fold_in(inside, number), data)
+            return jax.grad(cross_entropy, argnums=1)(network, params, *batch), None
 
-        def stretch(carry: tuple, first: Array) -> tuple[tuple, Array]:
-            carry, _ = jax.lax.scan(step, carry, first + jnp.arange(apart))
-            return carry, accuracy(network, carry[0], test_x, test_y)
+        def stretch(run: Run, first: Array) -> tuple[Run, Array]:
+            run = descend(optimiser, gradient_of, run, first + jnp.arange(apart))
+            return run, accuracy(network, run.parameters, test_x, test_y)
 
-        return jax.lax.scan(stretch, (params, optimiser.init(params)), apart * jnp.arange(moments))[1]
+        return jax.lax.scan(stretch, Run(params, optimiser.init(params)), apart * jnp.arange(moments))[1]
 
     keys = jax.random.split(jax.random.key(seed), networks)
     run = jax.jit(lambda keys, *rest: each(lambda key: one(key, *rest))(keys))

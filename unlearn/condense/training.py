@@ -1,4 +1,4 @@
-"""Training a network from scratch or onwards: one scan, used inside the outer loop and by every evaluation."""
+"""Training a network from scratch or further: used inside the outer loop and by every evaluation."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from whence.cache.errors import UsageError
+from whence.cache.retrain.scan import Run, descend
 
 from .augment import augment, check_operations
 from .layers import Params
@@ -72,8 +73,7 @@ def fit(
     size = min(training.batch, count)
     orders, draws = jax.random.split(key)
 
-    def step(carry: tuple, number: Array) -> tuple[tuple, None]:
-        params, moments = carry
+    def gradient_of(params: Params, _: None, number: Array) -> tuple[Params, None]:
         batch, targets, weight = x, labels, jnp.full(count, 1.0 / count)
         if batches > 1:
             order = jax.random.permutation(jax.random.fold_in(orders, number // batches), count)
@@ -83,13 +83,10 @@ def fit(
             batch, targets = x[rows], labels[rows]
         if training.augment:
             batch = augment(jax.random.fold_in(draws, number), batch, training.augment, siamese=False)
-        gradient = jax.grad(cross_entropy, argnums=1)(network, params, batch, targets, weight)
-        updates, moments = optimiser.update(gradient, moments, params)
-        return (optax.apply_updates(params, updates), moments), None
+        return jax.grad(cross_entropy, argnums=1)(network, params, batch, targets, weight), None
 
-    steps = training.steps(count)
-    (params, _), _ = jax.lax.scan(step, (params, optimiser.init(params)), jnp.arange(steps))
-    return params
+    start = Run(params, optimiser.init(params))
+    return descend(optimiser, gradient_of, start, jnp.arange(training.steps(count))).parameters
 
 
 def accuracy(network: Network, params: Params, x: Float[Array, "n ..."], y: Any, block: int = 1000) -> Float[Array, ""]:

@@ -23,7 +23,8 @@ from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whence.cache import DataError, Examples, NumericalError, Task
-from whence.cache.model.sites import call_with, matrices_of, named_parameters, parameters_of
+from whence.cache.model.sites import matrices_of, parameters_of
+from whence.cache.model.stateless import named_parameters, stateless
 from whence.cache.model.task import margin
 from whence.cache.retrain.retrained import member_rows
 
@@ -174,18 +175,9 @@ class _Given(nn.Module):
         return self.logits
 
 
-class _Logits(nn.Module):
-    def __init__(self, model: nn.Module, task: Task):
-        super().__init__()
-        self.model, self.task = model, task
-
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.task.logits(self.model, batch)
-
-
 def _logits_of(model: nn.Module, task: Task, batch: dict[str, Tensor]) -> Callable[[dict[str, Tensor]], Tensor]:
-    bound = _Logits(model, task)
-    return lambda parameters: call_with(bound, {f"model.{name}": p for name, p in parameters.items()}, (batch,))
+    logits = stateless(task.logits, model)
+    return lambda parameters: logits(parameters, batch)
 
 
 def _blocks(count: int) -> list[np.ndarray]:
@@ -305,11 +297,11 @@ def _projected(
     size = sum(p.numel() for p in parameters.values())
     generator = torch.Generator().manual_seed(seed)
     projection = torch.randn(size, min(width, size), generator=generator) / min(width, size) ** 0.5
+    logits = stateless(task.logits, model)
 
     def one(own: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
         single = {name: value[None] for name, value in batch.items()}
-        z = call_with(_Logits(model, task), {f"model.{n}": p for n, p in own.items()}, (single,))
-        return margin(z, single["y"].long())[0]
+        return margin(logits(own, single), single["y"].long())[0]
 
     rows = []
     with _evaluating(model), torch.no_grad():

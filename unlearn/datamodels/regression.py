@@ -19,8 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from whence.cache import DataError, Entry, Examples, Store
-from whence.cache.retrain.bank_store import StoredOutput
-from whence.cache.retrain.retrained import Retrained, member_rows
+from whence.cache.retrain.retrained import Retrained, StoredOutput, member_rows
 
 from .base import Cost, Lds, lds_of, spearman
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from whence.cache import DataError, Examples, UsageError
-from whence.cache.retrain.replicas import Lanes
+from whence.cache.retrain.replicas import Replicas
 
 from ..datamodels.base import Datamodel
 from ..datamodels.influence import Influence
@@ -82,7 +82,7 @@ def prediction_passes(datamodels: Sequence[Datamodel], deletion: Deletion, point
     return float(count(len(deletion.forget), points)) if count else 0.0
 
 
-def stepped(deletion: Deletion, datamodels: Sequence[Datamodel], share: float) -> Lanes:
+def stepped(deletion: Deletion, datamodels: Sequence[Datamodel], share: float) -> Replicas:
     """The models after this share of the parameter step that their influence datamodels predict. Raises UsageError
     for a datamodel that predicts outputs only, or a parameter that is not trained."""
     lanes = deletion.models

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from whence.cache import UsageError
-from whence.cache.retrain.bank import train
-from whence.cache.retrain.replicas import Lanes
+from whence.cache.retrain.loop import train
+from whence.cache.retrain.replicas import Replicas
 
 from ..deletion import Deletion
 from ..loop import Plan
@@ -27,7 +27,7 @@ class Retrain:
                 "Give the deletion `build`, a function from a seed to a module.",
             )
         seeds = deletion.lane_seeds + self.seed
-        fresh = Lanes.of([deletion.build(int(seed)) for seed in seeds])
+        fresh = Replicas.of([deletion.build(int(seed)) for seed in seeds])
         masks = np.repeat(deletion.left[None], len(seeds), axis=0)
         trained = train(fresh, deletion.task, deletion.train, masks, seeds, deletion.recipe)
         return Plan((), trained, spent=float(deletion.retraining))

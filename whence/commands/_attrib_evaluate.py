@@ -73,7 +73,7 @@ class Evaluate:
 
     def _stored(self, store: Store, scores: str, bank: str) -> None:
         from whence.attrib.evaluate import lds
-        from whence.cache.retrain.bank_store import retrained_from
+        from whence.cache.retrain.retrained import retrained_from
 
         found = lds(stored_scores(store, scores, bank), retrained_from(store.get(bank)))
         print(json_module.dumps({**found._asdict(), "per_query": found.per_query.tolist()}) if self.json else found)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from whence.cache import Examples
-    from whence.cache.retrain.replicas import Lanes
+    from whence.cache.retrain.replicas import Replicas
     from whence.unlearn.deletion import Deletion
     from whence.unlearn.methods import DMM
 
@@ -116,11 +116,11 @@ class _Forgetting:
     train: "Examples"
     store: Any
 
-    def lanes(self) -> "Lanes":
-        from whence.cache.retrain.replicas import Lanes
+    def lanes(self) -> "Replicas":
+        from whence.cache.retrain.replicas import Replicas
         from whence.unlearn.lora import lora
 
-        return lora(self.model, self.job.rank) if self.job.rank else Lanes.of([self.model])
+        return lora(self.model, self.job.rank) if self.job.rank else Replicas.of([self.model])
 
     def deletion(self, document: str) -> "Deletion":
         from whence.cache import LanguageModelling
@@ -150,7 +150,7 @@ class _Forgetting:
         matching = Matching(self.job.steps, self.job.batch, 1, 1, optimiser=AdamW(self.job.rate))
         return DMM(lambda _: own, matching, scale, ahead=0.0 if self.job.rank else 1.0)
 
-    def losses(self, lanes: "Lanes", deletion: "Deletion") -> tuple[float, float]:
+    def losses(self, lanes: "Replicas", deletion: "Deletion") -> tuple[float, float]:
         """Nats a token on what is forgotten, and on 64 retained passages."""
         from whence.unlearn.audit import loss_per_token
 
@@ -165,7 +165,7 @@ class _Forgetting:
         Raises UsageError when the document is among its pilots, or the model's training is not known.
         """
         from whence.cache import UsageError, say
-        from whence.cache.retrain.replicas import Lanes
+        from whence.cache.retrain.replicas import Replicas
         from whence.unlearn.loop import run
 
         job = self.job
@@ -176,7 +176,7 @@ class _Forgetting:
         errors = dict.fromkeys(job.scales, 0.0)
         for pilot in job.pilots:
             deletion = self.deletion(pilot)
-            oracle = Lanes.of([retrained(self, deletion)])
+            oracle = Replicas.of([retrained(self, deletion)])
             before, goal = self.losses(self.lanes(), deletion)[0], self.losses(oracle, deletion)[0]
             for scale in job.scales:
                 found = self.losses(run(self.method(scale), deletion).models, deletion)[0]

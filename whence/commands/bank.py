@@ -89,7 +89,7 @@ class Info:
 
     def run(self) -> None:
         from whence.cache import Store
-        from whence.cache.retrain.bank_store import retrained_from
+        from whence.cache.retrain.retrained import retrained_from
 
         entry = Store(self.store).get(self.key)
         bank = retrained_from(entry)

@@ -44,7 +44,7 @@ class Datamodel:
 
     def run(self) -> None:
         from whence.cache import Store
-        from whence.cache.retrain.bank_store import retrained_from
+        from whence.cache.retrain.retrained import retrained_from
         from whence.unlearn.datamodels import lasso, ridge
 
         store = Store(self.store)
@@ -198,7 +198,7 @@ class Run(_Setting):
             f"{done.seconds:.1f} s, {done.passes:.0f} example passes each ({100 * done.ratio:.1f} % of retraining)"
         )
         for stop in done.stopped:
-            print(f"  model {stop.lane} stopped at step {stop.step}: {stop.why}")
+            print(f"  model {stop.model} stopped at step {stop.step}: {stop.why}")
         print(f"kept: {done.ledger.lines[-1].kept}\nwritten: {self.out}")
 
 

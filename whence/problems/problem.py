@@ -92,7 +92,7 @@ class Problem:
         depend on how many epochs follow)."""
         everything = np.ones((1, len(self.train)), bool)
         start = self.start if seed == 0 else self.untrained(seed)
-        return self.bank(start, epochs).train_lanes(everything, np.array([0])).module(0).eval()
+        return self.bank(start, epochs).train_replicas(everything, np.array([0])).module(0).eval()
 
     @cached_property
     def model(self) -> nn.Module:

@@ -1,11 +1,11 @@
-"""A recorded function gives what the function gives, and what cannot be recorded runs as it is."""
+"""A traced function gives what the function gives, and what cannot be recorded runs as it is."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from whence.cache.retrain.allocator import freed_memory_kept
-from whence.cache.retrain.trajectory import PARTS, SEEN, Replay
+from whence.cache.retrain.traced import PARTS, SEEN, Traced
 
 
 def gradient(w: torch.Tensor, x: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -16,13 +16,13 @@ def gradient(w: torch.Tensor, x: dict[str, torch.Tensor]) -> tuple[torch.Tensor,
 
 
 def test_a_replay_is_the_function_for_every_set_of_shapes():
-    replay = Replay(gradient)
+    traced = Traced(gradient)
     for _ in range(SEEN + 2):
         for width in (4, 40):  # one on either side of where kernels are taken apart
             w, x = torch.randn(3, width).double(), {"x": torch.randn(5, 3).double()}
-            for found, expected in zip(replay(w, x), gradient(w, x)):
+            for found, expected in zip(traced(w, x), gradient(w, x)):
                 torch.testing.assert_close(found, expected)
-    assert len(replay.graphs) == 2
+    assert len(traced.graphs) == 2
 
 
 @pytest.mark.parametrize(
@@ -33,10 +33,10 @@ def test_a_replay_is_the_function_for_every_set_of_shapes():
     ],
 )
 def test_what_is_not_the_same_operations_each_time_is_not_recorded(function):
-    replay = Replay(function)
+    traced = Traced(function)
     for _ in range(SEEN + 1):
-        replay(torch.ones(3))
-    assert not replay.graphs
+        traced(torch.ones(3))
+    assert not traced.graphs
 
 
 def test_parts_of_kernels():

@@ -1,0 +1,70 @@
+"""A model as a function of its parameters, and copies of models."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's parameters by their place in the module tree, which `torch.func.functional_call` takes.
+    (TransformerLens bridges override the method of this name with other names.)"""
+    return dict(nn.Module.named_parameters(model))
+
+
+def call_with(module: nn.Module, tensors: Mapping[str, Tensor], args: tuple[Any, ...]) -> Any:
+    """`torch.func.functional_call` that restores the module: torch's own puts parameters back in the order in which it
+    took them, so a parameter that is reached by several names (as in TransformerLens bridges) keeps the given tensor.
+    """
+    own = [(part, dict(part._parameters), dict(part._buffers)) for part in module.modules()]
+    try:
+        return functional_call(module, dict(tensors), args)
+    finally:
+        for part, parameters, buffers in own:
+            part._parameters.update(parameters)
+            part._buffers.update(buffers)
+
+
+def stateless(function: Callable[..., Any], model: nn.Module) -> Callable[..., Any]:
+    """`function(model, *args)` as a function `(tensors, *args)` of the model's parameters and buffers by name. The
+    model's own tensors are used for names that are not given, and are as they were after the call.
+
+    `stateless(task.loss, model)(named_parameters(model), batch)` is `task.loss(model, batch)`.
+    """
+    bound = _Bound(model, function)
+    return lambda tensors, *args: call_with(bound, {f"model.{name}": t for name, t in tensors.items()}, args)
+
+
+class _Bound(nn.Module):
+    """Makes `function(model, ...)` the forward of a module."""
+
+    def __init__(self, model: nn.Module, function: Callable[..., Any]):
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(self.model, *args)
+
+
+class _Source:
+    """The module that a copy was taken from: kept alive, and never copied itself."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Source":
+        return self
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model whose library stores things in its modules: tensors of the last forward, which torch
+    refuses to copy while they remember their graph, are copied without it; hooks are shared with the original, to
+    which they may point, so a model with hooks lives as long as its copy."""
+    parts = list(model.modules())
+    kept = [v for part in parts for v in vars(part).values() if isinstance(v, Tensor) and not v.is_leaf]
+    out = copy.deepcopy(model, {id(value): value.detach().clone() for value in kept})
+    if any(part._forward_pre_hooks or part._forward_hooks for part in parts):
+        out.__dict__.setdefault("_copied_from", _Source(model))
+    return out

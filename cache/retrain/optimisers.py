@@ -1,0 +1,113 @@
+"""SGD and AdamW as pure functions, as optax's pairs of `init` and `update`: what torch.optim's optimisers compute.
+
+Parameters, gradients and averages are trees of one form: a matrix [e P], whose rows are the parameters of e models
+that are trained side by side, or a dict of tensors by name, the parameters of one model. Nothing is written in place,
+so every point of a run may be kept, and a step can be differentiated in parameters, averages and gradient.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+Tree: TypeAlias = Tensor | Mapping[str, Tensor]
+Rate: TypeAlias = Tensor | float  # [e 1] for a matrix, one number for a dict
+
+
+class Moments(NamedTuple):
+    """An optimiser's state: averages of the gradients so far (SGD: momentum; AdamW: first and second moment), and the
+    number of steps taken ([e 1] for a matrix)."""
+
+    averages: tuple[Tree, ...]
+    taken: Tensor | int
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent with (heavy-ball or Nesterov) momentum, as torch.optim.SGD."""
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+    def init(self, parameters: Tree) -> Moments:
+        return Moments((_zeros(parameters),), _none_taken(parameters))
+
+    def update(self, gradient: Tree, moments: Moments, parameters: Tree, rate: Rate) -> tuple[Tree, Moments]:
+        """Parameters and state after one step at this rate."""
+
+        def one(p: Tensor, g: Tensor, average: Tensor) -> tuple[Tensor, Tensor]:
+            g = g.add(p, alpha=self.weight_decay) if self.weight_decay else g
+            average = average * self.momentum + g
+            step = g.add(average, alpha=self.momentum) if self.nesterov else average
+            rates = torch.as_tensor(rate, dtype=p.dtype, device=p.device).expand_as(step)
+            return p.addcmul(step, rates, value=-1), average
+
+        parameters, average = _for_each(one, parameters, gradient, *moments.averages)
+        return parameters, Moments((average,), moments.taken + 1)
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), as torch.optim.AdamW."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def init(self, parameters: Tree) -> Moments:
+        return Moments((_zeros(parameters), _zeros(parameters)), _none_taken(parameters))
+
+    def update(self, gradient: Tree, moments: Moments, parameters: Tree, rate: Rate) -> tuple[Tree, Moments]:
+        """Parameters and state after one step at this rate."""
+        a, b = self.betas
+        count = moments.taken + 1
+        scale = (1 - b**count) ** 0.5
+        factor = -rate * scale / (1 - a**count)
+
+        def one(p: Tensor, g: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            first = first.lerp(g, 1 - a)
+            second = (second * b).addcmul(g, g, value=1 - b)
+            p = p * (1 - rate * self.weight_decay) if self.weight_decay else p
+            # clamped, because the root's derivative is infinite at 0, where a parameter never had a gradient
+            root = second.clamp(min=torch.finfo(second.dtype).tiny).sqrt()
+            return p.addcdiv(first * factor, root + self.eps * scale), first, second
+
+        parameters, *averages = _for_each(one, parameters, gradient, *moments.averages)
+        return parameters, Moments(tuple(averages), count)
+
+
+Optimiser: TypeAlias = SGD | AdamW
+
+
+def clipped(gradient: Tree, limit: float) -> Tree:
+    """The gradient of every model scaled down to norm `limit` if it is longer."""
+    if isinstance(gradient, Tensor):
+        norms = gradient.norm(dim=1, keepdim=True)
+        return gradient * (limit / norms.clamp(min=1e-12)).clamp(max=1.0)
+    # the square is clamped before the root for the root's derivative at 0
+    norm = torch.stack([(g * g).sum() for g in gradient.values()]).sum().clamp(min=1e-24).sqrt()
+    return {name: g * (limit / norm).clamp(max=1.0) for name, g in gradient.items()}
+
+
+def _zeros(parameters: Tree) -> Tree:
+    if isinstance(parameters, Tensor):
+        return torch.zeros_like(parameters)
+    return {name: torch.zeros_like(p) for name, p in parameters.items()}
+
+
+def _none_taken(parameters: Tree) -> Tensor | int:
+    return parameters.new_zeros(len(parameters), 1) if isinstance(parameters, Tensor) else 0
+
+
+def _for_each(function: Callable[..., tuple[Tensor, ...]], parameters: Tree, *trees: Tree) -> tuple[Tree, ...]:
+    """`function` of every leaf of the trees, as a tuple of trees."""
+    if isinstance(parameters, Tensor):
+        return function(parameters, *trees)
+    named = cast(tuple[Mapping[str, Tensor], ...], trees)
+    found = {name: function(p, *(tree[name] for tree in named)) for name, p in parameters.items()}
+    return tuple(dict(zip(found, parts)) for parts in zip(*found.values()))
