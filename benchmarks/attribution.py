@@ -1,263 +1,199 @@
 """EK-FAC side by side with kronfluence 1.0.1: same model, same data, same statistics, one run.
 
-    python -m benchmarks.attribution [--quick] [--many 512]
-
---many scores as many queries besides, and builds and asks an index of 2048 numbers an example. kronfluence passes
-over the training data once for every 32 queries: its seconds for the many are those of the pairwise job, multiplied up.
-
 Each side is a process of its own (peak memory is its own); times are inside the process, imports not counted,
-compilation counted. The Markov-chain data need no download.
+compilation counted. kronfluence passes over the training data once for every 32 queries: with --many its seconds are
+those of the pairwise job, multiplied up. The Markov-chain data need no download.
 """
 
-import argparse
 import json
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.peers import install, kronfluence_analyzer, peak_bytes, run_side
-from benchmarks.tiny_gpt import Size, TinyGPT, sequences, trained
+from .harness import Benchmark, Run
+from .peers import KRONFLUENCE, Kronfluence, peak_bytes
+from .timing import best, product_rate, timed
+from .transformer import Decoder, Size, briefly_trained, decoder, sequences
+
+bench = Benchmark(__file__, __doc__, example="--many 512")
 
 
-class Clock:
-    """Seconds by name."""
+class Side:
+    """One process: the saved model, seconds by name, and the arrays to compare."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        problem = json.loads((folder / "problem.json").read_text())
+        self.folder, self.many, self.size = folder, problem.pop("many"), Size(**problem)
+        self.model: Decoder = decoder(self.size)
+        self.model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+        self.model.eval()
         self.seconds: dict[str, float] = {}
 
-    def time(self, name: str, work: Any) -> Any:
-        start = time.perf_counter()
-        result = work()
-        self.seconds[name] = time.perf_counter() - start
+    def time(self, name: str, work: Callable[[], Any]) -> Any:
+        self.seconds[name], result = timed(work)
         return result
 
-
-def load(out: Path) -> tuple[Size, TinyGPT]:
-    size = Size(**json.loads((out / "size.json").read_text()))
-    model = TinyGPT(size)
-    model.load_state_dict(torch.load(out / "model.pt", weights_only=True))
-    return size, model.eval()
+    def finish(self, name: str, **arrays: np.ndarray) -> None:
+        np.savez(self.folder / f"{name}.npz", **arrays)
+        record = {"seconds": self.seconds, "peak": peak_bytes()}
+        (self.folder / f"{name}.json").write_text(json.dumps(record))
 
 
-def whence_side(out: Path, many: int) -> None:
+def whence_side(folder: Path) -> None:
     from whence import attrib
     from whence.attrib import FitOptions
+    from whence.attrib.index import build_index, recall_of
     from whence.attrib.method import make_run
     from whence.cache import Examples, LanguageModelling, Store, find_sites, gradients
 
-    size, model = load(out)
-    train = Examples.of({"input_ids": sequences(size.train, size, 0)})
-    queries = Examples.of({"input_ids": sequences(size.queries, size, 1)})
-    task, sites = LanguageModelling(), find_sites(model, ["*.up", "*.down"])
-    clock, store = Clock(), Store(out / "cache")
-    factors = clock.time("fit", lambda: attrib.EKFAC().fit(model, task, train, sites=sites, store=store))
-    scores = clock.time("pairwise", lambda: attrib.score(factors, model, task, queries, train))
-    self_scores = clock.time("self", lambda: attrib.self_influence(factors, model, task, train))
-    clock.time("keep gradients", lambda: gradients(make_run(model, task, train, sites, "loss", 0, FitOptions()), store))
-    clock.time("pairwise, stored", lambda: attrib.score(factors, model, task, queries, train, store=store))
-    clock.time("self, stored", lambda: attrib.self_influence(factors, model, task, train, store=store))
-    part = attrib.EKFAC(basis_examples=size.train // 8)
-    other = clock.time("fit, basis from an eighth", lambda: part.fit(model, task, train, sites=sites, store=store))
-    basis = attrib.score(other, model, task, queries, train, store=store)
-    recall = many_queries(clock, factors, model, task, train, store, size, many) if many else np.zeros(0)
-    finish(
-        out / "whence", clock, scores=scores.values, self_scores=self_scores.values, basis=basis.values, recall=recall
+    side = Side(folder)
+    size, model, store = side.size, side.model, Store(folder / "cache")
+    train, queries, many = (
+        Examples.of({"input_ids": sequences(n, size, seed)})
+        for seed, n in enumerate((size.train, size.queries, side.many))
     )
+    task, sites = LanguageModelling(), find_sites(model, ["*.up", "*.down"])
+
+    def fit(method: attrib.EKFAC) -> Any:
+        return method.fit(model, task, train, sites=sites, store=store)
+
+    def score(of: Any, some: Examples, **options: Any) -> Any:
+        return attrib.score(of, model, task, some, train, **options)
+
+    def self_scores(**options: Any) -> Any:
+        return attrib.self_influence(factors, model, task, train, **options)
+
+    factors = side.time("fit", lambda: fit(attrib.EKFAC()))
+    found = {
+        "scores": side.time("pairwise", lambda: score(factors, queries)),
+        "self_scores": side.time("self", self_scores),
+    }
+    run = make_run(model, task, train, sites, "loss", 0, FitOptions())
+    side.time("store gradients", lambda: gradients(run, store))
+    side.time("pairwise, stored", lambda: score(factors, queries, store=store))
+    side.time("self, stored", lambda: self_scores(store=store))
+    part = side.time("fit, basis from an eighth", lambda: fit(attrib.EKFAC(basis_examples=size.train // 8)))
+    found["basis"] = score(part, queries, store=store)
+    arrays = {name: scores.values for name, scores in found.items()}
+    if side.many:
+        exact = side.time("many", lambda: score(factors, many, rank=None))
+        side.time("many, stored", lambda: score(factors, many, rank=None, store=store))
+        index = side.time("index", lambda: build_index(factors, model, task, train, store))
+        hits = side.time("index, queried", lambda: index.search(model, task, many, 100))
+        arrays["recall"] = np.array([recall_of(hits.ids[:, :k], exact, 10).mean() for k in (10, 100)])
+    side.finish("whence", **arrays)
 
 
-def many_queries(
-    clock: Clock, factors: Any, model: TinyGPT, task: Any, train: Any, store: Any, size: Size, many: int
-) -> np.ndarray:
-    """Times of many queries in one pass, from the model and from stored gradients, and of an index; recall@10 of the
-    index alone and of its 100 best."""
-    from whence import attrib
-    from whence.attrib.index import build_index, recall_of
-    from whence.cache import Examples
-
-    asked = Examples.of({"input_ids": sequences(many, size, 2)})
-    exact = clock.time("many", lambda: attrib.score(factors, model, task, asked, train, rank=None))
-    clock.time("many, stored", lambda: attrib.score(factors, model, task, asked, train, rank=None, store=store))
-    index = clock.time("index", lambda: build_index(factors, model, task, train, store))
-    hits = clock.time("index, asked", lambda: index.search(model, task, asked, 100))
-    return np.array([recall_of(hits.ids[:, :k], exact, 10).mean() for k in (10, 100)])
-
-
-def kronfluence_side(out: Path) -> None:
-    from kronfluence.arguments import FactorArguments, ScoreArguments
-
-    size, model = load(out)
+def kronfluence_side(folder: Path) -> None:
+    side = Side(folder)
+    size = side.size
     train, queries = (torch.as_tensor(sequences(n, size, s)) for n, s in ((size.train, 0), (size.queries, 1)))
     modules = [f"blocks.{i}.{name}" for i in range(size.layers) for name in ("up", "down")]
 
     def outputs(model: Any, batch: Any) -> tuple[Any, Any]:
         return model(batch)[:, :-1].flatten(0, 1), batch[:, 1:].flatten()
 
-    analyzer = kronfluence_analyzer(model, outputs, modules, out)
-    clock = Clock()
-    clock.time(
-        "fit",
-        lambda: analyzer.fit_all_factors(
-            "factors", train, per_device_batch_size=32, factor_args=FactorArguments(strategy="ekfac")
-        ),
-    )
-    found = {}
-    for name, rank in (("pairwise", None), ("pairwise rank 32", 32)):
-        arguments = ScoreArguments(damping_factor=None, query_gradient_low_rank=rank)
-
-        def pairwise(name: str = name, arguments: Any = arguments) -> Any:
-            return analyzer.compute_pairwise_scores(
-                name.replace(" ", "_"), "factors", queries, train, per_device_query_batch_size=32,
-                per_device_train_batch_size=32, score_args=arguments, overwrite_output_dir=True,
-            )  # fmt: skip
-
-        clock.time(name, pairwise)
-        found[name] = analyzer.load_pairwise_scores(name.replace(" ", "_"))["all_modules"].numpy()
-    clock.time(
-        "self",
-        lambda: analyzer.compute_self_scores(
-            "self", "factors", train, per_device_train_batch_size=32, score_args=ScoreArguments(damping_factor=None)
-        ),
-    )
-    finish(
-        out / "kronfluence", clock, scores=found["pairwise"], rank=found["pairwise rank 32"],
-        self_scores=analyzer.load_self_scores("self")["all_modules"].numpy(),
-    )  # fmt: skip
+    peer = Kronfluence(side.model, outputs, modules, folder, 32)
+    side.time("fit", lambda: peer.fit(train))
+    scores = side.time("pairwise", lambda: peer.pairwise(queries, train))
+    rank = side.time("pairwise rank 32", lambda: peer.pairwise(queries, train, rank=32))
+    self_scores = side.time("self", lambda: peer.self_scores(train))
+    side.finish("kronfluence", scores=scores, rank=rank, self_scores=self_scores)
 
 
-def finish(stem: Path, clock: Clock, **arrays: Any) -> None:
-    np.savez(stem.with_suffix(".npz"), **arrays)
-    peak = peak_bytes()
-    stem.with_suffix(".json").write_text(json.dumps({"seconds": clock.seconds, "peak": peak}))
+bench.side("whence", whence_side)
+bench.side("kronfluence", kronfluence_side)
+
+
+def shapes(size: Size) -> list[tuple[int, int]]:
+    """Inputs (with bias) and outputs of the two sites of a layer."""
+    return [(size.d + 1, 4 * size.d), (4 * size.d + 1, size.d)]
 
 
 def fit_operations(size: Size) -> float:
     """Floating-point operations of the fit: model passes, both moments, rotation of positions, contraction."""
-    d, positions = size.d, size.train * size.length
-    layer = 0.0
-    for i, o in ((d + 1, 4 * d), (4 * d + 1, d)):
-        layer += 2 * (i * i + o * o)  # moments
-        layer += 2 * (i * i + o * o) + 2 * i * o  # eigenvalues
-    model = 2 * 2 * (12 * d * d * size.layers + d * size.vocabulary)  # forward and the backward of activations
-    return positions * (size.layers * layer + model)
-
-
-def product_rate() -> float:
-    """The machine's best matrix-product rate, operations a second: the better of torch and JAX, 2048 squared."""
-    import jax
-    import jax.numpy as jnp
-
-    a, x = torch.randn(2048, 2048), jnp.ones((2048, 2048))
-    multiply = jax.jit(lambda x: x @ x)
-    best = 0.0
-    for work in (lambda: a @ a, lambda: jax.block_until_ready(multiply(x))):
-        for _ in range(5):
-            start = time.perf_counter()
-            work()
-            best = max(best, 2 * 2048**3 / (time.perf_counter() - start))
-    return best
+    layer = sum(4.0 * (i * i + o * o) + 2 * i * o for i, o in shapes(size))
+    model = 2 * 2 * (12 * size.d**2 * size.layers + size.d * size.vocabulary)  # forward, backward of activations
+    return size.train * size.length * (size.layers * layer + model)
 
 
 def score_operations(size: Size) -> tuple[float, float, float]:
     """Floating-point operations of preconditioning a query, of forming an example's gradients, and of the product of
     the two."""
-    d, s = size.d, size.length
-    precondition = form = product = 0.0
-    for i, o in ((d + 1, 4 * d), (4 * d + 1, d)):
-        precondition += size.layers * 2.0 * (s * (i * i + o * o) + s * i * o + o * i * (o + i))
-        form += size.layers * 2.0 * s * i * o
-        product += size.layers * 2.0 * i * o
-    return precondition, form, product
+    s, layers = size.length, size.layers
+    precondition = sum(2.0 * (s * (i * i + o * o) + s * i * o + o * i * (o + i)) for i, o in shapes(size))
+    product = sum(2.0 * i * o for i, o in shapes(size))
+    return layers * precondition, layers * s * product, layers * product
 
 
 def forming_rate(size: Size) -> float:
-    """Operations a second of forming per-example gradients of the first site, one after the other."""
+    """Operations per second of forming per-example gradients of the first site."""
     import jax
 
     from whence.attrib import kernels
 
-    a, g = (jax.numpy.ones((64, size.length, w)) for w in (size.d + 1, 4 * size.d))
-    best = 0.0
-    for _ in range(5):
-        start = time.perf_counter()
-        jax.block_until_ready(kernels.gradients(a, g))
-        best = max(best, 2 * 64 * size.length * (size.d + 1) * 4 * size.d / (time.perf_counter() - start))
-    return best
+    i, o = shapes(size)[0]
+    a, g = (jax.numpy.ones((64, size.length, width)) for width in (i, o))
+    return 2 * 64 * size.length * i * o / best(lambda: jax.block_until_ready(kernels.gradients(a, g)), 5)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", choices=["whence", "kronfluence"])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--quick", action="store_true", help="a quarter of the data, for trying the script")
-    parser.add_argument("--many", type=int, default=0, help="score as many queries besides, and an index")
-    options = parser.parse_args()
-    if options.side:
-        if options.side == "whence":
-            whence_side(options.out, options.many)
-        else:
-            kronfluence_side(options.out)
-        return
-    size = Size(train=128, queries=16) if options.quick else Size()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        (out / "size.json").write_text(json.dumps(size.__dict__))
-        torch.save(trained(size).state_dict(), out / "model.pt")
-        peer = install("kronfluence==1.0.1", "einconv==0.1.0")
+@bench.case(quick={"train": 128, "queries": 16})
+def kronfluence(run: Run, train: int = 512, queries: int = 64, many: int = 0) -> None:
+    """Fit, pairwise scores, self-influence, many queries; memory; agreement; share of the machine's rate.
+
+    Args:
+        train: training examples.
+        queries: queries of the pairwise job.
+        many: score as many queries besides, and build and query an index of 2048 dimensions.
+    """
+    size = Size(train=train, queries=queries)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "problem.json").write_text(json.dumps({**size.__dict__, "many": many}))
+        torch.save(briefly_trained(size).state_dict(), folder / "model.pt")
         for side in ("kronfluence", "whence"):
-            run_side("benchmarks.attribution", side, out, peer, "--many", str(options.many))
-        report(out, size, options.many)
-
-
-def report(out: Path, size: Size, many: int) -> None:
-    sides = {n: json.loads((out / f"{n}.json").read_text()) for n in ("whence", "kronfluence")}
-    arrays = {n: np.load(out / f"{n}.npz") for n in sides}
-    ours, theirs = sides["whence"]["seconds"], sides["kronfluence"]["seconds"]
-    best_pairwise = min(theirs["pairwise"], theirs["pairwise rank 32"])
-    print(f"{size}\n")
-    print("| what | Whence, s | kronfluence 1.0.1, s | ratio |\n|---|---|---|---|")
-    rows = [
-        ("fit", theirs["fit"]),
-        ("fit, basis from an eighth", theirs["fit"]),
-        ("pairwise", best_pairwise),
-        ("pairwise, stored", best_pairwise),
-        ("self", theirs["self"]),
-        ("self, stored", theirs["self"]),
-    ]
-    if "many" in ours:
-        best_many = best_pairwise * many / size.queries
-        rows += [("many", best_many), ("many, stored", best_many)]
-    for name, other in rows:
-        print(f"| {name} | {ours[name]:.1f} | {other:.1f} | {other / ours[name]:.2f} |")
-    print(f"\nkronfluence pairwise: full {theirs['pairwise']:.1f} s, rank 32 {theirs['pairwise rank 32']:.1f} s")
-    if "many" in ours:
-        print(f"many: {many} queries; kronfluence's seconds are its pairwise ones times {many / size.queries:g}")
+            bench.run_side(side, folder, KRONFLUENCE)
+        record = {n: json.loads((folder / f"{n}.json").read_text()) for n in ("whence", "kronfluence")}
+        arrays = {n: dict(np.load(folder / f"{n}.npz")) for n in record}
+    ours, theirs = record["whence"]["seconds"], record["kronfluence"]["seconds"]
+    pairwise = min(theirs["pairwise"], theirs["pairwise rank 32"])
+    times = many / size.queries
+    rivals = {
+        "fit": theirs["fit"], "fit, basis from an eighth": theirs["fit"], "pairwise": pairwise,
+        "pairwise, stored": pairwise, "self": theirs["self"], "self, stored": theirs["self"],
+        "many": pairwise * times, "many, stored": pairwise * times,
+    }  # fmt: skip
+    table = run.table("job", "Whence, s|.1f", "kronfluence 1.0.1, s|.1f", "ratio|.2f", title=str(size))
+    for name, other in rivals.items():
+        if name in ours:
+            table.row(name, ours[name], other, other / ours[name])
+    run.say(f"\nkronfluence pairwise: full {theirs['pairwise']:.1f} s, rank 32 {theirs['pairwise rank 32']:.1f} s")
+    if many:
         alone, among = arrays["whence"]["recall"]
-        print(f"index: built in {ours['index']:.1f} s, asked in {ours['index, asked']:.1f} s; recall@10 {alone:.3f}, "
-              f"among its 100 best {among:.3f}")  # fmt: skip
-    peaks = ", ".join(f"{n} {s['peak'] / 1e9:.2f} GB" for n, s in sides.items())
-    print(f"peak memory: {peaks}; keeping the gradients took {ours['keep gradients']:.1f} s")
-    full, part = (arrays["whence"][name].ravel() for name in ("scores", "basis"))
-    print(f"correlation of scores, basis from an eighth with full: {np.corrcoef(full, part)[0, 1]:.4f}")
-    for name in ("scores", "self_scores"):
-        a, b = arrays["whence"][name].ravel(), arrays["kronfluence"][name].ravel()
-        print(f"correlation of {name}: {np.corrcoef(a, b)[0, 1]:.4f}")
-    full, rank = (arrays["kronfluence"][name].ravel() for name in ("scores", "rank"))
-    print(f"kronfluence's rank 32 with its own full: {np.corrcoef(full, rank)[0, 1]:.4f}")
-    rate, work = product_rate(), fit_operations(size)
-    print(
-        f"fit: {work / 1e12:.2f} T operations, {work / ours['fit'] / 1e9:.0f} G/s, "
-        f"{work / ours['fit'] / rate:.0%} of this machine's product rate ({rate / 1e9:.0f} G/s)"
-    )
+        run.say(f"many: {many} queries; kronfluence's seconds are its pairwise ones times {times:g}")
+        run.say(f"index: built in {ours['index']:.1f} s, queried in {ours['index, queried']:.1f} s; "
+                f"recall@10 {alone:.3f}, among its 100 best {among:.3f}")  # fmt: skip
+    peaks = ", ".join(f"{n} {one['peak'] / 1e9:.2f} GB" for n, one in record.items())
+    run.say(f"peak memory: {peaks}; storing the gradients took {ours['store gradients']:.1f} s")
+    w, k = arrays["whence"], arrays["kronfluence"]
+    for text, a, b in (
+        ("correlation of scores, basis from an eighth with full", w["scores"], w["basis"]),
+        ("correlation of scores", w["scores"], k["scores"]),
+        ("correlation of self_scores", w["self_scores"], k["self_scores"]),
+        ("kronfluence's rank 32 with its own full", k["scores"], k["rank"]),
+    ):
+        run.say(f"{text}: {np.corrcoef(a.ravel(), b.ravel())[0, 1]:.4f}")
+    rate, work = product_rate(2048), fit_operations(size)
+    run.say(f"fit: {work / 1e12:.2f} T operations, {work / ours['fit'] / 1e9:.0f} G/s, {work / ours['fit'] / rate:.0%} "
+            f"of this machine's product rate ({rate / 1e9:.0f} G/s)")  # fmt: skip
     query, form, product = score_operations(size)
-    print(
-        f"scores: {query / 1e9:.1f} G operations to precondition a query, {form / 1e9:.2f} G to form an example's "
-        f"gradients (at {forming_rate(size) / 1e9:.0f} G/s), {product / 1e9:.3f} G a pair"
-    )
+    run.say(f"scores: {query / 1e9:.1f} G operations to precondition a query, {form / 1e9:.2f} G to form an example's "
+            f"gradients (at {forming_rate(size) / 1e9:.0f} G/s), {product / 1e9:.3f} G per pair")  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    bench.main()

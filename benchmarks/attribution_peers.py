@@ -1,21 +1,17 @@
 """Attribution against the exact answer, beside kronfluence 1.0.1, dattri 0.3.0 and TRAK 0.3.2.
 
-    python -m benchmarks.attribution_peers [--train 1000] [--queries 100] [--only NAME ...]
-
 A network of 2,410 parameters on handwritten digits: small enough that (G + damping)^-1 is solved densely, in float64,
 with all layers coupled. Every method that takes an absolute damping takes the same one, a tenth of G's mean diagonal;
 TRAK and LoGra have scales of their own, so only correlations are compared; other settings are each library's defaults,
-but for equal widths and steps. dattri's "explicit" and CG solve with the Hessian itself, which is indefinite at damping
-this small; its EK-FAC takes the data's labels. Each row is a process of its own: peak memory is the process's, imports
-included; times are without imports, with compilation. A peer that cannot do it is a row that says why.
+except for equal widths and steps. dattri's "explicit" and CG solve with the Hessian itself, which is indefinite at
+damping this small; its EK-FAC takes the data's labels. Each row is a process of its own: peak memory is the process's,
+imports included; times are without imports, with compilation. A peer that fails is a row with its error.
 """
 
-import argparse
 import json
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.peers import install, kronfluence_analyzer, peak_bytes, run_side
+from .harness import Benchmark, Run
+from .peers import KRONFLUENCE, Kronfluence, peak_bytes
+from .timing import timed
 
+bench = Benchmark(__file__, __doc__, example="--only 'Whence *' 'dattri TRAK'")
 BATCH, WIDTH = 128, 512  # of the peers' passes; of TRAK's projections
 
 
 class Saved(NamedTuple):
-    """What every side gets: the model, inputs [n 64] and labels [n] of both sets, and the damping."""
+    """The input of every side: the model, inputs [n 64] and labels [n] of both sets, and the damping."""
 
     model: nn.Sequential
     train: tuple[Tensor, Tensor]
@@ -39,17 +38,17 @@ class Saved(NamedTuple):
 
 
 class Side(NamedTuple):
-    """fit() makes what scoring needs; score(fitted) gives [query, train], larger for examples that help more."""
+    """fit() computes what scoring needs; score(fitted) returns [query, train], larger for examples that help more."""
 
     fit: Callable[[], Any]
     score: Callable[[Any], np.ndarray]
 
 
 class Row(NamedTuple):
-    """One method of one library: the packages it is installed from, and how its side is made of what was saved."""
+    """One method of one library: the packages it is installed from, and how its side is built from what was saved."""
 
     packages: tuple[str, ...]
-    make: Callable[[Saved, Path], Side]
+    build: Callable[[Saved, Path], Side]
 
 
 def loaded(out: Path) -> Saved:
@@ -57,10 +56,11 @@ def loaded(out: Path) -> Saved:
 
 
 def whence(name: str) -> Callable[[Saved, Path], Side]:
-    def make(saved: Saved, out: Path) -> Side:
+    def build(saved: Saved, out: Path) -> Side:
+        from whence.attrib.states import scores_of
+
         from whence.attrib import EKFAC, KFAC, Damping
         from whence.attrib.methods import CG, TRAK, DataInf, LoGra
-        from whence.attrib.states import scores_of
         from whence.cache import Classification, Examples, find_sites
 
         damping = Damping(saved.damping, "absolute")
@@ -79,34 +79,19 @@ def whence(name: str) -> Callable[[Saved, Path], Side]:
             lambda state: scores_of(state, saved.model, task, queries, train).values,
         )
 
-    return make
+    return build
 
 
 def kronfluence(saved: Saved, out: Path) -> Side:
-    from kronfluence.arguments import FactorArguments, ScoreArguments
-
     torch.manual_seed(0)
     names = [name for name, module in saved.model.named_modules() if isinstance(module, nn.Linear)]
-    analyzer = kronfluence_analyzer(saved.model, lambda model, batch: (model(batch[0]), batch[1]), names, out)
+    peer = Kronfluence(saved.model, lambda model, batch: (model(batch[0]), batch[1]), names, out, BATCH)
     train, queries = (TensorDataset(*columns) for columns in (saved.train, saved.queries))
-
-    def score(_: None) -> np.ndarray:
-        analyzer.compute_pairwise_scores(
-            "scores", "factors", queries, train, per_device_query_batch_size=BATCH, per_device_train_batch_size=BATCH,
-            score_args=ScoreArguments(damping_factor=saved.damping),
-        )  # fmt: skip
-        return analyzer.load_pairwise_scores("scores")["all_modules"].numpy()
-
-    return Side(
-        lambda: analyzer.fit_all_factors(
-            "factors", train, per_device_batch_size=BATCH, factor_args=FactorArguments(strategy="ekfac")
-        ),
-        score,
-    )
+    return Side(lambda: peer.fit(train), lambda _: peer.pairwise(queries, train, saved.damping))
 
 
 def dattri(name: str) -> Callable[[Saved, Path], Side]:
-    def make(saved: Saved, out: Path) -> Side:
+    def build(saved: Saved, out: Path) -> Side:
         from dattri.algorithm import influence_function as solvers
         from dattri.algorithm.logra import LoGraAttributor
         from dattri.algorithm.trak import TRAKAttributor
@@ -125,10 +110,10 @@ def dattri(name: str) -> Callable[[Saved, Path], Side]:
         def probability(parameters: Any, pair: Any) -> Tensor:
             return (-of_one(parameters, pair)).exp()
 
-        def called(model: nn.Module, batch: Any, device: str) -> Tensor:  # as its LoGra asks for it
+        def called(model: nn.Module, batch: Any, device: str) -> Tensor:  # the signature that its LoGra expects
             return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
-        # its LoGra tries the model on an example alone: an axis is added to the data and taken away by the model
+        # its LoGra calls the model on one example without a batch axis: the data get an axis, the model removes it
         model = nn.Sequential(nn.Flatten(), *saved.model) if name == "LoGra" else saved.model
 
         def task(of: Any) -> Any:
@@ -150,14 +135,14 @@ def dattri(name: str) -> Callable[[Saved, Path], Side]:
             DataLoader(TensorDataset(x[:, None] if name == "LoGra" else x, y), batch_size=size)
             for x, y in (saved.train, saved.queries)
         ]
-        given = loaders[1:] if name == "TRAK" else loaders  # TRAK has the training examples from its cache
+        inputs = loaders[1:] if name == "TRAK" else loaders  # TRAK reads the training examples from its cache
 
         def score(_: None) -> np.ndarray:
-            return attributor.attribute(*given).detach().numpy().T
+            return attributor.attribute(*inputs).detach().numpy().T
 
         return Side(lambda: attributor.cache(loaders[0]), score)
 
-    return make
+    return build
 
 
 def trak(saved: Saved, out: Path) -> Side:
@@ -188,7 +173,7 @@ def trak(saved: Saved, out: Path) -> Side:
 
 ROWS = {
     **{f"Whence {name}": Row((), whence(name)) for name in ("EK-FAC", "K-FAC", "CG", "DataInf", "LoGra", "TRAK")},
-    "kronfluence EK-FAC": Row(("kronfluence==1.0.1", "einconv==0.1.0"), kronfluence),
+    "kronfluence EK-FAC": Row(KRONFLUENCE, kronfluence),
     **{
         f"dattri {name}": Row(("dattri==0.3.0",), dattri(name))
         for name in ("EK-FAC", "explicit", "CG", "DataInf", "LoGra", "TRAK")
@@ -221,82 +206,71 @@ def exact(saved: Saved) -> tuple[np.ndarray, float]:
     damping = 0.1 * float(curvature.diagonal().mean())
     gradients = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))
     train = flat(gradients(parameters, x, y), 1)
-    asked = flat(gradients(parameters, saved.queries[0].double(), saved.queries[1]), 1)
-    solved = torch.linalg.solve(curvature + damping * torch.eye(len(curvature), dtype=torch.float64), asked.T)
+    queries = flat(gradients(parameters, saved.queries[0].double(), saved.queries[1]), 1)
+    solved = torch.linalg.solve(curvature + damping * torch.eye(len(curvature), dtype=torch.float64), queries.T)
     return (solved.T @ train.T / n).numpy(), damping
 
 
 def run_row(name: str, out: Path) -> None:
-    """One row in this process: scores and facts into `out`, or why there are none."""
-    side = ROWS[name].make(loaded(out), out)
-    began = time.perf_counter()
-    fitted = side.fit()
-    middle = time.perf_counter()
-    scores = np.asarray(side.score(fitted))
-    facts = {"fit": middle - began, "score": time.perf_counter() - middle}
+    """One row in this process: scores, seconds and peak memory into `out`."""
+    side = ROWS[name].build(loaded(out), out)
+    fit, fitted = timed(side.fit)
+    score, scores = timed(lambda: np.asarray(side.score(fitted)))
     np.save(out / "scores.npy", scores)
-    facts["peak"] = peak_bytes()
-    (out / "facts.json").write_text(json.dumps(facts))
+    (out / "facts.json").write_text(json.dumps({"fit": fit, "score": score, "peak": peak_bytes()}))
 
 
-def show(name: str, out: Path, right: np.ndarray) -> None:
-    from scipy.stats import spearmanr
-
-    facts, scores = json.loads((out / "facts.json").read_text()), np.load(out / "scores.npy")
-    if scores.shape != right.shape:
-        print(f"| {name} | scores of shape {scores.shape} for {right.shape} | | | | |", flush=True)
-        return
-    pearson, spearman = np.corrcoef(scores.ravel(), right.ravel())[0, 1], spearmanr(scores.ravel(), right.ravel())[0]
-    print(f"| {name} | {facts['fit']:.2f} | {facts['score']:.2f} | {facts['peak'] / 1e9:.2f} | {pearson:.4f} | "
-          f"{spearman:.4f} |", flush=True)  # fmt: skip
+for row in ROWS:
+    bench.side(row, partial(run_row, row))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=int, default=1000)
-    parser.add_argument("--queries", type=int, default=100)
-    parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--side", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.side:
-        run_row(options.side, options.out)
-        return
+def problem(train: int, queries: int) -> Saved:
     from whence.problems.problem import digits_problem
 
-    problem = digits_problem(options.train, options.queries)
+    digits = digits_problem(train, queries)
+    assert isinstance(digits.model, nn.Sequential)
     columns = [
         (torch.as_tensor(examples.columns["x"]), torch.as_tensor(examples.columns["y"]))
-        for examples in (problem.train, problem.queries)
+        for examples in (digits.train, digits.queries)
     ]
-    assert isinstance(problem.model, nn.Sequential)
-    saved = Saved(problem.model, columns[0], columns[1], 0.0)
-    began = time.perf_counter()
-    right, damping = exact(saved)
+    return Saved(digits.model, columns[0], columns[1], 0.0)
+
+
+def measured(name: str, saved: Saved, right: np.ndarray) -> list[Any]:
+    """The cells of one row; its error and empty cells when the side fails."""
+    from scipy.stats import spearmanr
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        torch.save(saved._asdict(), out / "problem.pt")
+        process = bench.run_side(name, out, ROWS[name].packages, check=False)
+        if process.returncode:
+            lines = [line for line in process.stderr.splitlines() if line.strip()]
+            return [lines[-1][:160] if lines else f"exit code {process.returncode}", *[None] * 4]
+        facts, scores = json.loads((out / "facts.json").read_text()), np.load(out / "scores.npy")
+    if scores.shape != right.shape:
+        return [f"scores of shape {scores.shape} for {right.shape}", *[None] * 4]
+    a, b = scores.ravel(), right.ravel()
+    return [facts["fit"], facts["score"], facts["peak"] / 1e9, np.corrcoef(a, b)[0, 1], spearmanr(a, b)[0]]
+
+
+@bench.case(quick={"train": 100, "queries": 10})
+def digits(run: Run, train: int = 1000, queries: int = 100) -> None:
+    """Every method of every library: seconds, memory, correlation with the exact scores.
+
+    Args:
+        train: training examples.
+        queries: queries.
+    """
+    names, saved = run.selected(ROWS), problem(train, queries)
+    seconds, (right, damping) = timed(lambda: exact(saved))
     size = sum(p.numel() for p in saved.model.parameters())
-    print(f"{size} parameters, {options.train} training examples, {options.queries} queries, damping {damping:.3e}; "
-          f"exact solution in {time.perf_counter() - began:.1f} s\n")  # fmt: skip
-    print("| method | fit, s | score, s | peak, GB | Pearson | Spearman |\n|---|---|---|---|---|---|")
-    for name in options.only:
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder)
-            torch.save(saved._replace(damping=damping)._asdict(), out / "problem.pt")
-            run = run_side("benchmarks.attribution_peers", name, out, packages(ROWS[name].packages), check=False)
-            if run.returncode:
-                print(f"| {name} | {reason(run)} | | | | |", flush=True)
-            else:
-                show(name, out, right)
-
-
-def packages(requirements: tuple[str, ...]) -> str:
-    return install(*requirements) if requirements else ""
-
-
-def reason(run: subprocess.CompletedProcess[str]) -> str:
-    """The last line of what a side that failed said."""
-    lines = [line for line in run.stderr.splitlines() if line.strip()]
-    return (lines[-1][:160] if lines else f"ended with exit code {run.returncode}").replace("|", "/")
+    run.say(f"{size} parameters, {train} training examples, {queries} queries, damping {damping:.3e}; "
+            f"exact solution in {seconds:.1f} s")  # fmt: skip
+    table = run.table("method", "fit, s|.2f", "score, s|.2f", "peak, GB|.2f", "Pearson|.4f", "Spearman|.4f")
+    for name in names:
+        table.row(name, *measured(name, saved._replace(damping=damping), right))
 
 
 if __name__ == "__main__":
-    main()
+    bench.main()

@@ -1,16 +1,13 @@
 """Many small models retrained as one program, against the same training one by one in eager torch.
 
-    python -m benchmarks.bank [--models 64 256] [--threads N]
-
 Both sides train every model on its own half of the data, in the same batches, with the same optimiser, and the
-largest difference of their logits is printed. The one-by-one side is timed on `--alone` models and scaled. GFLOP/s
-are the bank's, of the products and convolutions that training needs, to be held against the rate of one large product
-in the last line: what is missing goes into small products and into passes over memory.
+largest difference of their logits is given. The one-by-one side is timed on `--alone` models and scaled. GFLOP/s are
+the bank's, of the products and convolutions that training needs; beside the rate of one large product in the last line
+they say what small products and passes over memory cost.
 """
 
-import argparse
-import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +19,11 @@ from whence.cache import Classification, Examples
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import SGD, Recipe, steps_of
 from whence.cache.retrain.retrained import subset_masks
+
+from .harness import Benchmark, Run
+from .timing import Ratio, paired, product_rate
+
+bench = Benchmark(__file__, __doc__, example="--only 'MLP*' --models 64")
 
 
 class Convolutional(nn.Module):
@@ -56,56 +58,36 @@ class Transformer(nn.Module):
         return self.head(x.mean(1))
 
 
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-
-
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "MLP 64-32-10": mlp,
+    "MLP 64-32-10": lambda: nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)),
     "convolutional, 8 and 16 channels": Convolutional,
     "transformer, width 16, 2 layers": Transformer,
 }
 
 
-def one_by_one(bank: Bank, masks: np.ndarray) -> tuple[float, np.ndarray]:
-    """Seconds and logits of the same training as anyone would write it."""
+def bank_of(build: Callable[[], nn.Module]) -> Bank:
+    """Four hundred Gaussian examples around ten class means, a fixed recipe."""
+    rng, y = np.random.default_rng(0), np.arange(400) % 10
+    x = rng.normal(size=(400, 64)) + 2 * np.eye(10, 64)[y]
+    train = Examples.of((x.astype(np.float32), y))
+    return Bank(lambda seed: build(), Classification(), train, train, Recipe(40, 32, SGD(0.01)))
+
+
+def one_by_one(bank: Bank, masks: np.ndarray) -> np.ndarray:
+    """Logits of the same training as anyone would write it."""
     x, y = (torch.as_tensor(bank.train.columns[name]) for name in "xy")
     out, o = [], bank.recipe.optimiser
-    walks = [list(steps_of(masks[e : e + 1], np.array([e]), bank.recipe)[0]) for e in range(len(masks))]
-    started = time.perf_counter()
-    for e, walk in enumerate(walks):
+    for e in range(len(masks)):
         model = bank.build(e)
         optimiser = torch.optim.SGD(model.parameters(), o.lr, o.momentum)
-        for step in walk:
+        for step in steps_of(masks[e : e + 1], np.array([e]), bank.recipe)[0]:
             rows = torch.as_tensor(step.rows[0][step.weights[0] > 0])
             optimiser.zero_grad()
             F.cross_entropy(model(x[rows]), y[rows]).backward()
             optimiser.step()
         with torch.no_grad():
             out.append(model(x).numpy())
-    return time.perf_counter() - started, np.stack(out)
-
-
-def compare(name: str, build: Callable[[], nn.Module], counts: list[int], alone: int) -> None:
-    generator = np.random.default_rng(0)
-    y = np.arange(400) % 10
-    x = generator.normal(size=(400, 64)) + 2 * np.eye(10, 64)[y]
-    train = Examples.of((x.astype(np.float32), y))
-    bank = Bank(lambda seed: build(), Classification(), train, train, Recipe(40, 32, SGD(0.01)))
-    bank.run(subset_masks(400, 2, 0.5), quiet=True)
-    for count in counts:
-        masks = subset_masks(400, count, 0.5)
-        seconds, expected = one_by_one(bank, masks[:alone])
-        started = time.perf_counter()
-        found = bank.run(masks, quiet=True)
-        took = time.perf_counter() - started
-        again, _ = one_by_one(bank, masks[:alone])
-        slow = min(seconds, again) / alone * count
-        off = np.abs(found["logits"][:alone] - expected).max()
-        rate = operations(build()) * bank.recipe.passes(int(masks.sum())) / took / 1e9
-        print(
-            f"| {name} | {count} | {slow:.1f} | {took:.1f} | {slow / took:.1f} | {rate:.1f} | {off:.0e} |", flush=True
-        )
+    return np.stack(out)
 
 
 def operations(model: nn.Module) -> float:
@@ -115,30 +97,57 @@ def operations(model: nn.Module) -> float:
     return counter.get_total_flops() / 32
 
 
-def product_rate(size: int = 1024, times: int = 8) -> float:
-    """GFLOP/s of a product of two large matrices."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    torch.mm(a, b)
-    started = time.perf_counter()
-    for _ in range(times):
-        torch.mm(a, b)
-    return times * 2 * size**3 / (time.perf_counter() - started) / 1e9
+class Measured(NamedTuple):
+    """Seconds of the one-by-one side (scaled to all copies) and of the bank, their ratio, the bank's GFLOP/s, and the
+    largest difference of logits."""
+
+    alone: float
+    bank: float
+    ratio: Ratio
+    gflops: float
+    off: float
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=int, nargs="+", default=[64, 256])
-    parser.add_argument("--alone", type=int, default=8, help="models that the one-by-one side trains")
-    parser.add_argument("--threads", type=int, default=None)
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    print("| model | copies | one by one, s | bank, s | ratio | GFLOP/s | largest difference of logits |")
-    print("|---|---|---|---|---|---|---|")
-    for name, build in MODELS.items():
-        compare(name, build, options.models, options.alone)
-    print(f"\n{torch.get_num_threads()} threads; one product of 1024 x 1024 matrices: {product_rate():.0f} GFLOP/s")
+def compare(build: Callable[[], nn.Module], bank: Bank, count: int, alone: int, rounds: int) -> Measured:
+    masks, found = subset_masks(400, count, 0.5), {}
+
+    def by_hand() -> None:
+        found["alone"] = one_by_one(bank, masks[:alone])
+
+    def at_once() -> None:
+        found["bank"] = bank.run(masks, quiet=True)["logits"][:alone]
+
+    times, scale = paired({"alone": by_hand, "bank": at_once}, rounds, warm=0), count / alone
+    work = operations(build()) * bank.recipe.passes(int(masks.sum()))
+    ratio = Ratio(*(r * scale for r in times.ratio("alone", "bank")))
+    seconds, off = times.median("bank"), float(np.abs(found["bank"] - found["alone"]).max())
+    return Measured(times.median("alone") * scale, seconds, ratio, work / seconds / 1e9, off)
+
+
+@bench.case(quick={"models": (8,), "alone": 2, "rounds": 1})
+def copies(
+    run: Run, models: tuple[int, ...] = (64, 256), alone: int = 8, threads: int | None = None, rounds: int = 2
+) -> None:
+    """Seconds of both sides, for several numbers of copies.
+
+    Args:
+        models: numbers of copies.
+        alone: models that the one-by-one side trains.
+        threads: torch's threads.
+        rounds: timed rounds of both sides, interleaved.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    table = run.table("model", "copies", "one by one, s|.1f", "bank, s|.1f", "ratio", "GFLOP/s|.1f",
+                      "largest difference of logits|.0e")  # fmt: skip
+    for name in run.selected(MODELS):
+        bank = bank_of(MODELS[name])
+        bank.run(subset_masks(400, 2, 0.5), quiet=True)
+        for count in models:
+            table.row(name, count, *compare(MODELS[name], bank, count, alone, rounds))
+    rate = product_rate(1024, ("torch",)) / 1e9
+    run.say(f"\n{torch.get_num_threads()} threads; one product of 1024 x 1024 matrices: {rate:.0f} GFLOP/s")
 
 
 if __name__ == "__main__":
-    main()
+    bench.main()

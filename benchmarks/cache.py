@@ -1,44 +1,46 @@
 """The cache beside numpy.memmap, plain Zarr, safetensors and tensorstore: write, scan, gather, one site's slice.
 
-    python -m benchmarks.cache [--rows 20000] [--width 2048] [--repeats 5] [--folder DIR]
-
-Rows of `width` numbers arrive shard by shard (2048 rows). Formats take turns inside every repeat. Writes end when the
+Rows of `width` numbers arrive shard by shard (2048 rows). Formats alternate inside every repeat. Writes end when the
 data is on the disk: memmap is flushed with msync, Zarr's and safetensors' files are synced afterwards, tensorstore
 syncs itself; the cache runs its whole commit protocol. "unsynced" is the plain shard write of Zarr left to the page
 cache. Scan reads 1024-row blocks in order, gather 256 sorted random rows, slice an eighth of the columns ("one site").
 "First" reads come from an entry opened anew, so the cache checks its digests in them; "cold" ones after the page
-cache was told to forget the files. Medians, milliseconds; ratios are memmap's time over the format's, of medians.
+cache was told to drop the files. Medians, milliseconds; ratios are memmap's time over the format's, of medians.
 """
 
-import argparse
+import importlib.util
 import os
 import shutil
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 
+from .harness import Benchmark, Run
+from .timing import timed
+
+bench = Benchmark(__file__, __doc__, example="--rows 20000 --width 2048 --only 'whence*' numpy.memmap")
 SHARD, BLOCK, GATHER, SITES = 2048, 1024, 256, 8
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
 @dataclass(frozen=True)
 class Format:
-    """write(folder, rows) makes it durable; open(folder) gives [start, stop) -> rows, ids -> rows, columns -> slice."""
+    """write(folder, rows) is durable when it returns; open(folder) returns a Reader."""
 
-    name: str
     write: Callable[[Path, np.ndarray], None]
     open: Callable[[Path], "Reader"]
 
 
 @dataclass(frozen=True)
 class Reader:
+    """[start, stop) -> rows, ids -> rows, columns -> slice."""
+
     rows: Callable[[int, int], np.ndarray]
     gather: Callable[[np.ndarray], np.ndarray]
     columns: Callable[[slice], np.ndarray]
@@ -138,7 +140,7 @@ def safetensors_open(folder: Path) -> Reader:
     slices = [file.get_slice("x") for file in files]
 
     def rows(a: int, b: int) -> Any:
-        parts = []  # cloned: a slice is a view of the mapped file that has read nothing yet
+        parts = []  # cloned: a slice is a view of the mapped file, nothing is read until then
         while a < b:
             file, first = divmod(a, SHARD)
             stop = min(b, (file + 1) * SHARD)
@@ -187,27 +189,22 @@ def tensorstore_open(folder: Path) -> Reader:
     )
 
 
-def formats() -> list[Format]:
-    found = [
-        Format("numpy.memmap", memmap_write, memmap_open),
-        Format("whence cache", cache_write, cache_open),
-        Format("zarr", zarr_write, zarr_open),
-        Format("zarr, unsynced", lambda folder, rows: zarr_write(folder, rows, False), zarr_open),
-        Format("safetensors", safetensors_write, safetensors_open),
-    ]
-    try:
-        import tensorstore  # noqa: F401
-    except ImportError:
-        return found
-    return [*found, Format("tensorstore", tensorstore_write, tensorstore_open)]
-
+FORMATS = {
+    "numpy.memmap": Format(memmap_write, memmap_open),
+    "whence cache": Format(cache_write, cache_open),
+    "zarr": Format(zarr_write, zarr_open),
+    "zarr, unsynced": Format(lambda folder, rows: zarr_write(folder, rows, False), zarr_open),
+    "safetensors": Format(safetensors_write, safetensors_open),
+}
+if importlib.util.find_spec("tensorstore"):
+    FORMATS["tensorstore"] = Format(tensorstore_write, tensorstore_open)
 
 # -- measuring
 
 COLUMNS = ("write", "first scan", "scan", "gather", "slice", "cold scan", "cold gather")
 
 
-def forget(folder: Path) -> None:
+def drop(folder: Path) -> None:
     """Tell the page cache to drop the files (they are synced first, dirty pages cannot go)."""
     sync(folder)
     for path in folder.rglob("*"):
@@ -217,76 +214,77 @@ def forget(folder: Path) -> None:
             os.close(handle)
 
 
-def timed(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return (time.perf_counter() - began) * 1e3
-
-
-def measure(form: Format, folder: Path, rows: np.ndarray, ids: np.ndarray) -> dict[str, float]:
-    """One repeat of everything for one format."""
+def measure(form: Format, rows: np.ndarray, ids: np.ndarray, under: str | None) -> dict[str, float]:
+    """One repeat of everything for one format, milliseconds."""
     count, site = len(rows), slice(0, rows.shape[1] // SITES)
+    folder = Path(tempfile.mkdtemp(dir=under))
+
+    def ms(work: Callable[[], Any]) -> float:
+        return 1e3 * timed(work)[0]
 
     def scan(reader: Reader) -> None:
         for start in range(0, count, BLOCK):
             reader.rows(start, min(count, start + BLOCK))
 
-    took = {"write": timed(lambda: form.write(folder, rows))}
-    reader = form.open(folder)
-    took["first scan"] = timed(lambda: scan(reader))
-    took["scan"] = timed(lambda: scan(reader))
-    took["gather"] = statistics.median(timed(lambda: reader.gather(ids)) for _ in range(5))
-    took["slice"] = timed(lambda: reader.columns(site))
-    del reader
-    forget(folder)
-    took["cold scan"] = timed(lambda: scan(form.open(folder)))
-    forget(folder)
-    took["cold gather"] = timed(lambda: form.open(folder).gather(ids))
-    return took
+    try:
+        took = {"write": ms(lambda: form.write(folder, rows))}
+        reader = form.open(folder)
+        took["first scan"] = ms(lambda: scan(reader))
+        took["scan"] = ms(lambda: scan(reader))
+        took["gather"] = statistics.median(ms(lambda: reader.gather(ids)) for _ in range(5))
+        took["slice"] = ms(lambda: reader.columns(site))
+        del reader
+        drop(folder)
+        took["cold scan"] = ms(lambda: scan(form.open(folder)))
+        drop(folder)
+        took["cold gather"] = ms(lambda: form.open(folder).gather(ids))
+        return took
+    finally:
+        shutil.rmtree(folder)
 
 
-def table(dtype: str, options: argparse.Namespace) -> None:
-    rows = np.random.default_rng(0).standard_normal((options.rows, options.width), dtype=np.float32)
-    rows = rows.astype(BF16) if dtype == "bfloat16" else rows
-    ids = np.sort(np.random.default_rng(1).choice(options.rows, min(GATHER, options.rows), replace=False))
-    every = formats()
-    times: dict[str, dict[str, list[float]]] = {form.name: {c: [] for c in COLUMNS} for form in every}
-    for repeat in range(-1, options.repeats):
-        for form in every:
-            folder = Path(tempfile.mkdtemp(dir=options.folder))
-            try:
-                took = measure(
-                    form, folder, rows if repeat >= 0 else rows[: len(ids) + 1], ids if repeat >= 0 else ids[:0]
-                )
-                for name, value in took.items() if repeat >= 0 else ():  # the first round warms up imports
-                    times[form.name][name].append(value)
-            finally:
-                shutil.rmtree(folder)
-    middle = {name: {c: statistics.median(v) for c, v in line.items()} for name, line in times.items()}
-    print(f"\n{dtype} [{options.rows} x {options.width}], {rows.nbytes / 1e6:.0f} MB, {options.repeats} repeats, ms")
-    print(f"{'':16}" + "".join(f"{c:>12}" for c in COLUMNS))
-    for name, line in middle.items():
-        print(f"{name:16}" + "".join(f"{line[c]:12.1f}" for c in COLUMNS))
-    print(f"\n{'memmap / format':16}" + "".join(f"{c:>12}" for c in COLUMNS))
-    for name, line in middle.items():
-        if name != "numpy.memmap":
-            ratios = (middle["numpy.memmap"][c] / line[c] for c in COLUMNS)
-            print(f"{name:16}" + "".join(f"{ratio:12.2f}" for ratio in ratios))
-    ours, plain = middle["whence cache"]["write"], middle["zarr, unsynced"]["write"]
-    print(f"\nthe whole protocol costs {ours / plain:.2f} times a plain shard write left to the page cache,")
-    print(f"and {ours / middle['zarr']['write']:.2f} times one that is synced")
+@bench.case(quick={"rows": 2500, "width": 64, "repeats": 2})
+def formats(
+    run: Run,
+    rows: int = 20_000,
+    width: int = 2048,
+    repeats: int = 5,
+    folder: str | None = None,
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16"),
+) -> None:
+    """Every format, float32 and bfloat16.
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", help="where to write; the system's temporary folder by default")
-    options = parser.parse_args()
-    for dtype in ("float32", "bfloat16"):
-        table(dtype, options)
+    Args:
+        rows: of the array.
+        width: numbers in a row.
+        repeats: rounds, formats interleaved.
+        folder: where to write; the system's temporary folder by default.
+        dtypes: data types.
+    """
+    names = run.selected(FORMATS)
+    for dtype in dtypes:
+        x = np.random.default_rng(0).standard_normal((rows, width), dtype=np.float32)
+        x = x.astype(BF16) if dtype == "bfloat16" else x
+        ids = np.sort(np.random.default_rng(1).choice(rows, min(GATHER, rows), replace=False))
+        for name in names:  # imports
+            measure(FORMATS[name], x[: len(ids) + 1], ids[:0], folder)
+        taken: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        for _ in range(repeats):
+            for name in names:
+                taken[name].append(measure(FORMATS[name], x, ids, folder))
+        middle = {n: {c: statistics.median(one[c] for one in of) for c in COLUMNS} for n, of in taken.items()}
+        title = f"{dtype} [{rows} x {width}], {x.nbytes / 1e6:.0f} MB, {repeats} repeats, ms"
+        table = run.table("format", *(f"{c}|.1f" for c in COLUMNS), title=title)
+        for name, line in middle.items():
+            table.row(name, *line.values())
+        if {"numpy.memmap", "whence cache", "zarr", "zarr, unsynced"} <= set(names):
+            table = run.table("memmap / format", *(f"{c}|.2f" for c in COLUMNS))
+            for name in names[1:]:
+                table.row(name, *(middle["numpy.memmap"][c] / middle[name][c] for c in COLUMNS))
+            ours, plain, synced = (middle[n]["write"] for n in ("whence cache", "zarr, unsynced", "zarr"))
+            run.say(f"\nthe whole protocol costs {ours / plain:.2f} times a plain shard write left to the page cache,")
+            run.say(f"and {ours / synced:.2f} times one that is synced")
 
 
 if __name__ == "__main__":
-    main()
+    bench.main()

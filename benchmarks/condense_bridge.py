@@ -1,7 +1,7 @@
-"""Condensed retained data in the place of real ones, for DMM and others: KLoM on digits (see condense_shown.py).
+"""Condensed retained data instead of real ones, for DMM and others: KLoM on digits (see condense_shown.py).
 
-An MLP 64-32-10 on 400 digits forgets 20 of them; 32 models are held against 32 of 64 oracles, the other half is the
-null row. Every method runs with all real retained data, with real ones drawn at random, and with as many condensed
+An MLP 64-32-10 on 400 digits forgets 20 of them; 32 models are compared with 32 of 64 oracles, the other half is the
+null row. Every method runs with all real retained data, with real ones sampled at random, and with as many condensed
 ones; its settings are chosen for each of the three, on a forget set of its own, by the rule of `unlearn.evaluate`. The
 rate of condensing is chosen by the accuracy of networks trained on the set, on digits that no table uses.
 """
@@ -24,7 +24,8 @@ from whence.unlearn.loop import Method, run
 from whence.unlearn.methods import DMM, DescentAscent, Matching, NegGradPlus
 from whence.unlearn.metrics import KLoM
 
-from .condense_common import Sweep, best, digit_images, row, spread, table
+from .condense_common import Sweep, best, digit_images, spread
+from .harness import Run
 from .unlearning_digits import mlp
 
 TRAIN, POINTS, JUDGING, FORGOTTEN, TUNING = 400, 800, 300, 20, 99
@@ -44,16 +45,14 @@ def candidates(datamodel: Regression) -> dict[str, list[Method]]:
 class Bridge:
     """KLoM of unlearning with a condensed retain set of a quarter of the storage, beside real retained data."""
 
-    per_class: int = 9
-    """Nine a class are 90 of 380."""
+    sweep: Sweep
+    per_class: int = 9  # 90 of 380 examples
     outer: int = 50
-    sets: int = 4
-    """Forget sets."""
+    sets: int = 4  # forget sets
     models: int = 32
     subsets: int = 512
-    sweep: Sweep = Sweep((0.03, 0.1, 0.3, 1.0))
 
-    def run(self) -> None:
+    def show(self, report: Run) -> None:
         x, y = digit_images()
         x, y = x.reshape(-1, 64), y.astype(np.int64)
         points = Examples.of((x[:POINTS], y[:POINTS]))
@@ -68,7 +67,7 @@ class Bridge:
             for name, grid in methods.items()
         }
         found: dict[tuple[str, str], list[list[float]]] = {}
-        held: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         for seed in range(self.sets):
             panels = self.panels(bank, models, settings, seed)
             whole = panels["real, all"]
@@ -76,21 +75,22 @@ class Bridge:
             for (name, kept), method in chosen.items():
                 panel = panels[kept]
                 rows[name, kept] = panel.score(name, panel.margins(run(method, panel.deletion)))
-                held[kept] = len(panel.deletion.kept)
+                sizes[kept] = len(panel.deletion.kept)
             for key, scored in rows.items():
                 found.setdefault(key, []).append([scored.klom[part].p95 for part in PARTS])
-        print(f"digits, {FORGOTTEN} of {TRAIN} forgotten, {self.sets} random forget sets, condensed at {settings.lr:g}")
-        print("KLoM, 95th percentile over points: mean over forget sets [95 % interval]")
-        table("method", "retained data", "examples", *PARTS)
-        for (name, kept), values in sorted(found.items(), key=lambda item: (item[0][1] != "", item[0][0])):
-            row(name, kept, held.get(kept, ""), *(spread(column, 2) for column in np.array(values).T))
-        print(
-            f"\nvalidation KLoM, condensed ({held['condensed']} of {held['real, all']} examples) minus all real data:"
+        report.say(
+            f"digits, {FORGOTTEN} of {TRAIN} forgotten, {self.sets} random forget sets, condensed at {settings.lr:g}"
         )
+        title = "KLoM, 95th percentile over points: mean over forget sets [95 % interval]"
+        table = report.table("method", "retained data", "examples", *PARTS, title=title)
+        for (name, kept), values in sorted(found.items(), key=lambda item: (item[0][1] != "", item[0][0])):
+            table.row(name, kept, sizes.get(kept), *(spread(column, 2) for column in np.array(values).T))
+        report.say()
+        part = f"{sizes['condensed']} of {sizes['real, all']} examples"
         for name in methods:
             gap = [c[2] - r[2] for c, r in zip(found[name, "condensed"], found[name, "real, all"])]
-            verdict = "within 1 on every forget set" if max(gap) <= 1 else f"above 1 on {sum(g > 1 for g in gap)}"
-            print(f"  {name}: {spread(gap, 2)}, {verdict}")
+            text = f"{name}: validation KLoM of condensed ({part}) within 1 of all real data"
+            report.claim(text, max(gap) <= 1, f"{spread(gap, 2)}, above 1 on {sum(g > 1 for g in gap)} of {len(gap)}")
 
     @property
     def seeds(self) -> np.ndarray:
@@ -109,10 +109,10 @@ class Bridge:
         masks = oracle_masks(bank.train.ids, forget, 2 * self.models)
         oracles = bank.run(masks, 20_000 + np.arange(2 * self.models), quiet=True)
         plain = Deletion(models, Classification(), bank.train, forget, RECIPE, mlp, self.seeds)
-        drawn = plain.kept.rows_of(select(Pool.of(plain.kept), "random", self.per_class, seed).ids)
+        sampled = plain.kept.rows_of(select(Pool.of(plain.kept), "random", self.per_class, seed).ids)
         whole = Panel.of(plain, oracles, bank.points, KLoM(bins=10))
         return {
             "real, all": whole,
-            "real, random": replace(whole, deletion=replace(plain, retain=plain.kept.select(drawn))),
+            "real, random": replace(whole, deletion=replace(plain, retain=plain.kept.select(sampled))),
             "condensed": replace(whole, deletion=condensed_retain(plain, settings, seed)),
         }

@@ -1,4 +1,4 @@
-"""What the tables of condensation share: digits with a nuisance, splits, the sweep of rates, words for a comparison.
+"""Shared by the tables of condensation: digits with a nuisance, splits, the sweep of rates, comparisons in words.
 
 A rate is chosen on a validation split by sets and networks of their own; no table is computed from either.
 """
@@ -55,8 +55,8 @@ class Sweep:
         found = {}
         for lr in self.rates:
             try:
-                made = condense(train, replace(settings, lr=lr), tuple(range(100, 100 + self.sets)), quiet=True)
-                found[lr] = evaluate(made, validation, settings.network, training, self.networks, seed=1).mean
+                condensed = condense(train, replace(settings, lr=lr), tuple(range(100, 100 + self.sets)), quiet=True)
+                found[lr] = evaluate(condensed, validation, settings.network, training, self.networks, seed=1).mean
             except Diverged:
                 found[lr] = 0.0
         return found
@@ -67,7 +67,7 @@ def best(sweep: dict[float, float]) -> float:
 
 
 def sets_of(settings: Settings, train: Pool, count: int) -> tuple[Condensed, ...]:
-    """The sets that are reported on: none of them was used to choose the rate."""
+    """The sets that are reported on; none of them was used to choose the rate."""
     return condense(train, settings, tuple(range(count)), quiet=True)
 
 
@@ -80,23 +80,14 @@ def below(a: Accuracies, b: Accuracies) -> bool:
     return a.interval()[1] < b.interval()[0]
 
 
-def where(hits: Sequence[object], of: str) -> str:
+def at_which(hits: Sequence[object], of: str) -> str:
     """In words: at which of them; `of` names what they are."""
     return "no, at none" if not hits else f"yes, at {of} " + ", ".join(map(str, hits))
-
-
-def table(*names: str) -> None:
-    """The head of a table."""
-    print("| " + " | ".join(names) + " |\n|" + "---|" * len(names), flush=True)
-
-
-def row(*cells: object) -> None:
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def spread(values: Sequence[float] | np.ndarray, digits: int = 1) -> str:
     """Mean and, in brackets, its 95 % bootstrap interval."""
     values = np.asarray(values, float)
-    draws = np.random.default_rng(0).choice(values, (2000, len(values))).mean(1)
-    low, high = np.quantile(draws, [0.025, 0.975])
+    means = np.random.default_rng(0).choice(values, (2000, len(values))).mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
     return f"{values.mean():.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -1,18 +1,11 @@
 """Pursuit and dictionary building beside what people would use instead: same arrays, one run, error beside time.
 
-    python -m benchmarks.decomposition encode            # three shapes; a few minutes on two cores
-    python -m benchmarks.decomposition encode --quick    # the first shape
-    python -m benchmarks.decomposition build             # to equal error
-    python -m benchmarks.decomposition claims            # the paper's headline claims, four seeds
-    python -m benchmarks.decomposition claims --store FOLDER   # trained models are kept there, or in your cache
-
 The others: `published`, the loop of the paper in torch, written from its description (dense codes, one product with
 all atoms a step); `SAELens-style`, the same with non-negative selection and the checks that SAELens makes at every
 step; `orthogonal_mp_gram` of scikit-learn, timed on a few signals and scaled, as it copies the Gram matrix for each.
+Claims about ITDA (Leask et al. 2025) are measured on small models, which are trained on first use and then stored.
 """
 
-import argparse
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +19,10 @@ import torch
 from whence.decomp import ITDA, Activations, kernels
 from whence.decomp.kernels import Basis, Code, Pursuit
 
+from .harness import Benchmark, Run
+from .timing import best, best_and_result, product_rate, timed
+
+bench = Benchmark(__file__, __doc__, example="encode --quick")
 SHAPES = ((1024, 8192, 256, 32), (2048, 16384, 768, 32), (1024, 32768, 1024, 32))
 SKLEARN_SIGNALS = 4
 FILLING = (0.3, 0.45)  # thresholds of `build`
@@ -42,7 +39,8 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine reaches: bytes a second copying far more than its caches, operations a second multiplying."""
+    """What this machine reaches: bytes per second copying far more than its caches, operations per second of
+    products."""
 
     bandwidth: float
     products: float
@@ -51,24 +49,7 @@ class Machine:
     def measured() -> "Machine":
         source = np.ones(64 << 20, np.float32)
         target = np.empty_like(source)
-        copy = best(lambda: np.copyto(target, source))
-        a = jnp.ones((2048, 2048))
-        multiply = jax.jit(lambda a: a @ a)
-        product = best(lambda: multiply(a).block_until_ready())
-        return Machine(2 * source.nbytes / copy, 2 * 2048**3 / product)
-
-
-def best(work: Callable[[], Any], times: int = 3, enough: float = 4.0) -> float:
-    """Seconds of the fastest of `times` runs, after one that warms up (and compiles). Where that one took longer than
-    `enough`, its own time."""
-    first = once(work)[0]
-    return first if first > enough else min(once(work)[0] for _ in range(times))
-
-
-def once(work: Callable[[], Any]) -> tuple[float, Any]:
-    began = time.perf_counter()
-    made = work()
-    return time.perf_counter() - began, made
+        return Machine(2 * source.nbytes / best(lambda: np.copyto(target, source)), product_rate(2048, ("jax",)))
 
 
 # -- the others
@@ -88,8 +69,8 @@ def published_loop(x: torch.Tensor, atoms: torch.Tensor, k: int) -> torch.Tensor
 
 
 def saelens_style(x: torch.Tensor, atoms: torch.Tensor, k: int) -> torch.Tensor:
-    """Non-negative matching pursuit as SAELens does it by default: a row is done when a step leaves its support as it
-    was, or its residual's norm falls below 0.01; both are looked at after every step. Dense codes."""
+    """Non-negative matching pursuit as SAELens does it by default: a row stops when a step does not change its support,
+    or when its residual's norm falls below 0.01; both are checked after every step. Dense codes."""
     residual, codes = x.clone(), torch.zeros(len(x), len(atoms))
     rows, done = torch.arange(len(x)), torch.zeros(len(x), dtype=torch.bool)
     support = codes != 0
@@ -126,8 +107,8 @@ def signals(b: int, n: int, d: int, seed: int = 0) -> tuple[np.ndarray, np.ndarr
     return x, atoms
 
 
-def left(x: np.ndarray, made: np.ndarray) -> float:
-    return float(np.sum((x - made) ** 2, dtype=np.float64) / np.sum(x**2, dtype=np.float64))
+def unexplained_share(x: np.ndarray, decoded: np.ndarray) -> float:
+    return float(np.sum((x - decoded) ** 2, dtype=np.float64) / np.sum(x**2, dtype=np.float64))
 
 
 def encode_rows(b: int, n: int, d: int, k: int, machine: Machine) -> Iterator[Row]:
@@ -136,21 +117,19 @@ def encode_rows(b: int, n: int, d: int, k: int, machine: Machine) -> Iterator[Ro
     xt, at = torch.from_numpy(x), torch.from_numpy(atoms)
     slow = b * n * d * k > 2e11
     for name, run in (("published loop (torch)", published_loop), ("SAELens-style (torch)", saelens_style)):
-        seconds, codes = once(partial(run, xt, at, k))
-        if not slow:
-            seconds = min(seconds, once(partial(run, xt, at, k))[0])
+        seconds, codes = best_and_result(partial(run, xt, at, k), 1 if slow else 2)
         rate = 2 * b * n * d * k / seconds / machine.products
-        yield Row(name, seconds, left(x, (codes @ at).numpy()), f"{rate:.0%} of the product rate")
+        yield Row(name, seconds, unexplained_share(x, (codes @ at).numpy()), f"{rate:.0%} of the product rate")
         del codes
     yield from ours(x, atoms, k, machine)
     if n <= 16384:
         few = x[:SKLEARN_SIGNALS]
         gram = atoms @ atoms.T
-        seconds, codes = once(lambda: sklearn_omp(few, atoms, gram, k))
+        seconds, codes = timed(lambda: sklearn_omp(few, atoms, gram, k))
         yield Row(
             "orthogonal_mp_gram (scikit-learn)",
             seconds / len(few) * b,
-            left(few, codes @ atoms),
+            unexplained_share(few, codes @ atoms),
             f"{len(few)} signals, scaled",
         )
 
@@ -164,23 +143,23 @@ def ours(x: np.ndarray, atoms: np.ndarray, k: int, machine: Machine) -> Iterator
         def run() -> Code:
             return jax.block_until_ready(kernels.encode(pursuit, xs, basis))
 
-        seconds = best(run)
-        return Row(name, seconds, left(x, np.asarray(kernels.decode(run(), ds))), note(seconds))
+        seconds = best(run, enough=4.0)
+        return Row(name, seconds, unexplained_share(x, np.asarray(kernels.decode(run(), ds))), note(seconds))
 
     def products(seconds: float) -> str:
         return f"{2 * b * n * d * k / seconds / machine.products:.0%} of the product rate"
 
     yield row("ours: matching, residual form", kernels.matching_pursuit(k), plain, products)
 
-    def made(dtype: Any) -> Basis:
+    def basis_in(dtype: Any) -> Basis:
         return jax.block_until_ready(kernels.basis_of(ds, True, dtype))
 
     for dtype, size in ((jnp.float32, 4), (jnp.bfloat16, 2)):
-        seconds, basis = once(partial(made, dtype))
+        seconds, basis = timed(partial(basis_in, dtype))
 
-        def traffic(spent: float, size: int = size, once: float = seconds) -> str:
+        def traffic(spent: float, size: int = size, gram: float = seconds) -> str:
             share = b * n * k * size / spent / machine.bandwidth
-            return f"{share:.0%} of the copy bandwidth for Gram rows; Gram once {once:.1f} s"
+            return f"{share:.0%} of the copy bandwidth for Gram rows; Gram once {gram:.1f} s"
 
         name = "float32" if size == 4 else "bfloat16"
         yield row(f"ours: matching, Gram {name}", kernels.matching_pursuit(k), basis, traffic)
@@ -194,15 +173,28 @@ def ours(x: np.ndarray, atoms: np.ndarray, k: int, machine: Machine) -> Iterator
         yield row("ours: orthogonal, residual form", kernels.orthogonal_matching_pursuit(k), plain, products)
 
 
-def encode(shapes: tuple[tuple[int, int, int, int], ...], machine: Machine) -> None:
-    for b, n, d, k in shapes:
-        print(f"\nB={b} N={n} d={d} k={k}", flush=True)
-        print(f"{'':38s} {'seconds':>9s} {'vs published':>13s} {'left of ‖x‖²':>13s}")
+@bench.case(quick={"shapes": 1})
+def encode(run: Run, shapes: int = len(SHAPES)) -> None:
+    """Every implementation on the same signals, a few minutes on two cores.
+
+    Args:
+        shapes: how many, from the smallest.
+    """
+    machine = announced(run)
+    for b, n, d, k in SHAPES[:shapes]:
+        table = run.table("implementation", "seconds|.3f", "vs published|.2f", "unexplained share of ‖x‖²|.4f", "note",
+                          title=f"B={b} N={n} d={d} k={k}")  # fmt: skip
         published = None
         for row in encode_rows(b, n, d, k, machine):
-            published = row.seconds if published is None else published
-            ratio = f"{published / row.seconds:.2f}x"
-            print(f"{row.name:38s} {row.seconds:9.3f} {ratio:>13s} {row.error:13.4f}  {row.note}", flush=True)
+            published = published or row.seconds
+            table.row(row.name, row.seconds, published / row.seconds, row.error, row.note)
+
+
+def announced(run: Run) -> Machine:
+    machine = Machine.measured()
+    run.say(f"copy {machine.bandwidth / 1e9:.0f} GB/s, float32 product {machine.products / 1e9:.0f} GFLOP/s, "
+            f"{torch.get_num_threads()} torch threads")  # fmt: skip
+    return machine
 
 
 # -- build
@@ -242,26 +234,8 @@ def structured(t: int, d: int, parts: int = 6000, seed: int = 0) -> np.ndarray:
     return x
 
 
-def build(t: int = 65536, d: int = 256, size: int = 4096, k: int = 16, seeds: int = 256) -> None:
-    """At a threshold that fills the dictionary from the stream's first activations, and at one so high that the stream
-    is read to its end, as in the paper (there 1.3 million activations make 4,096 to 65,536 atoms)."""
-    x = structured(t + 4096, d)
-    stream, held = x[:t], x[t:]
-    print(f"\n{t} activations of width {d}, at most {size} atoms, k={k}", flush=True)
-    print(f"{'threshold':>9s} {'':32s} {'seconds':>9s} {'faster':>8s} {'read':>7s} {'atoms':>7s} {'FVU held out':>13s}")
-    for unexplained in FILLING:
-        first = 0.0
-        for row in builds(stream, held, size, k, unexplained, seeds):
-            first = first or row.seconds
-            print(
-                f"{unexplained:9.2f} {row.name:32s} {row.seconds:9.2f} {first / row.seconds:7.1f}x {row.read:7d}"
-                f" {row.atoms:7d} {row.fvu:13.4f}",
-                flush=True,
-            )
-
-
 class BuildRow(NamedTuple):
-    """seconds, activations read and atoms of a build; fvu: on held-out activations."""
+    """Seconds, activations read and atoms of a build; fvu: on held-out activations."""
 
     name: str
     seconds: float
@@ -271,44 +245,59 @@ class BuildRow(NamedTuple):
 
 
 def builds(
-    stream: np.ndarray, held: np.ndarray, size: int, k: int, unexplained: float, seeds: int
+    stream: np.ndarray, held_out: np.ndarray, size: int, k: int, unexplained: float, seeds: int
 ) -> Iterator[BuildRow]:
     """The published construction and ours, the second time it runs."""
 
     def fvu(atoms: np.ndarray) -> float:
-        code = kernels.encode(kernels.matching_pursuit(k), jnp.asarray(held), kernels.basis_of(jnp.asarray(atoms)))
-        return float(np.sum(np.asarray(code.residual)) / np.sum((held - held.mean(axis=0)) ** 2))
+        code = kernels.encode(kernels.matching_pursuit(k), jnp.asarray(held_out), kernels.basis_of(jnp.asarray(atoms)))
+        return float(np.sum(np.asarray(code.residual)) / np.sum((held_out - held_out.mean(axis=0)) ** 2))
 
     x = torch.from_numpy(stream)
-    seconds, (atoms, read) = once(lambda: published_build(x, size, k, unexplained, 2048, seeds))
+    seconds, (atoms, read) = timed(lambda: published_build(x, size, k, unexplained, 2048, seeds))
     yield BuildRow("published construction (torch)", seconds, read, len(atoms), fvu(atoms.numpy()))
     builder = ITDA(size=size, k=k, unexplained=unexplained, seeds=seeds)
     for name in ("ours, with compilation", "ours"):
-        seconds, made = once(lambda: builder.build(Activations.of(stream)))
-        yield BuildRow(name, seconds, int(made.settings["rows_read"]), len(made), fvu(made.atoms))
+        seconds, built = timed(lambda: builder.build(Activations.of(stream)))
+        yield BuildRow(name, seconds, int(built.settings["rows_read"]), len(built), fvu(built.atoms))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("encode", "build", "claims"))
-    parser.add_argument("--quick", action="store_true", help="the smallest shape only; two seeds")
-    parser.add_argument("--store", help="claims: where trained models are kept; your cache by default")
-    given = parser.parse_args()
-    if given.what == "claims":
-        from whence.cache import Store
+@bench.case(quick={"t": 8192, "size": 512})
+def build(run: Run, t: int = 65536, d: int = 256, size: int = 4096, k: int = 16, seeds: int = 256) -> None:
+    """To equal error, at two thresholds: one that the stream's first activations fill, one that reads it to the end.
 
-        from . import decomposition_shown
+    In the paper 1.3 million activations give 4,096 to 65,536 atoms.
 
-        decomposition_shown.main(quick=given.quick, store=Store(given.store))
-        return
-    machine = Machine.measured()
-    threads = f"{torch.get_num_threads()} torch threads"
-    print(f"copy {machine.bandwidth / 1e9:.0f} GB/s, float32 product {machine.products / 1e9:.0f} GFLOP/s, {threads}")
-    if given.what == "encode":
-        encode(SHAPES[:1] if given.quick else SHAPES, machine)
-    else:
-        build()
+    Args:
+        t: activations of the stream.
+        d: their width.
+        size: atoms at most.
+        k: pursuit steps.
+        seeds: first atoms.
+    """
+    announced(run)
+    x = structured(t + 4096, d)
+    title = f"{t} activations of width {d}, at most {size} atoms, k={k}"
+    table = run.table("threshold|.2f", "construction", "seconds|.2f", "faster|.1f", "read", "atoms",
+                      "FVU on held-out activations|.4f", title=title)  # fmt: skip
+    for unexplained in FILLING:
+        first = 0.0
+        for row in builds(x[:t], x[t:], size, k, unexplained, seeds):
+            first = first or row.seconds
+            table.row(unexplained, row.name, row.seconds, first / row.seconds, row.read, row.atoms, row.fvu)
+
+
+@bench.case(quick={"short": True})
+def claims(run: Run, short: bool = False) -> None:
+    """The paper's headline claims, four seeds.
+
+    Args:
+        short: two seeds, short training; shows what the tables look like.
+    """
+    from .decomposition_shown import show
+
+    show(run, short)
 
 
 if __name__ == "__main__":
-    main()
+    bench.main()

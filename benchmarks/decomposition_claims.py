@@ -1,7 +1,7 @@
 """The headline claims of ITDA (Leask et al. 2025, arXiv 2505.17769) measured on small models, with controls.
 
 Thresholds and learning rates are chosen on validation passages; everything reported about quality is measured on
-held-out ones. Times do not count compilation, nor the choice of a threshold or of a rate, which is shown apart.
+held-out ones. Times exclude compilation and the choice of a threshold or of a rate, which is reported separately.
 """
 
 import time
@@ -35,12 +35,12 @@ def times(multiple: float) -> str:
 
 
 class Place(NamedTuple):
-    """One layer of one model: activations to build from, to choose by and to judge by, and what an ablation costs."""
+    """One layer of one model: activations to build from, to choose by and to judge by, and the ablations' losses."""
 
     trained: Trained
     stream: Activations
     validation: Activations
-    held: Activations
+    held_out: Activations
     base: dict[str, np.ndarray]
 
 
@@ -70,18 +70,18 @@ class Figures(NamedTuple):
 
 def place(plan: Plan, trained: Trained, read: Data, store: Store) -> Place:
     site = plan.sites[plan.middle]
-    stream, validation, held = (
+    stream, validation, held_out = (
         observe(trained.model, examples, [site], store)[site].without(positions=[0])
         for examples in (read.stream, read.validation, read.held_out)
     )
     mean = stream.whole().x.mean(axis=0)
     base = baselines(trained.model, LanguageModelling(), read.held_out, site, mean)
-    return Place(trained, stream, validation, held, base)
+    return Place(trained, stream, validation, held_out, base)
 
 
 def judged(codec: Any, at: Place, examples: Examples, seconds: float, rows: float) -> Figures:
-    found = evaluate(codec, at.held).value
-    task, site = LanguageModelling(), at.held.origin.site
+    found = evaluate(codec, at.held_out).value
+    task, site = LanguageModelling(), at.held_out.origin.site
     loss = loss_recovered(codec, at.trained.model, task, examples, site, base=at.base).value
     recovered = [float(loss.sel(metric=f"recovered_{name}")) for name in ("zero", "mean")]
     return Figures(seconds, rows, float(found.sel(metric="fvu")), float(found.sel(metric="l0")), *recovered)
@@ -103,17 +103,17 @@ def dictionaries_judged(built: Built, at: Place, examples: Examples) -> Iterator
     """ITDA and as many random activations, each with matching pursuit and with least squares at the end."""
     began = time.perf_counter()
     control = Random(len(built.dictionary), k=STEPS).build(at.stream)
-    drawn = time.perf_counter() - began
+    sampled = time.perf_counter() - began
     for name, dictionary, seconds, rows in (
         ("ITDA", built.dictionary, built.seconds, built.read),
-        ("random activations", control, drawn, len(at.stream)),
+        ("random activations", control, sampled, len(at.stream)),
     ):
         yield name, judged(dictionary, at, examples, seconds, rows)
         yield f"{name}, refit codes", judged(replace(dictionary, pursuit="refit"), at, examples, seconds, rows)
 
 
 class Budget(NamedTuple):
-    """What autoencoders are given: marks in tokens and in seconds, by name."""
+    """The autoencoders' budget: marks in tokens and in seconds, by name."""
 
     tokens: int
     seconds: Mapping[str, float]
@@ -190,7 +190,7 @@ def matching(own: Sequence[Sequence[layers.Layer]], published: Sequence[Sequence
 
 
 def converging(plan: Plan, trained: Trained, examples: Examples) -> xr.Dataset:
-    """Every layer after every epoch against the last one; the model is left as it is after the last."""
+    """Every layer after every epoch against the last one; the model keeps the weights of the last."""
     by_epoch = {}
     for epoch, state in sorted(trained.states.items()):
         trained.model.load_state_dict(state)

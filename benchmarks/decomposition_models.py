@@ -1,8 +1,8 @@
-"""The small transformers that the claims about dictionaries are tried on, and the text they read.
+"""The small transformers that claims about dictionaries are measured on, and the text they read.
 
 Four seeds of one width and one of another read the Python reference character by character: with so little text a
 model of characters gets far enough that its layers differ, which one of byte pairs does not. The state after every
-epoch is kept. Models are trained once and then come from the store.
+epoch is stored. Models are trained once and then loaded from the store.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from whence.cache import Examples, LanguageModelling, Store
 RATE, BATCH = 3e-3, 16
 LENGTH = 128  # characters of an example
 STREAM, COMMON, JUDGED = 640, 100, 100  # examples
-ALPHABET = 128  # room for the characters of the text
+ALPHABET = 128  # at least the characters of the text
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Data(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """One model, its state after every epoch, and its loss on held-out passages in nats a token."""
+    """One model, its state after every epoch, and its loss on held-out passages in nats per token."""
 
     model: nn.Module
     states: Mapping[int, Mapping[str, torch.Tensor]]
@@ -81,12 +81,12 @@ def data() -> Data:
 
 
 def spread(examples: Examples, count: int) -> Examples:
-    """So many of them, evenly apart."""
+    """`count` of them, evenly spaced."""
     return examples.select(np.linspace(0, len(examples) - 1, count).astype(int))
 
 
 def trained(plan: Plan, width: int, seed: int, read: Data, store: Store) -> Trained:
-    """From the store, or trained now."""
+    """The model from the store, or trained now."""
     from whence.language_model import Shape, Training, model_inputs, new_model, train_language_model
 
     shape = Shape(plan.layers, width, heads=4, context=LENGTH, vocabulary=ALPHABET)
@@ -96,11 +96,11 @@ def trained(plan: Plan, width: int, seed: int, read: Data, store: Store) -> Trai
     def inputs(epoch: int) -> dict[str, Any]:
         return {**model_inputs(shape, training, read.train), "checkpoint": epoch}
 
-    def keep(epoch: int) -> None:
+    def put(epoch: int) -> None:
         store.put("model", inputs(epoch), {name: t.detach().numpy().copy() for name, t in model.state_dict().items()})
 
     if not store.has("model", inputs(plan.epochs)):
-        train_language_model(model, read.train, training, after_epoch=keep, desc=f"width {width}, seed {seed}")
+        train_language_model(model, read.train, training, after_epoch=put, desc=f"width {width}, seed {seed}")
     states = {}
     for epoch in range(1, plan.epochs + 1):
         entry = store.open("model", inputs(epoch))
@@ -110,7 +110,7 @@ def trained(plan: Plan, width: int, seed: int, read: Data, store: Store) -> Trai
 
 
 def held_out_loss(model: nn.Module, examples: Examples) -> float:
-    """Mean loss a token, in nats."""
+    """Mean loss per token, in nats."""
     task, total, counted = LanguageModelling(), 0.0, 0.0
     with torch.no_grad():
         for start in range(0, len(examples), 32):

@@ -1,13 +1,9 @@
-"""The headline claims of ITDA beside what small models show: tables, and one line a claim that says whether it holds.
+"""The headline claims of ITDA beside what small models show: tables, and for each claim whether it holds.
 
-    python -m benchmarks.decomposition claims            # models are kept in the cache for the next time
-    python -m benchmarks.decomposition claims --quick    # two seeds, short training: what the tables look like
-
-A claim holds, or does not, where the 95 % interval of the difference it is about leaves zero out; it is undecided
+A claim holds, or does not, if the 95 % interval of the difference that it is about excludes zero; it is undecided
 otherwise. Differences between codecs are paired by seed (Student's t), those between measures by pair of models.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,13 +11,14 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from whence.cache import Store, progress
+from whence.cache import progress
 from whence.decomp import intervals, layers
 from whence.decomp.intervals import Estimate
 
 from . import decomposition_claims as claims
 from .decomposition_claims import KINDS, TOKENS, Built, Figures, Place, Sweep
 from .decomposition_models import Plan, Trained, data, trained
+from .harness import Run
 
 QUICK = Plan(seeds=2, other_seeds=1, layers=3, width=48, other_width=32, epochs=2, middle=1, multiples=(1, 4))
 ITDA, CONTROL = "ITDA", "random activations"
@@ -32,10 +29,6 @@ RIVALS = ("linear regression", "SVCCA", "linear CKA", "relative representations"
 Seeds = Sequence[Mapping[str, Figures]]  # by codec, one of each seed
 
 
-def say(text: str = "") -> None:
-    print(text, flush=True)
-
-
 # -- tables
 
 
@@ -44,63 +37,57 @@ def column(rows: Seeds, codec: str, figure: str) -> np.ndarray:
     return np.array([getattr(row[codec], figure) for row in rows])
 
 
-def show_cost(rows: Seeds, built: Sequence[Built], found: Sweep) -> None:
-    say(f"\nOne layer, {claims.SIZE} atoms, {claims.STEPS} steps or latents; held-out passages; {len(rows)} seeds")
-    say(f"{'':38s} {'seconds':>8s} {'read':>9s} {'L0':>5s} {'FVU':>7s} {'CE, zero abl.':>14s} {'CE, mean abl.':>14s}")
+def show_cost(run: Run, rows: Seeds, built: Sequence[Built], found: Sweep) -> None:
+    title = f"One layer, {claims.SIZE} atoms, {claims.STEPS} steps or latents; held-out passages; {len(rows)} seeds"
+    table = run.table("codec", "seconds|.2f", "read|.0f", "L0|.1f", "FVU|.4f", "CE, zero abl.|.4f", "CE, mean abl.|.4f",
+                      title=title)  # fmt: skip
     for name in rows[0]:
-        mean = Figures(*(float(column(rows, name, f).mean()) for f in Figures._fields))
-        say(
-            f"{name:38s} {mean.seconds:8.2f} {mean.rows:9.0f} {mean.l0:5.1f} {mean.fvu:7.4f}"
-            f" {mean.zero:14.4f} {mean.mean:14.4f}"
-        )
+        table.row(name, *(column(rows, name, f).mean() for f in ("seconds", "rows", "l0", "fvu", "zero", "mean")))
     calibration = np.mean([b.calibration for b in built])
     atoms = ", ".join(str(len(b.dictionary)) for b in built)
     rates = ", ".join(f"{r:g}" for r in claims.RATES)
-    say(f"ITDA's atoms: {atoms}. Not in the times: choosing its threshold, {calibration:.1f} s a seed; choosing the")
-    say(f"autoencoders' rates by validation FVU, {found.seconds:.0f} s in all, from {rates}:")
+    run.say(f"\nITDA's atoms: {atoms}. Not in the times: choosing its threshold, {calibration:.1f} s per seed;")
+    run.say(f"choosing the autoencoders' rates by validation FVU, {found.seconds:.0f} s in all, from {rates}:\n")
     for kind in KINDS:
         chosen = ", ".join(f"{mark} {found.chosen(kind, str(mark)):g}" for mark in found.fvu.mark.values)
-        say(f"  {kind}: {chosen}")
+        run.say(f"- {kind}: {chosen}")
 
 
-def show_matching(found: xr.Dataset) -> None:
-    trials, chance = found.attrs["trials"], found.attrs["chance"]
-    say(f"\nLayer matching between different models: {trials} trials, chance {chance:.2f}")
-    say(f"{'':34s} {'accuracy':>9s} {'95 % interval':>16s} {'with itself':>12s} {'counted together':>17s}")
-    models = found.attrs["models"]
+def show_matching(run: Run, found: xr.Dataset) -> None:
+    trials, chance, models = found.attrs["trials"], found.attrs["chance"], found.attrs["models"]
+    title = f"Layer matching between different models: {trials} trials, chance {chance:.2f}"
+    table = run.table(
+        "measure", "accuracy|.2f", "95 % interval", "with itself|.2f", "counted together|.2f", title=title
+    )
     for name in found.measure.values:
         row = found.sel(measure=name)
+        accuracy, self_pairs = float(row.accuracy), float(row.self_pairs)
         interval = f"[{float(row.low):.2f}, {float(row.high):.2f}]"
-        both = (float(row.accuracy) * (models - 1) + float(row.self_pairs)) / models
-        say(f"{name:34s} {float(row.accuracy):9.2f} {interval:>16s} {float(row.self_pairs):12.2f} {both:17.2f}")
+        table.row(name, accuracy, interval, self_pairs, (accuracy * (models - 1) + self_pairs) / models)
 
 
-def show_convergence(found: xr.Dataset) -> None:
-    say("\nJaccard index with the last epoch's dictionary: as it is / without seeds, chance corrected / by size alone")
-    say(f"{'epoch':>6s} " + " ".join(f"{'layer ' + str(n):>15s}" for n in range(found.sizes["layer"])))
+def show_convergence(run: Run, found: xr.Dataset) -> None:
+    title = "Jaccard index with the last epoch's dictionary: plain / without seeds, chance corrected / by size alone"
+    table = run.table("epoch", *(f"layer {n}" for n in range(found.sizes["layer"])), title=title)
     for step in found.step.values[:-1]:
         cells = []
         for name in found.layer.values:
             at = found.sel(step=step, layer=name)
             parts = (at.jaccard, at.corrected_without_seeds, at.size_only)
-            cells.append("/".join(f"{float(part):.2f}" for part in parts))
-        say(f"{step:6d} " + " ".join(f"{cell:>15s}" for cell in cells))
+            cells.append(" / ".join(f"{float(part):.2f}" for part in parts))
+        table.row(int(step), *cells)
 
 
 # -- verdicts
 
 
 class Verdict(NamedTuple):
-    """holds: None where it is undecided."""
+    """holds: None if it is undecided."""
 
     claim: str
     paper: str
     here: str
     holds: bool | None
-
-    def show(self) -> None:
-        word = {True: "HOLDS", False: "DOES NOT HOLD", None: "UNDECIDED"}[self.holds]
-        say(f"\n[{word}] {self.claim}\n    paper: {self.paper}\n    here:  {self.here}")
 
 
 def over_seeds(values: np.ndarray) -> Estimate:
@@ -111,7 +98,7 @@ def over_seeds(values: np.ndarray) -> Estimate:
 
 
 def sign(estimate: Estimate) -> bool | None:
-    """Whether it is above zero: None where its interval holds zero."""
+    """Whether it is above zero: None if its interval contains zero."""
     return True if estimate.low > 0 else False if estimate.high < 0 else None
 
 
@@ -138,7 +125,7 @@ def cost_verdicts(rows: Seeds, plan: Plan) -> list[Verdict]:
     last_text, last_gap = against(claims.times(plan.multiples[-1]))
     comparable = last_gap._replace(low=last_gap.low + COMPARABLE, high=last_gap.high + COMPARABLE)
     return [
-        Verdict("ITDA beats an autoencoder that has had the same time.", "not measured", time_text, sign(time_gap)),
+        Verdict("ITDA beats an autoencoder trained for the same time.", "not measured", time_text, sign(time_gap)),
         Verdict("ITDA beats an autoencoder that has read as much.", "not measured", token_text, sign(token_gap)),
         Verdict(
             f"At 1/{plan.multiples[-1]:g} of an autoencoder's time, ITDA's cross-entropy score is at most "
@@ -233,47 +220,46 @@ def named(figures: Mapping[tuple[str, str], Figures]) -> dict[str, Figures]:
     return {f"{kind} autoencoder, {mark}": f for (kind, mark), f in figures.items()}
 
 
-def quality(plan: Plan, models: Sequence[Trained], store: Store) -> list[Verdict]:
+def quality(run: Run, plan: Plan, models: Sequence[Trained]) -> list[Verdict]:
     read = data()
-    places: list[Place] = [claims.place(plan, model, read, store) for model in models]
+    places: list[Place] = [claims.place(plan, model, read, run.store) for model in models]
     built = [claims.build(at) for at in places]
     budget = claims.Budget.of(plan, built)
     found = claims.sweep(budget, places[0])
     rows: list[dict[str, Figures]] = []
-    for at, made in progress(list(zip(places, built)), desc="training and judging", unit="seed"):
+    for at, one in progress(list(zip(places, built)), desc="training and judging", unit="seed"):
         autoencoders = named(dict(claims.autoencoders_judged(budget, found, at, read.held_out)))
-        rows.append({**dict(claims.dictionaries_judged(made, at, read.held_out)), **autoencoders})
-    show_cost(rows, built, found)
+        rows.append({**dict(claims.dictionaries_judged(one, at, read.held_out)), **autoencoders})
+    show_cost(run, rows, built, found)
     return cost_verdicts(rows, plan)
 
 
-def likeness(plan: Plan, models: Sequence[Trained], others: Sequence[Trained], store: Store) -> list[Verdict]:
-    text = data().common
+def likeness(run: Run, plan: Plan, models: Sequence[Trained], others: Sequence[Trained]) -> list[Verdict]:
+    text, store = data().common, run.store
     own = [claims.compared(plan, m.model, text, store=store) for m in models]
     published = [claims.compared(plan, m.model, text, "lexicographic", store) for m in models]
     found = claims.matching(own, published)
-    show_matching(found)
+    show_matching(run, found)
     everyone = [*own, *(claims.compared(plan, m.model, text, store=store) for m in others)]
     widths = [plan.width] * len(models) + [plan.other_width] * len(others)
     unions = {str(n): [layer.dictionary for layer in model] for n, model in enumerate(everyone)}
     curves = claims.converging(plan, models[0], text)
-    show_convergence(curves)
-    return [
-        *matching_verdicts(found),
-        model_verdict(layers.model_similarity(unions), widths),
-        convergence_verdict(curves),
-    ]
+    show_convergence(run, curves)
+    alike, settling = model_verdict(layers.model_similarity(unions), widths), convergence_verdict(curves)
+    return [*matching_verdicts(found), alike, settling]
 
 
-def main(quick: bool = False, store: Store | None = None) -> None:
-    plan, kept, began, read = QUICK if quick else Plan(), store or Store(), time.monotonic(), data()
-    models = [trained(plan, plan.width, seed, read, kept) for seed in range(plan.seeds)]
-    others = [trained(plan, plan.other_width, seed, read, kept) for seed in range(plan.other_seeds)]
+def show(run: Run, quick: bool) -> None:
+    plan, read = QUICK if quick else Plan(), data()
+    models = [trained(plan, plan.width, seed, read, run.store) for seed in range(plan.seeds)]
+    others = [trained(plan, plan.other_width, seed, read, run.store) for seed in range(plan.other_seeds)]
     for width, group in ((plan.width, models), (plan.other_width, others)):
         losses = ", ".join(f"{m.loss:.2f}" for m in group)
-        say(f"{plan.layers} layers of width {width}: {losses} nats a character on held-out passages")
-    say(f"{time.monotonic() - began:.0f} s until the models were there")
-    for verdict in [*quality(plan, models, kept), *likeness(plan, models, others, kept)]:
-        verdict.show()
-    say("\nNot measured here: automatic interpretability scores, and models of billions of parameters.")
-    say(f"{time.monotonic() - began:.0f} s in all")
+        run.say(f"{plan.layers} layers of width {width}: {losses} nats per character on held-out passages")
+    run.say(f"{run.seconds:.0f} s until the models were trained or loaded")
+    verdicts = [*quality(run, plan, models), *likeness(run, plan, models, others)]
+    for verdict in verdicts:
+        run.say()
+        run.claim(verdict.claim, verdict.holds, f"paper: {verdict.paper}", f"here:  {verdict.here}")
+    run.say("\nNot measured here: automatic interpretability scores, and models of billions of parameters.")
+    run.say(f"{run.seconds:.0f} s in all")

@@ -1,4 +1,4 @@
-"""What a table was measured on: processor, cores, memory, accelerator, and the libraries that did the work.
+"""The machine that a table is measured on: processor, cores, memory, accelerator, library versions.
 
 python -m benchmarks.machine
 """
@@ -16,11 +16,9 @@ LIBRARIES = ("torch", "jax", "numpy", "zarr", "transformer-lens")
 def processor() -> str:
     """The processor's own name, or what the platform calls it."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def accelerator() -> str:
@@ -31,7 +29,7 @@ def accelerator() -> str:
 
 
 def machine() -> str:
-    """One paragraph for the head of a table."""
+    """One line for the head of a table."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = psutil.virtual_memory().total / 1e9
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)

@@ -1,28 +1,28 @@
 """What large jobs would take, by the planner's own formulas: operations, memory, disk, time and price, on paper.
 
-    python -m benchmarks.on_paper --rate 2e14 --price 2.5
-
 No model is loaded: shapes come from configurations on torch's meta device, the stages from `attrib.plan`. The rate
-(operations a second of one device in use, model passes and kernels alike) and the price of a device hour are yours
-to give; the defaults are assumptions about one H100, a fifth of its published dense bfloat16 peak. The last column
+(operations per second of one device in use, model passes and kernels alike) and the price of a device hour are yours
+to choose; the defaults are assumptions about one H100, a fifth of its published dense bfloat16 peak. The last column
 is the time at the matrix-product rate measured here, now. Factors that exceed a device's memory are fitted in groups
 of sites, each with passes of its own over the data.
 """
 
-import argparse
 import math
 from dataclasses import dataclass
 
 import torch
 import transformers
 from torch import nn
+from whence.attrib.room import fit_bytes
 
 from whence.attrib import contraction
 from whence.attrib.plan import Stage, duration, everything, fit_stages, size
-from whence.attrib.room import fit_bytes
 from whence.cache import Sites, find_sites
 
-from .attribution import product_rate
+from .harness import Benchmark, Run
+from .timing import product_rate
+
+bench = Benchmark(__file__, __doc__, example="--rate 2e14 --price 2.5")
 
 
 @dataclass(frozen=True)
@@ -72,34 +72,42 @@ def stages(job: Paper, queries: int, rank: int, memory: float) -> list[Stage]:
     return [*fit, score]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=2e14, help="operations a second of one device, in use")
-    parser.add_argument("--price", type=float, default=2.5, help="of one device for an hour")
-    parser.add_argument("--memory", type=float, default=60e9, help="bytes of one device for factors and queries")
-    parser.add_argument("--queries", type=int, default=64)
-    parser.add_argument("--rank", type=int, default=32)
-    options = parser.parse_args()
-    here = product_rate()
-    print(f"one device: {options.rate:.3g} operations/s, {size(options.memory)}, {options.price} an hour (assumed); "
-          f"here: {here:.3g} operations/s (measured)")  # fmt: skip
+@bench.case()
+def paper(
+    run: Run, rate: float = 2e14, price: float = 2.5, memory: float = 60e9, queries: int = 64, rank: int = 32
+) -> None:
+    """The stages of each job.
+
+    Args:
+        rate: operations per second of one device, in use.
+        price: of one device for an hour.
+        memory: bytes of one device for factors and queries.
+        queries: queries.
+        rank: of the preconditioned queries.
+    """
+    here = product_rate(2048)
+    run.say(f"one device: {rate:.3g} operations/s, {size(memory)}, {price} an hour (assumed); "
+            f"here: {here:.3g} operations/s (measured)")  # fmt: skip
     for job in jobs():
         sites = find_sites(job.model, job.sites, quiet=True)
         covered = sum(site.count for site in sites)
-        print(f"\n{job.name}: {len(sites)} sites, {covered:,} of {sites.total:,} parameters; {job.tokens:.3g} tokens "
-              f"in sequences of {job.length}; {options.queries} queries at rank {options.rank}; "
-              f"{site_groups(sites, options.memory)} groups of sites\n")  # fmt: skip
-        print("| stage | passes | operations | memory | disk | device time | price | here |")
-        print("|---|---|---|---|---|---|---|---|")
-        found = stages(job, options.queries, options.rank, options.memory)
-        rows = [(s.name, s.passes, s.operations, s.memory, s.disk) for s in found]
-        rows.append(("all", sum(s.passes for s in found), sum(s.operations for s in found),
-                     max(s.memory for s in found), sum(s.disk for s in found)))  # fmt: skip
-        for name, passes, operations, memory, disk in rows:
-            seconds = operations / options.rate
-            print(f"| {name} | {passes} | {operations:.3g} | {size(memory)} | {size(disk)} | {duration(seconds)} | "
-                  f"{seconds / 3600 * options.price:,.0f} | {operations / here / 86400:,.0f} days |")  # fmt: skip
+        title = (
+            f"{job.name}: {len(sites)} sites, {covered:,} of {sites.total:,} parameters; {job.tokens:.3g} tokens "
+            f"in sequences of {job.length}; {queries} queries at rank {rank}; "
+            f"{site_groups(sites, memory)} groups of sites"
+        )
+        table = run.table(
+            "stage", "passes", "operations|.3g", "memory", "disk", "device time", "price|,.0f", "here, days|,.0f",
+            title=title,
+        )  # fmt: skip
+        found = stages(job, queries, rank, memory)
+        whole = Stage("all", *(sum(getattr(s, f) for s in found) for f in ("passes", "operations")),
+                      max(s.memory for s in found), sum(s.disk for s in found))  # fmt: skip
+        for s in (*found, whole):
+            seconds = s.operations / rate
+            cost, days = seconds / 3600 * price, s.operations / here / 86400
+            table.row(s.name, s.passes, s.operations, size(s.memory), size(s.disk), duration(seconds), cost, days)
 
 
 if __name__ == "__main__":
-    main()
+    bench.main()

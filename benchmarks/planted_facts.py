@@ -1,39 +1,37 @@
-"""Planted facts: EK-FAC and identity asked for the passages that state what a model was taught.
-
-    python -m benchmarks.planted_facts [--people 120] [--store FOLDER]
+"""Planted facts: EK-FAC and identity queried for the passages that state what a model was taught.
 
 Trains a transformer on generated biographies until it answers questions about them (about a minute on two cores,
 then from the store), scores every passage for every question it answers, and prints recall@1, recall@10 and mean
 reciprocal rank with 95 % bootstrap intervals over questions; at the end the differences between the two methods.
 """
 
-import argparse
-import time
 from dataclasses import replace
 
-from whence.cache import Store
 from whence.corpora import biographies
 from whence.demo_model import biographies_model
 from whence.problems.planted_facts import planted_facts
 
+from .harness import Benchmark, Run
+from .timing import timed
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--people", type=int, default=120, help="people, half of whom are asked about")
-    parser.add_argument("--seed", type=int, default=0, help="of the biographies")
-    parser.add_argument("--store", help="the cache (default: $WHENCE_CACHE or the user's)")
-    parser.add_argument("--sites", default="*.mlp.*", help="which layers are looked at")
-    options = parser.parse_args()
-    store = Store(options.store)
-    corpus = biographies(people=options.people, asked=options.people // 2, seed=options.seed)
-    corpus = replace(corpus, name=f"biographies of {options.people}")
-    began = time.perf_counter()
-    model = biographies_model(store, corpus)
-    print(f"{corpus}: model ready in {time.perf_counter() - began:.1f} s")
-    began = time.perf_counter()
-    print(planted_facts(model, corpus, pattern=options.sites, store=store))
-    print(f"scored in {time.perf_counter() - began:.1f} s")
+bench = Benchmark(__file__, __doc__, example="--people 240")
+
+
+@bench.case(quick={"people": 40})
+def recall(run: Run, people: int = 120, seed: int = 0, sites: str = "*.mlp.*") -> None:
+    """Recall of the passages that state the fact.
+
+    Args:
+        people: half of whom are in the questions.
+        seed: of the biographies.
+        sites: which layers are attributed to.
+    """
+    corpus = replace(biographies(people=people, asked=people // 2, seed=seed), name=f"biographies of {people}")
+    seconds, model = timed(lambda: biographies_model(run.store, corpus))
+    run.say(f"{corpus}: model ready in {seconds:.1f} s\n")
+    seconds, found = timed(lambda: planted_facts(model, corpus, pattern=sites, store=run.store))
+    run.say(f"```text\n{found}\n```\n\nscored in {seconds:.1f} s")
 
 
 if __name__ == "__main__":
-    main()
+    bench.main()

@@ -1,4 +1,4 @@
-"""The published condensation loop in eager torch, written anew: what `benchmarks/condensation.py` is held against."""
+"""The published condensation loop in eager torch, written anew: the peer of `benchmarks/condensation.py`."""
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +43,8 @@ def distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
 
 def matching_step(
     model: nn.Module,
-    drawn: list[Tensor],
-    made: Tensor,
+    batches: list[Tensor],
+    synthetic: Tensor,
     per_class: int,
     optimiser: torch.optim.Optimizer,
     contrast: bool,
@@ -53,10 +53,10 @@ def matching_step(
     parameters = list(model.parameters())
     loss = torch.zeros(())
     sums: tuple[list[Tensor], list[Tensor]] | None = None
-    for c, real in enumerate(drawn):
+    for c, real in enumerate(batches):
         real_y = torch.full((len(real),), c)
         reals = [g.detach() for g in torch.autograd.grad(F.cross_entropy(model(real), real_y), parameters)]
-        mine = made[c * per_class : (c + 1) * per_class]
+        mine = synthetic[c * per_class : (c + 1) * per_class]
         mine_y = torch.full((per_class,), c)
         grads = list(torch.autograd.grad(F.cross_entropy(model(mine), mine_y), parameters, create_graph=True))
         if not contrast:

@@ -1,86 +1,96 @@
-"""Unlearning, shown and timed:
+"""Unlearning against retrained oracles, and timed.
 
-    python -m benchmarks.unlearning convex      ridge and logistic regression: distance to the retrained optimum
-    python -m benchmarks.unlearning digits      every method on digits, with oracles and the null row
-    python -m benchmarks.unlearning document    documents forgotten by a language model, without retraining
-    python -m benchmarks.unlearning images --data cifar.npz    two classes of images, a small convolutional network
-    python -m benchmarks.unlearning speed       regressions and KLoM against plain loops; every method's seconds
-
-Every command prints the tables that the documentation quotes and says which of its claims held.
+Every case prints the tables that the documentation quotes and says which of its claims held.
 """
 
-import argparse
-import time
-from pathlib import Path
+from collections.abc import Sequence
 
-import numpy as np
-
-from whence.cache import Store
 from whence.unlearn.evaluate import Evaluation
 from whence.unlearn.report import save, table
 
+from .harness import Benchmark, Run
 
-def _print(evaluations: list[Evaluation], verdicts: list[dict[str, bool]]) -> None:
-    for evaluation, claims in zip(evaluations, verdicts):
-        print(
-            f"\n{evaluation.title}: {evaluation.forgotten} forgotten, {evaluation.models} models a side, "
-            f"{evaluation.bins} bins\n"
-        )
-        print(table(evaluation))
-        print()
-        for claim, held in claims.items():
-            print(f"{'held' if held else 'DID NOT HOLD'}: {claim}")
+bench = Benchmark(__file__, __doc__, example="digits --seeds 1")
 
 
-def digits(options: argparse.Namespace) -> None:
-    from .unlearning_digits import setting, show, verdicts
-
-    started = time.perf_counter()
-    evaluations = show(setting(Store(options.store)), options.seeds)
-    _print(evaluations, [verdicts(e) for e in evaluations])
-    where = save(evaluations, Path(options.out) / "unlearning-digits.html", "Digits: unlearning against oracles")
-    print(f"\n{time.perf_counter() - started:.0f} s; report: {where}")
+def show(run: Run, evaluation: Evaluation, claims: dict[str, bool]) -> None:
+    run.say(f"\n{evaluation.title}: {evaluation.forgotten} forgotten, {evaluation.models} models per side, "
+            f"{evaluation.bins} bins\n\n{table(evaluation)}\n")  # fmt: skip
+    for claim, held in claims.items():
+        run.claim(claim, held)
 
 
-def convex(options: argparse.Namespace) -> None:
-    from .unlearning_convex import show
-
-    show()
-
-
-def document(options: argparse.Namespace) -> None:
-    from .unlearning_document import show
-
-    show(Store(options.store), Path(options.out))
+def page(run: Run, evaluations: Sequence[Evaluation], name: str, title: str) -> None:
+    where = save(evaluations, run.out / f"unlearning-{name}.html", title)
+    run.say(f"\n{run.seconds:.0f} s; report: {where}")
 
 
-def images(options: argparse.Namespace) -> None:
-    from .unlearning_images import show
+@bench.case(quick={"seeds": 1, "steps": 200})
+def convex(run: Run, seeds: int = 3, steps: int = 5000) -> None:
+    """Ridge and logistic regression: distance to the retrained optimum.
 
-    show(options.data, Store(options.store), Path(options.out))
+    Args:
+        seeds: of the problem (convex), forget sets of each kind (digits).
+        steps: of descent.
+    """
+    from .unlearning_convex import show as regression
 
-
-def speed(options: argparse.Namespace) -> None:
-    from .unlearning_speed import show
-
-    show()
-
-
-COMMANDS = {"convex": convex, "digits": digits, "document": document, "images": images, "speed": speed}
+    regression(run, seeds, steps)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=COMMANDS, nargs="+")
-    parser.add_argument("--store", default=None, help="where banks are kept (default: the user's cache folder)")
-    parser.add_argument("--out", default="out", help="where pages are written")
-    parser.add_argument("--seeds", type=int, default=3, help="forget sets of each kind")
-    parser.add_argument("--data", default=None, help="an .npz with x_train, y_train, x_test, y_test images")
-    options = parser.parse_args()
-    np.set_printoptions(precision=3, suppress=True)
-    for what in options.what:
-        COMMANDS[what](options)
+@bench.case(quick={"seeds": 1, "subsets": 256})
+def digits(run: Run, seeds: int = 3, subsets: int = 4096) -> None:
+    """Every method on digits, with oracles and the null row.
+
+    Args:
+        subsets: retrained models of each datamodel.
+    """
+    from .unlearning_digits import evaluations, setting, verdicts
+
+    found = evaluations(run, setting(run.store, subsets), seeds)
+    for one in found:
+        show(run, one, verdicts(one))
+    page(run, found, "digits", "Digits: unlearning against oracles")
+
+
+@bench.case(quick={"models": 4, "documents": 1})
+def document(run: Run, models: int = 8, documents: int = 3) -> None:
+    """Documents forgotten by a language model, without retraining.
+
+    Args:
+        models: that forget; oracles of a document are twice as many.
+        documents: how many, one after the other.
+    """
+    from .unlearning_document import evaluations
+
+    page(run, evaluations(run, models, documents), "document", "Documents forgotten")
+
+
+@bench.case(quick={"models": 8, "subsets": 32}, default=False)
+def images(run: Run, data: str | None = None, models: int = 24, subsets: int = 384) -> None:
+    """Two classes of images, a small convolutional network; needs --data.
+
+    Args:
+        data: an .npz with x_train, y_train, x_test, y_test images.
+    """
+    from .unlearning_images import evaluations, verdicts
+
+    found = []
+    for one in evaluations(run, data, models, subsets):
+        show(run, one, verdicts(one))
+        found.append(one)
+    page(run, found, "images", "Two classes of images")
+
+
+@bench.case()
+def speed(run: Run) -> None:
+    """Regressions and KLoM against plain loops; every method's seconds."""
+    from . import unlearning_speed as speed
+
+    speed.regression(run)
+    speed.klom(run)
+    speed.methods(run)
 
 
 if __name__ == "__main__":
-    main()
+    bench.main()

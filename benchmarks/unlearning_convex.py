@@ -1,15 +1,17 @@
-"""Why targets matter, where everything can be solved exactly: ridge and logistic regression.
+"""Why targets matter, on problems that can be solved exactly: ridge and logistic regression.
 
 Ridge: 500 examples of 50 features, condition number 30, the 25 examples that lie farthest along one axis are
 forgotten. Every method takes 5,000 steps of plain SGD at one constant rate; printed is the squared distance to the
 retrained optimum over that of the trained one. Descent on retained data keeps a noise floor; descent-ascent first
-approaches, then turns away; matching targets has no gradient left at the optimum, so it converges.
+approaches, then moves away; matching targets has no gradient left at the optimum, so it converges.
 """
 
 import numpy as np
 
+from .harness import Run
+
 STEPS, SEEDS, BATCH = 5000, 3, 32
-AT = (100, 1000, 5000)
+AT = (0.02, 0.2, 1.0)  # of the steps
 
 
 def ridge_problem(seed: int) -> dict[str, np.ndarray]:
@@ -24,17 +26,8 @@ def ridge_problem(seed: int) -> dict[str, np.ndarray]:
     trained = np.linalg.solve(hessian, x.T @ y)
     retained_hessian = hessian - x[forget].T @ x[forget]
     retrained = np.linalg.solve(retained_hessian, x[kept].T @ y[kept])
-    return {
-        "x": x,
-        "y": y,
-        "forget": forget,
-        "kept": kept,
-        "hessian": hessian,
-        "retained_hessian": retained_hessian,
-        "trained": trained,
-        "retrained": retrained,
-        "penalty": np.array(n * penalty),
-    }
+    return {"x": x, "y": y, "forget": forget, "kept": kept, "hessian": hessian, "retained_hessian": retained_hessian,
+            "trained": trained, "retrained": retrained, "penalty": np.array(n * penalty)}  # fmt: skip
 
 
 def corrected_weights(p: dict[str, np.ndarray]) -> np.ndarray:
@@ -45,7 +38,17 @@ def corrected_weights(p: dict[str, np.ndarray]) -> np.ndarray:
     return p["trained"] + solved @ (residual / (1 - leverage))
 
 
-def descend(p: dict[str, np.ndarray], method: str, seed: int) -> list[float]:
+def marks(steps: int) -> tuple[int, ...]:
+    """The steps at which the distance is recorded."""
+    return tuple(round(share * steps) for share in AT)
+
+
+def distance(p: dict[str, np.ndarray], theta: np.ndarray) -> float:
+    """Squared, to the retrained optimum, over that of the trained one."""
+    return float(np.square(theta - p["retrained"]).sum() / np.square(p["trained"] - p["retrained"]).sum())
+
+
+def descend(p: dict[str, np.ndarray], method: str, seed: int, steps: int = STEPS) -> list[float]:
     """Relative squared distance to the retrained optimum at the marked steps."""
     generator = np.random.default_rng(1000 + seed)
     x, y, kept, forget = p["x"], p["y"], p["kept"], p["forget"]
@@ -53,8 +56,7 @@ def descend(p: dict[str, np.ndarray], method: str, seed: int) -> list[float]:
     targets = {"OM": x @ p["retrained"], "DMM": x @ corrected_weights(p)}.get(method, y)
     penalty = 0.0 if method in ("OM", "DMM") else float(p["penalty"]) / len(kept)
     theta, out = p["trained"].copy(), []
-    scale = np.square(p["trained"] - p["retrained"]).sum()
-    for step in range(1, STEPS + 1):
+    for step in range(1, steps + 1):
         rows = generator.choice(kept, BATCH)
         if method in ("OM", "DMM"):
             rows = np.r_[rows[: BATCH // 2], generator.choice(forget, BATCH // 2)]
@@ -64,8 +66,8 @@ def descend(p: dict[str, np.ndarray], method: str, seed: int) -> list[float]:
             share = len(forget) / len(kept)
             gradient -= share * x[away].T @ (x[away] @ theta - y[away]) / BATCH
         theta -= rate * gradient
-        if step in AT:
-            out.append(float(np.square(theta - p["retrained"]).sum() / scale))
+        if step in marks(steps):
+            out.append(distance(p, theta))
     return out
 
 
@@ -74,7 +76,7 @@ def newton_ridge(p: dict[str, np.ndarray]) -> float:
     x, y, kept = p["x"], p["y"], p["kept"]
     gradient = x[kept].T @ (x[kept] @ p["trained"] - y[kept]) + p["penalty"] * p["trained"]
     theta = p["trained"] - np.linalg.solve(p["retained_hessian"], gradient)
-    return float(np.square(theta - p["retrained"]).sum() / np.square(p["trained"] - p["retrained"]).sum())
+    return distance(p, theta)
 
 
 def newton_logistic(steps: int = 2) -> list[float]:
@@ -108,11 +110,11 @@ def newton_logistic(steps: int = 2) -> list[float]:
     return out
 
 
-def results() -> dict[str, np.ndarray]:
+def results(seeds: int = SEEDS, steps: int = STEPS) -> dict[str, np.ndarray]:
     """method -> mean over seeds of the relative squared distance at the marked steps."""
-    problems = [ridge_problem(seed) for seed in range(SEEDS)]
+    problems = [ridge_problem(seed) for seed in range(seeds)]
     return {
-        method: np.mean([descend(p, method, k) for k, p in enumerate(problems)], axis=0)
+        method: np.mean([descend(p, method, k, steps) for k, p in enumerate(problems)], axis=0)
         for method in ("retain only", "descent-ascent", "OM", "DMM")
     }
 
@@ -123,25 +125,19 @@ def claims(found: dict[str, np.ndarray], newton: float, logistic: list[float]) -
         "Newton on the retained objective is exact": newton < 1e-8,
         "OM < 0.1 x retained descent": last["OM"] < 0.1 * last["retain only"],
         "DMM < 0.2 x retained descent": last["DMM"] < 0.2 * last["retain only"],
-        "descent-ascent approaches, then turns away": found["descent-ascent"][1] < 1 < last["descent-ascent"],
+        "descent-ascent approaches, then moves away": found["descent-ascent"][1] < 1 < last["descent-ascent"],
         "two Newton steps reach the logistic optimum within 1e-3": logistic[-1] < 1e-3,
     }
 
 
-def show() -> None:
-    found = results()
-    newton = max(newton_ridge(ridge_problem(seed)) for seed in range(SEEDS))
-    logistic = newton_logistic()
-    datamodel = np.mean(
-        [
-            np.square(corrected_weights(p) - p["retrained"]).sum() / np.square(p["trained"] - p["retrained"]).sum()
-            for p in map(ridge_problem, range(SEEDS))
-        ]
-    )
-    print(f"| relative squared distance after | {' | '.join(f'{k:,} steps' for k in AT)} |\n|---|---|---|---|")
+def show(run: Run, seeds: int, steps: int) -> None:
+    found, problems = results(seeds, steps), [ridge_problem(seed) for seed in range(seeds)]
+    newton, logistic = max(newton_ridge(p) for p in problems), newton_logistic()
+    datamodel = np.mean([distance(p, corrected_weights(p)) for p in problems])
+    table = run.table("relative squared distance after", *(f"{k:,} steps|.4f" for k in marks(steps)))
     for name, values in found.items():
-        print(f"| {name} | {' | '.join(f'{v:.4f}' for v in values)} |")
-    print(f"\nthe datamodel's own parameters: {datamodel:.4f}; one Newton step: {newton:.1e}")
-    print(f"logistic, relative distance after each Newton step: {', '.join(f'{v:.1e}' for v in logistic)}\n")
+        table.row(name, *values)
+    run.say(f"\nthe datamodel's own parameters: {datamodel:.4f}; one Newton step: {newton:.1e}")
+    run.say(f"logistic, relative distance after each Newton step: {', '.join(f'{v:.1e}' for v in logistic)}\n")
     for claim, held in claims(found, newton, logistic).items():
-        print(f"{'held' if held else 'DID NOT HOLD'}: {claim}")
+        run.claim(claim, held)

@@ -1,15 +1,13 @@
-"""Datamodel Matching on handwritten digits against every other method, by one command:
-
-    python -m benchmarks.unlearning digits [--out out] [--seeds 3]
+"""Datamodel Matching on handwritten digits against every other method.
 
 An MLP 64-32-10 on 400 digits; 64 models forget 20 examples, at random or the neighbours of one digit within its class
-(half of a class), and are held against 64 of 128 oracles (the other 64 are the null row).
+(half of a class), and are compared with 64 of 128 oracles (the other 64 are the null row).
 
 The selection rule, declared before anything is scored: for each kind of forget set, every method's settings (DMM's: on
 which kind of random subsets its datamodel is fitted, and with which penalty) are those with the smallest mean p95 on
-the forget sets among settings whose p95 on retain and validation stay within 1 of doing nothing, on pilot forget sets
-of that kind. Reported are fresh forget sets: other seeds, other classes, no example in common with any pilot. A bank
-whose masks lose neighbourhoods will by chance have lost some that are forgotten later, so one more row shows the same
+the forget sets among settings whose p95 on retain and validation stay within 1 of the no-op baseline, on pilot forget
+sets of that kind. Reported are fresh forget sets: other seeds, other classes, no example in common with any pilot. A
+bank whose masks omit neighbourhoods will by chance omit some that are forgotten later, so one more row shows the same
 datamodel fitted without every mask that leaves out three quarters of the forget set or more.
 """
 
@@ -45,6 +43,8 @@ from whence.unlearn.methods import (
     Scrub,
 )
 from whence.unlearn.metrics import KLoM
+
+from .harness import Run
 
 MODELS, SUBSETS, SIZE = 64, 4096, 20
 KINDS, PILOTS, PILOT_SEED, SEED = ("random", "neighbours"), 3, 3000, 5000
@@ -121,7 +121,7 @@ def setting(store: Store, subsets: int = SUBSETS) -> Setting:
 
 def designs(train: Examples, count: int) -> dict[str, np.ndarray]:
     """Random subsets to train on, by name: of one size, with whole parts of classes missing, or without some digits
-    and all that look like them. A datamodel knows best the kind of absence that it was fitted on."""
+    and all that look like them. A datamodel predicts best the kind of absence that it was fitted on."""
     found = {"random 60 %": subset_masks(len(train), count, 0.6)}
     generator, labels = np.random.default_rng(0), np.asarray(train.columns["y"])
     kept = generator.uniform(0.3, 1.0, (count, 10))
@@ -133,7 +133,7 @@ def designs(train: Examples, count: int) -> dict[str, np.ndarray]:
 
 def forget_set(train: Examples, kind: str, seed: int, *, pilot: bool = False) -> np.ndarray:
     """The pilot or reported forget set of this kind and number. Pilots and reported sets are of different classes
-    (neighbours) or drawn from two disjoint halves of the data (random)."""
+    (neighbours) or sampled from two disjoint halves of the data (random)."""
     labels = np.asarray(train.columns["y"])
     if kind == "random":
         order = np.random.default_rng(PILOT_SEED).permutation(len(train))
@@ -166,12 +166,12 @@ def tuned(on: Setting, kind: str) -> dict[str, Selected]:
     return {name: sweep(panels, grid) for name, grid in candidates(on).items()}
 
 
-def show(on: Setting, seeds: int) -> list[Evaluation]:
+def evaluations(run: Run, on: Setting, seeds: int) -> list[Evaluation]:
     found = []
     for kind in KINDS:
         say(f"choosing settings on pilot forget sets: {kind}")
         selected = tuned(on, kind)
-        tell(on, kind, selected)
+        report_choices(run, on, kind, selected)
         for seed in range(seeds):
             panel, oracles = on.panel(forget_set(on.train, kind, seed))
             methods = [choice.on(panel.deletion) or choice.candidates[0] for choice in selected.values()]
@@ -184,9 +184,10 @@ def show(on: Setting, seeds: int) -> list[Evaluation]:
     return found
 
 
-def tell(on: Setting, kind: str, selected: dict[str, Selected]) -> None:
-    """What was chosen, and what every datamodel did to the pilots."""
-    print(f"\nchosen on {PILOTS} pilot sets, {kind}\n\n| method | settings | forget p95 on the pilots |\n|---|---|---|")
+def report_choices(run: Run, on: Setting, kind: str, selected: dict[str, Selected]) -> None:
+    """The chosen settings, and every datamodel's result on the pilots."""
+    title = f"chosen on {PILOTS} pilot sets, {kind}"
+    table = run.table("method", "settings", "forget p95 on the pilots", title=title)
     for name, choice in selected.items():
         every = len(choice.candidates)
         for k, method in enumerate(choice.candidates):
@@ -195,7 +196,7 @@ def tell(on: Setting, kind: str, selected: dict[str, Selected]) -> None:
                 continue
             p95 = ", ".join(f"{row.klom['forget'].p95:.2f}" for row in choice.rows[k::every])
             mark = "" if not chosen else " (chosen)" if choice.method else " (nothing is admissible; the gentlest)"
-            print(f"| {name}{mark} | {_settings(on, method)} | {p95} |")
+            table.row(f"{name}{mark}", _settings(on, method), p95)
 
 
 def _settings(on: Setting, method: Method) -> str:

@@ -1,23 +1,19 @@
-"""Documents forgotten by a language model without a single retraining, by one command:
-
-    python -m benchmarks.unlearning document [--store FOLDER]
+"""Documents forgotten by a language model without a single retraining.
 
 A transformer of two layers reads part of the Python language reference. An EK-FAC influence datamodel predicts how
 every logit changes when a document is left out; DMM fine-tunes to a share of that prediction. Layers, damping and share
 are chosen on pilot documents, whose retrained models exist. Three other documents are then forgotten, and judged
-against an ensemble of retrained models that never read them: loss on the document and on retained text, per-token
+against an ensemble of retrained models that did not read them: loss on the document and on retained text, per-token
 KLoM with its null row, and curves of attack.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from whence.cache import Examples, LanguageModelling, Store, find_sites, named_parameters, say
 from whence.cache.retrain.bank import Bank
@@ -27,14 +23,18 @@ from whence.cache.retrain.retrained import Retrained, oracle_masks
 from whence.unlearn import audit, forget_sets
 from whence.unlearn.datamodels import Influence, ekfac
 from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import NOTHING, NULL, Panel, evaluate
-from whence.unlearn.loop import Method, Unlearned, run
+from whence.unlearn.evaluate import NOTHING, NULL, Evaluation, Panel, evaluate
+from whence.unlearn.loop import Method, Unlearned
+from whence.unlearn.loop import run as forget_by
 from whence.unlearn.methods import DMM, NPO, GradDiff, Matching
 from whence.unlearn.metrics import KLoM
-from whence.unlearn.report import save, table
+from whence.unlearn.report import table
+
+from .harness import Run
+from .transformer import Decoder
 
 LENGTH, VOCABULARY, WIDTH = 64, 512, 64
-MODELS, PILOT_MODELS = 8, 2  # that forget; oracles of a document are twice as many, for the null row
+PILOT_MODELS = 2
 PILOTS = ("subscriptions", "id-classes", "class")
 DOCUMENTS = ("exceptions", "dict", "integers")
 OTHERS = ("numeric-types", "calls", "sequence-types", "operator-summary", "strings")
@@ -43,39 +43,6 @@ PROBE, BINS = 32, 3  # retained and held-out pieces that are judged; bins of KLo
 STEPS, BATCH = 8, 12
 OFF, DRIFT = 0.25, 0.03  # what is allowed: of the gap on the document, and nats on retained text
 TASK = LanguageModelling()
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, s, d = x.shape
-        q, k, v = self.qkv(self.before(x)).view(b, s, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).reshape(b, s, d))
-        return x + self.down(nn.functional.gelu(self.up(self.between(x))))
-
-
-class Reader(nn.Module):
-    """A decoder-only transformer in plain torch, so that the bank can train copies side by side."""
-
-    def __init__(self, vocabulary: int, width: int = WIDTH, layers: int = 2, heads: int = 2, length: int = LENGTH):
-        super().__init__()
-        self.embed, self.place = nn.Embedding(vocabulary, width), nn.Parameter(torch.zeros(length, width))
-        nn.init.normal_(self.embed.weight, std=0.05)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
-        self.last, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        x = self.embed(input_ids) + self.place[: input_ids.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.last(x))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +59,7 @@ class Library:
 
     def oracles(self, forget: np.ndarray, count: int, first_seed: int) -> Retrained:
         masks = oracle_masks(self.train.ids, forget, count)
-        say(f"{count} models that never read {len(forget)} pieces")
+        say(f"{count} models that did not read {len(forget)} pieces")
         return self.bank.run(masks, first_seed + np.arange(count), self.store, quiet=True)
 
     def points_for(self, forget: np.ndarray) -> Examples:
@@ -116,7 +83,7 @@ class Library:
         return make
 
 
-def library(store: Store) -> Library:
+def library(store: Store, models: int) -> Library:
     from whence.corpora import language_reference
 
     everything = language_reference(LENGTH, VOCABULARY).train
@@ -130,14 +97,16 @@ def library(store: Store) -> Library:
     kept = np.flatnonzero([t in OTHERS for t in train.about["topic"]])
     retained = train.select(np.sort(np.random.default_rng(1).permutation(kept)[:PROBE]))
     read = np.isin(chosen.about["topic"], DOCUMENTS) | np.isin(chosen.ids, np.r_[retained.ids, validation.ids])
-    bank = Bank(lambda seed: Reader(VOCABULARY), TASK, train, chosen.select(read), RECIPE, keep=("margins", "weights"))
-    say(f"{len(train)} pieces of text to read, {len(validation)} held out; training {MODELS} models")
-    everyone = bank.run(np.ones((MODELS, len(train)), bool), np.arange(MODELS), store, quiet=True)
+    points = chosen.select(read)
+    bank = Bank(lambda seed: Decoder(VOCABULARY, WIDTH, 2, 2, LENGTH), TASK, train, points, RECIPE,
+                keep=("margins", "weights"))  # fmt: skip
+    say(f"{len(train)} pieces of text to read, {len(validation)} held out; training {models} models")
+    everyone = bank.run(np.ones((models, len(train)), bool), np.arange(models), store, quiet=True)
     return Library(train, retained, validation, bank, lanes_of(bank, everyone), store)
 
 
 def lanes_of(bank: Bank, retrained: Retrained) -> Replicas:
-    """A bank's models themselves, from the weights that it kept."""
+    """A bank's models themselves, from the stored weights."""
     like = Replicas.of([bank.build(int(seed)) for seed in retrained.seeds])
     return like.with_flat(torch.as_tensor(retrained["weights"]))
 
@@ -146,7 +115,7 @@ def lanes_of(bank: Bank, retrained: Retrained) -> Replicas:
 
 
 class Setting(NamedTuple):
-    """Layers that the prediction moves, damping of their curvature in mean eigenvalues, share of the prediction."""
+    """Layers whose prediction is used, damping of their curvature in mean eigenvalues, share of the prediction."""
 
     sites: str
     damping: float
@@ -164,7 +133,7 @@ def dmm(on: Library, setting: Setting, steps: int = STEPS) -> DMM:
 
 
 def losses(lanes: Replicas, *parts: Examples) -> list[float]:
-    """Nats a token, mean over the models."""
+    """Nats per token, mean over the models."""
     return [float(audit.loss_per_token(lanes, TASK, part).mean()) for part in parts]
 
 
@@ -173,13 +142,15 @@ def agreement(on: Library, setting: Setting, deletion: Deletion, oracles: Replic
     models, each position's own mean taken off)."""
     own = [on.influence(setting.sites, setting.damping)(deletion.models.module(e)) for e in range(len(deletion.models))]
     predicted = np.mean([datamodel.predict_delta(deletion.forget, part) for datamodel in own], 0)
-    before, after = (lanes.outputs(TASK, part, ("logits",))["logits"].mean(0) for lanes in (deletion.models, oracles))
+    before, after = (
+        lanes.outputs(TASK, part, ("logits",))["logits"].mean(0) for lanes in (deletion.models, oracles)
+    )
     counted = TASK.positions(part.batch(np.arange(len(part)))).numpy().astype(bool)
     changes = [change[:, : counted.shape[1]][counted] for change in (predicted, after - before)]
     return float(np.corrcoef(*[(change - change.mean(-1, keepdims=True)).ravel() for change in changes])[0, 1])
 
 
-def calibrated(on: Library) -> Setting:
+def calibrated(run: Run, on: Library) -> Setting:
     """The setting whose outcome on the pilots is nearest to that of retraining: the smallest mean over pilots of
     (distance to the oracles' loss on the document, in allowed shares of the gap)² + (distance to the oracles' loss
     on retained text, in allowed nats)². Oracles of a pilot share the models' seeds."""
@@ -192,91 +163,77 @@ def calibrated(on: Library) -> Setting:
         trained = losses(deletion.models, *parts)
         oracle = losses(lanes_of(on.bank, on.oracles(forget, PILOT_MODELS, 0)), *parts)
         for setting in GRID:
-            after = losses(run(dmm(on, setting), deletion).models, *parts)
+            after = losses(forget_by(dmm(on, setting), deletion).models, *parts)
             gaps, drift = (after[0] - oracle[0]) / (oracle[0] - trained[0]), after[1] - oracle[1]
             errors[setting] += ((gaps / OFF) ** 2 + (drift / DRIFT) ** 2) / len(PILOTS)
             off[setting].append(f"{gaps:+.2f} / {drift:+.3f}")
-    print(f"\noff the oracles of the pilots: gaps on the document / nats on retained text ({PILOT_MODELS} models)\n")
-    print(f"| sites | damping | scale | {' | '.join(PILOTS)} | error |\n" + "|---" * (4 + len(PILOTS)) + "|")
+    title = f"off the oracles of the pilots: gaps on the document / nats on retained text ({PILOT_MODELS} models)"
+    grid = run.table("sites", "damping", "scale", *PILOTS, "error|.2f", title=title)
     for setting, error in errors.items():
-        print(f"| {' | '.join(map(str, setting))} | {' | '.join(off[setting])} | {error:.2f} |")
+        grid.row(*setting, *off[setting], error)
     return min(errors, key=lambda setting: errors[setting])
 
 
-def show(store: Store, out: Path) -> None:
-    began = time.perf_counter()
-    on = library(store)
+def evaluations(run: Run, models: int, documents: int) -> list[Evaluation]:
+    """One per document; prints losses, attacks and claims."""
+    on = library(run.store, models)
     say("choosing layers, damping and scale on pilot documents")
-    setting = calibrated(on)
-    print(f"\nchosen: {setting.sites}, damping {setting.damping}, scale {setting.scale}", flush=True)
-    evaluations, lines, claims = [], [], {}
-    for title in DOCUMENTS:
+    setting = calibrated(run, on)
+    run.say(f"\nchosen: {setting.sites}, damping {setting.damping}, scale {setting.scale}")
+    found, rows, claims = [], [], {}
+    for title in DOCUMENTS[:documents]:
         forget = forget_sets.document(on.train, title, "topic")
         deletion = Deletion(on.models, TASK, on.train, forget, RECIPE, on.bank.build)
-        bank = on.oracles(forget, 2 * MODELS, 1000)
+        bank = on.oracles(forget, 2 * models, 1000)
         oracles = lanes_of(on.bank, bank)
-        unlearned = run(dmm(on, setting), deletion)
+        unlearned = forget_by(dmm(on, setting), deletion)
         parts = (deletion.forgotten, on.retained, on.validation)
         trained, oracle, after = (losses(lanes, *parts) for lanes in (on.models, oracles, unlearned.models))
         gaps, drift = (after[0] - oracle[0]) / (oracle[0] - trained[0]), after[1] - oracle[1]
         known = [agreement(on, setting, deletion, oracles, part) for part in parts]
-        lines.append(
-            f"| {title} | {len(forget)} | {_triple(trained)} | {_triple(oracle)} | {_triple(after)} "
-            f"| {gaps:+.2f} | {drift:+.3f} | {100 * unlearned.ratio:.1f} % | {' / '.join(f'{r:.2f}' for r in known)} |"
-        )
+        rows.append(
+            (title, len(forget), *(_numbers(v, " / ") for v in (trained, oracle, after)), gaps, drift,
+             100 * unlearned.ratio, _numbers(known, " / ", 2))
+        )  # fmt: skip
         claims[f"{title}: forget loss within a quarter of the gap"] = abs(gaps) <= OFF
         claims[f"{title}: retained loss within {DRIFT} nats of the oracles'"] = abs(drift) <= DRIFT
         claims[f"{title}: at most 5 % of a retraining's passes"] = unlearned.ratio <= 0.05
         panel = Panel.of(deletion, bank, on.points_for(forget), KLoM(bins=BINS))
         methods: list[Method | Unlearned] = [unlearned, GradDiff(steps=STEPS), NPO(steps=STEPS)]
-        evaluations.append(evaluate(panel, methods, title=f"document {title!r}"))
-        rows = {row.method: row.klom["forget"].mean for row in evaluations[-1].rows}
-        claims[f"{title}: mean KLoM nearer to the null row than to doing nothing"] = (
-            rows[unlearned.method] < (rows[NULL] + rows[NOTHING]) / 2
-        )
-        attacks(title, deletion, {"trained": on.models, "oracles": oracles, "DMM": unlearned.models})
-    print("\nnats a token, forgotten / retained / held out\n")
-    print(
-        "| document | pieces | trained | oracles | DMM | off the oracles, gaps | retained, nats | passes "
-        "| predicted with true change of logits, r |"
-    )
-    print("|---" * 9 + "|")
-    print("\n".join(lines))
-    for evaluation in evaluations:
-        print(
-            f"\n{evaluation.title}, per token, {evaluation.models} models a side, {evaluation.bins} bins\n\n"
-            f"{table(evaluation)}"
-        )
-    print()
+        found.append(evaluate(panel, methods, title=f"document {title!r}"))
+        mean = {row.method: row.klom["forget"].mean for row in found[-1].rows}
+        nearer = mean[unlearned.method] < (mean[NULL] + mean[NOTHING]) / 2
+        claims[f"{title}: mean KLoM nearer to the null row than to the no-op baseline"] = nearer
+        attacks(run, title, deletion, {"trained": on.models, "oracles": oracles, "DMM": unlearned.models})
+    summary = run.table(
+        "document", "pieces", "trained", "oracles", "DMM", "off the oracles, gaps|+.2f", "retained, nats|+.3f",
+        "passes, %|.1f", "predicted with true change of logits, r",
+        title="nats per token, forgotten / retained / held out",
+    )  # fmt: skip
+    for row in rows:
+        summary.row(*row)
+    for one in found:
+        run.say(f"\n{one.title}, per token, {one.models} models per side, {one.bins} bins\n\n{table(one)}")
+    run.say()
     for claim, held in claims.items():
-        print(f"{'held' if held else 'DID NOT HOLD'}: {claim}")
-    where = save(evaluations, out / "unlearning-document.html", "Documents forgotten")
-    print(f"\n{time.perf_counter() - began:.0f} s; report: {where}")
+        run.claim(claim, held)
+    return found
 
 
-def _triple(values: Sequence[float]) -> str:
-    return " / ".join(f"{v:.3f}" for v in values)
-
-
-def attacks(title: str, deletion: Deletion, groups: dict[str, Replicas]) -> None:
+def attacks(run: Run, title: str, deletion: Deletion, groups: dict[str, Replicas]) -> None:
     """Curves of the document's loss under relearning and rounding, and what greedy continuation gives away."""
     text = deletion.forgotten
-    shown, asked = text.select(np.arange(0, len(text), 2)), text.select(np.arange(1, len(text), 2))
-    print(
-        f"\n{title}: loss a token on the unshown half after 0, 2, 5 and 10 steps of relearning the other half; "
-        "at 8, 5, 4 and 3 bits; share of tokens extracted\n"
-    )
+    shown, unshown = text.select(np.arange(0, len(text), 2)), text.select(np.arange(1, len(text), 2))
+    curves = run.table(
+        "models", "0, 2, 5 and 10 steps of relearning", "8, 5, 4 and 3 bits", "tokens extracted|.3f",
+        title=f"{title}: loss per token on the unshown half while the other half is relearned; under rounding",
+    )  # fmt: skip
     for name, lanes in groups.items():
-        again = relearned(lanes, shown, asked)
+        again = audit.relearning_curve(lanes, TASK, shown, unshown, steps=10).mean(1)
         bits = audit.quantisation_curve(lanes, TASK, text, (8, 5, 4, 3)).mean(1)
-        share = audit.extraction(lanes, TASK, text).mean()
-        print(f"| {name} | {_numbers(again)} | {_numbers(bits)} | {share:.3f} |")
+        extracted = audit.extraction(lanes, TASK, text).mean()
+        curves.row(name, _numbers([again[k] for k in (0, 2, 5, 10)]), _numbers(bits), extracted)
 
 
-def relearned(lanes: Replicas, shown: Examples, asked: Examples) -> Sequence[float]:
-    curve = audit.relearning_curve(lanes, TASK, shown, asked, steps=10).mean(1)
-    return [float(curve[k]) for k in (0, 2, 5, 10)]
-
-
-def _numbers(values: Sequence[float] | np.ndarray) -> str:
-    return ", ".join(f"{v:.3f}" for v in values)
+def _numbers(values: Sequence[float] | np.ndarray, between: str = ", ", digits: int = 3) -> str:
+    return between.join(f"{v:.{digits}f}" for v in values)

@@ -1,19 +1,17 @@
 """Two classes of small images, a convolutional network with group normalisation: the same protocol as the digits'.
 
-    python -m benchmarks.unlearning images --data images.npz
-
 The .npz holds x_train, y_train, x_test, y_test (bytes, channels last or first); the classes with labels 3 and 5 are
 taken, at 16 x 16 pixels. Judged by the mean of KLoM: at 24 models a side its 95th percentile is mostly noise.
 """
 
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whence.cache import Classification, DataError, Examples, Store, UsageError, say
+from whence.cache import Classification, DataError, Examples, UsageError, say
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule
 from whence.cache.retrain.retrained import oracle_masks, subset_masks
@@ -24,9 +22,10 @@ from whence.unlearn.evaluate import Evaluation, Panel, evaluate
 from whence.unlearn.loop import Method
 from whence.unlearn.methods import DMM, DescentAscent, DMDirect, FineTune, Matching, OracleMatching
 from whence.unlearn.metrics import KLoM
-from whence.unlearn.report import save, table
 
-CLASSES, MODELS, SUBSETS, KEPT = (3, 5), 24, 384, 400
+from .harness import Run
+
+CLASSES, KEPT = (3, 5), 400
 MATCHING = Matching(steps=60, batch_size=128, optimiser=AdamW(3e-3))
 
 
@@ -63,39 +62,27 @@ def images(path: str | None) -> tuple[Examples, Examples]:
     return points.select(np.arange(len(parts[0][0]))), points
 
 
-def show(path: str | None, store: Store, out: Path) -> None:
-    began = time.perf_counter()
-    train, points = images(path)
+def evaluations(run: Run, data: str | None, count: int, subsets: int) -> Iterator[Evaluation]:
+    """One per forget set, with `count` models per side."""
+    train, points = images(data)
     recipe = Recipe(12, 64, SGD(0.05, 0.9, 5e-4), Schedule("linear", 0.2))
     bank = Bank(lambda seed: Network(), Classification(), train, points, recipe)
-    say(f"{len(train)} images to train on, {len(points) - len(train)} held out; {SUBSETS} models on subsets")
-    datamodel = ridge(bank.run(subset_masks(len(train), SUBSETS, 0.6), store=store))
-    print(f"datamodel: penalty {datamodel.penalty:g}, LDS {datamodel.lds}")
-    models = bank.train_replicas(np.ones((MODELS, len(train)), bool), 10_000 + np.arange(MODELS))
-    evaluations: list[Evaluation] = []
+    say(f"{len(train)} images to train on, {len(points) - len(train)} held out; {subsets} models on subsets")
+    datamodel = ridge(bank.run(subset_masks(len(train), subsets, 0.6), store=run.store))
+    run.say(f"datamodel: penalty {datamodel.penalty:g}, LDS {datamodel.lds}")
+    seeds = 10_000 + np.arange(count)
+    models = bank.train_replicas(np.ones((count, len(train)), bool), seeds)
     for title, forget in {
         "10 at random": forget_sets.random_set(train, 10),
         "40 at random": forget_sets.random_set(train, 40),
         "30 of the first principal direction": forget_sets.principal(datamodel, 30),
     }.items():
-        masks = oracle_masks(train.ids, forget, 2 * MODELS)
-        oracles = bank.run(masks, 20_000 + np.arange(2 * MODELS), store)
-        seeds = 10_000 + np.arange(MODELS)
+        masks = oracle_masks(train.ids, forget, 2 * count)
+        oracles = bank.run(masks, 20_000 + np.arange(2 * count), run.store)
         deletion = Deletion(models, Classification(), train, forget, recipe, bank.build, seeds)
-        panel = Panel.of(deletion, oracles, points, KLoM(bins=10))
-        methods: list[Method] = [
-            DMM(datamodel, MATCHING),
-            DMDirect(datamodel),
-            OracleMatching(oracles, MATCHING),
-            DescentAscent(20),
-            FineTune(2),
-        ]
-        evaluations.append(evaluate(panel, methods, title=title))
-        print(f"\n{title}, {MODELS} models a side, 10 bins\n\n{table(evaluations[-1])}\n", flush=True)
-        for claim, held in verdicts(evaluations[-1]).items():
-            print(f"{'held' if held else 'DID NOT HOLD'}: {claim}", flush=True)
-    where = save(evaluations, out / "unlearning-images.html", "Two classes of images")
-    print(f"\n{time.perf_counter() - began:.0f} s; report: {where}")
+        matching = DMM(datamodel, MATCHING), DMDirect(datamodel), OracleMatching(oracles, MATCHING)
+        methods: list[Method] = [*matching, DescentAscent(20), FineTune(2)]
+        yield evaluate(Panel.of(deletion, oracles, points, KLoM(bins=10)), methods, title=title)
 
 
 def verdicts(evaluation: Evaluation) -> dict[str, bool]:

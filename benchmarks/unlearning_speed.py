@@ -2,17 +2,18 @@
 passes of every unlearning method on the digits."""
 
 import tempfile
-import time
 
 import numpy as np
 
 from whence.cache import Store
 from whence.cache.retrain.retrained import Retrained, subset_masks
 from whence.unlearn.datamodels import ridge
-from whence.unlearn.loop import run
+from whence.unlearn.loop import run as forget_by
 from whence.unlearn.methods import DMM, DMDirect, OracleMatching, Retrain
 from whence.unlearn.metrics import KLoM
 
+from .harness import Run
+from .timing import timed
 from .unlearning_digits import MODELS, candidates, forget_set, setting
 
 MASKS, TRAIN, POINTS, CLASSES = 1000, 400, 800, 10
@@ -28,7 +29,7 @@ def plain_klom(p: np.ndarray, q: np.ndarray, bins: int) -> float:
     return float((mass[used] * np.log(mass[used] / other[used])).sum())
 
 
-def regression() -> None:
+def regression(run: Run) -> None:
     from sklearn.linear_model import Ridge
 
     generator = np.random.default_rng(0)
@@ -36,40 +37,31 @@ def regression() -> None:
     logits = generator.normal(size=(MASKS, POINTS, CLASSES)).astype(np.float32)
     bank = Retrained(masks, np.arange(MASKS), np.arange(TRAIN), np.arange(POINTS), {"logits": logits})
     penalties = (1.0, 3.0, 10.0, 30.0, 100.0)
-    started = time.perf_counter()
-    ridge(bank, penalties)
-    took = time.perf_counter() - started
+    took, _ = timed(lambda: ridge(bank, penalties))
     features, outputs, tried = masks.astype(np.float32), logits.reshape(MASKS, -1), 40
-    started = time.perf_counter()
-    for k in range(tried):
-        Ridge(5.0).fit(features, outputs[:, k])
-    each = (time.perf_counter() - started) / tried
-    whole = each * outputs.shape[1]
-    print(
+    seconds, _ = timed(lambda: [Ridge(5.0).fit(features, outputs[:, k]) for k in range(tried)])
+    whole = seconds / tried * outputs.shape[1]
+    run.say(
         f"ridge, {MASKS} masks x {POINTS} outputs x {CLASSES} classes: {took:.2f} s for {len(penalties)} "
         f"penalties, the choice among them and the LDS; one scikit-learn ridge per output and one penalty: "
         f"{whole:.0f} s ({tried} timed, scaled); {whole / took:.0f}x"
     )
 
 
-def klom() -> None:
+def klom(run: Run) -> None:
     generator = np.random.default_rng(0)
     p, q = generator.normal(size=(2, 100, 60_000)).astype(np.float32)
     metric = KLoM(bins=20)
-    started = time.perf_counter()
-    found = metric(p, q)
-    took = time.perf_counter() - started
-    started = time.perf_counter()
-    slow = [plain_klom(p[:, k], q[:, k], 20) for k in range(1000)]
-    loop = (time.perf_counter() - started) * 60
-    off = np.abs(found[:1000] - slow)
-    print(
+    took, found = timed(lambda: metric(p, q))
+    seconds, slow = timed(lambda: [plain_klom(p[:, k], q[:, k], 20) for k in range(1000)])
+    loop, off = seconds * 60, np.abs(found[:1000] - slow)
+    run.say(
         f"KLoM, 100 x 100 models x 60,000 points: {took:.2f} s; a plain loop: {loop:.1f} s (1,000 points timed, "
         f"scaled); {loop / took:.0f}x; median difference {np.median(off):.1e}"
     )
 
 
-def methods() -> None:
+def methods(run: Run) -> None:
     """Every method once, on 64 models that forget 20 random digits (a small bank: its size costs a method nothing)."""
     with tempfile.TemporaryDirectory() as folder:
         on = setting(Store(folder), subsets=256)
@@ -77,13 +69,8 @@ def methods() -> None:
         grids = candidates(on)
         first = [grid[0] for grid in grids.values()]
         dmm = next(method for method in first if isinstance(method, DMM))
-        print(f"\n| method | seconds for {MODELS} models | example passes a model | of retraining |\n|---|---|---|---|")
+        table = run.table("method", f"seconds for {MODELS} models|.2f", "example passes per model|.0f",
+                          "of retraining, %|.1f")  # fmt: skip
         for method in [*first, DMDirect(dmm.datamodel), OracleMatching(oracles, dmm.matching), Retrain()]:
-            done = run(method, panel.deletion)
-            print(f"| {done.method} | {done.seconds:.2f} | {done.passes:.0f} | {100 * done.ratio:.1f} % |")
-
-
-def show() -> None:
-    regression()
-    klom()
-    methods()
+            done = forget_by(method, panel.deletion)
+            table.row(done.method, done.seconds, done.passes, 100 * done.ratio)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from whence.cache import DataError, Examples, ModelError, NumericalError, Sites, Task, progress
-from whence.cache.retrain.replicas import Lanes, mode
+from whence.cache.retrain.replicas import Replicas, mode
 
 from ..gauss_newton import Answered, parameter_names
 
@@ -61,7 +61,7 @@ def pbrf(
     parts = [rows[start : start + LANES] for start in range(0, len(rows), LANES)]
     changes, residuals = [], []
     for part in progress(parts, desc="proximal responses", unit="block", quiet=quiet):
-        lanes = Lanes.of([model] * len(part), trainable=lambda name: name in names)
+        lanes = Replicas.of([model] * len(part), trainable=lambda name: name in names)
         with mode(lanes, training=False):
             moved, residual = _minimise(lanes, task, train, part, damping, steps, tolerance)
             after = moved.apply(_measure(task), queries.batch(range(len(queries))), shared=True)
@@ -79,8 +79,8 @@ def _measure(task: Task):
 
 
 def _minimise(
-    lanes: Lanes, task: Task, train: Examples, rows: np.ndarray, damping: float, steps: int, tolerance: float
-) -> tuple[Lanes, np.ndarray]:
+    lanes: Replicas, task: Task, train: Examples, rows: np.ndarray, damping: float, steps: int, tolerance: float
+) -> tuple[Replicas, np.ndarray]:
     batch = train.batch(range(len(train)))
     start = lanes.flat.clone()
     with torch.no_grad():

@@ -25,7 +25,7 @@ from whence.cache import (
     progress,
 )  # fmt: skip
 from whence.cache.model.sites import call_with
-from whence.cache.retrain.bank import weighted_loss
+from whence.cache.retrain.loop import weighted_loss
 from whence.cache.retrain.recipe import SGD, AdamW, Optimiser, Recipe, steps_of
 from whence.cache.retrain.replicas import why_not_stacked
 

@@ -20,7 +20,7 @@ from whence.attrib.methods.shampoo import Shampoo
 from whence.attrib.methods.source import SOURCE, Segment
 from whence.attrib.states import scores_of
 from whence.cache import Classification, DataError, Examples, ModelError, Regression, ResourceError, UsageError
-from whence.cache.retrain.bank import weighted_loss
+from whence.cache.retrain.loop import weighted_loss
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule
 
 QUIET = FitOptions(quiet=True)

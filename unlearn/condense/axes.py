@@ -2,7 +2,7 @@
 
 On an accelerator that is `vmap`. On a CPU it is a compiled loop: XLA turns products and convolutions that have a
 batch of weights into ones that use neither the vector units nor the cores well (measured by
-`benchmarks/condensation.py --primitives`: class-wise gradients of a convolution of 16 channels are about eight
+`python -m benchmarks.condensation primitives`: class-wise gradients of a convolution of 16 channels are about eight
 times slower vectorised than looped), while small dense networks are equally fast either way.
 """
 

@@ -1,4 +1,4 @@
-"""The model and data of the attribution benchmark: a small GPT of plain torch layers on sequences with structure."""
+"""A small decoder of plain torch layers, and the sequences with structure that attribution is timed on."""
 
 from dataclasses import dataclass
 
@@ -20,12 +20,12 @@ class Size:
 
 
 class Block(nn.Module):
-    def __init__(self, size: Size):
+    def __init__(self, width: int, heads: int):
         super().__init__()
-        self.heads = size.heads
-        self.ln1, self.ln2 = nn.LayerNorm(size.d), nn.LayerNorm(size.d)
-        self.qkv, self.out = nn.Linear(size.d, 3 * size.d), nn.Linear(size.d, size.d)
-        self.up, self.down = nn.Linear(size.d, 4 * size.d), nn.Linear(4 * size.d, size.d)
+        self.heads = heads
+        self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         b, s, d = x.shape
@@ -35,18 +35,25 @@ class Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.ln2(x))))
 
 
-class TinyGPT(nn.Module):
-    def __init__(self, size: Size):
+class Decoder(nn.Module):
+    """Learned positions start at zero; a bank can train copies of it side by side."""
+
+    def __init__(self, vocabulary: int, width: int, layers: int, heads: int, length: int):
         super().__init__()
-        self.embed, self.place = nn.Embedding(size.vocabulary, size.d), nn.Embedding(size.length, size.d)
-        self.blocks = nn.ModuleList(Block(size) for _ in range(size.layers))
-        self.ln, self.head = nn.LayerNorm(size.d), nn.Linear(size.d, size.vocabulary, bias=False)
+        self.embed, self.place = nn.Embedding(vocabulary, width), nn.Parameter(torch.zeros(length, width))
+        nn.init.normal_(self.embed.weight, std=0.05)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.ln, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        x = self.embed(input_ids) + self.place(torch.arange(input_ids.shape[1], device=input_ids.device))
+        x = self.embed(input_ids) + self.place[: input_ids.shape[1]]
         for block in self.blocks:
             x = block(x)
         return self.head(self.ln(x))
+
+
+def decoder(size: Size) -> Decoder:
+    return Decoder(size.vocabulary, size.d, size.layers, size.heads, size.length)
 
 
 def sequences(count: int, size: Size, seed: int) -> np.ndarray:
@@ -61,13 +68,13 @@ def sequences(count: int, size: Size, seed: int) -> np.ndarray:
     return tokens
 
 
-def trained(size: Size, steps: int = 60) -> TinyGPT:
-    """A briefly trained model; its gradients are not those of random weights."""
+def briefly_trained(size: Size, steps: int = 60) -> Decoder:
+    """A model after a few steps: its gradients are not those of random weights."""
     torch.manual_seed(0)
-    model = TinyGPT(size)
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=0.02)
+    model = decoder(size)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.02)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(steps):
         batch = torch.as_tensor(sequences(16, size, 1000 + step))
