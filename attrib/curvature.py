@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from whence.cache import DataError, Site, Sites
-from whence.cache.display.html import facts, table
+from whence.cache.display import facts, table
 
 from . import kernels
 from .fitted import Fitted

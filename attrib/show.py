@@ -5,41 +5,52 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from whence.cache import DataError
-from whence.cache.display.html import Shown, axes_or_new, heat, table
+from whence.cache.display import Shown, axes_or_new, heat, table
+
+from .reporting import Docs, summed, title_of
 
 if TYPE_CHECKING:
     import xarray
     from matplotlib.axes import Axes
 
-    from .report import Docs
 
+def influences(scores: "xarray.DataArray", docs: Docs, query: int = 0, top: int = 10, bottom: int = 5) -> Shown:
+    """A sortable table of the examples that help and hinder a query most, in the scores' units; sites are summed.
 
-def influences(scores: "xarray.DataArray", docs: "Docs", query: int = 0, top: int = 10, bottom: int = 5) -> Shown:
-    """A sortable table of the examples that help and hinder a query most, in the scores' units.
-
-    query: its place along `scores`. docs: what was scored, as for `report`. Sites are summed.
+    Args:
+        scores: [query train] or [query train site].
+        docs: what was scored, as for `report`.
+        query: its place along `scores`.
+        top: examples shown that help.
+        bottom: examples shown that hinder.
     """
-    total = scores.sum("site", skipna=False) if "site" in scores.dims else scores
-    values = total.values[query]
+    values = summed(scores).values[query]
     order = np.argsort(-values, kind="stable")
     chosen = np.unique(np.r_[np.arange(min(top, len(order))), np.arange(max(0, len(order) - bottom), len(order))])
     rows = docs.train.rows_of(scores["train"].values[order[chosen]])
     about = docs.train.about
-    told = [name for name in ("title", "text") if name in about]
-    head = ["rank", str(scores.attrs.get("units", "nats")), "id", *told]
-    lines = [
-        [int(n) + 1, float(values[order[n]]), int(docs.train.ids[row]), *(str(about[name][row])[:200] for name in told)]
-        for n, row in zip(chosen, rows)
-    ]
-    return table(head, lines, _asked(docs, int(scores["query"].values[query])))
+    named = [name for name in ("title", "text") if name in about]
+    head = ["rank", str(scores.attrs.get("units", "nats")), "id", *named]
+    lines = []
+    for n, row in zip(chosen, rows):
+        texts = (str(about[name][row])[:200] for name in named)
+        lines.append([int(n) + 1, float(values[order[n]]), int(docs.train.ids[row]), *texts])
+    return table(head, lines, _query(docs, int(scores["query"].values[query])))
 
 
-def token_map(tokens: "xarray.DataArray", docs: "Docs", query: int = 0, train: int = 0) -> Shown:
+def token_map(tokens: "xarray.DataArray", docs: Docs, query: int = 0, train: int = 0) -> Shown:
     """A training passage's tokens shaded by their influence on a query.
 
-    tokens: from `token_scores`, `output_token_scores` or `input_token_scores`, [query train position]; query, train:
-    places along it. What position t of `token_scores` carried is shown on token t + 1, which it predicts.
-    Raises DataError where the examples are not text.
+    What position t of `token_scores` carried is shown on token t + 1, which it predicts.
+
+    Args:
+        tokens: [query train position] from `token_scores`, `output_token_scores` or `input_token_scores`.
+        docs: what was scored.
+        query: its place along `tokens`.
+        train: the passage's place along `tokens`.
+
+    Raises:
+        DataError: the examples are not text.
     """
     if docs.vocabulary is None:
         raise DataError("These examples are not text.", "Use attrib.influences.")
@@ -48,12 +59,11 @@ def token_map(tokens: "xarray.DataArray", docs: "Docs", query: int = 0, train: i
     values = np.asarray(tokens.values[query, train], np.float64)[: len(pieces)]
     if tokens.attrs.get("position") != "token":
         values = np.concatenate([[np.nan], values[:-1]])
-    title = docs.train.about["title"][row] if "title" in docs.train.about else f"example {docs.train.ids[row]}"
-    asked = _asked(docs, int(tokens["query"].values[query]))
-    return heat(pieces, values, str(tokens.attrs.get("units", "nats")), f"{title}, for: {asked}")
+    caption = f"{title_of(docs, int(row))}, for: {_query(docs, int(tokens['query'].values[query]))}"
+    return heat(pieces, values, str(tokens.attrs.get("units", "nats")), caption)
 
 
-def _asked(docs: "Docs", query: int) -> str:
+def _query(docs: Docs, query: int) -> str:
     (row,), about = docs.queries.rows_of(np.array([query])), docs.queries.about
     if "prompt" in about and "completion" in about:
         return f"{about['prompt'][row]} → {about['completion'][row]}"
@@ -61,10 +71,9 @@ def _asked(docs: "Docs", query: int) -> str:
 
 
 def plot_tail(scores: "xarray.DataArray", queries: int = 4, ax: "Axes | None" = None) -> "Axes":
-    """Positive influences in order, on logarithmic axes, a line a query for the first few: a steep line is a few
+    """Positive influences in order, on logarithmic axes, one line per query for the first few: a steep line is a few
     examples that carry most. Returns the axes."""
-    axes = axes_or_new(ax)
-    total = scores.sum("site", skipna=False) if "site" in scores.dims else scores
+    axes, total = axes_or_new(ax), summed(scores)
     for name, row in zip(total["query"].values, total.values[:queries]):
         positive = np.sort(row[row > 0])[::-1]
         axes.loglog(np.arange(1, len(positive) + 1), positive, label=f"query {name}")
@@ -74,7 +83,7 @@ def plot_tail(scores: "xarray.DataArray", queries: int = 4, ax: "Axes | None" = 
 
 
 def plot_sites(scores: "xarray.DataArray", query: int = 0, ax: "Axes | None" = None) -> "Axes":
-    """Where in the model a query's positive influence sits: the sum over the examples that help, a bar a site.
+    """Where in the model a query's positive influence sits: the sum over the examples that help, one bar per site.
     Returns the axes. Raises DataError for scores that are not per site."""
     if "site" not in scores.dims:
         raise DataError("These scores are summed over sites.", "Score with per_site=True.")

@@ -19,10 +19,11 @@ from whence.unlearn import forget_sets
 from whence.unlearn.condense import Pool, Settings, Training, condensed_retain, network, select
 from whence.unlearn.datamodels import Regression, ridge
 from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import PARTS, Panel, sweep
+from whence.unlearn.evaluate import Panel, sweep
 from whence.unlearn.loop import Method, run
 from whence.unlearn.methods import DMM, DescentAscent, Matching, NegGradPlus
 from whence.unlearn.metrics import KLoM
+from whence.unlearn.results import PARTS
 
 from .condense_common import Sweep, best, digit_images, spread
 from .harness import Run

@@ -12,8 +12,8 @@ import xarray as xr
 from scipy import stats
 
 from whence.cache import progress
-from whence.decomp import intervals, layers
-from whence.decomp.intervals import Estimate
+from whence.cache.display.interval import Interval
+from whence.decomp import layers
 
 from . import decomposition_claims as claims
 from .decomposition_claims import KINDS, TOKENS, Built, Figures, Place, Sweep
@@ -90,19 +90,19 @@ class Verdict(NamedTuple):
     holds: bool | None
 
 
-def over_seeds(values: np.ndarray) -> Estimate:
+def over_seeds(values: np.ndarray) -> Interval:
     """The mean of a few paired differences, its interval by Student's t."""
     mean, many = float(np.mean(values)), len(values)
     half = float(stats.t.ppf(0.975, many - 1) * np.std(values, ddof=1) / np.sqrt(many))
-    return Estimate(mean, mean - half, mean + half)
+    return Interval(mean, mean - half, mean + half)
 
 
-def sign(estimate: Estimate) -> bool | None:
+def sign(estimate: Interval) -> bool | None:
     """Whether it is above zero: None if its interval contains zero."""
     return True if estimate.low > 0 else False if estimate.high < 0 else None
 
 
-def gap(rows: Seeds, one: str, other: str, figure: str) -> Estimate:
+def gap(rows: Seeds, one: str, other: str, figure: str) -> Interval:
     return over_seeds(column(rows, one, figure) - column(rows, other, figure))
 
 
@@ -113,7 +113,7 @@ def cost_verdicts(rows: Seeds, plan: Plan) -> list[Verdict]:
     def rival(mark: str) -> str:
         return max((n for n in names if n.endswith(mark)), key=lambda n: column(rows, n, "zero").mean())
 
-    def against(mark: str) -> tuple[str, Estimate]:
+    def against(mark: str) -> tuple[str, Interval]:
         name = rival(mark)
         zero, mean = gap(rows, ITDA, name, "zero"), gap(rows, ITDA, name, "mean")
         return f"ITDA less the {name}: {zero} against zero ablation, {mean} against mean ablation", zero
@@ -123,7 +123,7 @@ def cost_verdicts(rows: Seeds, plan: Plan) -> list[Verdict]:
     against_mean = gap(rows, ITDA, CONTROL, "mean")
     (time_text, time_gap), (token_text, token_gap) = against("equal time"), against(TOKENS)
     last_text, last_gap = against(claims.times(plan.multiples[-1]))
-    comparable = last_gap._replace(low=last_gap.low + COMPARABLE, high=last_gap.high + COMPARABLE)
+    comparable = replace(last_gap, low=last_gap.low + COMPARABLE, high=last_gap.high + COMPARABLE)
     return [
         Verdict("ITDA beats an autoencoder trained for the same time.", "not measured", time_text, sign(time_gap)),
         Verdict("ITDA beats an autoencoder that has read as much.", "not measured", token_text, sign(token_gap)),
@@ -147,9 +147,9 @@ def cost_verdicts(rows: Seeds, plan: Plan) -> list[Verdict]:
 def matching_verdicts(found: xr.Dataset) -> list[Verdict]:
     accuracy = {str(n): float(found.accuracy.sel(measure=n)) for n in found.measure.values}
 
-    def less(one: str, other: str) -> Estimate:
+    def less(one: str, other: str) -> Interval:
         pairs = found.by_pair
-        return intervals.mean(pairs.sel(measure=one).values - pairs.sel(measure=other).values)
+        return Interval.bootstrap(pairs.sel(measure=one).values - pairs.sel(measure=other).values)
 
     strongest = max(RIVALS, key=lambda n: accuracy[n])
     published, size = f"{JACCARD}, published seeds", "dictionary size alone"

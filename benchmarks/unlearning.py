@@ -5,8 +5,8 @@ Every case prints the tables that the documentation quotes and says which of its
 
 from collections.abc import Sequence
 
-from whence.unlearn.evaluate import Evaluation
-from whence.unlearn.report import save, table
+from whence.unlearn.report import save
+from whence.unlearn.results import Evaluation, table
 
 from .harness import Benchmark, Run
 

@@ -26,7 +26,7 @@ from whence.cache.retrain.retrained import Retrained, oracle_masks, subset_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import Datamodel, grouped, nearest, neighbourhood_masks, ridge
 from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import Evaluation, Panel, Selected, evaluate, sweep
+from whence.unlearn.evaluate import Panel, Selected, evaluate, sweep
 from whence.unlearn.loop import Method
 from whence.unlearn.methods import (
     DMM,
@@ -43,6 +43,7 @@ from whence.unlearn.methods import (
     Scrub,
 )
 from whence.unlearn.metrics import KLoM
+from whence.unlearn.results import Evaluation
 
 from .harness import Run
 
@@ -114,7 +115,7 @@ def setting(store: Store, subsets: int = SUBSETS) -> Setting:
             plain, terms = (Fitted(retrained, fit, fit(retrained)) for fit in fits)
             datamodels |= {f"{name}, λ = {penalty:g}": plain, f"{name}, group terms, λ = {penalty:g}": terms}
             scores = [fitted.datamodel.lds for fitted in (plain, terms)]  # type: ignore[attr-defined]
-            say(f"{subsets} models on {name}, λ = {penalty:g}: LDS {scores[0]}; with group terms {scores[1]}")
+            say(f"{subsets} models on {name}, λ = {penalty:g}: {scores[0]}; with group terms {scores[1]}")
     pilots = {kind: [forget_set(train, kind, k, pilot=True) for k in range(PILOTS)] for kind in KINDS}
     return Setting(train, points, bank, models, store, datamodels, pilots)
 

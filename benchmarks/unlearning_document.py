@@ -23,12 +23,12 @@ from whence.cache.retrain.retrained import Retrained, oracle_masks
 from whence.unlearn import audit, forget_sets
 from whence.unlearn.datamodels import Influence, ekfac
 from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import NOTHING, NULL, Evaluation, Panel, evaluate
+from whence.unlearn.evaluate import Panel, evaluate
 from whence.unlearn.loop import Method, Unlearned
 from whence.unlearn.loop import run as forget_by
 from whence.unlearn.methods import DMM, NPO, GradDiff, Matching
 from whence.unlearn.metrics import KLoM
-from whence.unlearn.report import table
+from whence.unlearn.results import NOTHING, NULL, Evaluation, table
 
 from .harness import Run
 from .transformer import Decoder

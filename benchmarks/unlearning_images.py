@@ -18,10 +18,11 @@ from whence.cache.retrain.retrained import oracle_masks, subset_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import ridge
 from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import Evaluation, Panel, evaluate
+from whence.unlearn.evaluate import Panel, evaluate
 from whence.unlearn.loop import Method
 from whence.unlearn.methods import DMM, DescentAscent, DMDirect, FineTune, Matching, OracleMatching
 from whence.unlearn.metrics import KLoM
+from whence.unlearn.results import Evaluation
 
 from .harness import Run
 

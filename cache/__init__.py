@@ -54,9 +54,9 @@ from .model.gradients import open_gradients as open_gradients
 from .model.activations import activations as activations
 
 # to look at
-from .display.html import Shown as Shown
-from .display.html import heat as heat
-from .display.html import table as table
+from .display import Shown as Shown
+from .display import heat as heat
+from .display import table as table
 
 # the store
 from .jobs.cluster import Cluster as Cluster

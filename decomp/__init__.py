@@ -29,6 +29,7 @@ from .overlap import compare as compare
 from .readout import Coefficient as Coefficient
 from .sae import SAE as SAE
 from .sae import SparseAutoencoder as SparseAutoencoder
+from .pages import page as page
 from .show import atom_map as atom_map
 from .show import atoms as atoms
 from .show import plot_curve as plot_curve

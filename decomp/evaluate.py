@@ -12,11 +12,11 @@ import torch
 import xarray as xr
 from torch import nn
 
+from whence.cache.display.interval import Interval
 from whence.cache.errors import DataError
 
 from . import intervals
 from .activations import Activations, finite
-from .intervals import Estimate
 from .kernels import Code
 from .splice import constant, spliced, through, zeros
 
@@ -24,9 +24,10 @@ RARE = 1e-5  # fires on fewer than this share of the activations, but fires
 ROWS = 4096
 
 
-def table(rows: dict[str, Estimate], /, **attrs: Any) -> xr.Dataset:
-    """Estimates by name as a labelled dataset: variables value, low, high over `metric`."""
-    columns = {name: ("metric", [getattr(estimate, name) for estimate in rows.values()]) for name in Estimate._fields}
+def table(rows: dict[str, Interval], /, **attrs: Any) -> xr.Dataset:
+    """Intervals by name as a labelled dataset: variables value, low, high over `metric`."""
+    names = ("value", "low", "high")
+    columns = {name: ("metric", [getattr(interval, name) for interval in rows.values()]) for name in names}
     return xr.Dataset(columns, coords={"metric": list(rows)}, attrs=attrs)
 
 
@@ -53,8 +54,8 @@ def evaluate(codec: Any, activations: Any, k: int | None = None) -> xr.Dataset:
         return intervals.per_document(total[name], document)
 
     rows, fired = per("one"), counts / total["rows"]
-    flat = Estimate(float(np.mean(fired == 0)), float("nan"), float("nan"))
-    rare = Estimate(float(np.mean((fired > 0) & (fired < RARE))), float("nan"), float("nan"))
+    flat = Interval(float(np.mean(fired == 0)))
+    rare = Interval(float(np.mean((fired > 0) & (fired < RARE))))
     return table(
         {
             "fvu": intervals.ratio(per("left"), per("spread")),
@@ -147,8 +148,8 @@ def loss_recovered(
     for name in ("zero", "mean"):
         if name in known:
             rows[f"recovered_{name}"] = intervals.ratio(known[name] - spliced_loss, known[name] - known["model"])
-    rows |= {f"loss_{name}": intervals.mean(values) for name, values in known.items()}
-    rows["loss_spliced"] = intervals.mean(spliced_loss)
+    rows |= {f"loss_{name}": Interval.bootstrap(values) for name, values in known.items()}
+    rows["loss_spliced"] = Interval.bootstrap(spliced_loss)
     return table(rows, site=site, examples=len(examples), positions_left_to_the_model=list(skip))
 
 

@@ -1,27 +1,9 @@
 """Confidence intervals by resampling whole documents: tokens of one text are not independent."""
 
-from typing import NamedTuple
-
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-DRAWS = 1000
-
-
-class Estimate(NamedTuple):
-    """A number with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def resampled(count: int, seed: int = 0, draws: int = DRAWS) -> Int[np.ndarray, "draws count"]:
-    """Row numbers of bootstrap samples of `count` units."""
-    return np.random.default_rng(seed).integers(0, count, (draws, count))
+from whence.cache.display.interval import Interval
 
 
 def per_document(values: np.ndarray, document: np.ndarray) -> Float[np.ndarray, " n"]:
@@ -30,17 +12,7 @@ def per_document(values: np.ndarray, document: np.ndarray) -> Float[np.ndarray, 
     return np.bincount(inverse, weights=np.asarray(values, np.float64))
 
 
-def ratio(numerator: Float[np.ndarray, " n"], denominator: Float[np.ndarray, " n"], seed: int = 0) -> Estimate:
-    """Σ numerator / Σ denominator with a percentile bootstrap over the n units."""
-    rows = resampled(len(numerator), seed)
+def ratio(numerator: Float[np.ndarray, " n"], denominator: Float[np.ndarray, " n"], seed: int = 0) -> Interval:
+    """Σ numerator / Σ denominator with a 95 % percentile bootstrap over the n units."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = numerator[rows].sum(axis=1) / denominator[rows].sum(axis=1)
-        value = float(numerator.sum() / denominator.sum())
-    low, high = np.nanpercentile(drawn, [2.5, 97.5]) if np.isfinite(drawn).any() else (np.nan, np.nan)
-    return Estimate(value, float(low), float(high))
-
-
-def mean(values: np.ndarray, seed: int = 0) -> Estimate:
-    """The mean of n independent values."""
-    values = np.asarray(values, np.float64)
-    return ratio(values, np.ones(len(values)), seed)
+        return Interval.bootstrap(numerator, denominator, statistic=lambda a, b: a.sum(-1) / b.sum(-1), rng=seed)

@@ -12,12 +12,12 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from whence.cache.display.interval import Interval
 from whence.cache.errors import DataError
 
 from . import intervals, overlap
 from .activations import Activations
 from .dictionary import Dictionary
-from .intervals import Estimate
 from .similarity import MEASURES, Measure
 
 
@@ -73,7 +73,7 @@ class Matching(NamedTuple):
     resampling pairs; by_pair: that share for each pair; self_pairs: the same over a model and itself; chance:
     1/layers; trials: how many."""
 
-    accuracy: Estimate
+    accuracy: Interval
     by_pair: Float[np.ndarray, " p"]
     self_pairs: float
     chance: float

@@ -15,12 +15,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import xarray as xr
 
+from whence.cache.display.interval import Interval
 from whence.cache.errors import DataError
 
 from . import intervals
 from .dictionary import Dictionary
 from .evaluate import table
-from .intervals import Estimate
 
 Place = tuple[int, int]
 
@@ -61,7 +61,7 @@ def size_only(one: set[Place], other: set[Place]) -> float:
     return min(len(one), len(other)) / max(len(one), len(other))
 
 
-def jaccard_interval(one: set[Place], other: set[Place], seed: int = 0) -> Estimate:
+def jaccard_interval(one: set[Place], other: set[Place], seed: int = 0) -> Interval:
     """The index with its interval, by resampling documents: a document contributes its shared and its joint
     atoms."""
     joint = np.array(sorted(one | other))
@@ -87,7 +87,7 @@ def compare(
     first = one if isinstance(one, Dictionary) else one[0]
     read = int(first.settings.get("rows_read", 0)) if tokens is None else tokens
     a, b = places(one), places(other)
-    rows = {"jaccard": jaccard_interval(a, b), "size_only": _point(size_only(a, b))}
+    rows = {"jaccard": jaccard_interval(a, b), "size_only": Interval(size_only(a, b))}
     try:
         a_late, b_late = places(one, seeds=False), places(other, seeds=False)
     except DataError:
@@ -95,12 +95,8 @@ def compare(
     if a_late and b_late:
         rows["jaccard_without_seeds"] = jaccard_interval(a_late, b_late)
     if read:
-        rows["by_chance"] = _point(by_chance(len(a), len(b), read))
-        rows["corrected"] = _point(corrected(a, b, read))
+        rows["by_chance"] = Interval(by_chance(len(a), len(b), read))
+        rows["corrected"] = Interval(corrected(a, b, read))
         if a_late and b_late:
-            rows["corrected_without_seeds"] = _point(corrected(a_late, b_late, read))
+            rows["corrected_without_seeds"] = Interval(corrected(a_late, b_late, read))
     return table(rows, atoms=[len(a), len(b)], shared=len(a & b), tokens=read)
-
-
-def _point(value: float) -> Estimate:
-    return Estimate(value, float("nan"), float("nan"))

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from whence.cache.display.interval import Interval
 from whence.cache.errors import DataError
 
-from . import intervals
 from .evaluate import table
 
 
@@ -43,13 +43,13 @@ def probe(
     gap = np.abs(dense[train & first].mean(axis=0) - dense[train & ~first].mean(axis=0))
     order = np.argsort(-gap, kind="stable")
 
-    def accuracy(features: np.ndarray) -> intervals.Estimate:
+    def accuracy(features: np.ndarray) -> Interval:
         scaler = StandardScaler().fit(features[train])
         fitted = LogisticRegression(max_iter=1000).fit(scaler.transform(features[train]), label[train])
-        return intervals.mean(fitted.predict(scaler.transform(features[~train])) == label[~train])
+        return Interval.bootstrap(fitted.predict(scaler.transform(features[~train])) == label[~train])
 
     rows = {f"atoms_{n}": accuracy(dense[:, order[:n]]) for n in atoms}
     rows["activation"] = accuracy(np.asarray(x, np.float32))
     most = classes[0] if 2 * first[train].sum() >= train.sum() else classes[1]
-    rows["majority"] = intervals.mean(label[~train] == most)
+    rows["majority"] = Interval.bootstrap(label[~train] == most)
     return table(rows, chosen=order[: max(atoms)].tolist())

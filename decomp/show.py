@@ -5,21 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whence.cache.display.html import Shown, axes_or_new, facts, heat, table
+from whence.cache.display import Shown, axes_or_new, facts, heat, table
 from whence.cache.errors import DataError
 
 from .activations import Activations
-from .dictionary import Dictionary, Text
-from .features import Features
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
 
+    from .dictionary import Dictionary, Text
+    from .features import Features
+
 MOST = 50  # atoms that a table shows
 
 
-def about(dictionary: Dictionary) -> Shown:
+def about(dictionary: "Dictionary") -> Shown:
     """Size, where it comes from, how it was built."""
     settings = {name: value for name, value in dictionary.settings.items() if name != "curve"}
     pairs = [
@@ -32,7 +33,7 @@ def about(dictionary: Dictionary) -> Shown:
     return facts(repr(dictionary), pairs)
 
 
-def atoms(dictionary: Dictionary, found: Features | None = None, most: int = MOST) -> Shown:
+def atoms(dictionary: "Dictionary", found: "Features | None" = None, most: int = MOST) -> Shown:
     """A sortable table of atoms: the place and text each came from, its activation's norm, what was unexplained then
     (share of the squared norm); with `features`, the densest atoms first, and how often each fires."""
     order = np.arange(len(dictionary)) if found is None else np.argsort(-found.density, kind="stable")
@@ -47,12 +48,12 @@ def atoms(dictionary: Dictionary, found: Features | None = None, most: int = MOS
     return table(head if text is None else [*head, "text"], rows, shown)
 
 
-def _quoted(text: Text) -> str:
+def _quoted(text: "Text") -> str:
     return f"{text.before}⟦{text.token}⟧{text.after}"
 
 
 def atom_map(
-    dictionary: Dictionary,
+    dictionary: "Dictionary",
     activations: Any,
     document: int,
     decode: Callable[[Sequence[int]], str],
@@ -81,7 +82,7 @@ def atom_map(
     return heat(tokens, values, "coefficient", name)
 
 
-def plot_growth(dictionary: Dictionary, ax: "Axes | None" = None) -> "Axes":
+def plot_growth(dictionary: "Dictionary", ax: "Axes | None" = None) -> "Axes":
     """Atoms against activations read, as the builder went. Returns the axes. Raises DataError for a dictionary whose
     builder kept no curve."""
     curve = np.asarray(dictionary.settings.get("curve", ()))

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from . import intervals
-from .intervals import Estimate
+from whence.cache.display.interval import Interval, resampled_rows
 
 ANCHORS = 300
 NEIGHBOURS = 10
@@ -136,7 +135,7 @@ MEASURES: Mapping[str, Measure] = {
 
 def bootstrap(
     measure: Measure, x: np.ndarray, y: np.ndarray, document: np.ndarray, seed: int = 0, draws: int = 100
-) -> Estimate:
+) -> Interval:
     """The measure with a 95 % interval, by resampling documents with all their rows.
 
     Rows that a draw repeats make most measures larger, so the interval is the spread of the draws about their
@@ -145,9 +144,9 @@ def bootstrap(
     _, inverse = np.unique(document, return_inverse=True)
     members = [np.flatnonzero(inverse == n) for n in range(inverse.max() + 1)]
     drawn = []
-    for chosen in intervals.resampled(len(members), seed, draws):
+    for chosen in resampled_rows(len(members), seed, draws):
         rows = np.concatenate([members[n] for n in chosen])
         drawn.append(measure(x[rows], y[rows]))
     value = measure(x, y)
     low, high = value + np.percentile(drawn, [2.5, 97.5]) - np.median(drawn)
-    return Estimate(value, float(low), float(high))
+    return Interval(value, float(low), float(high))

@@ -30,7 +30,6 @@ from .deletion import Deletion as Deletion
 from .deletion import Ledger as Ledger
 
 # judging
-from .evaluate import Evaluation as Evaluation
 from .evaluate import Panel as Panel
 from .evaluate import Rule as Rule
 from .evaluate import evaluate as evaluate
@@ -63,4 +62,5 @@ from .metrics import two_sample_test as two_sample_test
 from .report import page as page
 from .report import plot as plot
 from .report import plot_margins as plot_margins
-from .report import table as table
+from .results import Evaluation as Evaluation
+from .results import table as table

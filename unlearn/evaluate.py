@@ -6,8 +6,7 @@ set than the one reported: the best of a grid by the reported metric is an illus
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -18,30 +17,8 @@ from whence.cache.retrain.retrained import Retrained
 from .attacks import u_lira
 from .deletion import Deletion
 from .loop import Method, Unlearned, run
-from .metrics import FEWEST, KLoM, Summary, energy_distance, two_sample_test, warn_if_hidden
-
-PARTS = ("forget", "retain", "validation")
-NULL, NOTHING = "oracles (null)", "do nothing"
-
-
-class Row(NamedTuple):
-    """One method on one forget set: KLoM by part, compute over retraining, and the companions.
-
-    u_lira: on the forget set, 0.5 ideal. energy: mean energy distance on it. told_apart: two-sample accuracy on it.
-    stopped: models that left the numbers. settings: as text.
-    """
-
-    method: str
-    klom: dict[str, Summary]
-    ratio: float
-    passes: float
-    seconds: float
-    u_lira: float
-    energy: float
-    told_apart: float
-    p_value: float
-    stopped: int
-    settings: str
+from .metrics import FEWEST, KLoM, energy_distance, two_sample_test, warn_if_hidden
+from .results import NOTHING, NULL, Evaluation, Row
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,42 +135,6 @@ def _flatten(margins: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.nda
         return margins, None, np.arange(margins.shape[1])
     tokens = np.isfinite(margins[0])
     return margins[:, tokens], tokens, np.nonzero(tokens)[0]
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """Rows of one forget set, the null row first and doing nothing second."""
-
-    rows: tuple[Row, ...]
-    metric: KLoM
-    models: int
-    forgotten: int
-    title: str = ""
-    about: Mapping[str, Any] = field(default_factory=dict)
-
-    def __getitem__(self, method: str) -> Row:
-        for row in self.rows:
-            if row.method == method:
-                return row
-        raise UsageError(f"No row is called {method!r}.", f"There are {', '.join(r.method for r in self.rows)}.")
-
-    @property
-    def bins(self) -> int:
-        return self.metric.bins_for(self.models)
-
-    def __repr__(self) -> str:
-        methods = ", ".join(row.method for row in self.rows)
-        return f"Evaluation({self.forgotten} examples forgotten, {self.models} models a side: {methods})"
-
-    def __str__(self) -> str:
-        from .report import table
-
-        return table(self)
-
-    def _repr_html_(self) -> str:
-        from .report import shown
-
-        return shown(self).html
 
 
 def evaluate(

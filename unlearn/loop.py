@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from whence.cache import Examples, progress, say
-from whence.cache.display.html import facts
+from whence.cache.display import facts
 from whence.cache.retrain.loop import LastGood, descend
 from whence.cache.retrain.recipe import AdamW, Optimiser, Schedule
 from whence.cache.retrain.replicas import PerReplica, Replicas, margins_of, mode, why_not_stacked

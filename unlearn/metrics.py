@@ -5,8 +5,8 @@ over N unlearned and over N oracle models; its 95th percentile over points is th
 programs disagree on its direction, its number of bins, and lose the largest sample to a right-open last bin; here
 the last bin is closed, direction and bins are arguments, and the default direction is the paper's own auditor's.
 
-At small N most of a KLoM is sampling noise: compare with `null`, the same number for oracles against other
-oracles, and ask `advise` how many models an effect needs.
+At small N most of a KLoM is sampling noise: compare with the same number for oracles against other oracles (the null
+row of an evaluation), and ask `advise` how many models an effect needs.
 """
 
 import warnings
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64
 
+from whence.cache.display.interval import Interval
 from whence.cache.errors import DataError, UsageError
 
 CLIP = 100.0  # margins beyond ± this count as this
@@ -28,19 +29,21 @@ DIRECTIONS = ("unlearned||oracle", "oracle||unlearned")
 
 
 class Summary(NamedTuple):
-    """A per-point distance over a set of points, with a bootstrap interval (over models) of its p95."""
+    """A per-point distance over a set of points: mean, 95th percentile with its 90 % interval over models, 99th."""
 
     mean: float
-    p95: float
+    interval: Interval
     p99: float
-    low: float
-    high: float
+
+    @property
+    def p95(self) -> float:
+        return self.interval.value
 
     @staticmethod
     def of(values: Float[np.ndarray, " p"]) -> "Summary":
-        """Without an interval (NaN)."""
+        """Without an interval."""
         p95, p99 = np.percentile(values, [95, 99])
-        return Summary(float(values.mean()), float(p95), float(p99), np.nan, np.nan)
+        return Summary(float(values.mean()), Interval(float(p95), level=0.9), float(p99))
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,7 @@ class KLoM:
         self, unlearned: Float[np.ndarray, "e p"], oracles: Float[np.ndarray, "f _"]
     ) -> Float[np.ndarray, " p"]:
         """KLoM of every point. Raises DataError for other points, NaN, or too few models."""
-        unlearned, oracles = _checked(unlearned, oracles)
-        bins = self.bins_for(min(len(unlearned), len(oracles)))
-        out = np.empty(unlearned.shape[1])
-        for start in range(0, len(out), POINTS_AT_ONCE):
-            here = slice(start, start + POINTS_AT_ONCE)
-            out[here] = self._block(unlearned[:, here], oracles[:, here], bins)
-        return out
+        return self._unchecked(*_checked(unlearned, oracles))
 
     def _block(self, unlearned: np.ndarray, oracles: np.ndarray, bins: int) -> np.ndarray:
         forward = self.direction == DIRECTIONS[0]
@@ -127,15 +124,16 @@ class KLoM:
             bins = KLoM(self.direction, self.bins_for(min(len(unlearned), len(oracles))), self.clip_oracles)
             spread.append(float(np.percentile(bins._unchecked(unlearned[first], oracles[second]), 95)))
         sd = float(np.std(spread)) / np.sqrt(2)
-        return plain._replace(low=max(0.0, plain.p95 - 1.645 * sd), high=plain.p95 + 1.645 * sd)
+        interval = Interval(plain.p95, max(0.0, plain.p95 - 1.645 * sd), plain.p95 + 1.645 * sd, 0.9)
+        return plain._replace(interval=interval)
 
     def _unchecked(self, unlearned: np.ndarray, oracles: np.ndarray) -> np.ndarray:
         bins = self.bins_for(min(len(unlearned), len(oracles)))
-        parts = [
-            self._block(unlearned[:, s : s + POINTS_AT_ONCE], oracles[:, s : s + POINTS_AT_ONCE], bins)
-            for s in range(0, unlearned.shape[1], POINTS_AT_ONCE)
-        ]
-        return np.concatenate(parts)
+        out = np.empty(unlearned.shape[1])
+        for start in range(0, len(out), POINTS_AT_ONCE):
+            here = slice(start, start + POINTS_AT_ONCE)
+            out[here] = self._block(unlearned[:, here], oracles[:, here], bins)
+        return out
 
 
 def bins_for(models: int) -> int:
@@ -204,11 +202,6 @@ def advise(effect: float, bins: int | None = None) -> Advice:
         if typical >= 2 * floor:
             return Advice(models, floor, typical)
     return Advice(models, floor, typical)
-
-
-def null(oracles: Float[np.ndarray, "e p"], others: Float[np.ndarray, "f p"], metric: KLoM) -> Float[np.ndarray, " p"]:
-    """The row every table needs: oracles against held-out oracles, pure noise."""
-    return metric(oracles, others)
 
 
 def warn_if_hidden(floor: float, found: float, models: int) -> None:

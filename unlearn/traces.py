@@ -19,11 +19,12 @@ from torch import nn
 
 from whence import attrib, decomp
 from whence.cache import Examples, Store, Task, find_sites
-from whence.cache.display.html import written
+from whence.cache.display import written
 from whence.decomp.diff import summary
 
-from .evaluate import Panel, Row
+from .evaluate import Panel
 from .loop import Unlearned
+from .results import Row
 
 if TYPE_CHECKING:
     import xarray

@@ -2,8 +2,8 @@
 of a dictionary carried that, and, on handwritten digits, what forgetting and condensing come to.
 
 Models, factors, scores, dictionary, retrained networks and what every part of the report shows are each kept in the
-store under what they were computed from. A second run finds the parts, opens the entries they stand on, and needs no
-model.
+store under what they were computed from. A second run finds the parts, opens the entries that they depend on, and
+needs no model. A part is plain values: what its step returned, and what the page's template reads.
 """
 
 import json
@@ -12,25 +12,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from whence import attrib
-from whence.attrib.report import Report, Table, coverage, nats, report, shown_passages
-from whence.cache import Event, Examples, LanguageModelling, Sites, Store, find_sites, say
+from whence.attrib.reporting import Report, Table, coverage, report, shown_passages
+from whence.cache import Examples, LanguageModelling, Sites, Store, find_sites, say
+from whence.cache.display import signed, write_page
 from whence.cache.store.store import human
+from whence.unlearn.report import chart
+from whence.unlearn.results import from_json, shown
 
 from .corpora import Corpus, language_reference
 from .corpora.corpus import query_examples
-from .demo_atoms import AtomsPlan, Shown, atoms_of
+from .demo_atoms import AtomsPlan, Subject, atoms_of
 from .demo_digits import CondensingPlan, ForgettingPlan, condensed, forgotten
 from .demo_model import REFERENCE_SHAPE, REFERENCE_TRAINING
 from .language_model import Shape, Training, continuation, model_inputs, trained_model
-from .story import Atoms, Condensing, Forgetting, Story, plain, rebuilt
 
-FORMAT = 3  # of the stored parts; raised when what they hold or how it is computed changes
+FORMAT = 4  # of the stored parts; raised when their values or how they are computed change
 # four beginnings in the reference's own words, four in ours
 PROMPTS = (
     'In a generator function, the "return"',
@@ -93,57 +95,68 @@ def demo(store: Store, out: str | Path = "out/report.html", plan: Plan | None = 
     began = time.monotonic()
     plan = plan or embedded_plan()
     bench = _Bench(plan, store, quiet)
-    say(_planned(store, plan, out))
-    makers: dict[str, Callable[[], Any]] = {
-        "influence": bench.influence,
+    steps: dict[str, Callable[[], dict[str, Any]]] = {
+        "influence": lambda: asdict(bench.influence()),
         "atoms": bench.atoms,
         "forgetting": lambda: forgotten(plan.forgetting, store, quiet),
         "condensing": lambda: condensed(plan.condensing, store),
     }
-    parts = {name: _kept(store, plan.inputs[name], make) for name, make in makers.items()}
-    story = Story(
-        Report.from_json(json.dumps(parts["influence"][0])),
-        rebuilt(Atoms, parts["atoms"][0]),
-        rebuilt(Forgetting, parts["forgetting"][0]),
-        rebuilt(Condensing, parts["condensing"][0]),
-        {name: seconds for name, (_, seconds) in parts.items()},
-    )
-    seconds = time.monotonic() - began
-    path = replace(story, influence=story.influence.with_tables(work_done(store, seconds))).save(out)
-    for line in _summary(story.influence, store, path, time.monotonic() - began):
-        say(line)
+    missing = [name for name in steps if not store.has("scores", plan.inputs[name])]
+    stored = [name for name in steps if name not in missing]
+    to_do = [f"compute {', '.join(missing)} (some minutes on two cores)"] if missing else []
+    to_do += [f"read {', '.join(stored)} from the cache"] if stored else []
+    say(f"Plan: {'; '.join(to_do)}; write {out}. Cache: {store.root}")
+    parts = {name: _stored(store, plan.inputs[name], step) for name, step in steps.items()}
+    path = write_page(page(parts, store, time.monotonic() - began), out)
+    for query in parts["influence"]["queries"][:3]:
+        say(f"  {query['prompt']} |{query['completion']}")
+        for best in query["helping"][:1]:
+            say(f"      {signed(best['nats'])} nats  {best['title']}")
+    work = store.work().text.splitlines()[0]
+    say(f"{path}: {work}; {time.monotonic() - began:.1f} s")
     return path
 
 
-def _planned(store: Store, plan: Plan, out: str | Path) -> str:
-    """What a run is going to do, in one line."""
-    to_do = [name for name, inputs in plan.inputs.items() if not store.has("scores", inputs)]
-    read = [name for name in plan.inputs if name not in to_do]
-    parts = [f"compute {', '.join(to_do)} (some minutes on two cores)"] if to_do else []
-    parts += [f"read {', '.join(read)} from the cache"] if read else []
-    return f"Plan: {'; '.join(parts)}; write {out}. Cache: {store.root}"
-
-
-def _kept(store: Store, inputs: Mapping[str, Any], make: Callable[[], Any]) -> tuple[dict[str, Any], float]:
-    """A part of the report as plain values, and the seconds that computing it took: from the store, where all that it
-    stands on must still be, or made now and kept there."""
-    if store.has("scores", inputs):
+def _stored(store: Store, inputs: Mapping[str, Any], step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A part's values, and the `seconds` that computing it took: read from the store, which must still have every
+    entry that it depends on, or computed now and put there."""
+    if not store.has("scores", inputs):
+        began, before = time.monotonic(), len(store.events)
+        document = json.dumps(step()).encode()
+        keys = list(dict.fromkeys(event.key for event in store.events[before:]))
+        about = {"depends on": keys, "seconds": time.monotonic() - began}
+        entry = store.put("scores", inputs, {"contents": np.frombuffer(document, np.uint8)}, about=about)
+    else:
         entry = store.open("scores", inputs)
-        for key in entry.about["stands on"]:
+        for key in entry.about["depends on"]:
             store.get(key)
-        return json.loads(bytes(entry.read("contents"))), float(entry.about["seconds"])
-    began, before = time.monotonic(), len(store.events)
-    document = json.dumps(plain(make()))
-    seconds = time.monotonic() - began
-    keys = list(dict.fromkeys(event.key for event in store.events[before:]))
-    contents = np.frombuffer(document.encode(), np.uint8)
-    store.put("scores", inputs, {"contents": contents}, about={"stands on": keys, "seconds": seconds})
-    return json.loads(document), seconds
+    return json.loads(bytes(entry.read("contents"))) | {"seconds": float(entry.about["seconds"])}
+
+
+def page(parts: Mapping[str, Any], store: Store, seconds: float) -> str:
+    """The report: influence, atoms, forgetting, condensing and the cache on one page, linked to one another. A passage
+    links to the atoms that carried its influence, an atom to the passages that it carried, was found in, and was
+    built by."""
+    influence = _report(parts["influence"])
+    taken = [(name, f"{part['seconds']:.1f} s") for name, part in parts.items()]
+    head = ("part", "when it was computed")
+    influence.tables.append(Table(title="How long each part took", rows=taken, head=head, note=""))
+    evaluation = from_json(parts["forgetting"]["evaluation"])
+    title = "Whence: which data, what it is made of, and without some of it"
+    return influence.render(
+        "story.html", "whence", title=title, scripts=True, parts=parts["atoms"]["parts"], atoms=parts["atoms"],
+        examples=parts["forgetting"]["examples"], evaluation=evaluation, evaluated=shown(evaluation),
+        chart=chart(evaluation), condensing=parts["condensing"], work=store.work(), seconds=seconds, root=store.root,
+    )  # fmt: skip
+
+
+def _report(part: Mapping[str, Any]) -> Report:
+    return Report(**{name: value for name, value in part.items() if name != "seconds"})
 
 
 @dataclass
 class _Bench:
-    """The model's part of the demo: what is needed is computed once, or read."""
+    """The model's part of the demo: each thing is computed or read when it is first needed."""
 
     plan: Plan
     store: Store
@@ -156,8 +169,8 @@ class _Bench:
         return trained_model(plan.shape, plan.training, plan.corpus.train, self.store, quiet=self.quiet)
 
     @cached_property
-    def asked(self) -> tuple[Examples, np.ndarray]:
-        return _asked(self.model, self.plan, self.task)
+    def queries(self) -> tuple[Examples, np.ndarray]:
+        return _queries(self.model, self.plan, self.task)
 
     @cached_property
     def sites(self) -> Sites:
@@ -175,22 +188,22 @@ class _Bench:
         return attrib.FitOptions(quiet=self.quiet)
 
     def influence(self) -> Report:
-        plan, corpus, (queries, likelihoods) = self.plan, self.plan.corpus, self.asked
+        plan, corpus, (queries, likelihoods) = self.plan, self.plan.corpus, self.queries
         of = (self.factors, self.model, self.task, queries)
         scores = attrib.score(*of, corpus.train, store=self.store, per_site=True, options=self.options)
         seen = corpus.train.select(shown_passages(scores, plan.shown))
         size = len(corpus.train)
         tokens = attrib.token_scores(*of, seen, train_size=size, options=self.options)
         notes = {
-            int(i): f"The model gives these {n} tokens a log-probability of {nats(float(value))} nats."
+            int(i): f"The model gives these {n} tokens a log-probability of {signed(float(value))} nats."
             for i, n, value in zip(queries.ids, map(len, queries.about["completion tokens"]), likelihoods)
         }
         millions = sum(p.numel() for p in self.model.parameters()) / 1e6
         lead = (
             f"A transformer of {millions:.1f} million parameters has read the "
             f"Python language reference {plan.training.epochs} times: {size:,} passages, {corpus.tokens:,} tokens. "
-            f"Given the beginnings of {len(queries)} sentences, it went on with the coloured words. Below each are the "
-            "passages that taught it those words, and those that speak for others."
+            f"Given the beginnings of {len(queries)} sentences, it continued with the coloured words. Below each are "
+            "the passages that taught it those words, and those that speak for others."
         )
         return report(
             scores,
@@ -203,16 +216,15 @@ class _Bench:
             notes=notes,
         )
 
-    def atoms(self) -> Atoms:
-        contents = self.store.open("scores", self.plan.inputs["influence"]).read("contents")
-        shown = Shown(
-            Report.from_json(bytes(contents).decode()), self.factors, self.model, self.task, self.asked[0],
-            self.plan.corpus, self.store, self.quiet,
-        )  # fmt: skip
-        return atoms_of(self.plan.atoms, shown)
+    def atoms(self) -> dict[str, Any]:
+        shown = _report(_stored(self.store, self.plan.inputs["influence"], lambda: asdict(self.influence())))
+        subject = Subject(
+            shown, self.factors, self.model, self.task, self.queries[0], self.plan.corpus, self.store, self.quiet
+        )
+        return atoms_of(self.plan.atoms, subject)
 
 
-def _asked(model: nn.Module, plan: Plan, task: LanguageModelling) -> tuple[Examples, np.ndarray]:
+def _queries(model: nn.Module, plan: Plan, task: LanguageModelling) -> tuple[Examples, np.ndarray]:
     """Prompts with the model's own continuations as queries, and the log-probabilities of those."""
     words = plan.corpus.vocabulary
     assert words is not None
@@ -227,68 +239,16 @@ def _asked(model: nn.Module, plan: Plan, task: LanguageModelling) -> tuple[Examp
 def _model_table(store: Store, plan: Plan, factors: attrib.Factors) -> Table:
     about = store.open("model", model_inputs(plan.shape, plan.training, plan.corpus.train)).about
     shape, training = plan.shape, plan.training
-    damping = factors.damping
-    rows = (
+    damping, data = factors.damping, plan.corpus
+    rows = [
         ("Model", f"TransformerLens native, {shape.layers} layers, width {shape.width}, {shape.heads} heads"),
         ("Parameters", f"{about['parameters']:,}"),
         ("Vocabulary", f"{shape.vocabulary:,} byte pairs"),
         ("Trained", f"{training.epochs} epochs, AdamW, rate {training.rate:g}, {about['seconds']:.0f} s"),
-        ("Loss", f"{about['losses'][0]:.2f} → {about['losses'][-1]:.2f} nats a token"),
+        ("Loss", f"{about['losses'][0]:.2f} → {about['losses'][-1]:.2f} nats per token"),
         ("Weights", about["fingerprint"][:12]),
-        (
-            "Data",
-            f"{len(plan.corpus.train):,} passages, {plan.corpus.tokens:,} tokens, {plan.corpus.train.fingerprint[:12]}",
-        ),
+        ("Data", f"{len(data.train):,} passages, {data.tokens:,} tokens, {data.train.fingerprint[:12]}"),
         ("Curvature", f"{factors.method}, labels {plan.method.labels}, {human(factors.nbytes)}"),
         ("Damping", f"{damping.value:g} × mean eigenvalue" if damping.rule == "relative" else f"{damping.value:g}"),
-    )
-    return Table("Model and method", rows)
-
-
-def work_done(store: Store, seconds: float) -> Table:
-    """What this run computed and what came from the cache, from the store's log."""
-    rows = []
-    for event in _once(store.events):
-        entry = _named_entry(store, event)
-        source = {"hit": "cached", "built": "computed", "resumed": "resumed"}[event.what]
-        rows.append((entry.name, event.key[:10], source, entry.size, f"{entry.seconds:.1f} s"))
-    computed = sum(row[2] != "cached" for row in rows)
-    note = f"{computed} computed, {len(rows) - computed} from the cache; {seconds:.1f} s in all. Cache: {store.root}"
-    return Table("Computed and cached", tuple(rows), ("artefact", "key", "", "size", "time"), note)
-
-
-def _once(events: Sequence[Event]) -> list[Event]:
-    """One event an artefact: that it was built, or else the first time it was read."""
-    found: dict[str, Event] = {}
-    for event in events:
-        if event.key not in found or event.what != "hit":
-            found[event.key] = event
-    return list(found.values())
-
-
-class _Told(NamedTuple):
-    name: str
-    size: str
-    seconds: float
-
-
-def _named_entry(store: Store, event: Event) -> _Told:
-    """What an event's artefact is called, its size, and the time it took: to compute, where the entry says so and
-    that was now; else from its first byte to its last."""
-    header = store.header(event.kind, event.key)
-    inputs = header.inputs
-    name = str(inputs.get("stage") or inputs.get("what") or inputs.get("method") or event.kind)
-    seconds = event.seconds if event.what == "hit" else float(header.about.get("seconds", event.seconds))
-    return _Told(name if name == event.kind else f"{event.kind}: {name}", human(header.nbytes), seconds)
-
-
-def _summary(contents: Report, store: Store, path: Path, seconds: float) -> list[str]:
-    lines = []
-    for asked in contents.asked[:3]:
-        best = asked.helping[0] if asked.helping else None
-        lines.append(f"  {asked.prompt} |{asked.completion}")
-        if best is not None:
-            lines.append(f"      {nats(best.nats)} nats  {best.title}")
-    hits = sum(event.what == "hit" for event in _once(store.events))
-    total = len(_once(store.events))
-    return [*lines, f"{path}: {hits} of {total} artefacts from the cache, {seconds:.1f} s"]
+    ]
+    return Table(title="Model and method", rows=rows, head=(), note="")

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from torch import nn
 
 from whence import attrib, decomp
-from whence.attrib.report import Part, Passage, Report
+from whence.attrib.reporting import Passage, Query, Report
 from whence.cache import Examples, Store, Task
 from whence.decomp.dictionary import context
 from whence.decomp.features import Features, features
 from whence.decomp.files import build_once
 
 from .corpora import Corpus
-from .story import Atom, Atoms, Place
 
 WINDOW = 7  # tokens of context on either side
 
@@ -23,7 +23,7 @@ WINDOW = 7  # tokens of context on either side
 @dataclass(frozen=True)
 class AtomsPlan:
     """site: whose inputs are decomposed. size, steps, unexplained: of the dictionary. shown: atoms on the page; built:
-    of how many of them it is asked who built them."""
+    for how many of them the passages that built them are computed."""
 
     site: str = "blocks.3.mlp.fc_in"
     size: int = 512
@@ -42,8 +42,8 @@ class AtomsPlan:
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
-    """What the page's influence part stands on: passages are those it shows."""
+class Subject:
+    """The model, its factors and data, and the page's influence report, whose passages are shown."""
 
     report: Report
     factors: attrib.Factors
@@ -58,146 +58,151 @@ class Shown:
     def options(self) -> attrib.FitOptions:
         return attrib.FitOptions(quiet=self.quiet)
 
-    def passages(self) -> Iterator[tuple[int, Passage]]:
-        """(query id, passage) of every passage on the page."""
-        for asked in self.report.asked:
-            for passage in (*asked.helping, *asked.hindering):
-                yield asked.id, passage
+    def passages(self) -> Iterator[tuple[Query, Passage]]:
+        """Every passage on the page with its query."""
+        for query in self.report.queries:
+            for passage in (*query["helping"], *query["hindering"]):
+                yield query, passage
 
     def anchors(self) -> dict[int, str]:
         """passage id -> where it is shown first."""
-        found: dict[int, str] = {}
-        for query, passage in self.passages():
-            found.setdefault(passage.id, f"q{query}-p{passage.id}")
-        return found
+        return {passage["id"]: _anchor(query, passage) for query, passage in reversed(list(self.passages()))}
 
 
-def atoms_of(plan: AtomsPlan, shown: Shown) -> Atoms:
-    """Build, split, and choose what the page shows."""
-    train = shown.corpus.train
-    acts = decomp.observe(shown.model, train, [plan.at], shown.store, quiet=shown.quiet)[plan.at]
+def _anchor(query: Query, passage: Passage) -> str:
+    return f"q{query['id']}-p{passage['id']}"
+
+
+def _part(name: str, value: float, anchor: str) -> dict[str, Any]:
+    """Something that carried influence (nats), and where on the page it is shown ("": nowhere)."""
+    return {"name": name, "nats": float(value), "anchor": anchor}
+
+
+def atoms_of(plan: AtomsPlan, subject: Subject) -> dict[str, Any]:
+    """Build, split, and choose what the page shows.
+
+    explained: share of the activations' squared norm that the codes explain; by_atoms: share of the shown passages'
+    absolute influence at the site that went through atoms. atoms: those that carried most; others: those that a
+    passage names beside these. parts: anchor of a passage -> what carried most of its influence.
+    """
+    train, quiet = subject.corpus.train, subject.quiet
+    acts = decomp.observe(subject.model, train, [plan.at], subject.store, quiet=quiet)[plan.at]
     acts = acts.without(positions=[0])  # where every text begins says nothing about it
-    read, how = acts.shuffled(), {"skip": [0], "documents": "shuffled"}
-    dictionary = build_once(plan.builder, read, shown.store, how, quiet=shown.quiet)
-    found = features(dictionary, acts, top=4, quiet=shown.quiet)
-    ids = sorted({passage.id for _, passage in shown.passages()})
-    seen = train.select(train.rows_of(ids))
+    how = {"skip": [0], "documents": "shuffled"}
+    dictionary = build_once(plan.builder, acts.shuffled(), subject.store, how, quiet=quiet)
+    found = features(dictionary, acts, top=4, quiet=quiet)
+    seen = train.select(train.rows_of(sorted(subject.anchors())))
     parts = attrib.through_atoms(
-        shown.factors, shown.model, shown.task, shown.queries, seen, dictionary,
-        site=plan.site, train_size=len(train), options=shown.options,
+        subject.factors, subject.model, subject.task, subject.queries, seen,
+        dictionary, site=plan.site, train_size=len(train), options=subject.options,
     )  # fmt: skip
-    table = _Table(parts, [(query, passage) for query, passage in shown.passages()])
-    chosen = table.strongest(plan.shown)
-    words = _Words(shown, dictionary, found)
-    built = _built(plan, shown, dictionary, found, chosen[: plan.built])
-    made = tuple(
-        Atom(n, float(found.density[n]), words.source(n), words.strongest(n), words.carried(table, n), built.get(n, ()))
-        for n in chosen
-    )
-    named = sorted({n for numbers in table.leading() for n in numbers} - set(chosen))
-    others = tuple(Atom(n, float(found.density[n]), words.source(n), (), words.carried(table, n, 2)) for n in named)
+    cards = _Cards(subject, dictionary, found, parts)
+    chosen = cards.strongest(plan.shown)
+    built = _built(plan, subject, dictionary, found, chosen[: plan.built])
+    named = {atom for atoms in cards.leading() for atom in atoms}
     rows = acts.whole().x[:: max(1, len(acts) // 4096)]
-    explained = 1.0 - float(np.mean(dictionary.encode(rows).unexplained))
-    return Atoms(
-        plan.at, len(dictionary), plan.steps, explained, table.by_atoms, made, others, words.of_passages(table)
-    )
+    return {
+        "at": plan.at,
+        "size": len(dictionary),
+        "steps": plan.steps,
+        "explained": 1.0 - float(np.mean(dictionary.encode(rows).unexplained)),
+        "by_atoms": cards.by_atoms,
+        "atoms": [cards.card(atom, found=cards.found(atom), built=built.get(atom, [])) for atom in chosen],
+        "others": [cards.card(atom, carried=2, found=[], built=[]) for atom in sorted(named - set(chosen))],
+        "parts": cards.of_passages(),
+    }
 
 
-class _Table:
-    """Parts of the passages on the page, [pair, atom]."""
+class _Cards:
+    """What the page says of an atom. values [passage, atom]: influence of the passages that went through the atoms."""
 
-    def __init__(self, parts: Any, pairs: list[tuple[int, Passage]]):
-        self.pairs, self.atoms = pairs, parts["atom"].values
-        place = {int(i): n for n, i in enumerate(parts["train"].values)}
-        query = {int(i): n for n, i in enumerate(parts["query"].values)}
-        self.values = np.stack([parts.values[query[q], place[p.id]] for q, p in pairs])
-
-    @property
-    def by_atoms(self) -> float:
-        size = np.abs(self.values)
-        return float(size[:, self.atoms >= 0].sum() / size.sum())
+    def __init__(self, subject: Subject, dictionary: decomp.Dictionary, found: Features, parts: xr.DataArray):
+        self.subject, self.dictionary, self.features = subject, dictionary, found
+        self.row = {int(i): n for n, i in enumerate(subject.corpus.train.ids)}
+        self.anchors = subject.anchors()
+        self.pairs = list(subject.passages())
+        whole = np.stack([parts.sel(query=query["id"], train=passage["id"]).values for query, passage in self.pairs])
+        own = parts["atom"].values >= 0  # the others are the residual and the constant
+        self.atoms, self.values = parts["atom"].values[own], whole[:, own]
+        self.by_atoms = float(np.abs(self.values).sum() / np.abs(whole).sum())
 
     def strongest(self, count: int) -> list[int]:
         """Atoms by the absolute influence that went through them, most first."""
         order = np.argsort(-np.abs(self.values).sum(0), kind="stable")
-        return [int(n) for n in self.atoms[order] if n >= 0][:count]
+        return self.atoms[order[:count]].tolist()
 
-    def leading(self, most: int = 3) -> list[list[int]]:
-        """For every pair the atoms that carried most of its influence, most first."""
-        own = np.flatnonzero(self.atoms >= 0)
-        orders = (own[np.argsort(-np.abs(values[own]), kind="stable")[:most]] for values in self.values)
-        return [[int(self.atoms[n]) for n in order if values[n]] for order, values in zip(orders, self.values)]
+    def leading(self, most: int = 3) -> list[dict[int, float]]:
+        """For every passage the atoms that carried most of its influence, and how much, most first."""
+        orders = np.argsort(-np.abs(self.values), axis=1, kind="stable")[:, :most]
+        return [
+            {int(self.atoms[n]): float(values[n]) for n in order if values[n]}
+            for order, values in zip(orders, self.values)
+        ]
 
-    def column(self, atom: int) -> np.ndarray:
-        return self.values[:, np.flatnonzero(self.atoms == atom)[0]]
-
-
-class _Words:
-    """Atoms and passages as people read them."""
-
-    def __init__(self, shown: Shown, dictionary: decomp.Dictionary, found: Features):
-        self.shown, self.dictionary, self.found = shown, dictionary, found
-        self.row = {int(i): n for n, i in enumerate(shown.corpus.train.ids)}
-        self.said = {asked.id: " ".join(asked.completion.split()[:4]) for asked in shown.report.asked}
-        self.anchors = shown.anchors()
-
-    def _place(self, document: int, position: int, value: float) -> Place:
-        train, words = self.shown.corpus.train, self.shown.corpus.vocabulary
-        assert words is not None  # a corpus of text
-        text = context(train.columns["input_ids"], self.row, document, position, words.decode, WINDOW)
-        title = str(train.about["title"][self.row[document]])
-        return Place(title, text.before, text.token or "·", text.after, value, self.anchors.get(document, ""))
-
-    def source(self, atom: int) -> Place:
-        places = self.dictionary.provenance
-        return self._place(int(places.document[atom]), int(places.position[atom]), float(places.norm[atom]))
-
-    def strongest(self, atom: int) -> tuple[Place, ...]:
-        rows, values = self.found.top[atom], self.found.value[atom]
-        where = self.found
-        return tuple(
-            self._place(int(where.document[n]), int(where.position[n]), float(v))
-            for n, v in zip(rows, values)
-            if n >= 0
-        )
-
-    def carried(self, table: _Table, atom: int, most: int = 4) -> tuple[Part, ...]:
-        values = table.column(atom)
-        order = np.argsort(-np.abs(values), kind="stable")[:most]
-        out = []
+    def card(self, atom: int, carried: int = 4, **more: Any) -> dict[str, Any]:
+        values = self.values[:, np.flatnonzero(self.atoms == atom)[0]]
+        order = np.argsort(-np.abs(values), kind="stable")[:carried]
+        parts = []
         for n in order[values[order] != 0]:
-            query, passage = table.pairs[n]
-            name = f"{passage.title}, for “{self.said[query]} …”"
-            out.append(Part(name, float(values[n]), f"q{query}-p{passage.id}"))
-        return tuple(out)
+            query, passage = self.pairs[n]
+            words = " ".join(query["completion"].split()[:4])
+            parts.append(_part(f"{passage['title']}, for “{words} …”", values[n], _anchor(query, passage)))
+        density = float(self.features.density[atom])
+        return {"number": atom, "density": density, "source": self.source(atom), "carried": parts, **more}
 
-    def of_passages(self, table: _Table) -> tuple[tuple[int, int, tuple[Part, ...]], ...]:
-        out = []
-        for number, ((query, passage), atoms) in enumerate(zip(table.pairs, table.leading())):
-            parts = tuple(self._part(atom, float(table.column(atom)[number])) for atom in atoms)
-            out.append((query, passage.id, parts))
-        return tuple(out)
+    def source(self, atom: int) -> dict[str, Any]:
+        """The activation that the atom is."""
+        places = self.dictionary.provenance
+        return self._place(places.document[atom], places.position[atom], places.norm[atom])
 
-    def _part(self, atom: int, value: float) -> Part:
-        token = " ".join(self.source(atom).token.split()) or "↵"
-        return Part(f"atom {atom} “{token}”", value, f"a{atom}")
+    def found(self, atom: int) -> list[dict[str, Any]]:
+        """Where the atom is strongest."""
+        where, rows = self.features, self.features.top[atom]
+        return [
+            self._place(where.document[n], where.position[n], value)
+            for n, value in zip(rows, where.value[atom])
+            if n >= 0
+        ]
+
+    def _place(self, document: int, position: int, value: float) -> dict[str, Any]:
+        """A token in its context; value: the atom's coefficient there."""
+        corpus, document = self.subject.corpus, int(document)
+        assert corpus.vocabulary is not None  # a corpus of text
+        ids = corpus.train.columns["input_ids"]
+        text = context(ids, self.row, document, int(position), corpus.vocabulary.decode, WINDOW)
+        title = str(corpus.train.about["title"][self.row[document]])
+        words = {"before": text.before, "token": text.token or "·", "after": text.after}
+        return {"title": title, **words, "value": float(value), "anchor": self.anchors.get(document, "")}
+
+    def of_passages(self) -> dict[str, list[dict[str, Any]]]:
+        """Anchor of a passage -> the atoms that carried most of its influence."""
+        parts = {}
+        for (query, passage), atoms in zip(self.pairs, self.leading()):
+            words = {atom: " ".join(self.source(atom)["token"].split()) or "↵" for atom in atoms}
+            parts[_anchor(query, passage)] = [
+                _part(f"atom {atom} “{words[atom]}”", value, f"a{atom}") for atom, value in atoms.items()
+            ]
+        return parts
 
 
 def _built(
-    plan: AtomsPlan, shown: Shown, dictionary: decomp.Dictionary, found: Features, atoms: list[int], most: int = 3
-) -> dict[int, tuple[Part, ...]]:
-    """atom -> the passages that raise its mean activation most, over the passage where it is strongest; all in one pass
-    over the data."""
+    plan: AtomsPlan, subject: Subject, dictionary: decomp.Dictionary, found: Features, atoms: list[int], most: int = 3
+) -> dict[int, list[dict[str, Any]]]:
+    """atom -> the passages that raise its mean activation most, over the passage where it is strongest, with the
+    predicted change, were they in the data once more; all in one pass over the data."""
     if not atoms:
         return {}
-    train, anchors, built = shown.corpus.train, shown.anchors(), {}
+    train, anchors = subject.corpus.train, subject.anchors()
     rows = train.rows_of(found.document[found.top[atoms, 0]])  # one passage may be several atoms' strongest
     queries = Examples({"input_ids": [train.columns["input_ids"][row] for row in rows]}, np.array(atoms, np.int64))
-    who = attrib.Reading(shown.task, plan.at, {atom: decomp.Coefficient(dictionary, atom) for atom in atoms})
-    scores = attrib.score(shown.factors, shown.model, who, queries, train, store=shown.store, options=shown.options)
-    for atom, values in zip(atoms, scores.values):
-        best = np.argsort(-values, kind="stable")[:most]
-        built[atom] = tuple(
-            Part(str(train.about["title"][n]), float(values[n]), anchors.get(int(train.ids[n]), "")) for n in best
-        )
-    return built
+    measure = attrib.Reading(subject.task, plan.at, {atom: decomp.Coefficient(dictionary, atom) for atom in atoms})
+    scores = attrib.score(
+        subject.factors, subject.model, measure, queries, train, store=subject.store, options=subject.options
+    )
+    return {
+        atom: [
+            _part(str(train.about["title"][n]), values[n], anchors.get(int(train.ids[n]), ""))
+            for n in np.argsort(-values, kind="stable")[:most]
+        ]
+        for atom, values in zip(atoms, scores.values)
+    }

@@ -1,17 +1,19 @@
 """The demo on handwritten digits: forgetting some of them, and a few in the place of all."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from whence import attrib
 from whence.cache import Classification, Examples, Store, find_sites, model_fingerprint
+from whence.cache.display import strip
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import AdamW
 from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import oracle_masks
+from whence.unlearn import forget_sets
 from whence.unlearn.condense import (
     Condensed,
     Pool,
@@ -28,10 +30,10 @@ from whence.unlearn.deletion import Deletion
 from whence.unlearn.evaluate import Panel
 from whence.unlearn.evaluate import evaluate as judged
 from whence.unlearn.methods import DMM, DescentAscent, FineTune, Matching, Newton, OracleMatching
+from whence.unlearn.results import to_json
 
-from .charts import strip
+from .classifiers import make_bank
 from .corpora import digits
-from .story import Condensing, Deleted, Forgetting, Set
 
 if TYPE_CHECKING:
     import xarray
@@ -51,7 +53,7 @@ class ForgettingPlan:
 
 @dataclass(frozen=True)
 class CondensingPlan:
-    """Settings of the condensation; networks trained on every set, and how often a set is drawn or made."""
+    """Settings of the condensation; networks trained on every set, and how often a set is drawn or synthesised."""
 
     network: str = "mlp-64"
     per_class: int = 1
@@ -67,11 +69,9 @@ class CondensingPlan:
         return Settings("dcc", net, self.per_class, self.outer, 10, 5, 64, self.lr, warm_outer=0, augment=())
 
 
-def forgotten(plan: ForgettingPlan, store: Store, quiet: bool = False) -> Forgetting:
-    """Every way of forgetting against oracles, whose outputs are kept in the store. The datamodel is influence, which
-    needs no retraining."""
-    from whence.unlearn import forget_sets
-
+def forgotten(plan: ForgettingPlan, store: Store, quiet: bool = False) -> dict[str, Any]:
+    """Every way of forgetting against oracles, whose outputs are kept in the store: the evaluation as JSON, and of how
+    many examples. The datamodel is influence, which needs no retraining."""
     bank, task = digits_bank(plan.epochs), Classification()
     ids = forget_sets.random_set(bank.train, plan.forget)
     seeds = 10_000 + np.arange(plan.models)
@@ -81,13 +81,13 @@ def forgotten(plan: ForgettingPlan, store: Store, quiet: bool = False) -> Forget
     deletion = Deletion(models, task, bank.train, ids, bank.recipe, bank.build, seeds)  # type: ignore[arg-type]
     matching = Matching(steps=plan.steps, optimiser=AdamW(1e-2))
 
-    made: dict[str, InverseProduct] = {}
+    inverses: dict[str, InverseProduct] = {}
 
     def inverse(model: nn.Module) -> InverseProduct:
         key = model_fingerprint(model).hex  # two methods want it
-        if key not in made:
-            made[key] = exact(model, task, deletion.kept, damping=plan.damping)
-        return made[key]
+        if key not in inverses:
+            inverses[key] = exact(model, task, deletion.kept, damping=plan.damping)
+        return inverses[key]
 
     found = judged(
         Panel.of(deletion, oracles, bank.points),
@@ -100,50 +100,43 @@ def forgotten(plan: ForgettingPlan, store: Store, quiet: bool = False) -> Forget
         ],
         resamples=0,
     )
-    rows = [
-        Deleted(
-            row.method,
-            row.klom["forget"].p95,
-            row.klom["forget"].mean,
-            row.klom["retain"].p95,
-            row.klom["validation"].p95,
-            None if number < 2 else row.ratio,
-        )
-        for number, row in enumerate(found.rows)
-    ]
-    return Forgetting(len(ids), len(bank.train), plan.models, tuple(rows))
+    return {"examples": len(bank.train), "evaluation": to_json(found)}
 
 
 def digits_bank(epochs: int) -> Bank:
     """An MLP 64-16-10 on 400 digits, measured on these and 400 others."""
-    from .commands._classifier import make_bank
-
     return make_bank("digits", "mlp-16", epochs, 50, 0.02, "sgd", "logits,margins")
 
 
-def condensed(plan: CondensingPlan, store: Store) -> Condensing:
-    """Sets of equal size, and what networks learn from them. Influence is on digits that nothing is reported on."""
+def condensed(plan: CondensingPlan, store: Store) -> dict[str, Any]:
+    """Sets of equal size: accuracy of networks trained on each, percent, with its 95 % interval, and a picture (PNG in
+    base64). Influence is on digits that nothing is reported on."""
     data, settings = digits(), plan.settings
-    train, asked = _split(data.train)
+    train, queried = _split(data.train)
     pool = Pool.of(_images(train))
     test = Pool.of(_images(data.queries), pool.classes, pool.scaling)
     draws = tuple(range(plan.sets))
     sets: dict[str, list[Pool] | list[Condensed]] = {
         "drawn at random": [select(pool, "random", plan.per_class, seed) for seed in draws],
         "chosen by herding": [select(pool, "herding", plan.per_class)],
-        "chosen by influence": [by_influence(pool, _influence(train, asked, store), plan.per_class)],
+        "chosen by influence": [by_influence(pool, _influence(train, queried, store), plan.per_class)],
         "condensed": list(condense(pool, settings, draws, store, quiet=True)),
     }
     rows = []
     for name, given in sets.items():
         found = evaluate(given, test, settings.network, Training(plan.epochs), plan.networks, quiet=True)
-        rows.append(Set(name, found.mean, *found.interval(), strip(given[0].x[..., 0])))
-    return Condensing(plan.per_class, len(train), plan.network, plan.networks, tuple(rows))
+        low, high = found.interval()
+        rows.append({"name": name, "mean": found.mean, "low": low, "high": high, "image": strip(given[0].x[..., 0])})
+    return {
+        "per_class": plan.per_class, "examples": len(train), "network": plan.network, "networks": plan.networks,
+        "sets": rows,
+    }  # fmt: skip
 
 
-def _split(train: Examples, asked: int = 200) -> tuple[Examples, Examples]:
-    """What sets are made of, and what influence is asked about."""
-    return train.select(np.arange(len(train) - asked)), train.select(np.arange(len(train) - asked, len(train)))
+def _split(train: Examples, queries: int = 200) -> tuple[Examples, Examples]:
+    """The examples that sets are chosen from, and the queries of influence."""
+    order = np.arange(len(train))
+    return train.select(order[:-queries]), train.select(order[-queries:])
 
 
 def _images(examples: Examples) -> Examples:
@@ -151,14 +144,11 @@ def _images(examples: Examples) -> Examples:
     return Examples(columns, examples.ids)
 
 
-def _influence(train: Examples, asked: Examples, store: Store) -> "xarray.DataArray":
+def _influence(train: Examples, queries: Examples, store: Store) -> "xarray.DataArray":
     """Scores [query, train] of one network that learned all of them."""
     bank = digits_bank(20)
-    model = (
-        Bank(bank.build, Classification(), train, asked, bank.recipe)
-        .train_replicas(np.ones((1, len(train)), bool))
-        .module(0)
-    )
+    own = Bank(bank.build, Classification(), train, queries, bank.recipe)
+    model = own.train_replicas(np.ones((1, len(train)), bool)).module(0)
     task, options = Classification(), attrib.FitOptions(quiet=True)
     factors = attrib.EKFAC().fit(model, task, train, sites=find_sites(model, quiet=True), store=store, options=options)
-    return attrib.score(factors, model, task, asked, train, store=store, options=options)
+    return attrib.score(factors, model, task, queries, train, store=store, options=options)

@@ -1,7 +1,8 @@
 """Are the scores right: judged by retraining, by optimisation, and by what is known to be true."""
 
-from .agreement import LDS as LDS
-from .agreement import Difference as Difference
+from whence.cache.statistics import LDS as LDS
+from whence.cache.statistics import Difference as Difference
+
 from .agreement import compare as compare
 from .agreement import lds as lds
 from .leave_out import Removals as Removals

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from whence.cache import DataError, Store, UsageError
+from whence.cache.display.interval import Interval
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.retrained import subset_masks
 
@@ -19,23 +20,19 @@ if TYPE_CHECKING:
 
 class Removals(NamedTuple):
     """removed [k]: how many examples were left out. top, random [k q]: mean fall of the query's output when that many
-    of its top examples, or random ones, are left out, against the models trained on everything. excess, low, high
-    [k]: mean over queries of top - random and its bootstrap interval over queries. queries: their ids."""
+    of its top examples, or random ones, are left out, against the models trained on everything. excess: for every k the
+    mean over queries of top - random, with its bootstrap interval over queries. queries: their ids."""
 
     removed: np.ndarray
     top: Float[np.ndarray, "k q"]
     random: Float[np.ndarray, "k q"]
-    excess: Float[np.ndarray, " k"]
-    low: Float[np.ndarray, " k"]
-    high: Float[np.ndarray, " k"]
+    excess: tuple[Interval, ...]
     queries: np.ndarray
 
     def __str__(self) -> str:
         return "\n".join(
-            f"{k} left out: falls by {t:.4f}, random {r:.4f}, more by {e:+.4f} [{a:+.4f}, {b:+.4f}]"
-            for k, t, r, e, a, b in zip(
-                self.removed, self.top.mean(1), self.random.mean(1), self.excess, self.low, self.high
-            )
+            f"{k} left out: falls by {top:.4f}, random {random:.4f}, more by {excess:+.4f}"
+            for k, top, random, excess in zip(self.removed, self.top.mean(1), self.random.mean(1), self.excess)
         )
 
 
@@ -80,11 +77,8 @@ def brittleness(
     falls = outputs - outputs[0]
     by_chance = falls[1 : 1 + len(removed) * random].reshape(len(removed), random, q).mean(1)
     own = falls[1 + len(removed) * random :].reshape(len(removed), q, q)[:, np.arange(q), np.arange(q)]
-    excess = own - by_chance
-    rng = np.random.default_rng(0)
-    resampled = excess[:, rng.integers(0, q, (2000, q))].mean(2)
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=1)
-    return Removals(np.asarray(removed), own, by_chance, excess.mean(1), low, high, scores["query"].values)
+    excess = tuple(Interval.bootstrap(each, resamples=2000, level=level) for each in own - by_chance)
+    return Removals(np.asarray(removed), own, by_chance, excess, scores["query"].values)
 
 
 def qld(scores: "xarray.DataArray", bank: Bank, share: float = 0.01, **options: object) -> Removals:

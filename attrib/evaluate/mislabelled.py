@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
 from whence.cache import DataError, Examples
-from whence.cache.display.html import axes_or_new
+from whence.cache.display import axes_or_new
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

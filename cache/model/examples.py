@@ -189,7 +189,7 @@ class Examples:
         return f"Examples({len(self)}: {shapes}; about {', '.join(self.about) or 'nothing'})"
 
     def _repr_html_(self) -> str:
-        from ..display.html import table
+        from ..display import table
 
         told = [name for name in self.about if len(self.about[name]) == len(self)]
         head = ("id", "length", *told)

@@ -15,7 +15,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from ..display.html import columns, table
+from ..display import table
 from ..errors import ModelError, near_names
 from ..jobs.progress import say
 from .layers import KINDS, Layer, layer_of
@@ -104,7 +104,7 @@ class Sites(Sequence[Site]):
 
     def __str__(self) -> str:
         rows = [(s.name, s.kind, f"{s.shape[0]} x {s.shape[1]}", f"{s.count:,}") for s in self.sites]
-        return columns([("site", "kind", "out x in", "parameters"), *rows]) + f"\n{self.summary}"
+        return table(("site", "kind", "out x in", "parameters"), rows).text + f"\n{self.summary}"
 
     @property
     def summary(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from ..display.html import facts
+from ..display import facts
 from ..errors import CorruptEntry, DataError
 from ..store.entry import Entry
 

@@ -76,7 +76,7 @@ class Entry:
         return f"Entry({self.kind} {self.key[:12]}{'' if self.sealed else ' (partial)'}: {arrays})"
 
     def _repr_html_(self) -> str:
-        from ..display.html import facts, table
+        from ..display import facts, table
 
         arrays = [
             (name, " × ".join(map(str, a.shape)), a.dtype.name, ", ".join(a.dims or ()), a.nbytes)

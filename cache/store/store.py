@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ..display.html import Cell, Shown, table
+from ..display import Cell, Shown, table
 from ..errors import NotCached, ResourceError, StoreError, UsageError
 from ..model.fingerprint import Fingerprint
 from .backend import Files

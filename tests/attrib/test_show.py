@@ -7,7 +7,7 @@ import pytest
 import xarray
 from matplotlib.figure import Figure
 
-from tests.cache.test_show import HOSTILE, Tags, harmless
+from tests.pages import HOSTILE, Tags, harmless
 from whence import attrib
 from whence.attrib import influences, plot_sites, plot_tail, token_map
 from whence.cache import DataError, Examples

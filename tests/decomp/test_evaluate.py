@@ -5,8 +5,9 @@ import torch
 
 from tests import cases
 from tests.decomp.test_builders import stream
+from whence.cache.display.interval import Interval
 from whence.cache.errors import DataError, ModelError, UsageError
-from whence.decomp import Activations, Dictionary, Origin, Provenance, Random, intervals, splice
+from whence.decomp import Activations, Dictionary, Origin, Provenance, Random, splice
 from whence.decomp.curves import sparsity_curve, training_curve
 from whence.decomp.evaluate import evaluate, loss_recovered, losses
 from whence.decomp.observe import observe
@@ -88,7 +89,7 @@ def test_intervals_cover_the_mean():
     inside = 0
     for n in range(200):
         effect = generator.standard_normal(40)
-        estimate = intervals.mean(effect, seed=n)
+        estimate = Interval.bootstrap(effect, rng=n)
         inside += estimate.low <= 0 <= estimate.high
     assert 0.88 <= inside / 200 <= 0.99
 

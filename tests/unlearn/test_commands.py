@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from whence.cache import DataError, Store, UsageError
+from whence.classifiers import builder, labelled
 from whence.commands import bank, unlearn
-from whence.commands._classifier import builder, forget_ids, labelled
+from whence.commands._classifier import forget_ids
 
 SMALL = {"models": 8, "bank": 40, "epochs": 1, "steps": 4, "network": "mlp-8"}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from tests.cache.test_show import HOSTILE, Tags
+from tests.pages import HOSTILE, Tags
 from whence.cache.errors import DataError, UsageError
 from whence.unlearn.condense import (
     MLP,

@@ -1,10 +1,12 @@
 """The evaluation: a null row in every table, one number of models in every row, rules declared before scoring."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from tests.cache.test_show import Tags
+from tests.pages import Tags
 from tests.unlearn import cases
 from whence.cache import DataError, UsageError
 from whence.cache.retrain.recipe import AdamW
@@ -12,11 +14,12 @@ from whence.cache.retrain.retrained import oracle_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import ridge
 from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import NOTHING, NULL, Panel, Rule, evaluate, sweep
+from whence.unlearn.evaluate import Panel, Rule, evaluate, sweep
 from whence.unlearn.loop import run
 from whence.unlearn.methods import DMM, DescentAscent, FineTune, GradientAscent, Matching, OracleMatching
 from whence.unlearn.metrics import KLoM
-from whence.unlearn.report import page, plot, plot_margins, save, table, to_dataset
+from whence.unlearn.report import page, plot, plot_margins, save
+from whence.unlearn.results import NOTHING, NULL, from_json, table, to_dataset, to_json
 
 MATCHING = Matching(steps=60, batch_size=24, optimiser=AdamW(1e-2))
 
@@ -49,13 +52,23 @@ def test_tables_datasets_and_pages_hold_every_row(evaluation, tmp_path):
     where = save([evaluation], tmp_path / "out" / "report.html")
     html = where.read_text()
     assert "oracles (null)" in html
-    assert "data:image/png" in html
+    assert html.count("<svg") == 3
     assert "four points" in page([evaluation])
     assert str(evaluation) == text
     seen = Tags(evaluation._repr_html_())
     assert seen.tags.count("tr") == 5
     assert "2 models a side" not in repr(evaluation)
     assert "oracles (null)" in repr(evaluation)
+
+
+def test_json_has_the_whole_evaluation(evaluation):
+    other = replace(evaluation, metric=KLoM(bins=7, clip_oracles=False))
+    again = from_json(to_json(other))
+    assert again.metric == other.metric
+    assert again.about == other.about
+    assert table(again) == table(other)
+    with pytest.raises(DataError, match="no evaluation"):
+        from_json("{}")
 
 
 def test_plots_draw_where_they_are_told(evaluation):

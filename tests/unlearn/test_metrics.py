@@ -77,8 +77,8 @@ def test_the_original_auditor_clips_one_sample_only():
 def test_the_interval_covers_repetitions():
     values = [KLoM(bins=10).summary(*normal(s, 2, 64, 200)).p95 for s in range(20)]
     summary = KLoM(bins=10).summary(*normal(99, 2, 64, 200), resamples=30)
-    assert summary.low <= np.median(values) <= summary.high
-    assert summary.low < summary.p95 < summary.high
+    assert summary.interval.low <= np.median(values) <= summary.interval.high
+    assert summary.interval.low < summary.p95 < summary.interval.high
 
 
 def test_bins_and_advice_follow_the_number_of_models():

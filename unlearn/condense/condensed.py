@@ -44,7 +44,7 @@ class Condensed:
         return f"Condensed({len(self)} examples {list(self.x.shape[1:])} of {self.labels.shape[1]} classes, {made})"
 
     def _repr_html_(self) -> str:
-        from whence.cache.display.html import picture
+        from whence.cache.display import picture
 
         from .report import card, figure
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from whence.cache.display.html import axes_or_new
+from whence.cache.display import axes_or_new
 
 from .condensed import Condensed
 from .layers import Params

@@ -3,7 +3,6 @@
 from .base import Calibrated as Calibrated
 from .base import Cost as Cost
 from .base import Datamodel as Datamodel
-from .base import Lds as Lds
 from .base import Pilot as Pilot
 from .base import calibrate as calibrate
 from .base import lds as lds

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int64
 
-from whence.cache import DataError, Examples, UsageError
+from whence.cache import DataError, Examples, UsageError, statistics
 from whence.cache.retrain.retrained import Retrained
-
-FEWEST_MASKS = 8
+from whence.cache.statistics import LDS
 
 
 @runtime_checkable
@@ -34,49 +33,17 @@ class Cost(NamedTuple):
     passes: float = 0.0
 
 
-class Lds(NamedTuple):
-    """Linear datamodeling score: mean over outputs of the Spearman correlation, over held-out masks, between
-    predicted and actual outputs, with a 90 % bootstrap interval over outputs. masks: how many were held out."""
+def lds_of(predicted: Float[np.ndarray, "e ..."], actual: Float[np.ndarray, "e ..."], seed: int = 0) -> LDS:
+    """The score from predicted and actual outputs of the same held-out models, with a 90 % interval over outputs.
 
-    value: float
-    low: float
-    high: float
-    masks: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] on {self.masks} held-out masks"
-
-
-def spearman(predicted: Float[np.ndarray, "e k"], actual: Float[np.ndarray, "e k"]) -> Float[np.ndarray, " k"]:
-    """Rank correlation of every column; 0 where a column is constant."""
-
-    def ranks(values: np.ndarray) -> np.ndarray:
-        order = np.argsort(np.argsort(values, axis=0, kind="stable"), axis=0, kind="stable").astype(np.float64)
-        return order - order.mean(0)
-
-    a, b = ranks(predicted), ranks(actual)
-    constant = (np.ptp(predicted, axis=0) == 0) | (np.ptp(actual, axis=0) == 0)
-    return np.where(constant, 0.0, (a * b).sum(0) / np.sqrt((a * a).sum(0) * (b * b).sum(0)))
-
-
-def lds_of(predicted: Float[np.ndarray, "e ..."], actual: Float[np.ndarray, "e ..."], seed: int = 0) -> Lds:
-    """The score from predicted and actual outputs of the same held-out models.
-
-    Raises DataError with fewer than eight models.
+    Raises:
+        DataError: there are fewer than eight models.
     """
-    if len(predicted) < FEWEST_MASKS:
-        raise DataError(
-            f"{len(predicted)} held-out masks are too few for a rank correlation.",
-            f"Hold out at least {FEWEST_MASKS}.",
-        )
-    each = spearman(predicted.reshape(len(predicted), -1), actual.reshape(len(actual), -1))
-    generator = np.random.default_rng(seed)
-    means = [each[generator.integers(0, len(each), len(each))].mean() for _ in range(200)]
-    low, high = np.percentile(means, [5, 95])
-    return Lds(float(each.mean()), float(low), float(high), len(predicted))
+    flat = (values.reshape(len(values), -1) for values in (predicted, actual))
+    return statistics.lds(*flat, over_subsets=False, resamples=200, level=0.9, seed=seed)
 
 
-def lds(datamodel: Datamodel, bank: Retrained, points: Examples, seed: int = 0) -> Lds:
+def lds(datamodel: Datamodel, bank: Retrained, points: Examples, seed: int = 0) -> LDS:
     """A datamodel's score on a bank whose masks it has not seen: every mask's predicted logits are the change
     for what that mask leaves out."""
     columns = bank.at_points(points.ids)

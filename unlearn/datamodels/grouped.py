@@ -20,8 +20,9 @@ from jaxtyping import Bool, Float, Int64
 
 from whence.cache import DataError, Examples
 from whence.cache.retrain.retrained import Retrained, member_rows
+from whence.cache.statistics import LDS
 
-from .base import Cost, Lds, lds_of
+from .base import Cost, lds_of
 from .regression import MODELS_AT_ONCE, Regression, held_out, moments, outputs
 
 SIZES = (2, 5, 10, 20, 30)  # of the neighbourhoods whose shares are looked at
@@ -68,7 +69,7 @@ class Grouped:
     near: Int64[np.ndarray, "p k"]
     terms: Float[np.ndarray, "p g c"]
     scale: Float[np.ndarray, "p g"]
-    lds: Lds
+    lds: LDS
 
     @property
     def cost(self) -> Cost:

@@ -20,8 +20,9 @@ from jaxtyping import Bool, Float, Int64
 
 from whence.cache import DataError, Entry, Examples, Store
 from whence.cache.retrain.retrained import Retrained, StoredOutput, member_rows
+from whence.cache.statistics import LDS, spearman
 
-from .base import Cost, Lds, lds_of, spearman
+from .base import Cost, lds_of
 
 MODELS_AT_ONCE = 128
 LAMBDAS = tuple(float(x) for x in 10.0 ** np.arange(-1.0, 3.51, 0.5))
@@ -42,7 +43,7 @@ class Regression:
     train_ids: Int64[np.ndarray, " n"]
     point_ids: Int64[np.ndarray, " p"]
     penalty: float
-    lds: Lds
+    lds: LDS
     choices: dict[float, float]
     trainings: int
 
@@ -70,7 +71,8 @@ class Regression:
             {"datamodel": "regression", "penalty": self.penalty, **inputs},
             {"weights": np.asarray(self.weights[:])},
             {
-                "lds": list(self.lds), "train_ids": self.train_ids, "point_ids": self.point_ids,
+                "lds": [self.lds.value, self.lds.low, self.lds.high, self.lds.subsets],
+                "train_ids": self.train_ids, "point_ids": self.point_ids,
                 "penalty": self.penalty, "trainings": self.trainings, "choices": list(self.choices.items()),
             },
             {"weights": ("n", "p", "c")},
@@ -86,7 +88,9 @@ class Regression:
             )
         train_ids, point_ids = (np.asarray(entry.about[name], np.int64) for name in ("train_ids", "point_ids"))
         penalty, trainings = float(entry.about["penalty"]), int(entry.about["trainings"])
-        score, choices = Lds(*entry.about["lds"]), {float(k): float(v) for k, v in entry.about["choices"]}
+        value, low, high, subsets = entry.about["lds"]
+        score = LDS(value, low, high, 0.9, subsets=int(subsets))
+        choices = {float(k): float(v) for k, v in entry.about["choices"]}
         return Regression(StoredOutput(entry, "weights"), train_ids, point_ids, penalty, score, choices, trainings)
 
 

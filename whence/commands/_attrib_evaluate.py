@@ -1,7 +1,7 @@
 """`whence attrib evaluate` and `whence attrib probe`: are the scores right, and what are they like."""
 
 import json as json_module
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -76,7 +76,8 @@ class Evaluate:
         from whence.cache.retrain.retrained import retrained_from
 
         found = lds(stored_scores(store, scores, bank), retrained_from(store.get(bank)))
-        print(json_module.dumps({**found._asdict(), "per_query": found.per_query.tolist()}) if self.json else found)
+        values = {"mean": found.value, **asdict(found), "per_query": found.per_query.tolist()}
+        print(json_module.dumps(values) if self.json else found)
 
 
 def stored_scores(store: Store, scores: str, bank: str):

@@ -25,7 +25,7 @@ class Report(Questions, Job):
     """Passages shown that hinder it."""
 
     def run(self) -> None:
-        from whence.attrib.report import coverage, report, shown_passages
+        from whence.attrib.reporting import coverage, report, shown_passages
 
         loaded = self.load()
         queries = self.read_queries(loaded.corpus)

@@ -32,9 +32,9 @@ class Report(Source):
     """Print JSON."""
 
     def run(self) -> None:
-        from whence.cache.display.html import write_page
+        from whence.cache.display import write_page
         from whence.decomp.features import features, top_contexts
-        from whence.decomp.page import page
+        from whence.decomp.pages import page
 
         dictionary = at_site(open_dictionary(self.dictionary), self.dictionary, self.at)
         loaded = self.load()

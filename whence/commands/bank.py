@@ -50,8 +50,9 @@ class Run:
     def run(self) -> None:
         from whence.cache import Store, say
         from whence.cache.retrain.retrained import oracle_masks, subset_masks
+        from whence.classifiers import make_bank
 
-        from ._classifier import forget_ids, make_bank
+        from ._classifier import forget_ids
 
         bank = make_bank(self.data, self.network, self.epochs, self.batch, self.rate, self.optimiser, self.keep)
         if self.without is None:

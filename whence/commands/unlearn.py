@@ -55,9 +55,10 @@ class Datamodel:
         if self.name:
             store.name(self.name, store.get(key))
         if self.json:
-            print(json_module.dumps({"key": key, "penalty": found.penalty, "lds": found.lds._asdict()}))
+            lds = {name: getattr(found.lds, name) for name in ("value", "low", "high", "subsets")}
+            print(json_module.dumps({"key": key, "penalty": found.penalty, "lds": lds}))
             return
-        print(f"{self.method} on {found.trainings} models: penalty {found.penalty:g}, LDS {found.lds}")
+        print(f"{self.method} on {found.trainings} models: penalty {found.penalty:g}, {found.lds}")
         for penalty, score in found.choices.items():
             print(f"  penalty {penalty:<10g} LDS {score:.3f} on the masks it was chosen by")
         print(f"weights: {key}")
@@ -90,9 +91,10 @@ class _Setting:
 
     def made(self) -> "Made":
         from whence.cache import Classification, Store
+        from whence.classifiers import make_bank
         from whence.unlearn.deletion import Deletion
 
-        from ._classifier import forget_ids, make_bank, models_of
+        from ._classifier import forget_ids, models_of
 
         store = Store(self.store)
         bank = make_bank(self.data, self.network, self.epochs, self.batch, self.rate, self.optimiser, "logits,margins")
@@ -137,7 +139,7 @@ class Made:
             return found
         masks = subset_masks(len(self.bank.train), self.setting.bank, self.setting.share)
         found = ridge(self.bank.run(masks, store=self.store))
-        say(f"datamodel: penalty {found.penalty:g}, LDS {found.lds}")
+        say(f"datamodel: penalty {found.penalty:g}, {found.lds}")
         return found
 
     def method(self, name: str) -> "Method":
@@ -290,7 +292,8 @@ class Evaluate(_Setting):
     def run(self) -> None:
         from whence.unlearn.evaluate import Panel, evaluate
         from whence.unlearn.metrics import KLoM
-        from whence.unlearn.report import save, table, to_json
+        from whence.unlearn.report import save
+        from whence.unlearn.results import table, to_json
 
         made = self.made()
         metric = KLoM(self.direction, self.bins)
@@ -318,7 +321,8 @@ class Report:
 
     def run(self) -> None:
         from whence.cache import DataError, UsageError
-        from whence.unlearn.report import from_json, save
+        from whence.unlearn.report import save
+        from whence.unlearn.results import from_json
 
         if not self.evaluations:
             raise UsageError("There is nothing to report.", "Name files that `whence unlearn evaluate` wrote.")

@@ -107,7 +107,7 @@ def _lds(problem: Problem, scored: Any, test: str, subsets: int, store: Store | 
     rows = []
     for name, (scores, seconds) in scored.items():
         found = judges.lds(scores, bank)
-        rows.append(Row(test, name, found.mean, found.low, found.high, seconds))
+        rows.append(Row(test, name, found.value, found.low, found.high, seconds))
     return rows
 
 
@@ -120,7 +120,8 @@ def _removals(problem: Problem, scored: Any, test: str, store: Store | None, qui
         else:
             found = judges.brittleness(scores, problem.bank(), [max(1, len(problem.train) // 20)], **options)
         note = f"{int(found.removed[0])} left out, falls by {found.top.mean():.3f}, random {found.random.mean():.3f}"
-        rows.append(Row(test, name, found.excess[0], found.low[0], found.high[0], seconds, note))
+        excess = found.excess[0]
+        rows.append(Row(test, name, excess.value, excess.low, excess.high, seconds, note))
     return rows
 
 

@@ -1,0 +1,267 @@
+"""The influence report: what taught the model to say that, as one HTML file.
+
+    attrib.report(scores, docs, tokens=tokens).save("out/influence.html")
+
+A `Report` is plain values that can be stored and drawn again without the model. The file needs no network and no
+script, follows the reader's light or dark theme, and escapes every text of the data.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+
+from whence.cache import DataError, Examples, Sites
+from whence.cache.display import bars, render, shaded, table, tails, write_page
+
+if TYPE_CHECKING:
+    import xarray
+
+ONE_TOKEN = 2 / 3  # |s|_2 / |s|_1 over tokens above which the influence is one token's (Grosse et al. 2023, 5.3)
+GROUPS = 24  # more sites than this are drawn by block
+
+
+@runtime_checkable
+class Docs(Protocol):
+    """What was scored: examples with `title` and `text` about them, queries, and how tokens read (None: no text)."""
+
+    @property
+    def train(self) -> Examples: ...
+    @property
+    def queries(self) -> Examples: ...
+    @property
+    def vocabulary(self) -> Any: ...
+
+
+class Passage(TypedDict):
+    """One training example as a query sees it.
+
+    tokens, token_nats: its pieces of text, and the influence that predicting each carried (None: not known, or the
+    first). one_token: nearly all its influence is in a single token, which is often a coincidence.
+    """
+
+    rank: int
+    id: int
+    title: str
+    nats: float
+    tokens: list[str]
+    token_nats: list[float | None]
+    one_token: bool
+
+
+class Query(TypedDict):
+    """One query: prompt, completion, and who helps and who hinders it.
+
+    tail: influences in nats, largest first, of the whole training set. top_share: share of the positive influence
+    that the ten best have. sites: [name, nats] over the passages that are shown as helping. note: a line under it.
+    """
+
+    id: int
+    prompt: str
+    completion: str
+    helping: list[Passage]
+    hindering: list[Passage]
+    tail: list[float]
+    top_share: float
+    sites: list[tuple[str, float]]
+    note: str
+
+
+class Table(TypedDict):
+    """A titled table; head: names of its columns, or nothing; note: a line below."""
+
+    title: str
+    rows: Sequence[Sequence[str]]
+    head: Sequence[str]
+    note: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole report: queries, and tables about what it was computed from and how."""
+
+    title: str
+    lead: str
+    queries: list[Query]
+    tables: list[Table] = field(default_factory=list)
+    method: str = ""
+
+    def html(self) -> str:
+        """The report as one self-contained HTML page."""
+        return self.render("influence.html", title=self.title, scripts=False)
+
+    def render(self, template: str, *packages: str, parts: Mapping[str, Any] | None = None, **values: Any) -> str:
+        """A template that extends this package's `influence.html`, with the report and `values`.
+
+        Args:
+            template: file name of the template.
+            packages: import names of the packages whose templates are searched first.
+            parts: anchor of a passage ("q3-p7": query 3, passage 7) -> what carried its influence, each with `name`,
+                `nats` and `anchor` (where it is shown on the page, or "").
+            values: what else the template names.
+        """
+        functions = {"table": table, "tails": tails, "bars": bars, "text": _text}
+        return render(
+            template, [*packages, "whence.attrib"], report=self, parts=parts or {}, **functions, **values
+        )  # fmt: skip
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page and return its path. Raises ResourceError when the file cannot be written."""
+        return write_page(self.html(), path)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "Report":
+        """The report that `to_json` wrote."""
+        return Report(**json.loads(text))
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f'<iframe srcdoc="{escape(self.html())}" width="100%" height="900" style="border:0"></iframe>'
+
+
+def report(
+    scores: "xarray.DataArray",
+    docs: Docs,
+    *,
+    tokens: "xarray.DataArray | None" = None,
+    top: int = 8,
+    bottom: int = 3,
+    title: str = "Where it comes from",
+    lead: str = "",
+    tables: Sequence[Table] = (),
+    notes: Mapping[int, str] | None = None,
+) -> Report:
+    """A report on influence scores.
+
+    Args:
+        scores: [query train] or [query train site], nats.
+        docs: the examples and queries that were scored.
+        tokens: [query train position] of at least the passages shown (`shown_passages`), from `attrib.token_scores`.
+        top: passages shown that help a query.
+        bottom: passages shown that hinder it.
+        title: of the page.
+        lead: a paragraph below it.
+        tables: shown at the end.
+        notes: query id -> a line under the query.
+
+    Raises:
+        DataError: the scores' ids are not those of `docs`, or a score is not finite.
+    """
+    rows = docs.train.rows_of(scores["train"].values)
+    total, queries = summed(scores), []
+    for place, query in enumerate(docs.queries.rows_of(scores["query"].values)):
+        values, number = np.asarray(total.values[place], np.float64), int(docs.queries.ids[query])
+        if not np.isfinite(values).all():
+            raise DataError(f"Scores of query {number} are not finite.", "Score it again.")
+        order = np.argsort(-values, kind="stable")
+        helping, hindering = order[:top], order[::-1][:bottom]
+        helping, hindering = helping[values[helping] > 0], hindering[values[hindering] < 0]
+        by_token = {} if tokens is None else _of_query(tokens, number)
+        prompt, completion = _halves(docs, int(query))
+        best, positive = np.sort(values)[::-1][:10], values[values > 0].sum()
+
+        def passages(chosen: np.ndarray, values: Any = values, by_token: Any = by_token) -> list[Passage]:
+            ids = scores["train"].values
+            return [
+                _passage(docs, int(rows[n]), rank + 1, float(values[n]), by_token.get(int(ids[n])))
+                for rank, n in enumerate(chosen)
+            ]
+
+        queries.append(
+            Query(
+                id=number,
+                prompt=prompt,
+                completion=completion,
+                helping=passages(helping),
+                hindering=passages(hindering),
+                tail=[float(f"{v:.4g}") for v in values[order]],
+                top_share=float(best[best > 0].sum() / positive) if positive else 0.0,
+                sites=_sites(scores, place, helping) if "site" in scores.dims else [],
+                note=(notes or {}).get(number, ""),
+            )
+        )
+    method = f"{scores.attrs.get('method', '')}, damping {scores.attrs.get('damping', '')}"
+    return Report(title, lead, queries, list(tables), method)
+
+
+def coverage(sites: Sites) -> Table:
+    """What the sites cover of the model, as a table."""
+    rows = [(s.name, s.kind, f"{s.shape[0]} × {s.shape[1]}", f"{s.count:,}") for s in sites]
+    head = ("site", "kind", "out × in", "parameters")
+    return Table(title="What was looked at", rows=rows, head=head, note=sites.summary)
+
+
+def shown_passages(scores: "xarray.DataArray", top: int = 8, bottom: int = 3) -> np.ndarray:
+    """Positions along `train` that a report of these scores shows for some query: score their tokens."""
+    order = np.argsort(-summed(scores).values, axis=1, kind="stable")
+    return np.unique(np.concatenate([order[:, :top], order[:, order.shape[1] - bottom :]], axis=1))
+
+
+def summed(scores: "xarray.DataArray") -> "xarray.DataArray":
+    """Scores summed over sites, if they are per site."""
+    return scores.sum("site", skipna=False) if "site" in scores.dims else scores
+
+
+def title_of(docs: Docs, row: int) -> str:
+    """What a training example is called."""
+    return str(docs.train.about["title"][row]) if "title" in docs.train.about else f"example {docs.train.ids[row]}"
+
+
+def _text(passage: Passage, group: Sequence[Passage]) -> str:
+    """A passage's tokens, shaded on the scale of its group."""
+    most = max(abs(value or 0.0) for other in group for value in other["token_nats"])
+    return shaded(passage["tokens"], passage["token_nats"], most=most)
+
+
+def _of_query(tokens: "xarray.DataArray", query: int) -> dict[int, np.ndarray]:
+    """Training id -> token scores [s] of one query; empty when it was not scored."""
+    found = np.flatnonzero(tokens["query"].values == query)
+    return dict(zip(tokens["train"].values.tolist(), tokens.values[found[0]])) if len(found) else {}
+
+
+def _passage(docs: Docs, row: int, rank: int, value: float, each: np.ndarray | None) -> Passage:
+    about, one = docs.train.about, False
+    if docs.vocabulary is None:
+        pieces = [str(about["text"][row]) if "text" in about else ""]
+    else:
+        pieces = list(docs.vocabulary.pieces(docs.train.columns["input_ids"][row]))
+    spread: list[float | None] = [None] * len(pieces)
+    if docs.vocabulary is not None and each is not None:
+        known = np.nan_to_num(np.asarray(each, np.float64)[: len(pieces)])
+        spread[1:] = [float(f"{v:.3g}") for v in known[:-1]]  # position t has the prediction of token t + 1
+        one = bool(np.linalg.norm(known) > ONE_TOKEN * np.abs(known).sum() > 0)
+    return Passage(
+        rank=rank, id=int(docs.train.ids[row]), title=title_of(docs, row), nats=value, tokens=pieces,
+        token_nats=spread, one_token=one,
+    )  # fmt: skip
+
+
+def _halves(docs: Docs, row: int) -> tuple[str, str]:
+    """A query's prompt and completion: the unlabelled head of its tokens, and the rest."""
+    queries = docs.queries
+    if docs.vocabulary is None:
+        return str(queries.about["title"][row] if "title" in queries.about else queries.ids[row]), ""
+    ids = np.asarray(queries.columns["input_ids"][row])
+    labels = queries.columns.get("labels")
+    head = 0 if labels is None else int((np.cumsum(np.asarray(labels[row]) != -100) == 0).sum())
+    prompt = docs.vocabulary.decode(ids[:head]) if head else ""
+    return prompt, docs.vocabulary.decode(ids)[len(prompt) :]
+
+
+def _sites(scores: "xarray.DataArray", place: int, best: np.ndarray) -> list[tuple[str, float]]:
+    """Influence of the shown passages by site; by block when the sites are many."""
+    names = [str(name) for name in scores["site"].values]
+    total: dict[str, float] = {}
+    for name, value in zip(names, scores.values[place, best].sum(0)):
+        parts = name.split(".")
+        depth = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
+        key = ".".join(parts[: depth + 1]) if len(names) > GROUPS else name
+        total[key] = total.get(key, 0.0) + float(value)
+    return list(total.items())

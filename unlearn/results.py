@@ -1,0 +1,156 @@
+"""What an evaluation found: a row per method, as a table, a Dataset and JSON."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from whence.cache import DataError, UsageError
+from whence.cache.display import Cell, Interval, Shown, markdown
+from whence.cache.display import table as display_table
+
+from .metrics import KLoM, Summary
+
+if TYPE_CHECKING:
+    import xarray
+
+PARTS = ("forget", "retain", "validation")
+NULL, NOTHING = "oracles (null)", "do nothing"
+HEAD = ("method", "forget p95", "90 %", "mean", "retain p95", "mean", "validation p95", "mean", "compute", "U-LiRA",
+        "energy", "two-sample")  # fmt: skip
+SINGLE = ("ratio", "passes", "seconds", "u_lira", "energy", "told_apart")
+STATISTICS = ("mean", "p95", "p99", "low", "high")
+
+
+class Row(NamedTuple):
+    """One method on one forget set: KLoM by part, compute over retraining, and the companions.
+
+    u_lira: on the forget set, 0.5 ideal. energy: mean energy distance on it. told_apart: two-sample accuracy on it.
+    stopped: models whose loss became non-finite. settings: as text.
+    """
+
+    method: str
+    klom: dict[str, Summary]
+    ratio: float
+    passes: float
+    seconds: float
+    u_lira: float
+    energy: float
+    told_apart: float
+    p_value: float
+    stopped: int
+    settings: str
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Rows of one forget set, the null row first and doing nothing second."""
+
+    rows: tuple[Row, ...]
+    metric: KLoM
+    models: int
+    forgotten: int
+    title: str = ""
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, method: str) -> Row:
+        for row in self.rows:
+            if row.method == method:
+                return row
+        raise UsageError(f"No row is called {method!r}.", f"There are {', '.join(r.method for r in self.rows)}.")
+
+    @property
+    def bins(self) -> int:
+        return self.metric.bins_for(self.models)
+
+    def __repr__(self) -> str:
+        methods = ", ".join(row.method for row in self.rows)
+        return f"Evaluation({self.forgotten} examples forgotten, {self.models} models a side: {methods})"
+
+    def __str__(self) -> str:
+        return table(self)
+
+    def _repr_html_(self) -> str:
+        return shown(self).html
+
+
+def table(evaluation: Evaluation) -> str:
+    """Markdown: p95 and mean of KLoM by part (nats), the 90 % interval of the forget set's p95, compute over
+    retraining, U-LiRA, energy distance and two-sample accuracy on the forget set."""
+    return markdown(HEAD, _rows(evaluation))
+
+
+def shown(evaluation: Evaluation) -> Shown:
+    """The same table, sortable: the null row and the models left as they are come first."""
+    caption = (
+        f"KLoM {evaluation.metric.direction} in nats, {evaluation.models} models a side, {evaluation.bins} bins; "
+        f"{evaluation.forgotten} examples forgotten. The null row is oracles against other oracles: noise."
+    )
+    return display_table(HEAD, _rows(evaluation), caption)
+
+
+def _rows(evaluation: Evaluation) -> list[list[Any]]:
+    return [_cells(row) for row in evaluation.rows]
+
+
+def _cells(row: Row) -> list[Any]:
+    forget, *others = (row.klom[part] for part in PARTS)
+    low, high = forget.interval.low, forget.interval.high
+    numbers = [
+        forget.p95, low, forget.mean, *(value for part in others for value in (part.p95, part.mean)), row.ratio,
+        row.u_lira, row.energy, row.told_apart,
+    ]  # fmt: skip
+    texts = [f"{value:.2f}" for value in numbers]
+    texts[1] = f"{low:.2f}-{high:.2f}" if forget.interval.known else ""
+    texts[7] = "" if row.method == NOTHING else f"{100 * row.ratio:.1f} %"
+    name = row.method + (f" ({row.stopped} stopped)" if row.stopped else "")
+    return [name, *map(Cell, texts, numbers)]
+
+
+def to_dataset(evaluation: Evaluation) -> "xarray.Dataset":
+    """klom [row, part, statistic] in nats; ratio, passes, seconds, u_lira, energy, told_apart [row]."""
+    import xarray as xr
+
+    rows = evaluation.rows
+    values = np.array([[list(_statistics(row.klom[part]).values()) for part in PARTS] for row in rows])
+    return xr.Dataset(
+        {
+            "klom": (("row", "part", "statistic"), values),
+            **{name: ("row", [getattr(row, name) for row in rows]) for name in SINGLE},
+        },
+        {"row": [row.method for row in rows], "part": list(PARTS), "statistic": list(STATISTICS)},
+        {"models": evaluation.models, "bins": evaluation.bins, "direction": evaluation.metric.direction},
+    )
+
+
+def _statistics(summary: Summary) -> dict[str, float]:
+    found = (summary.mean, summary.p95, summary.p99, summary.interval.low, summary.interval.high)
+    return dict(zip(STATISTICS, found))
+
+
+def to_json(evaluation: Evaluation) -> str:
+    """The whole evaluation, to be read back by `from_json`."""
+    rows = [row._asdict() | {"klom": {part: _statistics(s) for part, s in row.klom.items()}} for row in evaluation.rows]
+    return json.dumps({
+        "metric": asdict(evaluation.metric), "models": evaluation.models, "forgotten": evaluation.forgotten,
+        "title": evaluation.title, "about": dict(evaluation.about), "rows": rows,
+    })  # fmt: skip
+
+
+def from_json(text: str) -> Evaluation:
+    """The evaluation that `to_json` wrote. Raises DataError for anything else."""
+
+    def summary(mean: float, p95: float, p99: float, low: float, high: float) -> Summary:
+        return Summary(mean, Interval(p95, low, high, 0.9), p99)
+
+    try:
+        found = json.loads(text)
+        rows = tuple(
+            Row(**{**row, "klom": {part: summary(**s) for part, s in row["klom"].items()}}) for row in found["rows"]
+        )
+        metric, about = KLoM(**found["metric"]), found.get("about", {})
+        return Evaluation(rows, metric, found["models"], found["forgotten"], found["title"], about)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError("This file has no evaluation.", "Give one that `whence unlearn evaluate` wrote.") from error

@@ -1,0 +1,96 @@
+"""Small classifiers to retrain many times: data with labels, a network by name, and their bank."""
+
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from whence.cache import Classification, DataError, Examples, UsageError
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.recipe import SGD, AdamW, Recipe
+
+
+def labelled(data: str) -> tuple[Examples, Examples]:
+    """(training examples, all points): `digits` (400 to train on, 400 held out), or an .npz with x_train, y_train,
+    x_test and y_test. Images are scaled to 0..1 when they are bytes. Raises DataError when it cannot be read."""
+    if data == "digits":
+        from sklearn.datasets import load_digits
+
+        found = load_digits()
+        order = np.random.default_rng(0).permutation(len(found.target))[:800]
+        x, y, count = found.data[order].astype(np.float32) / 16, found.target[order], 400
+    else:
+        path = Path(data)
+        if not path.is_file() or path.suffix != ".npz":
+            raise DataError(f"There is no labelled data set {data!r}.", "Give digits, or an .npz file.")
+        with np.load(path) as arrays:
+            missing = [n for n in ("x_train", "y_train", "x_test", "y_test") if n not in arrays]
+            if missing:
+                raise DataError(f"{path} has no array {missing[0]}.", "Name them x_train, y_train, x_test, y_test.")
+            x = np.concatenate([arrays["x_train"], arrays["x_test"]])
+            y = np.concatenate([arrays["y_train"], arrays["y_test"]]).ravel()
+            count = len(arrays["x_train"])
+        x = x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1)
+    points = Examples.of((x, y.astype(np.int64)))
+    return points.select(np.arange(count)), points
+
+
+class Convolutions(nn.Module):
+    """3x3 convolutions, each with group normalisation, ReLU and halving; then a linear layer."""
+
+    def __init__(self, channels: list[int], shape: tuple[int, ...], classes: int):
+        super().__init__()
+        self.shape = shape
+        sizes, layers = [shape[0], *channels], []
+        for i, o in itertools.pairwise(sizes):
+            layers += [nn.Conv2d(i, o, 3, padding=1), nn.GroupNorm(1, o), nn.ReLU(), nn.AvgPool2d(2)]
+        self.features = nn.Sequential(*layers)
+        side = [s // 2 ** len(channels) for s in shape[1:]]
+        self.head = nn.Linear(channels[-1] * side[0] * side[1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x.reshape(-1, *self.shape)).flatten(1))
+
+
+def builder(network: str, points: Examples) -> Callable[[int], nn.Module]:
+    """seed -> untrained network: mlp-32 or mlp-64-32 (hidden widths), conv-8-16 (channels; square images)."""
+    kind, _, rest = network.partition("-")
+    if kind not in ("mlp", "conv") or not re.fullmatch(r"\d+(-\d+)*", rest):
+        raise UsageError(f"There is no network {network!r}.", "Use mlp-32, mlp-64-32 or conv-8-16, for instance.")
+    widths = [int(w) for w in rest.split("-")]
+    x, classes = np.asarray(points.columns["x"]), int(np.max(points.columns["y"])) + 1
+    if kind == "conv":
+        shape = _image_shape(x.shape[1:])
+        return lambda seed: Convolutions(widths, shape, classes)
+    sizes = [int(np.prod(x.shape[1:])), *widths]
+
+    def mlp(seed: int) -> nn.Module:
+        layers: list[nn.Module] = [nn.Flatten()]
+        for i, o in itertools.pairwise(sizes):
+            layers += [nn.Linear(i, o), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
+
+    return mlp
+
+
+def _image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) == 1 and int(shape[0] ** 0.5) ** 2 == shape[0]:
+        return (1, int(shape[0] ** 0.5), int(shape[0] ** 0.5))
+    if len(shape) == 2:
+        return (1, *shape)
+    if len(shape) == 3 and shape[0] in (1, 3):
+        return shape
+    raise DataError(
+        f"Examples of shape {list(shape)} are no images with channels first.", "Use an mlp, or transpose them."
+    )
+
+
+def make_bank(data: str, network: str, epochs: int, batch: int, rate: float, optimiser: str, keep: str) -> Bank:
+    """The bank of a command's settings."""
+    train, points = labelled(data)
+    chosen = SGD(rate, 0.9) if optimiser == "sgd" else AdamW(rate)
+    names = tuple(name.strip() for name in keep.split(","))
+    return Bank(builder(network, points), Classification(), train, points, Recipe(epochs, batch, chosen), names)
