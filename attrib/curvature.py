@@ -7,7 +7,7 @@ ones. What is done with them is the same for all: (G + damping I)^-1 times gradi
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from whence.cache.display import facts, table
 
 from . import kernels
 from .fitted import Fitted
+
+C = TypeVar("C", bound="Curvature")
 
 
 class SiteFactors(NamedTuple):
@@ -120,7 +122,7 @@ class Curvature(Fitted):
         qa, qs = jnp.asarray(factors.qa, value.dtype), jnp.asarray(factors.qs, value.dtype)
         return kernels.rotate_back(kernels.rotate(value, qa, qs) * scale, qa, qs)
 
-    def with_damping(self, value: float, rule: Literal["relative", "absolute"] = "relative") -> Self:
+    def with_damping(self: C, value: float, rule: Literal["relative", "absolute"] = "relative") -> C:
         """The same curvature with another damping; nothing is refitted."""
         return replace(self, damping=Damping(value, rule))
 

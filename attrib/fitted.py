@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import xarray
 
 NATS = "nats"
+F = TypeVar("F", bound="Fitted")  # typing.Self is refused by beartype on methods
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,18 @@ class Fitted(ABC):
             f"{self.method} has no self-influence.", "Use EKFAC, KFAC, Diagonal, Shampoo or Identity for it."
         )
 
-    def measuring(self, task: Task) -> Self:
+    def measuring(self: F, task: Task) -> F:
         """The same fit, asked about another measurement (a margin, an activation)."""
         return self.on(self.trained.replace(task=task))
 
-    def on(self, trained: TrainedModel) -> Self:
+    def on(self: F, trained: TrainedModel) -> F:
         """The same fit with another store, device, data or run options."""
         return replace(self, trained=trained)
 
     def check_model(self) -> None:
         """Raise ModelError if the weights are not those that were fitted."""
-        found, wanted = self.trained.fingerprint(), self.inputs.get("model")
-        if wanted is not None and found != wanted:
+        wanted = self.inputs.get("model")
+        if wanted is not None and (found := self.trained.fingerprint()) != wanted:
             raise ModelError(
                 f"{self.method} was fitted on a model with fingerprint {str(wanted)[:12]}; this one has {found[:12]}.",
                 "Score with the model that was fitted, or fit again on this one.",

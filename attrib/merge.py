@@ -2,33 +2,31 @@
 out, without looking again at the rest.
 
 A, S and the number of positions add up whatever the basis. Lambda is a sum of squares in one eigenbasis, so it adds
-up only in a basis that stays as it is: the basis is fixed once (frozen), each shard's Lambda is summed in it, and
+up only in a basis that does not change: the basis is fixed once (frozen), each shard's Lambda is summed in it, and
 every later change of the data keeps it. Any orthogonal basis gives unbiased eigenvalues; a basis of most of the data
 is close to the best one. With labels drawn by example id, sums do not depend on which shard an example is in.
 
-    shards = [moment_sums(model, task, part, sites=sites, store=store) for part in parts]
-    basis = Basis.of(merge(*shards))
-    squares = [square_sums(basis, model, task, part, sites=sites, store=store) for part in parts]
-    factors = factors_of(basis, merge(*squares))
-    less = factors_of(basis, subtract(merge(*squares), square_sums(basis, model, task, document, sites=sites)))
+    basis = Basis.of(merge(*(moment_sums(trained, part) for part in parts)))
+    squares = merge(*(square_sums(basis, trained, part) for part in parts))
+    factors = factors_of(basis, trained, squares)
+    less = factors_of(basis, trained, subtract(squares, square_sums(basis, trained, document)))
 """
 
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from torch import nn
 
-from whence.cache import DataError, Examples, NumericalError, Sites, Store, Task
-from whence.cache.model.batches import KeptBatches
+from whence.cache import DataError, Examples, NumericalError, Sites, TrainedModel
 
 from . import kernels
-from .factors import Damping, Factors, SiteFactors
+from .curvature import Damping, SiteFactors
+from .factors import Factors
 from .fit import Moments, fold_sites, moments
-from .method import FitOptions, inputs_of, make_run
+from .method import Eigen
 from .methods.ekfac import Bases, RotatedSquares
 
 
@@ -61,7 +59,7 @@ class Basis:
     sites: Sites
 
     @staticmethod
-    def of(sums: Sums, eigen: Literal["float32", "float64"] = "float32") -> "Basis":
+    def of(sums: Sums, eigen: Eigen = "float32") -> "Basis":
         """Eigenvectors of the merged moments. Raises DataError for sums that are not moments."""
         if sums.what != "moments":
             raise DataError("A basis comes from moments.", "Merge what moment_sums returned.")
@@ -86,19 +84,19 @@ def means(sums: Sums) -> dict[str, Moments]:
     }
 
 
-def moment_sums(
-    model: nn.Module,
-    task: Task,
-    examples: Examples,
-    *,
-    sites: Sites | None = None,
-    store: Store | None = None,
-    seed: int = 0,
-    options: FitOptions = FitOptions(),
-) -> Sums:
-    """Sums of A and S over one shard of data, kept in the store under the shard's own key. Raises as EKFAC.fit."""
-    run = make_run(model, task, examples, sites, "sampled", seed, options)
-    found, _ = moments(KeptBatches(run, 0), store, inputs_of(run), options)
+def moment_sums(trained: TrainedModel, examples: Examples, *, sites: Any = None, seed: int = 0) -> Sums:
+    """Sums of A and S over one shard of data, kept in the store under the shard's own key.
+
+    Args:
+        trained: the model, its sites and its store; its own training data are not used.
+        examples: the shard.
+        sites: the layers, as for TrainedModel; by default the trained model's own.
+        seed: of the sampled labels.
+
+    Raises the errors of EKFAC.fit.
+    """
+    run = trained.run("sampled", trained.find(sites), examples, seed=seed)
+    found, _ = moments(run, run.inputs())
     first: dict[int, str] = {}
     owners = {name: first.setdefault(id(mean.a), name) for name, mean in found.items()}
     arrays: dict[str, np.ndarray] = {}
@@ -107,29 +105,21 @@ def moment_sums(
         if owners[name] == name:
             arrays[f"{name}/A"] = mean.a * positions
         arrays |= {f"{name}/S": mean.s * positions, f"{name}/positions": np.asarray(positions)}
-    return Sums("moments", arrays, frozenset(map(int, examples.ids)), run.sites, common(inputs_of(run)), owners)
+    return Sums("moments", arrays, frozenset(map(int, examples.ids)), run.sites, common(run.inputs()), owners)
 
 
-def square_sums(
-    basis: Basis,
-    model: nn.Module,
-    task: Task,
-    examples: Examples,
-    *,
-    store: Store | None = None,
-    seed: int = 0,
-    options: FitOptions = FitOptions(),
-) -> Sums:
-    """Sum of Lambda over one shard in the frozen basis, kept in the store under the shard's and the basis's key."""
-    run = make_run(model, task, examples, basis.sites, "sampled", seed, options)
+def square_sums(basis: Basis, trained: TrainedModel, examples: Examples, *, seed: int = 0) -> Sums:
+    """Sum of Lambda over one shard in the frozen basis, kept in the store under the shard's and the basis's key.
+    Arguments and errors are those of `moment_sums`."""
+    run = trained.run("sampled", basis.sites, examples, seed=seed)
     width = max(1, int(examples.lengths.max()))
     order = {s.name: kernels.rotation_order(width, *s.shape) for s in run.sites}
-    stage = {**inputs_of(run), "stage": "squares", "basis": basis.fingerprint}
     add = RotatedSquares(basis.bases, order, "float32")
-    values, _ = fold_sites(KeptBatches(run, 0), store, stage, add, "eigenvalues", options)
+    stage = run.inputs(stage="squares", basis=basis.fingerprint)
+    values, _ = fold_sites(run, stage, add, "eigenvalues")
     arrays = {name: value * len(examples) for name, value in values.items()}
     ids = frozenset(map(int, examples.ids))
-    return Sums(basis.fingerprint, arrays, ids, run.sites, common(inputs_of(run)))
+    return Sums(basis.fingerprint, arrays, ids, run.sites, common(run.inputs()))
 
 
 def common(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +128,7 @@ def common(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge(*sums: Sums) -> Sums:
-    """The sums of all these shards together. Raises DataError where they overlap, or are of other models, sites or
+    """The sums of all these shards together. Raises DataError if they overlap, or are of other models, sites or
     bases, naming what differs."""
     if not sums:
         raise DataError("There is nothing to merge.", "Give the sums of at least one shard.")
@@ -158,8 +148,8 @@ def _add(one: Sums, other: Sums) -> Sums:
 
 
 def subtract(whole: Sums, part: Sums) -> Sums:
-    """The sums without the examples of `part`. Raises DataError where some of them are not in `whole` or none would be
-    left, NumericalError where a sum of squares would become negative by more than rounding."""
+    """The sums without the examples of `part`. Raises DataError if some of them are not in `whole` or none would be
+    left, NumericalError if a sum of squares would become negative by more than rounding."""
     _check_alike(whole, part)
     missing = part.ids - whole.ids
     if missing:
@@ -196,8 +186,8 @@ def _check_alike(one: Sums, other: Sums) -> None:
         )
 
 
-def factors_of(basis: Basis, squares: Sums, damping: Damping = Damping()) -> Factors:
-    """EK-FAC factors from merged squares. Raises DataError for squares of another basis."""
+def factors_of(basis: Basis, trained: TrainedModel, squares: Sums, damping: Damping = Damping()) -> Factors:
+    """EK-FAC factors of a trained model from merged squares. Raises DataError for squares of another basis."""
     if squares.what != basis.fingerprint:
         raise DataError("These squares were summed in another basis.", "Give the basis they were summed in.")
     per_site = {
@@ -205,7 +195,7 @@ def factors_of(basis: Basis, squares: Sums, damping: Damping = Damping()) -> Fac
         for site in squares.sites
     }
     inputs = {**squares.inputs, "method": "ekfac", "basis": basis.fingerprint, "data": data_of(squares.ids)}
-    return Factors("ekfac", squares.sites, per_site, squares.count, damping, inputs)
+    return Factors(trained, "ekfac", inputs, squares.sites, per_site, squares.count, damping)
 
 
 def data_of(ids: Iterable[int]) -> str:

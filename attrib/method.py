@@ -2,10 +2,12 @@
 its fields form."""
 
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal
 
 from whence.cache import ModelPass, Sites, TrainedModel
+from whence.cache.model.checkpoints import Checkpoint, models_at
 
 from .curvature import Damping, SiteFactors
 from .factors import Factors
@@ -46,11 +48,19 @@ class Method(ABC):
         Raises ModelError if no site is called; DataError for no data; NumericalError if a loss or a sum is not
         finite; ResourceError if one example does not fit the memory limit; UsageError for settings that contradict.
         """
-        return self.fit_at(trained, trained.find(sites))
+        return self.fit_at(trained, self.chosen(trained, sites))
+
+    def chosen(self, trained: TrainedModel, sites: Any) -> Sites:
+        """The sites that are fitted; none for a method that looks at no layer."""
+        return trained.find(sites)
 
     @abstractmethod
     def fit_at(self, trained: TrainedModel, sites: Sites) -> Fitted:
         """Fit at these sites, all of which the model calls."""
+
+    def inputs(self, run: ModelPass) -> dict[str, Any]:
+        """What a fit on this pass is computed from, as in its key."""
+        return {**run.inputs(method=self.name), **self.settings()}
 
     def settings(self) -> dict[str, Any]:
         """The part of the key that the method's own fields form."""
@@ -61,7 +71,7 @@ class Method(ABC):
             value = getattr(self, each.name)
             unless = each.metadata.get("unless", MISSING)
             if unless is MISSING or value != unless:
-                found[each.metadata.get("key") or each.name] = value
+                found[each.metadata.get("key") or each.name] = asdict(value) if is_dataclass(value) else value
         return found
 
 
@@ -89,10 +99,23 @@ class CurvatureMethod(Method):
     def run(self, trained: TrainedModel, sites: Sites) -> ModelPass:
         return trained.run("sampled" if self.labels == "sampled" else "loss", sites, seed=self.seed)
 
-    def inputs(self, run: ModelPass) -> dict[str, Any]:
-        """What the curvature is computed from, as in its key."""
-        return {**run.inputs(method=self.name), **self.settings()}
-
     @abstractmethod
     def curvature(self, run: ModelPass, inputs: dict[str, Any]) -> tuple[dict[str, SiteFactors], str]:
         """Eigenbases and eigenvalues of every site, and the key of the entry that they are in (or "")."""
+
+
+@dataclass(frozen=True)
+class CheckpointMethod(Method):
+    """A method that looks at several trained models.
+
+    Args:
+        checkpoints: models or state_dicts of the model's architecture; by default the model itself. `fit` raises
+            ModelError for one whose parameters differ in name or shape.
+    """
+
+    checkpoints: Sequence[Checkpoint] = not_in_key((), "enters as the checkpoints' fingerprints")
+
+    def models(self, trained: TrainedModel) -> tuple[TrainedModel, ...]:
+        """The trained model at every checkpoint."""
+        found = models_at(trained.model, self.checkpoints or [trained.model])
+        return tuple(trained.replace(model=model) for model in found)

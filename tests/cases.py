@@ -1,4 +1,4 @@
-"""Tiny problems, one table for every room: a model, its data, its task and the sites to look at.
+"""Tiny problems, one table for every package: a model, its data, its task and the sites to look at.
 
 Each case is a few hundred to a few thousand parameters, float64 where exactness is tested, seeded.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whence.cache import Classification, Examples, LanguageModelling, Regression, Sites, Task, find_sites
+from whence.cache import Classification, Examples, LanguageModelling, Regression, Sites, Task, TrainedModel, find_sites
 
 ALL_KINDS = ("linear", "conv", "embedding", "norm")
 
@@ -27,6 +27,11 @@ class Case:
     @property
     def sites(self) -> Sites:
         return find_sites(self.model, quiet=True, **({"kinds": ALL_KINDS} | self.find))
+
+    def trained(self, **more: Any) -> TrainedModel:
+        """The case as a trained model at its sites."""
+        given: dict[str, Any] = {"train": self.examples, "task": self.task, "sites": self.sites, "quiet": True}
+        return TrainedModel(**({"model": self.model} | given | more))
 
 
 class Repeated(nn.Module):

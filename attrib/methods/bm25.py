@@ -1,95 +1,59 @@
 """BM25: words in common, the lexical baseline (Robertson and Zaragoza 2009)."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy import sparse
-from torch import nn
+from jaxtyping import Float
 
-from whence.cache import DataError, Examples, Sites, Store, Task
+from whence.cache import Examples, Sites, TrainedModel
 
-from ..method import FitOptions
-from ..states import kept, labelled
-
-if TYPE_CHECKING:
-    import xarray
+from ..fitted import Fitted
+from ..lexical import bm25, inverse_document_frequency, token_counts
+from ..method import Method, in_key
 
 
 @dataclass(frozen=True)
-class Lexicon:
+class Lexicon(Fitted):
     """idf: token -> weight, [vocabulary]. mean_length: tokens in a fitted document. k1, b: BM25's constants."""
 
-    method: str
-    inputs: Mapping[str, Any]
-    idf: np.ndarray
+    idf: Float[np.ndarray, " v"]
     mean_length: float
     k1: float
     b: float
 
-    def scores(
-        self,
-        model: nn.Module,
-        task: Task,
-        queries: Examples,
-        train: Examples,
-        *,
-        store: Store | None = None,
-        options: FitOptions = FitOptions(),
-    ) -> "xarray.DataArray":
-        """sum over the query's tokens of idf tf (k1 + 1) / (tf + k1 (1 - b + b length / mean length))."""
+    units = "BM25"
 
-        def make() -> np.ndarray:
-            documents = counts(train, len(self.idf))
-            length = np.asarray(documents.sum(1)).ravel() / self.mean_length
-            entries = documents.tocoo()
-            norm = self.k1 * (1 - self.b + self.b * length[entries.row])
-            weight = self.idf[entries.col] * entries.data * (self.k1 + 1) / (entries.data + norm)
-            weighted = sparse.csr_matrix((weight, (entries.row, entries.col)), documents.shape)
-            return np.asarray((counts(queries, len(self.idf)) @ weighted.T).todense())
+    def pairwise(self, queries: Examples, train: Examples) -> Float[np.ndarray, "q n"]:
+        asked, documents = (token_counts(part, len(self.idf)) for part in (queries, train))
+        return bm25(asked, documents, self.idf, self.mean_length, self.k1, self.b)
 
-        values = kept(store, self.inputs, queries, train, make)
-        return labelled(values, queries, train, self.method, "BM25", task)
+    def score_inputs(self, queries: Examples, train: Examples) -> dict[str, Any]:
+        """Words know no task."""
+        inputs = super().score_inputs(queries, train)
+        return {name: value for name, value in inputs.items() if name != "task"}
 
 
 @dataclass(frozen=True)
-class BM25:
-    """Needs token sequences and no model. A token of the query that no fitted document holds counts nothing."""
+class BM25(Method):
+    """Needs token sequences and no model; `fit` raises DataError for other examples. A token of the query that no
+    fitted document has counts nothing.
 
-    k1: float = 1.5
-    b: float = 0.75
+    Args:
+        k1: how soon repeats of a token stop counting.
+        b: how much longer documents are discounted, 0 to 1.
+    """
+
+    k1: float = in_key(1.5)
+    b: float = in_key(0.75)
     name = "bm25"
 
-    def fit(
-        self,
-        model: nn.Module,
-        task: Task,
-        examples: Examples,
-        *,
-        sites: Sites | None = None,
-        store: Store | None = None,
-        options: FitOptions = FitOptions(),
-    ) -> Lexicon:
-        """Document frequencies. Raises DataError where examples are no token sequences."""
-        documents = counts(examples, None)
-        holding = np.asarray((documents > 0).sum(0)).ravel()
-        idf = np.where(holding > 0, np.log1p((len(examples) - holding + 0.5) / (holding + 0.5)), 0.0)
-        inputs = {"method": self.name, **asdict(self), "data": examples.fingerprint}
-        return Lexicon(self.name, inputs, idf, max(documents.sum() / len(examples), 1e-9), self.k1, self.b)
+    def chosen(self, trained: TrainedModel, sites: Any) -> Sites:
+        return Sites((), 0, ())
 
-
-def counts(examples: Examples, vocabulary: int | None) -> sparse.csr_matrix:
-    """How often each example holds each token, [n vocabulary]; tokens past the vocabulary are left out."""
-    if "input_ids" not in examples.columns:
-        raise DataError(
-            f"BM25 compares tokens; these examples have {', '.join(examples.columns)}.",
-            "Use it on language data, with a column input_ids.",
-        )
-    tokens = [np.asarray(t).astype(np.int64) for t in examples.columns["input_ids"]]
-    rows = np.repeat(np.arange(len(tokens)), [len(t) for t in tokens])
-    columns = np.concatenate(tokens)
-    width = int(columns.max()) + 1 if vocabulary is None else vocabulary
-    known = (columns >= 0) & (columns < width)
-    ones = np.ones(int(known.sum()))
-    return sparse.csr_matrix((ones, (rows[known], columns[known])), (len(tokens), width))
+    def fit_at(self, trained: TrainedModel, sites: Sites) -> Lexicon:
+        documents = token_counts(trained.train)
+        mean_length = max(documents.sum() / len(trained.train), 1e-9)
+        inputs = {"method": self.name, "data": trained.train.fingerprint, **self.settings()}
+        idf = inverse_document_frequency(documents)
+        return Lexicon(trained, self.name, inputs, idf, mean_length, self.k1, self.b)

@@ -1,4 +1,4 @@
-"""Features of examples: one row of numbers each, whose products are scores (TRAK, LoGra, representations)."""
+"""Features of examples: a row of numbers of each, whose products are scores (TRAK, LoGra, representations)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,31 +15,40 @@ from whence.cache import (
     Classification,
     Examples,
     LanguageModelling,
+    ModelPass,
     ResourceError,
     Site,
-    Sites,
     Task,
+    TrainedModel,
     UsageError,
     borrowed,
 )
-from whence.cache.model.batches import CapturedBatch, ModelPass, memory_limit, plan_batches
+from whence.cache.model.batches import CapturedBatch
+from whence.cache.model.bridge import to_numpy
 
-from .method import FitOptions, make_run
-from .scores import site_products
+from ..kernels import gradients
+from ..scoring.scores import site_products
+
+Feature = Callable[[CapturedBatch], Float[Array, "b k"]]
+Sides = dict[str, tuple[Any, Any]]  # site -> projections of its inputs [i k] and of its output gradients [o l]
 
 
-def features(
-    run: ModelPass, each: Callable[[CapturedBatch], Float[Array, "b k"]], desc: str, quiet: bool
-) -> np.ndarray:
-    """each(batch) for every example of a run, in the examples' order, [n k]."""
+def features(run: ModelPass, feature: Feature, desc: str, rows: np.ndarray | None = None) -> Float[np.ndarray, "n k"]:
+    """The feature of every example of a pass, or of these rows of them, in their order."""
+    rows = np.arange(len(run.examples)) if rows is None else rows
+    place = np.zeros(len(run.examples), np.int64)
+    place[rows] = np.arange(len(rows))
     out: np.ndarray | None = None
-    for batch in run.batches(desc=desc, quiet=quiet):
-        rows = np.asarray(each(batch), np.float32)[: len(batch.rows)]
+    for batch in run.batches(rows, desc=desc):
+        found = np.asarray(feature(batch), np.float32)[: len(batch.rows)]
         if out is None:
-            out = np.empty((len(run.examples), rows.shape[1]), np.float32)
-        out[batch.rows] = rows
-    assert out is not None  # make_run refuses an empty data set
+            out = np.empty((len(rows), found.shape[1]), np.float32)
+        out[place[batch.rows]] = found
+    assert out is not None  # a pass over no data is refused
     return out
+
+
+# --- random projections of gradients ---
 
 
 def random_projection(site: Site, place: int, width: int, seed: int) -> Float[Array, "k o i"]:
@@ -48,44 +57,57 @@ def random_projection(site: Site, place: int, width: int, seed: int) -> Float[Ar
     return jax.random.normal(key, (width, *site.shape), jnp.float32) / jnp.sqrt(jnp.float32(width))
 
 
-def projected_gradients(
-    model: nn.Module, task: Task, examples: Examples, sites: Sites, objective: str, width: int, seed: int,
-    options: FitOptions,
-) -> Float[np.ndarray, "n k"]:  # fmt: skip
-    """Every example's gradient under one random projection of all sites, [n width].
+def dense_projection(run: ModelPass, width: int, seed: int) -> Feature:
+    """Gradients under one random projection of all sites together, [b width].
 
-    Raises ResourceError where the projection itself does not fit."""
-    needed = width * sum(o * i for o, i in (s.shape for s in sites)) * 4
-    if needed > memory_limit(options.memory):
+    Raises ResourceError if the projection itself is over the memory limit.
+    """
+    needed = width * sum(o * i for o, i in (s.shape for s in run.sites)) * 4
+    if needed > run.trained.memory_limit():
         raise ResourceError(
-            f"A dense projection of {len(sites)} sites to {width} numbers takes {needed / 1e9:.1f} GB.",
-            "Use fewer dimensions, fewer sites, or LoGra, whose projections are two small ones a site.",
+            f"A dense projection of {len(run.sites)} sites to {width} numbers takes {needed / 1e9:.1f} GB.",
+            "Use fewer dimensions, fewer sites, or LoGra, whose projections are two small ones per site.",
         )
-    run = make_run(model, task, examples, sites, objective, 0, options)
-    made: dict[str, Any] = {s.name: random_projection(s, place, width, seed) for place, s in enumerate(sites)}
+    directions = {s.name: random_projection(s, place, width, seed) for place, s in enumerate(run.sites)}
 
-    def each(batch: CapturedBatch) -> jax.Array:
-        parts = [site_products(made[s.name].astype(batch.inputs[s.name].dtype), batch, s.name) for s in run.sites]
+    def feature(batch: CapturedBatch) -> jax.Array:
+        parts = [site_products(v.astype(batch.inputs[n].dtype), batch, n) for n, v in directions.items()]
         return sum(parts[1:], parts[0]).T
 
-    return features(run, each, "projected gradients", options.quiet)
+    return feature
+
+
+def two_sided_projection(sides: Sides) -> Feature:
+    """Gradients projected on both sides at every site, flattened and joined, [b sum of k l]."""
+
+    def feature(batch: CapturedBatch) -> jax.Array:
+        parts = []
+        for name, pair in sides.items():
+            a, g = batch.inputs[name], batch.grads[name]
+            pa, ps = (jnp.asarray(side, a.dtype) for side in pair)
+            parts.append(gradients(a @ pa, g @ ps).reshape(len(a), -1))
+        return jnp.concatenate(parts, 1)
+
+    return feature
+
+
+# --- values of the forward pass ---
 
 
 def values_of(
-    model: nn.Module, examples: Examples, of: Callable[[nn.Module, dict[str, Tensor]], Tensor], options: FitOptions
+    trained: TrainedModel, examples: Examples, of: Callable[[nn.Module, dict[str, Tensor]], Tensor]
 ) -> Float[np.ndarray, " n"]:
     """of(model, batch) -> [b] of every example, without gradients, in the examples' order."""
-    device = options.device or next((p.device for p in model.parameters()), torch.device("cpu"))
     out = np.empty(len(examples), np.float64)
-    with borrowed(model), torch.no_grad():
-        for batch in plan_batches(examples.lengths, np.arange(len(examples)), options.positions or 8192):
-            tensors = examples.batch(batch.rows, pad_to=batch.width, device=device)
-            out[batch.rows] = of(model, tensors).double().cpu().numpy()
+    with borrowed(trained.model), torch.no_grad():
+        for batch in trained.planned(examples, "values"):
+            tensors = trained.batch(examples, batch.rows, pad_to=batch.width)
+            out[batch.rows] = to_numpy(of(trained.model, tensors).double())
     return out
 
 
 def margin_task(task: Task) -> Task:
-    """The same task measured by its margin. Raises UsageError where it has none."""
+    """The same task measured by its margin. Raises UsageError if it has none."""
     if isinstance(task, (Classification, LanguageModelling)):
         return replace(task, measure="margin")
     raise UsageError(

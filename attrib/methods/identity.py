@@ -5,19 +5,25 @@ from typing import Any
 
 import numpy as np
 
-from whence.cache import ModelPass
+from whence.cache import ModelPass, Sites
 
 from ..curvature import Damping, SiteFactors
 from ..method import CurvatureMethod, Labels, not_in_key
+
+NONE = Damping(0.0, "absolute")
 
 
 @dataclass(frozen=True)
 class Identity(CurvatureMethod):
     """No curvature at all: G + damping I is taken to be I. One batch is run, to see which sites are called."""
 
-    damping: Damping = not_in_key(Damping(0.0, "absolute"), "enters the key of the scores")
+    damping: Damping = not_in_key(NONE, "enters the key of the scores")
     labels: Labels = not_in_key("true", "enters as the objective of the pass")
     name = "identity"
 
     def curvature(self, run: ModelPass, inputs: dict[str, Any]) -> tuple[dict[str, SiteFactors], str]:
-        return {site.name: SiteFactors(None, None, np.ones(site.shape)) for site in run.sites}, ""
+        return identities(run.sites), ""
+
+
+def identities(sites: Sites) -> dict[str, SiteFactors]:
+    return {site.name: SiteFactors(None, None, np.ones(site.shape)) for site in sites}

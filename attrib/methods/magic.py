@@ -1,9 +1,9 @@
 """MAGIC: the exact derivative of a measurement after training with respect to each example's weight in the training
-loss, by reverse mode through a recorded run (Ilyas and Engstrom 2025, arXiv 2503.13751)."""
+loss, by reverse mode through a recorded run (Ilyas and Engstrom 2025, arXiv 2504.16430)."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,36 +12,23 @@ from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from whence.cache import (
-    DataError,
-    Examples,
-    ModelError,
-    Sites,
-    Store,
-    Task,
-    borrowed,
-    model_fingerprint,
-    named_parameters,
-    progress,
-)  # fmt: skip
-from whence.cache.model.sites import call_with
+from whence.cache import DataError, Examples, ModelError, Sites, TrainedModel, borrowed, named_parameters, progress
+from whence.cache.model.bridge import to_numpy
+from whence.cache.model.checkpoints import Checkpoint, with_weights
+from whence.cache.model.stateless import call_with
 from whence.cache.retrain.loop import weighted_loss
 from whence.cache.retrain.recipe import SGD, AdamW, Optimiser, Recipe, steps_of
 from whence.cache.retrain.replicas import why_not_stacked
 
-from ..checkpoints import Checkpoint, models_at, with_weights
-from ..method import FitOptions
-from ..states import NATS, check_fitted, kept, labelled
-
-if TYPE_CHECKING:
-    import xarray
+from ..fitted import Fitted
+from ..method import Method, in_key, not_in_key
 
 Parameters = dict[str, Tensor]
 AGREES = 0.03  # distance of the recorded run's end from the model, over that from the start: rounding grows to 0.01
 
 
 class Point(NamedTuple):
-    """Where training stands: parameters and the optimiser's moments, by name."""
+    """A state of training: parameters and the optimiser's moments, by name."""
 
     theta: Parameters
     first: Parameters
@@ -60,17 +47,15 @@ class Step(NamedTuple):
 class Training:
     """A recorded run: its start, its steps, and points along it from which it is replayed."""
 
-    model: nn.Module
-    task: Task
-    examples: Examples
+    start: TrainedModel
     recipe: Recipe
     steps: tuple[Step, ...]
     points: Mapping[int, Point]  # before the step of this number
 
     def advance(self, point: Point, weights: Tensor, step: Step) -> Point:
         """One step of the optimiser on the weighted loss; differentiable in the point and in the rows' weights [b]."""
-        batch = self.examples.batch(step.rows)
-        bound = _Bound(self.model, weighted_loss(self.task))
+        batch = self.start.batch(self.start.train, step.rows)
+        bound = _Bound(self.start.model, weighted_loss(self.start.task))
 
         def loss(theta: Parameters) -> Tensor:
             return call_with(bound, {f"model.{n}": p for n, p in theta.items()}, (batch, {"weights": weights}))
@@ -90,10 +75,16 @@ class Training:
         """Points before each of the steps start..stop-1, and the one after the last."""
         out = [self.points[start]]
         for step in self.steps[start:stop]:
-            ones = torch.ones(len(step.rows), dtype=next(iter(out[0].theta.values())).dtype)
-            moved = self.advance(out[-1], ones, step)
-            out.append(Point(*({n: t.detach() for n, t in part.items()} for part in moved)))
+            out.append(detached(self.advance(out[-1], self.ones(step), step)))
         return out
+
+    def ones(self, step: Step) -> Tensor:
+        """The weights of the step's rows."""
+        return torch.ones(len(step.rows), device=self.start.device, dtype=self.start.dtype)
+
+
+def detached(point: Point) -> Point:
+    return Point(*({n: t.detach() for n, t in part.items()} for part in point))
 
 
 class _Bound(nn.Module):
@@ -128,99 +119,78 @@ def update(optimiser: Optimiser, point: Point, slope: Parameters, step: Step) ->
 
 
 @dataclass(frozen=True)
-class Recorded:
-    method: str
-    inputs: Mapping[str, Any]
+class Recorded(Fitted):
     training: Training
 
-    def scores(
-        self,
-        model: nn.Module,
-        task: Task,
-        queries: Examples,
-        train: Examples,
-        *,
-        store: Store | None = None,
-        options: FitOptions = FitOptions(),
-    ) -> "xarray.DataArray":
+    def pairwise(self, queries: Examples, train: Examples) -> Float[np.ndarray, "q n"]:
         """d f_q(theta_T) / d w_n: the first-order change of the query's measurement when example n counts once more in
-        every step that saw it, [query, train]. Raises DataError for training examples that were not in the run."""
-        check_fitted(self.inputs, model)
-        places = self.training.examples.rows_of(train.ids)
-
-        def make() -> np.ndarray:
-            return unroll(self.training, task, queries, options.quiet)[:, places]
-
-        values = kept(store, {**self.inputs, "task": task.settings}, queries, train, make)
-        return labelled(values, queries, train, self.method, NATS, task)
+        every step that saw it. Raises DataError for training examples that were not in the run."""
+        places = self.training.start.train.rows_of(train.ids)
+        return unroll(self.training, self.trained, queries)[:, places]
 
 
-def unroll(training: Training, task: Task, queries: Examples, quiet: bool = False) -> Float[np.ndarray, "q n"]:
+def unroll(training: Training, trained: TrainedModel, queries: Examples) -> Float[np.ndarray, "q n"]:
     """Adjoints of all queries carried from the end of the run to its start; d f_q / d w_n collected on the way. Points
     between the kept ones are replayed, so memory is two square roots of the run's length."""
-    with borrowed(training.model), sdpa_kernel(SDPBackend.MATH):
+    start = training.start
+    with borrowed(start.model), sdpa_kernel(SDPBackend.MATH):
         end = training.end()
-        theta = end.theta
-        batch = queries.batch(range(len(queries)))
-        bound = _Bound(training.model, task.measurement)
-        pull: Any = vjp(lambda t: call_with(bound, {f"model.{n}": p for n, p in t.items()}, (batch,)), theta)[1]
-        dtype = next(iter(theta.values())).dtype
-        at_end = vmap(lambda u: pull(u)[0])(torch.eye(len(queries), dtype=dtype))
+        batch = start.batch(queries, range(len(queries)))
+        bound = _Bound(start.model, trained.task.measurement)
+        pull: Any = vjp(lambda t: call_with(bound, {f"model.{n}": p for n, p in t.items()}, (batch,)), end.theta)[1]
+        at_end = vmap(lambda u: pull(u)[0])(torch.eye(len(queries), dtype=start.dtype, device=start.device))
         none = {n: torch.zeros_like(g) for n, g in at_end.items()}
-        held = {n: torch.zeros(len(queries), *t.shape, dtype=dtype) for n, t in end.second.items()}
-        adjoint = Point(at_end, none, held)
-        out = np.zeros((len(queries), len(training.examples)))
+        adjoint = Point(at_end, none, {n: none[n] for n in end.second})
+        out = np.zeros((len(queries), len(start.train)))
         starts = sorted(training.points, reverse=True)
-        stops = [len(training.steps), *starts[:-1]]
-        for start, stop in progress(list(zip(starts, stops)), desc="unrolling", unit="stretch", quiet=quiet):
-            points = training.replay(start, stop)
-            for number in range(stop - 1, start - 1, -1):
-                step, point = training.steps[number], points[number - start]
+        stretches = list(zip(starts, [len(training.steps), *starts[:-1]]))
+        for first, stop in progress(stretches, desc="unrolling", unit="stretch", quiet=trained.quiet):
+            points = training.replay(first, stop)
+            for number in range(stop - 1, first - 1, -1):
+                step, point = training.steps[number], points[number - first]
                 adjoint, to_weights = _backward(training, point, step, adjoint)
-                out[:, step.rows] += to_weights.double().numpy()  # no row twice in a step
+                out[:, step.rows] += to_numpy(to_weights.double())  # no row twice in a step
         return out
 
 
 def _backward(training: Training, point: Point, step: Step, adjoint: Point) -> tuple[Point, Tensor]:
-    ones = torch.ones(len(step.rows), dtype=next(iter(point.theta.values())).dtype)
-    pull: Any = vjp(lambda p, w: training.advance(p, w, step), point, ones)[1]
+    pull: Any = vjp(lambda p, w: training.advance(p, w, step), point, training.ones(step))[1]
     return vmap(lambda u: pull(u))(adjoint)
 
 
 @dataclass(frozen=True)
-class MAGIC:
-    """start: the untrained model (or its state_dict); recipe and seed: how it was trained, as a bank trains. `fit`
-    trains it again, keeping a point every root of the number of steps, and checks that it arrives at the model. Each
-    step is as the bank's with its mask as weights ("shared" batches are exactly that). For small models: every step is
-    differentiated twice for every query."""
+class MAGIC(Method):
+    """`fit` trains the model again, keeping a point every root of the number of steps, and checks that it arrives at
+    the model. Each step is as the bank's with its mask as weights ("shared" batches are exactly that). For small
+    models: every step is differentiated twice for every query.
 
-    start: Checkpoint | None = None
-    recipe: Recipe = Recipe(batches="shared")
-    seed: int = 0
+    Args:
+        start: the untrained model (or its state_dict). `fit` raises DataError without it, ModelError for parameters of
+            other names or shapes, or for a model whose training draws or counts on the side (dropout, batch
+            statistics).
+        recipe, seed: how it was trained, as a bank trains. `fit` raises ModelError if the run does not end at the
+            model.
+    """
+
+    start: Checkpoint | None = not_in_key(None, "enters as its fingerprint")
+    recipe: Recipe = in_key(Recipe(batches="shared"))
+    seed: int = in_key(0)
     name = "magic"
 
-    def fit(
-        self,
-        model: nn.Module,
-        task: Task,
-        examples: Examples,
-        *,
-        sites: Sites | None = None,
-        store: Store | None = None,
-        options: FitOptions = FitOptions(),
-    ) -> Recorded:
-        """Raises DataError without a start, ModelError for one of another shape, for a model whose training draws or
-        counts on the side (dropout, batch statistics), or when the run does not end at `model`."""
+    def chosen(self, trained: TrainedModel, sites: Any) -> Sites:
+        return Sites((), 0, ())
+
+    def fit_at(self, trained: TrainedModel, sites: Sites) -> Recorded:
         if self.start is None:
             raise DataError("MAGIC replays training and needs its start.", "Give MAGIC(start=untrained, recipe=...).")
-        reason = why_not_stacked(model)
+        reason = why_not_stacked(trained.model)
         if reason:
             raise ModelError(f"This training cannot be replayed exactly: {reason}.", "Use a model without it.")
-        (beginning,) = models_at(model, [self.start])
-        training = record(beginning, task, examples, self.recipe, self.seed, options.quiet)
-        with borrowed(training.model), sdpa_kernel(SDPBackend.MATH):
+        start = trained.at(self.start)
+        training = record(start, self.recipe, self.seed)
+        with borrowed(start.model), sdpa_kernel(SDPBackend.MATH):
             end = training.end().theta
-        own, first = named_parameters(model), named_parameters(beginning)
+        own, first = named_parameters(trained.model), named_parameters(start.model)
         off = _distance(end, own) / max(_distance(first, own), 1e-30)
         if not off <= AGREES:
             raise ModelError(
@@ -228,24 +198,23 @@ class MAGIC:
                 "Give the start, recipe, seed and data that the model was trained with (fit the run's own end).",
             )
         inputs = {
-            "model": model_fingerprint(model).hex,
-            "start": model_fingerprint(beginning).hex,
-            "data": examples.fingerprint,
-            "task": task.settings,
-            "recipe": asdict(self.recipe),
-            "seed": self.seed,
+            "model": trained.fingerprint(),
+            "start": start.fingerprint(),
+            "data": trained.train.fingerprint,
+            "task": trained.task.settings,
             "method": self.name,
+            **self.settings(),
         }
-        return Recorded(self.name, inputs, training)
+        return Recorded(trained, self.name, inputs, training)
 
 
 def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     return float(torch.stack([(a[name] - b[name]).detach().double().square().sum() for name in a]).sum().sqrt())
 
 
-def record(model: nn.Module, task: Task, examples: Examples, recipe: Recipe, seed: int, quiet: bool) -> Training:
-    """Train from `model`'s weights, keeping what is needed to replay any of it."""
-    masks = np.ones((1, len(examples)), bool)
+def record(start: TrainedModel, recipe: Recipe, seed: int) -> Training:
+    """Train from these weights, keeping what is needed to replay any of it."""
+    masks = np.ones((1, len(start.train)), bool)
     walk, totals = steps_of(masks, np.array([seed]), recipe)
     total = torch.as_tensor(totals, dtype=torch.float64)[:, None]
     steps = []
@@ -253,24 +222,22 @@ def record(model: nn.Module, task: Task, examples: Examples, recipe: Recipe, see
         factor = float(recipe.schedule.factor(torch.full_like(total, number), total))
         rows = seen.rows.reshape(-1)[seen.weights.reshape(-1) > 0]
         steps.append(Step(rows, recipe.optimiser.lr * factor, number))
-    theta = {n: p.detach().clone() for n, p in named_parameters(model).items()}
+    theta = {n: p.detach().clone() for n, p in named_parameters(start.model).items()}
     none = {n: torch.zeros_like(p) for n, p in theta.items()}
-    adam = isinstance(recipe.optimiser, AdamW)
-    point = Point(theta, none, dict(none) if adam else {})
+    point = Point(theta, none, dict(none) if isinstance(recipe.optimiser, AdamW) else {})
     every = max(1, round(len(steps) ** 0.5))
-    training = Training(model, task, examples, recipe, tuple(steps), {})
+    training = Training(start, recipe, tuple(steps), {})
     points: dict[int, Point] = {}
-    with borrowed(model), sdpa_kernel(SDPBackend.MATH):
-        for number, step in enumerate(progress(steps, desc="recording", unit="step", quiet=quiet)):
+    with borrowed(start.model), sdpa_kernel(SDPBackend.MATH):
+        for number, step in enumerate(progress(steps, desc="recording", unit="step", quiet=start.quiet)):
             if number % every == 0:
                 points[number] = point
-            moved = training.advance(point, torch.ones(len(step.rows), dtype=theta[next(iter(theta))].dtype), step)
-            point = Point(*({n: t.detach() for n, t in part.items()} for part in moved))
-    return Training(model, task, examples, recipe, tuple(steps), points)
+            point = detached(training.advance(point, training.ones(step), step))
+    return replace(training, points=points)
 
 
-def trained(recorded: Training) -> nn.Module:
+def end_of(training: Training) -> nn.Module:
     """The model at the end of a recorded run."""
-    with borrowed(recorded.model), sdpa_kernel(SDPBackend.MATH):
-        theta = recorded.end().theta
-    return with_weights(recorded.model, theta)
+    with borrowed(training.start.model), sdpa_kernel(SDPBackend.MATH):
+        theta = training.end().theta
+    return with_weights(training.start.model, theta)

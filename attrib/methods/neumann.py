@@ -2,17 +2,17 @@
 recursion with and without EK-FAC as its preconditioner."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
-from whence.cache import Examples, Sites, Store, Task
+from whence.cache import Sites, TrainedModel
 
-from ..factors import Damping, Factors
-from ..iterative import Solved, inputs_with
-from ..method import FitOptions, make_run
-from ..solvers import Solution, Vectors, combine, largest_eigenvalue, stochastic_neumann
+from ..curvature import Damping
+from ..method import CurvatureMethod, Method, in_key, not_in_key
+from ..solvers.krylov import Apply, Solution, Vectors, combine, largest_eigenvalue, stochastic_neumann
+from ..solvers.solved import Iterative
+from .diagonal import Diagonal
 from .ekfac import EKFAC
 
 PROBED_BATCHES = 3
@@ -20,10 +20,10 @@ MARGIN = 1.3  # of the largest curvature seen on the probed batches
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class SolvedByNeumann(Solved):
+class SolvedByNeumann(Iterative):
     """iterations, batch: steps and examples in each. rate: the step size, or None to set it from the largest
-    (preconditioned) curvature of a few batches. preconditioned: with the base's inverse, from its answer, and averaged
-    over the last half of the steps; else from rate times b, the last step counting. repeats: runs averaged."""
+    (preconditioned) curvature of a few batches. preconditioned: with the base's inverse, from its solution, and
+    averaged over the last half of the steps; else from rate times b, the last step counting. repeats: runs averaged."""
 
     iterations: int
     batch: int
@@ -33,13 +33,13 @@ class SolvedByNeumann(Solved):
     preconditioned: bool
 
     def solve(self, b: dict[str, Tensor]) -> Solution:
-        apply = self.precondition if self.preconditioned else dict
-        rng = np.random.default_rng(self.seed)
-        rate = self.rate or 1.0 / (MARGIN * max(self._curvature(b, rng) for _ in range(PROBED_BATCHES)))
+        rng, inverse = np.random.default_rng(self.seed), self.preconditioner(b)
+        apply: Apply = inverse if self.preconditioned else dict
+        rate = self.rate or 1.0 / (MARGIN * max(self._curvature(b, apply, rng) for _ in range(PROBED_BATCHES)))
         total: dict[str, Tensor] | None = None
         for _ in range(self.repeats):
             batches = [self._rows(rng) for _ in range(self.iterations)]
-            start = self.precondition(b) if self.preconditioned else {name: rate * value for name, value in b.items()}
+            start = inverse(b) if self.preconditioned else {name: rate * value for name, value in b.items()}
             averaged = max(1, self.iterations // 2) if self.preconditioned else 1
             x = stochastic_neumann(self.system, b, apply, rate, batches, start, averaged).x
             total = x if total is None else combine(total, 1.0, x)
@@ -51,94 +51,56 @@ class SolvedByNeumann(Solved):
         n = len(self.run.examples)
         return None if self.batch >= n else np.sort(rng.choice(n, self.batch, replace=False))
 
-    def _curvature(self, b: Vectors, rng: np.random.Generator) -> float:
+    def _curvature(self, b: Vectors, apply: Apply, rng: np.random.Generator) -> float:
         rows = self._rows(rng)
-
-        def apply(v: Vectors) -> dict[str, Tensor]:
-            seen = self.system(v, rows)
-            return self.precondition(seen) if self.preconditioned else seen
-
-        return largest_eigenvalue(apply, b, seed=self.seed)
+        return largest_eigenvalue(lambda v: apply(self.system(v, rows)), b, seed=self.seed)
 
 
 @dataclass(frozen=True)
-class LiSSA:
+class LiSSA(Method):
     """x <- b + (I - (G_B + damping) / scale) x over random batches B, divided by scale at the end: a truncated Neumann
-    series of the inverse. `depth` steps of `batch` examples, `repeats` runs averaged; scale is set from the largest
-    curvature of a few batches unless given. Damping is relative to the mean of the sampled Fisher's diagonal."""
+    series of the inverse.
 
-    damping: Damping = Damping()
-    depth: int = 100
-    batch: int = 32
-    repeats: int = 1
-    scale: float | None = None
-    seed: int = 0
+    Args:
+        damping: relative to the mean of the sampled Fisher matrix's diagonal.
+        depth: steps. batch: examples in each. repeats: runs that are averaged.
+        scale: by default set from the largest curvature of a few batches.
+        seed: of the batches.
+    """
+
+    damping: Damping = not_in_key(Damping(), "enters the key of the scores")
+    depth: int = in_key(100, name="iterations")
+    batch: int = in_key(32)
+    repeats: int = in_key(1)
+    scale: float | None = not_in_key(None, "enters as the step size")
+    seed: int = in_key(0)
     name = "lissa"
 
-    def fit(
-        self,
-        model: nn.Module,
-        task: Task,
-        examples: Examples,
-        *,
-        sites: Sites | None = None,
-        store: Store | None = None,
-        options: FitOptions = FitOptions(),
-    ) -> SolvedByNeumann:
-        """Raises as EKFAC.fit."""
-        from .diagonal import Diagonal
-
-        base = Diagonal(damping=self.damping).fit(model, task, examples, sites=sites, store=store, options=options)
-        rate = None if self.scale is None else 1.0 / self.scale
-        return _solved(self, base, model, task, examples, options, self.depth, rate, self.repeats, False)
+    def fit_at(self, trained: TrainedModel, sites: Sites) -> SolvedByNeumann:
+        base = Diagonal(damping=self.damping).fit_at(trained, sites)
+        solver = {**self.settings(), "rate": None if self.scale is None else 1.0 / self.scale}
+        return SolvedByNeumann.of(base, self.name, solver, preconditioned=False, **solver)
 
 
 @dataclass(frozen=True)
-class ASTRA:
-    """x <- x - rate P ((G_B + damping) x - grad f) over random batches B, P being EK-FAC's inverse and its answer the
-    start; the mean of the last half of the iterates is taken, which averages the batches' noise out."""
+class ASTRA(Method):
+    """x <- x - rate P ((G_B + damping) x - grad f) over random batches B, P being EK-FAC's inverse and its solution
+    the start; the mean of the last half of the iterates is taken, which averages the batches' noise out.
 
-    ekfac: Any = EKFAC()
-    iterations: int = 40
-    batch: int = 64
-    rate: float | None = None
-    seed: int = 0
+    Args:
+        ekfac: the method whose factors precondition; its damping is the system's.
+        iterations: steps. batch: examples in each.
+        rate: step size; by default set from the largest preconditioned curvature of a few batches.
+        seed: of the batches.
+    """
+
+    ekfac: CurvatureMethod = not_in_key(EKFAC(), "enters as the inputs of its factors")
+    iterations: int = in_key(40)
+    batch: int = in_key(64)
+    rate: float | None = in_key(None)
+    seed: int = in_key(0)
     name = "astra"
 
-    def fit(
-        self,
-        model: nn.Module,
-        task: Task,
-        examples: Examples,
-        *,
-        sites: Sites | None = None,
-        store: Store | None = None,
-        options: FitOptions = FitOptions(),
-    ) -> SolvedByNeumann:
-        """Raises as EKFAC.fit."""
-        base = self.ekfac.fit(model, task, examples, sites=sites, store=store, options=options)
-        return _solved(self, base, model, task, examples, options, self.iterations, self.rate, 1, True)
-
-
-def _solved(
-    method: LiSSA | ASTRA,
-    base: Factors,
-    model: nn.Module,
-    task: Task,
-    examples: Examples,
-    options: FitOptions,
-    iterations: int,
-    rate: float | None,
-    repeats: int,
-    preconditioned: bool,
-) -> SolvedByNeumann:
-    run = make_run(model, task, examples, base.sites, "loss", 0, options)
-    solver = {
-        "name": method.name, "iterations": iterations, "batch": method.batch, "rate": rate, "repeats": repeats,
-        "seed": method.seed,
-    }  # fmt: skip
-    return SolvedByNeumann(
-        method.name, base.sites, base.per_site, base.count, base.damping, inputs_with(base, solver),
-        base=base, run=run, iterations=iterations, batch=method.batch, rate=rate, repeats=repeats, seed=method.seed,
-        preconditioned=preconditioned,
-    )  # fmt: skip
+    def fit_at(self, trained: TrainedModel, sites: Sites) -> SolvedByNeumann:
+        solver = {**self.settings(), "repeats": 1}
+        return SolvedByNeumann.of(self.ekfac.fit_at(trained, sites), self.name, solver, preconditioned=True, **solver)

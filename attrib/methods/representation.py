@@ -1,94 +1,65 @@
 """Representation similarity: the cosine of hidden states, which sees what examples look like to the model and nothing
 of what they taught it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from torch import nn
+from jaxtyping import Float
 
-from whence.cache import Examples, Sites, Store, Task, find_sites
+from whence.cache import Examples, ModelPass, Sites, TrainedModel
 from whence.cache.model.batches import CapturedBatch
 
-from ..features import features
-from ..method import FitOptions, inputs_of, make_run
-from ..states import check_fitted, kept, labelled
-
-if TYPE_CHECKING:
-    import xarray
+from ..fitted import Fitted
+from ..method import Method, not_in_key
+from .features import features
 
 
 @dataclass(frozen=True)
-class Hidden:
-    """mean [i] of the fitted examples' states at one site, which is taken off before the cosine."""
+class Hidden(Fitted):
+    """sites: the one whose input is compared. mean: of the fitted examples' states, subtracted before the cosine."""
 
-    method: str
-    inputs: Mapping[str, Any]
     sites: Sites
-    mean: np.ndarray
+    mean: Float[np.ndarray, " i"]
 
-    def scores(
-        self,
-        model: nn.Module,
-        task: Task,
-        queries: Examples,
-        train: Examples,
-        *,
-        store: Store | None = None,
-        options: FitOptions = FitOptions(),
-    ) -> "xarray.DataArray":
+    units = "cosine"
+
+    def pairwise(self, queries: Examples, train: Examples) -> Float[np.ndarray, "q n"]:
         """Cosine of the centred mean states, -1 to 1."""
-        check_fitted(self.inputs, model)
-
-        def make() -> np.ndarray:
-            found = [states(model, task, e, self.sites, options) - self.mean for e in (queries, train)]
-            unit = [h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12) for h in found]
-            return unit[0] @ unit[1].T
-
-        values = kept(store, {**self.inputs, "task": task.settings}, queries, train, make)
-        return labelled(values, queries, train, self.method, "cosine", task)
+        found = [states(self.trained.run("loss", self.sites, e)) - self.mean for e in (queries, train)]
+        unit = [h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12) for h in found]
+        return unit[0] @ unit[1].T
 
 
-def states(model: nn.Module, task: Task, examples: Examples, sites: Sites, options: FitOptions) -> np.ndarray:
-    """The input of the one site, averaged over counted positions, [n i]."""
-    run = make_run(model, task, examples, sites, "loss", 0, options)
-    name = sites.names[0]
+def states(run: ModelPass) -> Float[np.ndarray, "n i"]:
+    """The input of the pass's one site, averaged over counted positions."""
+    (name,) = run.sites.names
 
-    def each(batch: CapturedBatch) -> jax.Array:
+    def mean(batch: CapturedBatch) -> jax.Array:
         a, weight = batch.inputs[name], batch.weights[name]
         return jnp.einsum("bsi,bs->bi", a, weight) / jnp.maximum(weight.sum(1, keepdims=True), 1)
 
-    return features(run, each, "states", options.quiet)
+    return features(run, mean, "states")
 
 
 @dataclass(frozen=True)
-class Representation:
-    """at: the site whose input is compared; the last linear one when not given."""
+class Representation(Method):
+    """The cosine of hidden states.
 
-    at: str | None = None
+    Args:
+        at: the site whose input is compared; by default the last linear one. `fit` raises ModelError if there is none
+            of this name.
+    """
+
+    at: str | None = not_in_key(None, "enters as the site")
     name = "representation"
 
-    def fit(
-        self,
-        model: nn.Module,
-        task: Task,
-        examples: Examples,
-        *,
-        sites: Sites | None = None,
-        store: Store | None = None,
-        options: FitOptions = FitOptions(),
-    ) -> Hidden:
-        """Raises ModelError where no site is called `at`."""
-        run = make_run(model, task, examples, sites, "loss", 0, options)
+    def fit_at(self, trained: TrainedModel, sites: Sites) -> Hidden:
         if self.at is not None:
-            one = find_sites(model, self.at, quiet=True)
+            found = trained.replace(quiet=True).find(self.at)
+            one = found.only(found.names[:1])
         else:
-            linear = [site.name for site in run.sites if site.kind == "linear"] or list(run.sites.names)
-            one = run.sites.only(linear[-1:])
-        one = one.only(one.names[:1])
-        mean = states(model, task, examples, one, options).mean(0)
-        inputs = {**inputs_of(run, method=self.name), "sites": one.settings}
-        return Hidden(self.name, inputs, one, mean)
+            one = sites.only(([site.name for site in sites if site.kind == "linear"] or sites.names)[-1:])
+        run = trained.run("loss", one)
+        return Hidden(trained, self.name, self.inputs(run), one, states(run).mean(0))

@@ -1,28 +1,26 @@
 """SOURCE: unrolled differentiation, approximated by segments of training (Bae et al. 2024, arXiv 2405.12186)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from torch import nn
+from jaxtyping import Array, Float
 
-from whence.cache import Examples, Sites, Store, Task, UsageError, model_fingerprint
+from whence.cache import Examples, ModelPass, Sites, TrainedModel, UsageError
+from whence.cache.model.checkpoints import Checkpoint, models_at
 
 from .. import kernels
-from ..checkpoints import Checkpoint, models_at
-from ..factors import Damping, Factors, SiteFactors
-from ..fit import Moments, first_batch, fold_sites, moments
-from ..method import FitOptions, inputs_of, make_run
-from ..scores import prepared_queries, site_products
-from ..states import NATS, check_fitted, kept, labelled
+from ..curvature import Curvature, SiteFactors
+from ..factors import Factors
+from ..fit import Moments, fold_sites, moments
+from ..fitted import Fitted
+from ..method import Method, in_key, not_in_key
+from ..scoring.queries import exact_queries
+from ..scoring.scores import site_products
 from .ekfac import Bases, RotatedSquares
-from .identity import Identity
-
-if TYPE_CHECKING:
-    import xarray
+from .identity import NONE, identities
 
 
 @dataclass(frozen=True)
@@ -35,43 +33,33 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Unrolled:
-    """models, factors, times: of every segment, in order; factors are EK-FAC averaged over the segment's checkpoints,
-    times are rate times steps. final: factors of the last model, without curvature, for the queries' gradients."""
+class Unrolled(Fitted):
+    """models, curvatures, times: of every segment, in order; a curvature is EK-FAC averaged over the segment's
+    checkpoints, a time is rate times steps. count: examples that were fitted."""
 
-    method: str
-    inputs: Mapping[str, Any]
-    models: tuple[tuple[nn.Module, ...], ...]
-    factors: tuple[Factors, ...]
+    sites: Sites
+    models: tuple[tuple[TrainedModel, ...], ...]
+    curvatures: tuple[Mapping[str, SiteFactors], ...]
     times: tuple[float, ...]
-    final: Factors
+    count: int
 
-    def scores(
-        self,
-        model: nn.Module,
-        task: Task,
-        queries: Examples,
-        train: Examples,
-        *,
-        store: Store | None = None,
-        options: FitOptions = FitOptions(),
-    ) -> "xarray.DataArray":
+    def pairwise(self, queries: Examples, train: Examples) -> Float[np.ndarray, "q n"]:
         """(1/N) sum over segments l of v_l^T F(H_l) (-mean grad L_n), from the last segment back, where
         F(s) = (1 - exp(-t s)) / s, v_last = grad f and v_(l-1) = exp(-t_l H_l) v_l."""
-        check_fitted(self.inputs, model)
+        carried = exact_queries(self._last(), queries)
+        total = np.zeros((len(queries), len(train)))
+        for models, curvature, time in reversed(list(zip(self.models, self.curvatures, self.times))):
+            asked = {name: applied(v, curvature[name], response, time) for name, v in carried.items()}
+            for at in models:
+                run = self.trained.replace(model=at.model).run("loss", self.sites, train)
+                total -= products(run, asked) / len(models)
+            carried = {name: applied(v, curvature[name], decay, time) for name, v in carried.items()}
+        return total / self.count
 
-        def make() -> np.ndarray:
-            carried = prepared_queries(self.final, model, task, queries, options)
-            total = np.zeros((len(queries), len(train)))
-            for models, factors, time in reversed(list(zip(self.models, self.factors, self.times))):
-                asked = {name: moved(v, factors.per_site[name], response, time) for name, v in carried.items()}
-                for at in models:
-                    total -= products(at, task, train, asked, factors.sites, options) / len(models)
-                carried = {name: moved(v, factors.per_site[name], decay, time) for name, v in carried.items()}
-            return total / self.final.count
-
-        values = kept(store, {**self.inputs, "task": task.settings}, queries, train, make)
-        return labelled(values, queries, train, self.method, NATS, task)
+    def _last(self) -> Curvature:
+        """The last model without curvature, for the queries' gradients."""
+        ones = identities(self.sites)
+        return Factors(self.trained, self.method, self.inputs, self.sites, ones, self.count, NONE)
 
 
 def response(eigenvalues: np.ndarray, time: float) -> np.ndarray:
@@ -83,80 +71,72 @@ def decay(eigenvalues: np.ndarray, time: float) -> np.ndarray:
     return np.exp(-time * eigenvalues)
 
 
-def moved(value: jax.Array, site: SiteFactors, function: Any, time: float) -> jax.Array:
-    """A function of the curvature applied to [q o i]."""
+def applied(
+    value: Float[Array, "q o i"], site: SiteFactors, function: Callable[[np.ndarray, float], np.ndarray], time: float
+) -> Float[Array, "q o i"]:
+    """A function of the curvature applied to gradients."""
     qa, qs = jnp.asarray(site.qa, value.dtype), jnp.asarray(site.qs, value.dtype)
     weight = jnp.asarray(function(site.eigenvalues, time), value.dtype)
     return kernels.rotate_back(kernels.rotate(value, qa, qs) * weight, qa, qs)
 
 
-def products(
-    model: nn.Module, task: Task, train: Examples, asked: Mapping[str, jax.Array], sites: Sites, options: FitOptions
-) -> np.ndarray:
-    """<asked_q, grad L_n> over all sites, [q n]."""
-    run = make_run(model, task, train, sites, "loss", 0, options)
-    out = np.empty((len(next(iter(asked.values()))), len(train)))
-    for batch in run.batches(desc="segment", quiet=options.quiet):
-        parts = [site_products(asked[s.name], batch, s.name) for s in run.sites]
+def products(run: ModelPass, asked: Mapping[str, jax.Array]) -> Float[np.ndarray, "q n"]:
+    """<asked_q, grad L_n> over all sites."""
+    out = np.empty((len(next(iter(asked.values()))), len(run.examples)))
+    for batch in run.batches(desc="segment"):
+        parts = [site_products(value, batch, name) for name, value in asked.items()]
         out[:, batch.rows] = np.asarray(sum(parts[1:], parts[0]))[:, : len(batch.rows)]
     return out
 
 
 @dataclass(frozen=True)
-class SOURCE:
-    """segments: of the training run, in order, for losses averaged over the data as SGD minimises them. The model that
-    is attributed is the run's last. seed: of the curvature's sampled labels. It needs no damping: what the run had no
-    time to learn it does not invert."""
+class SOURCE(Method):
+    """The effect of an example on training, segment by segment. The model that is attributed is the run's last. It
+    needs no damping: what the run had no time to learn it does not invert.
 
-    segments: Sequence[Segment] = ()
-    seed: int = 0
+    Args:
+        segments: of the training run, in order, for losses averaged over the data as SGD minimises them. `fit` raises
+            UsageError without segments or for a rate or step count that is not positive, ModelError for checkpoints
+            whose parameters differ in name or shape.
+        seed: of the curvature's sampled labels.
+    """
+
+    segments: Sequence[Segment] = not_in_key((), "enters as times and checkpoints' fingerprints")
+    seed: int = in_key(0)
     name = "source"
 
-    def fit(
-        self,
-        model: nn.Module,
-        task: Task,
-        examples: Examples,
-        *,
-        sites: Sites | None = None,
-        store: Store | None = None,
-        options: FitOptions = FitOptions(),
-    ) -> Unrolled:
-        """Raises UsageError without segments or for a rate or step count that is not positive, ModelError for unlike
-        checkpoints; otherwise as EKFAC.fit."""
+    def fit_at(self, trained: TrainedModel, sites: Sites) -> Unrolled:
         if not self.segments or any(s.rate <= 0 or s.steps < 1 for s in self.segments):
             raise UsageError(
                 "SOURCE needs segments of training, each with checkpoints, a learning rate and a number of steps.",
                 "Give SOURCE(segments=[Segment([state_dict, ...], rate, steps), ...]).",
             )
-        models = tuple(tuple(models_at(model, segment.checkpoints)) for segment in self.segments)
-        final = Identity().fit(model, task, examples, sites=sites, options=options)
-        factors = tuple(averaged(part, task, examples, final.sites, self.seed, store, options) for part in models)
+        models = tuple(
+            tuple(trained.replace(model=model) for model in models_at(trained.model, segment.checkpoints))
+            for segment in self.segments
+        )
+        fingerprints = [[at.fingerprint() for at in part] for part in models]
+        curvatures = tuple(averaged(part, prints, sites, self.seed) for part, prints in zip(models, fingerprints))
         times = tuple(segment.rate * segment.steps for segment in self.segments)
-        inputs = {**final.inputs, "method": self.name, "times": list(times), "seed": self.seed}
-        inputs["checkpoints"] = [[model_fingerprint(at).hex for at in part] for part in models]
-        return Unrolled(self.name, inputs, models, factors, times, final)
+        inputs = self.inputs(ModelPass(trained, trained.train, sites))
+        inputs |= {"times": list(times), "checkpoints": fingerprints}
+        return Unrolled(trained, self.name, inputs, sites, models, curvatures, times, len(trained.train))
 
 
 def averaged(
-    models: Sequence[nn.Module], task: Task, examples: Examples, sites: Sites, seed: int, store: Store | None,
-    options: FitOptions,
-) -> Factors:  # fmt: skip
+    models: Sequence[TrainedModel], fingerprints: Sequence[str], sites: Sites, seed: int
+) -> dict[str, SiteFactors]:
     """EK-FAC of several checkpoints' mean curvature: moments averaged, one basis, eigenvalues averaged in it."""
-    runs = [make_run(at, task, examples, sites, "sampled", seed, options) for at in models]
-    found = [moments(run, store, inputs_of(run), options)[0] for run in runs]
+    runs = [at.run("sampled", sites, seed=seed) for at in models]
+    found = [moments(run, run.inputs())[0] for run in runs]
     mean = {}
     for name in found[0]:
         a, s = (np.mean([getattr(each[name], part) for each in found], axis=0) for part in ("a", "s"))
         mean[name] = Moments(a, s, 1.0)
-    together = {"together": [model_fingerprint(at).hex for at in models]}
-    bases = Bases.of(mean, "float32", store, {**inputs_of(runs[-1]), **together})
-    batch = first_batch(runs[0])
-    order = {s.name: kernels.rotation_order(batch.inputs[s.name].shape[1], *s.shape) for s in sites}
-    add = RotatedSquares(bases, order, str(next(iter(batch.inputs.values())).dtype))
-    values = []
-    for run in runs:
-        stage = {**inputs_of(run), **together, "stage": "segment eigenvalues"}
-        values.append(fold_sites(run, store, stage, add, "eigenvalues", options)[0])
-    per_site = {n: SiteFactors(*bases.at(n), np.mean([v[n] for v in values], axis=0)) for n in mean}
-    return Factors("ekfac", sites, per_site, len(examples), Damping(0.0, "absolute"), inputs_of(runs[-1]))
+    together = {"together": list(fingerprints)}
+    bases = Bases.of(mean, "float32", runs[0].trained.store, runs[-1].inputs(**together))
+    add = RotatedSquares.of(bases, runs[0])
+    values = [
+        fold_sites(run, run.inputs(**together, stage="segment eigenvalues"), add, "eigenvalues")[0] for run in runs
+    ]
+    return {n: SiteFactors(*bases.at(n), np.mean([v[n] for v in values], axis=0)) for n in mean}

@@ -1,84 +1,56 @@
 """TracIn: gradient dot products summed over checkpoints (Pruthi et al. 2020, Eq. 2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
+from jaxtyping import Float
 
-from whence.cache import Examples, Sites, Store, Task, UsageError
+from whence.cache import Examples, ModelPass, Sites, TrainedModel, UsageError
 
-from ..checkpoints import Checkpoint, models_at
 from ..factors import Factors
-from ..method import FitOptions
-from ..scores import score
-from ..states import NATS, check_fitted, kept, labelled
-from .identity import Identity
-
-if TYPE_CHECKING:
-    import xarray
+from ..fitted import Fitted
+from ..method import CheckpointMethod, not_in_key
+from .identity import NONE, identities
 
 
 @dataclass(frozen=True)
-class CheckpointFactors:
-    """models, factors, rates: one a checkpoint. inputs: as in its key."""
+class CheckpointProducts(Fitted):
+    """models, rates: of every checkpoint. count: examples that the model was trained on."""
 
-    method: str
-    inputs: Mapping[str, Any]
-    models: tuple[nn.Module, ...]
-    factors: tuple[Factors, ...]
+    models: tuple[TrainedModel, ...]
+    sites: Sites
     rates: tuple[float, ...]
+    count: int
 
-    def scores(
-        self,
-        model: nn.Module,
-        task: Task,
-        queries: Examples,
-        train: Examples,
-        *,
-        store: Store | None = None,
-        options: FitOptions = FitOptions(),
-    ) -> "xarray.DataArray":
-        """sum over checkpoints c of rate_c (1/N) grad f_q(theta_c)^T (-grad L_n(theta_c)), [query, train]."""
-        check_fitted(self.inputs, model)
-
-        def make() -> np.ndarray:
-            total = np.zeros((len(queries), len(train)))
-            for at, factors, rate in zip(self.models, self.factors, self.rates):
-                total = total + rate * score(factors, at, task, queries, train, options=options).values
-            return total
-
-        values = kept(store, {**self.inputs, "task": task.settings}, queries, train, make)
-        return labelled(values, queries, train, self.method, NATS, task)
+    def pairwise(self, queries: Examples, train: Examples) -> Float[np.ndarray, "q n"]:
+        """sum over checkpoints c of rate_c (1/N) grad f_q(theta_c)^T (-grad L_n(theta_c))."""
+        total, ones = np.zeros((len(queries), len(train))), identities(self.sites)
+        for at, rate, fingerprint in zip(self.models, self.rates, self.inputs["checkpoints"]):
+            here = self.trained.replace(model=at.model, store=None)
+            factors = Factors(here, "identity", {"model": fingerprint}, self.sites, ones, self.count, NONE)
+            total += rate * factors.score(queries, train).values
+        return total
 
 
 @dataclass(frozen=True)
-class TracIn:
-    """checkpoints: models or state_dicts along training; rates: the step size at each times the steps that it stands
-    for (all 1 unless given). At one checkpoint, the final model, it is Identity."""
+class TracIn(CheckpointMethod):
+    """Gradient products along training. At one checkpoint, the final model, it is Identity.
 
-    checkpoints: Sequence[Checkpoint] = ()
-    rates: Sequence[float] = ()
+    Args:
+        checkpoints: models or state_dicts along training; by default the model itself.
+        rates: the step size at each checkpoint times the steps that it represents; by default 1. `fit` raises
+            UsageError if their number differs from that of the checkpoints.
+    """
+
+    rates: Sequence[float] = not_in_key((), "enters as the rate of every checkpoint")
     name = "tracin"
 
-    def fit(
-        self,
-        model: nn.Module,
-        task: Task,
-        examples: Examples,
-        *,
-        sites: Sites | None = None,
-        store: Store | None = None,
-        options: FitOptions = FitOptions(),
-    ) -> CheckpointFactors:
-        """Raises ModelError for a checkpoint of another shape, UsageError for another number of rates."""
-        models = models_at(model, self.checkpoints or [model])
+    def fit_at(self, trained: TrainedModel, sites: Sites) -> CheckpointProducts:
+        models = self.models(trained)
         rates = tuple(map(float, self.rates or [1.0] * len(models)))
         if len(rates) != len(models):
-            raise UsageError(f"{len(rates)} rates for {len(models)} checkpoints.", "Give one rate a checkpoint.")
-        factors = tuple(Identity().fit(at, task, examples, sites=sites, store=store, options=options) for at in models)
-        own = Identity().fit(model, task, examples, sites=sites, options=options)
-        inputs = {**own.inputs, "method": self.name, "rates": list(rates)}
-        inputs["checkpoints"] = [f.inputs["model"] for f in factors]
-        return CheckpointFactors(self.name, inputs, tuple(models), factors, rates)
+            raise UsageError(f"{len(rates)} rates for {len(models)} checkpoints.", "Give one rate per checkpoint.")
+        inputs = self.inputs(ModelPass(trained, trained.train, sites))
+        inputs |= {"rates": list(rates), "checkpoints": [at.fingerprint() for at in models]}
+        return CheckpointProducts(trained, self.name, inputs, models, sites, rates, len(trained.train))

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whence.cache import NumericalError
+from whence.cache.model.bridge import to_numpy
 
 Vectors = Mapping[str, Tensor]
 Apply = Callable[[Vectors], dict[str, Tensor]]
@@ -41,8 +42,8 @@ def combine(x: Vectors, scale: Tensor | float, y: Vectors) -> dict[str, Tensor]:
 def conjugate_gradient(system: Apply, b: Vectors, precondition: Apply, tolerance: float, most: int) -> Solution:
     """Preconditioned conjugate gradients (Hestenes and Stiefel 1952), started at precondition(b).
 
-    This differs from the textbook in that systems that reached `tolerance` take steps of zero while the others go on,
-    and that the start is the preconditioner's own answer, so that `most` = 0 returns it.
+    This differs from the textbook in that systems that reached `tolerance` take steps of zero while the others
+    continue, and that the start is the preconditioner's own solution, so that `most` = 0 returns it.
     """
     size = dot(b, b).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
     x = precondition(b)
@@ -66,7 +67,7 @@ def conjugate_gradient(system: Apply, b: Vectors, precondition: Apply, tolerance
         after = dot(r, z)
         p = combine(z, torch.where(live, after / rz.clamp(min=1e-300), 0.0), p)
         rz = after
-    return Solution(x, (dot(r, r).sqrt() / size).numpy(), steps)
+    return Solution(x, to_numpy(dot(r, r).sqrt() / size), steps)
 
 
 def largest_eigenvalue(apply: Apply, like: Vectors, iterations: int = 12, seed: int = 0) -> float:

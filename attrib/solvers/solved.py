@@ -1,66 +1,50 @@
 """Factors whose inverse is solved for instead of inverted: the exact Gauss-Newton matrix of the same data with the
-same damping, started and preconditioned by the fitted factors. `score` and everything else that asks factors for
-`inverse_product` works with them as they are."""
+same damping, started and preconditioned by the fitted factors. They answer what other factors answer, as far as it
+needs `inverse_product` only."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
+import torch
 from jaxtyping import Array, Float
 from torch import Tensor
 
-from whence.cache import DataError, UsageError
-from whence.cache.model.batches import ModelPass
+from whence.cache import DataError, ModelPass, UsageError
 from whence.cache.model.bridge import to_jax, to_torch
 
-from . import kernels
-from .factors import Damping, Factors
+from .. import kernels
+from ..curvature import Curvature, Damping
+from ..factors import Factors
 from .gauss_newton import GaussNewton
-from .solvers import Solution
+from .krylov import Apply, Solution, Vectors
+
+S = TypeVar("S", bound="Solved")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Solved(Factors):
-    """base: the fitted factors, whose damping counts. run: the model and the data that G is of.
-    A kind of solver is a subclass with `solve`."""
+    """base: the fitted factors, whose damping counts. run: the pass over the data that G is of.
+    A kind of solver is a subclass with `inverse_product`."""
 
     base: Factors
     run: ModelPass
 
-    def __reduce__(self) -> Any:
-        return _rebuilt, (type(self), {field.name: getattr(self, field.name) for field in fields(self)})
+    @classmethod
+    def of(cls: type[S], base: Factors, method: str, solver: Mapping[str, Any], **settings: Any) -> S:
+        """What the named method solves on top of the base. solver: its part of the key."""
+        inputs = {**base.inputs, "solver": {"name": method, **solver}}
+        return cls(
+            base.trained, method, inputs, base.sites, base.per_site, base.count, base.damping,
+            base=base, run=base.trained.run("loss", base.sites), **settings,
+        )  # fmt: skip
 
-    def solve(self, b: dict[str, Tensor]) -> Solution:
-        """(G + damping) x = b, for vectors site -> [q o i]."""
-        raise UsageError(f"{self.method} has no solver.", "Fit with CG, ASTRA, LiSSA or DataInf.")
-
-    def system(self, x: Mapping[str, Tensor], rows: np.ndarray | None = None) -> dict[str, Tensor]:
-        """(G + damping) x, G over all examples or these rows of them."""
-        curved = GaussNewton(self.run).product(x, rows)
-        return {name: curved[name] + self.damping_at(name) * value for name, value in x.items()}
-
-    def damping_at(self, site: str) -> float:
-        return self.base.damping.at(site, self.base.per_site[site].eigenvalues)
-
-    def precondition(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The fitted factors' (approximate) inverse."""
-        solved = self.base.inverse_product({name: to_jax(value) for name, value in x.items()})
-        return {name: to_torch(value).to(x[name]) for name, value in solved.items()}
-
+    @abstractmethod
     def inverse_product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
-        """(G + damping)^-1 applied to gradients of all sites together. Raises DataError where a site is missing:
-        the exact matrix couples them."""
-        if set(gradients) != set(self.sites.names):
-            raise DataError(
-                f"{self.method} solves for all {len(self.sites)} sites together; {len(gradients)} were given.",
-                "Give gradients at every site of the factors, or fit with these sites only.",
-            )
-        dtype = next(iter(self.run.model.parameters())).dtype
-        b = {name: to_torch(value).to(self.run.device, dtype) for name, value in gradients.items()}
-        found = self.solve(b)
-        return {name: _like(value, gradients[name]) for name, value in found.x.items()}
+        """(G + damping)^-1 applied to gradients of all sites together."""
 
     def inverse_gradients(
         self, inputs: Mapping[str, Float[Array, "b _s _i"]], grads: Mapping[str, Float[Array, "b _s _o"]]
@@ -70,9 +54,21 @@ class Solved(Factors):
 
     def product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
         """(G + damping) applied to gradients, exactly."""
-        dtype = next(iter(self.run.model.parameters())).dtype
-        b = {name: to_torch(value).to(self.run.device, dtype) for name, value in gradients.items()}
-        return {name: _like(value, gradients[name]) for name, value in self.system(b).items()}
+        found = self.system(self.in_torch(gradients))
+        return {name: in_jax(value, gradients[name]) for name, value in found.items()}
+
+    def system(self, x: Vectors, rows: np.ndarray | None = None) -> dict[str, Tensor]:
+        """(G + damping) x, G over all examples or these rows of them."""
+        curved = GaussNewton(self.run).product(x, rows)
+        return {name: curved[name] + self.damping_at(name) * value for name, value in x.items()}
+
+    def damping_at(self, site: str) -> float:
+        return self.base.damping.at(site, self.base.per_site[site].eigenvalues)
+
+    def in_torch(self, gradients: Mapping[str, jax.Array]) -> dict[str, Tensor]:
+        """Gradients beside the model, in its type."""
+        trained = self.run.trained
+        return {name: to_torch(value).to(trained.device, trained.dtype) for name, value in gradients.items()}
 
     def inverse(self, site: str) -> np.ndarray:
         """There is no elementwise inverse of a matrix that is only known by its products."""
@@ -81,22 +77,59 @@ class Solved(Factors):
             f"Use {self.base.method} for self-influence, or score the training examples as queries.",
         )
 
-    def with_damping(self, value: float, rule: Literal["relative", "absolute"] = "relative") -> "Solved":
-        base = self.base.with_damping(value, rule)
-        return replace(self, base=base, damping=Damping(value, rule))
+    def with_damping(self: S, value: float, rule: Literal["relative", "absolute"] = "relative") -> S:
+        return replace(self, base=self.base.with_damping(value, rule), damping=Damping(value, rule))
+
+    def check_sites(self, gradients: Mapping[str, Any]) -> None:
+        """Raise DataError if a site is missing: the exact matrix couples them."""
+        if set(gradients) != set(self.sites.names):
+            raise DataError(
+                f"{self.method} solves for all {len(self.sites)} sites together; {len(gradients)} were given.",
+                "Give gradients at every site of the factors, or fit with these sites only.",
+            )
 
     def __repr__(self) -> str:
         return f"Solved({self.method}, {len(self.sites)} sites, {self.count} examples, on {self.base!r})"
 
 
-def _rebuilt(kind: type[Solved], values: dict[str, Any]) -> Solved:
-    return kind(**values)
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Iterative(Solved):
+    """Solved in torch, from the right-hand sides to the solution."""
+
+    @abstractmethod
+    def solve(self, b: dict[str, Tensor]) -> Solution:
+        """(G + damping) x = b, for vectors site -> [q o i]."""
+
+    def inverse_product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
+        self.check_sites(gradients)
+        found = self.solve(self.in_torch(gradients))
+        return {name: in_jax(value, gradients[name]) for name, value in found.x.items()}
+
+    def preconditioner(self, like: Vectors) -> Apply:
+        """The base's (approximate) inverse, on the device and in the type of these vectors."""
+        return inverse_in_torch(self.base, like)
 
 
-def _like(value: Tensor, given: jax.Array) -> jax.Array:
-    return to_jax(value.detach().cpu().contiguous(), copy=True).astype(given.dtype)
+def inverse_in_torch(factors: Curvature, like: Vectors) -> Apply:
+    """`factors.inverse_product` as a function of torch vectors, its bases moved beside `like` once."""
+    parts = {}
+    for name, value in like.items():
+        qa, qs, _ = factors.per_site[name]
+        bases = (qa, qs, factors.inverse(name))
+        parts[name] = tuple(None if x is None else torch.as_tensor(np.asarray(x)).to(value) for x in bases)
+
+    def apply(x: Vectors) -> dict[str, Tensor]:
+        found = {}
+        for name, value in x.items():
+            qa, qs, scale = parts[name]
+            if qa is None or qs is None:
+                found[name] = value * scale
+            else:
+                found[name] = qs @ ((qs.T @ value @ qa) * scale) @ qa.T
+        return found
+
+    return apply
 
 
-def inputs_with(base: Factors, solver: Mapping[str, Any]) -> dict[str, Any]:
-    """What a solved result is computed from: the factors' inputs and the solver's settings."""
-    return {**base.inputs, "solver": dict(solver)}
+def in_jax(value: Tensor, like: jax.Array) -> jax.Array:
+    return to_jax(value, copy=True).astype(like.dtype)

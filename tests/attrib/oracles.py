@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev
 
 from tests import cases, reference
+from whence.attrib.solvers.gauss_newton import Answered
 from whence.cache import Examples, Sites, Task, matrices_of, named_parameters
 
 
@@ -33,8 +34,6 @@ def jacobian(model: nn.Module, task: Task, sites: Sites, batch: dict[str, Tensor
 
 def dense_gauss_newton(case: cases.Case) -> np.ndarray:
     """(1/N) sum of J^T H J, H the Hessian of the loss in the outputs, example by example."""
-    from whence.attrib.gauss_newton import Answered
-
     total = 0.0
     for row in range(len(case.examples)):
         batch = case.examples.batch([row])

@@ -7,11 +7,8 @@ import torch
 from torch import nn
 
 from tests import cases, reference
-from whence import attrib
-from whence.attrib import EKFAC, KFAC, Damping, Diagonal, FitOptions, Identity
+from whence.attrib import EKFAC, KFAC, Damping, Diagonal, Identity, Method
 from whence.cache import Classification, Examples, capture
-
-QUIET = FitOptions(quiet=True)
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +29,9 @@ def dense_influence(
 
 def test_exact_for_one_output_linear_regression() -> None:
     case = cases.build("linear regression")
-    factors = EKFAC(damping=Damping(0.3, "absolute"), eigen="float64").fit(
-        case.model, case.task, case.examples, sites=case.sites, options=QUIET
-    )
+    factors = EKFAC(damping=Damping(0.3, "absolute"), eigen="float64").fit(case.trained())
     queries = case.examples.select(range(5))
-    scores = attrib.score(factors, case.model, case.task, queries, case.examples, options=QUIET)
+    scores = factors.score(queries)
     x = np.concatenate([case.examples.columns["x"], np.ones((500, 1))], 1)
     wanted = dense_influence(case, x.T @ x / 500, 0.3, queries, case.examples)
     np.testing.assert_allclose(scores.values, wanted, rtol=1e-6)  # scores are kept in float32
@@ -95,9 +90,8 @@ def test_order_of_methods_against_the_dense_gauss_newton_solve(seed: int) -> Non
     queries = case.examples.select(range(20))
     exact = dense_influence(case, fisher, damping, queries, case.examples).ravel()
 
-    def correlation(method: attrib.Method) -> float:
-        factors = method.fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
-        scores = attrib.score(factors, case.model, case.task, queries, case.examples, options=QUIET)
+    def correlation(method: Method) -> float:
+        scores = method.fit(case.trained()).score(queries)
         return float(np.corrcoef(scores.values.ravel(), exact)[0, 1])
 
     by = Damping(damping, "absolute")
@@ -109,13 +103,10 @@ def test_order_of_methods_against_the_dense_gauss_newton_solve(seed: int) -> Non
 def test_a_basis_from_part_of_the_data_keeps_eigenvalues_and_scores() -> None:
     case = tanh_network(0)
     queries = case.examples.select(range(20))
-    factors = [
-        EKFAC(basis_examples=count).fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
-        for count in (None, 100)
-    ]
+    factors = [EKFAC(basis_examples=count).fit(case.trained()) for count in (None, 100)]
     for site in case.sites.names:  # a rotation keeps the trace of the Fisher matrix
         traces = [f.per_site[site].eigenvalues.sum() for f in factors]
         np.testing.assert_allclose(traces[1], traces[0], rtol=1e-6)
-    scores = [attrib.score(f, case.model, case.task, queries, case.examples, options=QUIET).values for f in factors]
+    scores = [f.score(queries).values for f in factors]
     assert np.corrcoef(scores[0].ravel(), scores[1].ravel())[0, 1] > 0.95
     assert not np.allclose(*scores, rtol=1e-3)

@@ -8,16 +8,14 @@ import torch
 from tests import cases
 from tests.attrib import oracles
 from whence import attrib
-from whence.attrib import Damping, FitOptions
-from whence.attrib.gauss_newton import GaussNewton
-from whence.attrib.method import make_run
+from whence.attrib import KFAC, Damping, Diagonal
 from whence.attrib.methods.cg import CG
 from whence.attrib.methods.datainf import DataInf
 from whence.attrib.methods.ekfac import EKFAC
 from whence.attrib.methods.neumann import ASTRA, LiSSA
+from whence.attrib.solvers.gauss_newton import GaussNewton
+from whence.attrib.solvers.solved import inverse_in_torch
 from whence.cache import DataError, NumericalError, UsageError
-
-QUIET = FitOptions(quiet=True)
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +28,7 @@ def _x64():
 def test_products_equal_the_dense_matrix(name: str) -> None:
     case = cases.build(name)
     sites = case.sites
-    run = make_run(case.model, case.task, case.examples, sites, "loss", 0, QUIET)
+    run = case.trained().run("loss", sites)
     generator = torch.Generator().manual_seed(0)
     v = {s.name: torch.randn(3, *s.shape, generator=generator, dtype=torch.float64) for s in sites}
     found = GaussNewton(run).product(v)
@@ -51,16 +49,14 @@ def exact(case: cases.Case, base: attrib.Factors, matrix: np.ndarray) -> np.ndar
 
 
 def scores(case: cases.Case, method) -> np.ndarray:
-    state = method.fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
-    queries = case.examples.select(range(3))
-    return attrib.score(state, case.model, case.task, queries, case.examples, options=QUIET).values
+    return method.fit(case.trained()).score(case.examples.select(range(3))).values
 
 
 @pytest.mark.parametrize("name", ["attention", "regression"])
 def test_cg_reaches_the_dense_solve(name: str) -> None:
     case = cases.build(name)
     ekfac = EKFAC(damping=Damping(10.0))
-    base = ekfac.fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
+    base = ekfac.fit(case.trained())
     wanted = exact(case, base, oracles.dense_gauss_newton(case))
     cg = scores(case, CG(ekfac, tolerance=1e-5, iterations=400))
     np.testing.assert_allclose(cg, wanted, atol=1e-3 * np.abs(wanted).max())
@@ -70,7 +66,7 @@ def test_cg_reaches_the_dense_solve(name: str) -> None:
 def test_astra_reaches_the_dense_solve() -> None:
     case = cases.build("regression")
     ekfac = EKFAC(damping=Damping(10.0))
-    base = ekfac.fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
+    base = ekfac.fit(case.trained())
     wanted = exact(case, base, oracles.dense_gauss_newton(case))
     astra = scores(case, ASTRA(ekfac, iterations=60, batch=10**6))
     np.testing.assert_allclose(astra, wanted, atol=1e-3 * np.abs(wanted).max())
@@ -81,7 +77,7 @@ def test_astra_reaches_the_dense_solve() -> None:
 def test_lissa_reaches_the_dense_solve() -> None:
     case = cases.build("regression")
     method = LiSSA(damping=Damping(10.0), depth=100, batch=10**6)
-    state = method.fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
+    state = method.fit(case.trained())
     wanted = exact(case, state.base, oracles.dense_gauss_newton(case))
     np.testing.assert_allclose(scores(case, method), wanted, atol=1e-2 * np.abs(wanted).max())
     stochastic = LiSSA(damping=Damping(10.0), depth=60, batch=6, repeats=2)
@@ -106,18 +102,29 @@ def test_datainf_is_its_formula() -> None:
     np.testing.assert_allclose(scores(case, DataInf()), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize("method", [EKFAC(), KFAC(damping=Damping(1e-3, "absolute")), Diagonal()])
+def test_torch_and_jax_precondition_alike(method: attrib.CurvatureMethod) -> None:
+    case = cases.build("attention")
+    factors = method.fit(case.trained())
+    generator = torch.Generator().manual_seed(0)
+    v = {s.name: torch.randn(2, *s.shape, generator=generator, dtype=torch.float64) for s in case.sites}
+    found = inverse_in_torch(factors, v)(v)
+    wanted = factors.inverse_product({name: jax.numpy.asarray(value.numpy()) for name, value in v.items()})
+    for name, value in found.items():
+        np.testing.assert_allclose(value.numpy(), np.asarray(wanted[name]), rtol=1e-9)
+
+
 def test_what_a_solver_cannot_do_is_said() -> None:
     case = cases.build("mlp")
-    state = CG().fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
+    state = CG().fit(case.trained())
     with pytest.raises(UsageError, match="no closed form"):
-        attrib.self_influence(state, case.model, case.task, case.examples, options=QUIET)
+        state.self_influence()
     with pytest.raises(DataError, match="all 3 sites together"):
         state.inverse_product({case.sites[0].name: jax.numpy.zeros((1, *case.sites[0].shape))})
     weaker = state.with_damping(0.5)
     assert weaker.base.damping.value == 0.5
     v = {s.name: jax.numpy.ones((2, *s.shape)) for s in case.sites}
-    back = weaker.product(CG(tolerance=1e-10, iterations=200).fit(
-        case.model, case.task, case.examples, sites=case.sites, options=QUIET
-    ).with_damping(0.5).inverse_product(v))  # fmt: skip
+    tight = CG(tolerance=1e-10, iterations=200).fit(case.trained()).with_damping(0.5)
+    back = weaker.product(tight.inverse_product(v))
     for name, value in back.items():
         np.testing.assert_allclose(np.asarray(value), np.asarray(v[name]), atol=1e-6)

@@ -11,19 +11,25 @@ from torch import nn
 
 from tests import cases
 from tests.attrib import oracles
-from whence.attrib import FitOptions, methods
-from whence.attrib.features import random_projection
-from whence.attrib.methods.bm25 import counts
+from whence.attrib import methods
+from whence.attrib.lexical import token_counts
 from whence.attrib.methods.ekfac import FRESH
-from whence.attrib.methods.magic import record, trained, unroll
+from whence.attrib.methods.features import random_projection
+from whence.attrib.methods.magic import end_of, record, unroll
 from whence.attrib.methods.shampoo import Shampoo
 from whence.attrib.methods.source import SOURCE, Segment
-from whence.attrib.states import scores_of
-from whence.cache import Classification, DataError, Examples, ModelError, Regression, ResourceError, UsageError
+from whence.cache import (
+    Classification,
+    DataError,
+    Examples,
+    ModelError,
+    Regression,
+    ResourceError,
+    TrainedModel,
+    UsageError,
+)
 from whence.cache.retrain.loop import weighted_loss
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule
-
-QUIET = FitOptions(quiet=True)
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +39,7 @@ def _x64():
 
 
 def scored(case: cases.Case, method, queries: Examples) -> np.ndarray:
-    state = method.fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
-    return scores_of(state, case.model, case.task, queries, case.examples, options=QUIET).values
+    return method.fit(case.trained()).score(queries).values
 
 
 def test_tracin_sums_rates_times_dot_products() -> None:
@@ -91,10 +96,8 @@ def test_logra_with_full_rank_is_the_dense_site_by_site_solve() -> None:
 
 def test_shampoo_keeps_the_trace_and_corrects_to_measured_squares() -> None:
     case = cases.build("mlp")
-    plain = Shampoo(corrected=False, eigen="float64").fit(
-        case.model, case.task, case.examples, sites=case.sites, options=QUIET
-    )
-    right = Shampoo(eigen="float64").fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
+    plain = Shampoo(corrected=False, eigen="float64").fit(case.trained())
+    right = Shampoo(eigen="float64").fit(case.trained())
     sampled = oracles.flat_gradients(case, case.examples, lambda m, b: case.task.sampled_loss(m, b, 0))
     for site, part in oracles.site_slices(case.sites).items():
         shape = plain.per_site[site].eigenvalues.shape
@@ -110,10 +113,8 @@ def test_shampoo_keeps_the_trace_and_corrects_to_measured_squares() -> None:
 
 def test_redrawn_eigenvalues_are_of_labels_that_the_basis_has_not_seen() -> None:
     case = cases.build("mlp")
-    plain = methods.EKFAC(eigen="float64").fit(case.model, case.task, case.examples, sites=case.sites, options=QUIET)
-    anew = methods.EKFAC(eigen="float64", redraw=True).fit(
-        case.model, case.task, case.examples, sites=case.sites, options=QUIET
-    )
+    plain = methods.EKFAC(eigen="float64").fit(case.trained())
+    anew = methods.EKFAC(eigen="float64", redraw=True).fit(case.trained())
     sampled = oracles.flat_gradients(case, case.examples, lambda m, b: case.task.sampled_loss(m, b, FRESH))
     for site, part in oracles.site_slices(case.sites).items():
         own = anew.per_site[site]
@@ -133,23 +134,22 @@ def test_grand_and_el2n_are_their_definitions() -> None:
     np.testing.assert_allclose(scored(case, methods.EL2N(), queries)[0], error, rtol=1e-5)
     regression = cases.build("regression")
     with pytest.raises(DataError, match="class label"):
-        methods.EL2N().fit(regression.model, regression.task, regression.examples, options=QUIET)
+        methods.EL2N().fit(regression.trained())
 
 
 def test_bm25_by_hand() -> None:
     train = Examples.of({"input_ids": [np.array([1, 2, 2]), np.array([3]), np.array([1, 4, 5, 6])]})
     query = Examples.of({"input_ids": [np.array([2, 1, 9])]}, ids=[7])
-    state = methods.BM25().fit(nn.Identity(), Regression(), train)
-    found = state.scores(nn.Identity(), Regression(), query, train).values[0]
+    found = methods.BM25().fit(TrainedModel(nn.Identity(), train, Regression())).score(query).values[0]
     mean = 8 / 3
 
     def part(holding: int, tf: int, length: int) -> float:
         return np.log(1 + (3 - holding + 0.5) / (holding + 0.5)) * tf * 2.5 / (tf + 1.5 * (0.25 + 0.75 * length / mean))
 
     np.testing.assert_allclose(found, [part(1, 2, 3) + part(2, 1, 3), 0.0, part(2, 1, 4)], rtol=1e-6)
-    assert counts(query, 7).sum() == 2
+    assert token_counts(query, 7).sum() == 2
     with pytest.raises(DataError, match="compares tokens"):
-        methods.BM25().fit(nn.Identity(), Regression(), cases.vectors())
+        methods.BM25().fit(TrainedModel(nn.Identity(), cases.vectors(), Regression()))
 
 
 def test_representation_is_a_centred_cosine() -> None:
@@ -181,7 +181,7 @@ def train_with_torch(start: nn.Module, train: Examples, recipe: Recipe, weights:
         )
     else:
         optimiser = torch.optim.AdamW(model.parameters(), o.lr, o.betas, o.eps, o.weight_decay)
-    steps = record(start, Classification(), train, recipe, 3, True).steps
+    steps = record(TrainedModel(start, train, Classification(), quiet=True), recipe, 3).steps
     for step in steps:
         for group in optimiser.param_groups:
             group["lr"] = step.rate
@@ -198,15 +198,14 @@ def train_with_torch(start: nn.Module, train: Examples, recipe: Recipe, weights:
 def test_unrolling_is_the_derivative_of_training(name: str) -> None:
     case, recipe = cases.build("mlp"), RECIPES[name]
     task, train = Classification(), case.examples
-    recorded = record(case.model, task, train, recipe, 3, True)
-    end = trained(recorded)
+    end = case.trained(model=end_of(record(case.trained(), recipe, 3)))
     ones = np.ones(len(train))
     by_torch = train_with_torch(case.model, train, recipe, ones)
-    for p, q in zip(end.parameters(), by_torch.parameters()):
+    for p, q in zip(end.model.parameters(), by_torch.parameters()):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
-    state = methods.MAGIC(case.model, recipe, 3).fit(end, task, train, options=QUIET)
+    state = methods.MAGIC(case.model, recipe, 3).fit(end)
     queries = train.select([1, 4])
-    found = unroll(state.training, task, queries, True)
+    found = unroll(state.training, end, queries)
     for n in (0, 4, 7):
         ends = []
         for sign in (1, -1):
@@ -220,16 +219,16 @@ def test_unrolling_is_the_derivative_of_training(name: str) -> None:
 def test_a_run_that_ends_elsewhere_is_refused() -> None:
     case = cases.build("mlp")
     with pytest.raises(ModelError, match="away from the model"):
-        methods.MAGIC(case.model, RECIPES["sgd"]).fit(case.model, case.task, case.examples, options=QUIET)
+        methods.MAGIC(case.model, RECIPES["sgd"]).fit(case.trained())
     end = train_with_torch(case.model, case.examples, RECIPES["sgd"], np.ones(len(case.examples)))
     longer = replace(RECIPES["sgd"], epochs=RECIPES["sgd"].epochs + 1)
     with pytest.raises(ModelError, match=r"away from the model, by 0\.[0-9]+ times"):
-        methods.MAGIC(case.model, longer, 3).fit(end, case.task, case.examples, options=QUIET)
+        methods.MAGIC(case.model, longer, 3).fit(case.trained(model=end))
     with pytest.raises(DataError, match="needs its start"):
-        methods.MAGIC().fit(case.model, case.task, case.examples, options=QUIET)
+        methods.MAGIC().fit(case.trained())
     dropping = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)).double()
     with pytest.raises(ModelError, match="cannot be replayed"):
-        methods.MAGIC(dropping).fit(dropping, case.task, case.examples, options=QUIET)
+        methods.MAGIC(dropping).fit(case.trained(model=dropping, sites="*"))
 
 
 def test_source_is_unrolled_gradient_descent_where_curvature_is_exact() -> None:
@@ -264,15 +263,13 @@ def test_source_is_unrolled_gradient_descent_where_curvature_is_exact() -> None:
     found = scored(final, SOURCE(segments), queries)
     assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
     with pytest.raises(UsageError, match="needs segments"):
-        SOURCE().fit(case.model, case.task, case.examples, options=QUIET)
+        SOURCE().fit(case.trained())
 
 
-def test_trak_says_where_it_does_not_apply() -> None:
+def test_trak_says_when_it_does_not_apply() -> None:
     case = cases.build("regression")
     with pytest.raises(UsageError, match="no margin"):
-        methods.TRAK().fit(case.model, case.task, case.examples, options=QUIET)
+        methods.TRAK().fit(case.trained())
     case = cases.build("mlp")
     with pytest.raises(ResourceError, match="dense projection"):
-        methods.TRAK(width=10**6).fit(
-            case.model, case.task, case.examples, options=FitOptions(quiet=True, memory=10**6, positions=8)
-        )
+        methods.TRAK(width=10**6).fit(case.trained(memory=10**6, positions=8))
