@@ -25,8 +25,8 @@ from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import Retrained, oracle_masks, subset_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import Datamodel, grouped, nearest, neighbourhood_masks, ridge
-from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import Panel, Selected, evaluate, sweep
+from whence.unlearn.request import UnlearningRequest
+from whence.unlearn.evaluate import OracleSplit, Selected, evaluate, sweep
 from whence.unlearn.loop import Method
 from whence.unlearn.methods import (
     DMM,
@@ -87,14 +87,14 @@ class Setting:
     datamodels: dict[str, Fitted]
     pilots: dict[str, list[np.ndarray]]
 
-    def deletion(self, forget: np.ndarray) -> Deletion:
+    def request(self, forget: np.ndarray) -> UnlearningRequest:
         seeds = 10_000 + np.arange(MODELS)
-        return Deletion(self.models, Classification(), self.train, forget, RECIPE, mlp, seeds)
+        return UnlearningRequest(self.models, Classification(), self.train, forget, RECIPE, mlp, seeds)
 
-    def panel(self, forget: np.ndarray) -> tuple[Panel, Retrained]:
+    def split(self, forget: np.ndarray) -> tuple[OracleSplit, Retrained]:
         masks = oracle_masks(self.train.ids, forget, 2 * MODELS)
         oracles = self.bank.run(masks, 20_000 + np.arange(2 * MODELS), self.store, quiet=True)
-        return Panel.of(self.deletion(forget), oracles, self.points, METRIC), oracles
+        return OracleSplit.of(self.request(forget), oracles, self.points, METRIC), oracles
 
 
 def setting(store: Store, subsets: int = SUBSETS) -> Setting:
@@ -163,8 +163,8 @@ def candidates(on: Setting) -> dict[str, list[Method]]:
 
 def tuned(on: Setting, kind: str) -> dict[str, Selected]:
     """What the rule chooses on the pilots of this kind."""
-    panels = [on.panel(forget)[0] for forget in on.pilots[kind]]
-    return {name: sweep(panels, grid) for name, grid in candidates(on).items()}
+    splits = [on.split(forget)[0] for forget in on.pilots[kind]]
+    return {name: sweep(splits, grid) for name, grid in candidates(on).items()}
 
 
 def evaluations(run: Run, on: Setting, seeds: int) -> list[Evaluation]:
@@ -174,14 +174,14 @@ def evaluations(run: Run, on: Setting, seeds: int) -> list[Evaluation]:
         selected = tuned(on, kind)
         report_choices(run, on, kind, selected)
         for seed in range(seeds):
-            panel, oracles = on.panel(forget_set(on.train, kind, seed))
-            methods = [choice.on(panel.deletion) or choice.candidates[0] for choice in selected.values()]
+            split, oracles = on.split(forget_set(on.train, kind, seed))
+            methods = [choice.on(split.request) or choice.candidates[0] for choice in selected.values()]
             dmm = methods[0]
             assert isinstance(dmm, DMM)
-            blind = on.datamodels[_settings(on, dmm)].not_seeing(panel.deletion.forget)
+            blind = on.datamodels[_settings(on, dmm)].not_seeing(split.request.forget)
             methods[1:1] = [DMDirect(dmm.datamodel), DMDirect(blind, name=BLIND), OracleMatching(oracles, MATCHING)]
             methods += [GradientAscent(10, optimiser=AdamW(1e-2), name="ascent, large rate"), Retrain(seed=50_000)]
-            found.append(evaluate(panel, methods, title=f"{kind}, seed {seed}"))
+            found.append(evaluate(split, methods, title=f"{kind}, seed {seed}"))
     return found
 
 

@@ -17,8 +17,8 @@ from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule
 from whence.cache.retrain.retrained import oracle_masks, subset_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import ridge
-from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import Panel, evaluate
+from whence.unlearn.request import UnlearningRequest
+from whence.unlearn.evaluate import OracleSplit, evaluate
 from whence.unlearn.loop import Method
 from whence.unlearn.methods import DMM, DescentAscent, DMDirect, FineTune, Matching, OracleMatching
 from whence.unlearn.metrics import KLoM
@@ -80,10 +80,10 @@ def evaluations(run: Run, data: str | None, count: int, subsets: int) -> Iterato
     }.items():
         masks = oracle_masks(train.ids, forget, 2 * count)
         oracles = bank.run(masks, 20_000 + np.arange(2 * count), run.store)
-        deletion = Deletion(models, Classification(), train, forget, recipe, bank.build, seeds)
+        request = UnlearningRequest(models, Classification(), train, forget, recipe, bank.build, seeds)
         matching = DMM(datamodel, MATCHING), DMDirect(datamodel), OracleMatching(oracles, MATCHING)
         methods: list[Method] = [*matching, DescentAscent(20), FineTune(2)]
-        yield evaluate(Panel.of(deletion, oracles, points, KLoM(bins=10)), methods, title=title)
+        yield evaluate(OracleSplit.of(request, oracles, points, KLoM(bins=10)), methods, title=title)
 
 
 def verdicts(evaluation: Evaluation) -> dict[str, bool]:

@@ -26,8 +26,8 @@ from whence.unlearn.condense import (
     select,
 )
 from whence.unlearn.datamodels import Influence, InverseProduct, exact
-from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import Panel
+from whence.unlearn.request import UnlearningRequest
+from whence.unlearn.evaluate import OracleSplit
 from whence.unlearn.evaluate import evaluate as judged
 from whence.unlearn.methods import DMM, DescentAscent, FineTune, Matching, Newton, OracleMatching
 from whence.unlearn.results import to_json
@@ -78,7 +78,7 @@ def forgotten(plan: ForgettingPlan, store: Store, quiet: bool = False) -> dict[s
     models: Replicas = bank.train_replicas(np.ones((plan.models, len(bank.train)), bool), seeds, quiet=quiet)
     count = 2 * plan.models
     oracles = bank.run(oracle_masks(bank.train.ids, ids, count), 20_000 + np.arange(count), store, quiet=quiet)
-    deletion = Deletion(models, task, bank.train, ids, bank.recipe, bank.build, seeds)  # type: ignore[arg-type]
+    request = UnlearningRequest(models, task, bank.train, ids, bank.recipe, bank.build, seeds)  # type: ignore[arg-type]
     matching = Matching(steps=plan.steps, optimiser=AdamW(1e-2))
 
     inverses: dict[str, InverseProduct] = {}
@@ -86,11 +86,11 @@ def forgotten(plan: ForgettingPlan, store: Store, quiet: bool = False) -> dict[s
     def inverse(model: nn.Module) -> InverseProduct:
         key = model_fingerprint(model).hex  # two methods want it
         if key not in inverses:
-            inverses[key] = exact(model, task, deletion.kept, damping=plan.damping)
+            inverses[key] = exact(model, task, request.kept, damping=plan.damping)
         return inverses[key]
 
     found = judged(
-        Panel.of(deletion, oracles, bank.points),
+        OracleSplit.of(request, oracles, bank.points),
         [
             DMM(lambda model: Influence(model, task, bank.train, inverse(model)), matching),
             OracleMatching(oracles, matching),

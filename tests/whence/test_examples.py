@@ -18,10 +18,10 @@ from torch import nn
 
 from tests.cases import vectors
 from tests.unlearn import cases
-from tests.unlearn.condense_cases import vector_pool
+from tests.unlearn.condense.cases import vector_pool
 from whence import attrib, cache, decomp
 from whence.cache import Classification, Store, find_sites
-from whence.unlearn import Panel
+from whence.unlearn import OracleSplit
 
 ROOMS = ("cache", "attrib", "decomp", "unlearn", "whence.unlearn.condense")
 # what no room works without shows how it is used
@@ -29,7 +29,7 @@ SHOWN = {
     "cache": {"Examples", "Store", "find_sites", "capture", "activations", "Classification"},
     "attrib": {"EKFAC", "score", "self_influence", "top", "Reading"},
     "decomp": {"Activations", "ITDA", "Dictionary", "evaluate", "compare", "save", "load"},
-    "unlearn": {"ridge", "Deletion", "run", "evaluate", "KLoM"},
+    "unlearn": {"ridge", "UnlearningRequest", "run", "evaluate", "KLoM"},
     "whence.unlearn.condense": {"Pool", "condense", "select", "evaluate"},
 }
 
@@ -71,8 +71,8 @@ UNLEARNED: dict[str, Callable[[], Any]] = {
     "models": cases.models,
     "recipe": lambda: cases.RECIPE,
     "subsets": cases.subsets,
-    "deletion": cases.deletion,
-    "panel": lambda: Panel.of(cases.deletion(), cases.oracles(), cases.points()),
+    "deletion": cases.request,
+    "panel": lambda: OracleSplit.of(cases.request(), cases.oracles(), cases.points()),
 }
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from whence.cache import Examples
     from whence.cache.retrain.replicas import Replicas
-    from whence.unlearn.deletion import Deletion
+    from whence.unlearn.request import UnlearningRequest
     from whence.unlearn.methods import DMM
 
 
@@ -84,13 +84,13 @@ class Document:
         train = load_data(self.data, vocabulary).train
         job = _Forgetting(self, model, train, store)
         scale = job.calibrated() if self.scale is None else self.scale
-        deletion = job.deletion(self.document)
-        done = run(job.method(scale), deletion, quiet=self.quiet)
-        before, after = job.losses(job.lanes(), deletion), job.losses(done.models, deletion)
+        request = job.request(self.document)
+        done = run(job.method(scale), request, quiet=self.quiet)
+        before, after = job.losses(job.replicas(), request), job.losses(done.models, request)
         forgot = merge(done.module()) if self.rank else done.module()
-        _save(self.out, named_parameters(forgot), [line._asdict() | {"hash": line.hash} for line in done.ledger.lines])
+        _save(self.out, named_parameters(forgot), [line._asdict() | {"hash": line.hash} for line in done.log.entries])
         facts = {
-            "passages": len(deletion.forget), "scale": scale, "passes": done.passes, "of retraining": done.ratio,
+            "passages": len(request.forget), "scale": scale, "passes": done.passes, "of retraining": done.ratio,
             "forgotten before": before[0], "forgotten after": after[0],
             "retained before": before[1], "retained after": after[1],
             "stopped": [stop.why for stop in done.stopped], "file": str(self.out),
@@ -99,7 +99,7 @@ class Document:
             print(json_module.dumps(facts))
             return
         print(
-            f"{len(deletion.forget)} passages of {self.document!r} forgotten at scale {scale:g}\n"
+            f"{len(request.forget)} passages of {self.document!r} forgotten at scale {scale:g}\n"
             f"nats a token: forgotten {before[0]:.3f} -> {after[0]:.3f}, retained {before[1]:.3f} -> {after[1]:.3f}\n"
             f"{done.passes:.0f} example passes, {100 * done.ratio:.1f} % of retraining, beside the factor fit\n"
             + "".join(f"stopped at step {stop.step}: {stop.why}\n" for stop in done.stopped)
@@ -116,21 +116,21 @@ class _Forgetting:
     train: "Examples"
     store: Any
 
-    def lanes(self) -> "Replicas":
+    def replicas(self) -> "Replicas":
         from whence.cache.retrain.replicas import Replicas
         from whence.unlearn.lora import lora
 
         return lora(self.model, self.job.rank) if self.job.rank else Replicas.of([self.model])
 
-    def deletion(self, document: str) -> "Deletion":
+    def request(self, document: str) -> "UnlearningRequest":
         from whence.cache import LanguageModelling
         from whence.cache.retrain.recipe import AdamW, Recipe
-        from whence.unlearn.deletion import Deletion
+        from whence.unlearn.request import UnlearningRequest
         from whence.unlearn.forget_sets import document as passages
 
         forget = passages(self.train, document, self.job.column)
         recipe = Recipe(self.job.epochs, self.job.batch, AdamW(self.job.rate))
-        return Deletion(self.lanes(), LanguageModelling(), self.train, forget, recipe)
+        return UnlearningRequest(self.replicas(), LanguageModelling(), self.train, forget, recipe)
 
     def method(self, scale: float) -> "DMM":
         """DMM with the model's own influence datamodel; factors come from the store once fitted."""
@@ -150,13 +150,13 @@ class _Forgetting:
         matching = Matching(self.job.steps, self.job.batch, 1, 1, optimiser=AdamW(self.job.rate))
         return DMM(lambda _: own, matching, scale, ahead=0.0 if self.job.rank else 1.0)
 
-    def losses(self, lanes: "Replicas", deletion: "Deletion") -> tuple[float, float]:
+    def losses(self, replicas: "Replicas", request: "UnlearningRequest") -> tuple[float, float]:
         """Nats a token on what is forgotten, and on 64 retained passages."""
         from whence.unlearn.audit import loss_per_token
 
-        rows = np.random.default_rng(0).permutation(len(deletion.kept))[:64]
-        parts = (deletion.forgotten, deletion.kept.select(np.sort(rows)))
-        found = [float(loss_per_token(lanes, deletion.task, part)[0]) for part in parts]
+        rows = np.random.default_rng(0).permutation(len(request.kept))[:64]
+        parts = (request.forgotten, request.kept.select(np.sort(rows)))
+        found = [float(loss_per_token(replicas, request.task, part)[0]) for part in parts]
         return found[0], found[1]
 
     def calibrated(self) -> float:
@@ -175,17 +175,17 @@ class _Forgetting:
             )
         errors = dict.fromkeys(job.scales, 0.0)
         for pilot in job.pilots:
-            deletion = self.deletion(pilot)
-            oracle = Replicas.of([retrained(self, deletion)])
-            before, goal = self.losses(self.lanes(), deletion)[0], self.losses(oracle, deletion)[0]
+            request = self.request(pilot)
+            oracle = Replicas.of([retrained(self, request)])
+            before, goal = self.losses(self.replicas(), request)[0], self.losses(oracle, request)[0]
             for scale in job.scales:
-                found = self.losses(run(self.method(scale), deletion).models, deletion)[0]
+                found = self.losses(run(self.method(scale), request).models, request)[0]
                 errors[scale] += ((found - goal) / (goal - before)) ** 2
                 say(f"pilot {pilot!r}, scale {scale:g}: {before:.3f} -> {found:.3f}, trained again {goal:.3f}")
         return min(errors, key=lambda scale: errors[scale])
 
 
-def retrained(job: _Forgetting, deletion: "Deletion") -> "nn.Module":
+def retrained(job: _Forgetting, request: "UnlearningRequest") -> "nn.Module":
     """The demo's model trained again without a document, from the store when it is there. Raises UsageError for
     another model or data."""
     from dataclasses import replace
@@ -203,15 +203,15 @@ def retrained(job: _Forgetting, deletion: "Deletion") -> "nn.Module":
     words = load_data(job.job.data).vocabulary
     assert words is not None
     shape = replace(REFERENCE_SHAPE, vocabulary=len(words))
-    weights = deletion.left.astype(np.float32)
+    weights = request.left.astype(np.float32)
     return trained_model(
         shape, REFERENCE_TRAINING, job.train, job.store, weights=weights, desc="retraining", quiet=job.job.quiet
     )
 
 
-def _save(path: Path, parameters: Any, ledger: list[dict[str, Any]]) -> None:
+def _save(path: Path, parameters: Any, log: list[dict[str, Any]]) -> None:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().contiguous().clone() for name, p in parameters.items()}
-    save_file(tensors, path, {"ledger": json_module.dumps(ledger)})
+    save_file(tensors, path, {"ledger": json_module.dumps(log)})

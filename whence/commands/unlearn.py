@@ -12,7 +12,7 @@ from ._unlearn_document import Document
 
 if TYPE_CHECKING:
     from whence.cache import Examples
-    from whence.unlearn.deletion import Deletion
+    from whence.unlearn.request import UnlearningRequest
     from whence.unlearn.loop import Method
 
 METHODS = (
@@ -92,17 +92,17 @@ class _Setting:
     def made(self) -> "Made":
         from whence.cache import Classification, Store
         from whence.classifiers import make_bank
-        from whence.unlearn.deletion import Deletion
+        from whence.unlearn.request import UnlearningRequest
 
         from ._classifier import forget_ids, models_of
 
         store = Store(self.store)
         bank = make_bank(self.data, self.network, self.epochs, self.batch, self.rate, self.optimiser, "logits,margins")
         ids = forget_ids(self.forget, bank.train)
-        lanes: Any = models_of(bank, self.models, 10_000, store)
+        replicas: Any = models_of(bank, self.models, 10_000, store)
         seeds = 10_000 + np.arange(self.models)
-        deletion = Deletion(lanes, Classification(), bank.train, ids, bank.recipe, bank.build, seeds)  # type: ignore[arg-type]
-        return Made(self, bank, store, deletion)
+        request = UnlearningRequest(replicas, Classification(), bank.train, ids, bank.recipe, bank.build, seeds)  # type: ignore[arg-type]
+        return Made(self, bank, store, request)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +112,13 @@ class Made:
     setting: _Setting
     bank: Any
     store: Any
-    deletion: "Deletion"
+    request: "UnlearningRequest"
 
     def oracles(self) -> Any:
         from whence.cache.retrain.retrained import oracle_masks
 
         count = 2 * self.setting.models
-        masks = oracle_masks(self.bank.train.ids, self.deletion.forget, count)
+        masks = oracle_masks(self.bank.train.ids, self.request.forget, count)
         return self.bank.run(masks, 20_000 + np.arange(count), self.store)
 
     def datamodel(self) -> Any:
@@ -163,7 +163,7 @@ class Made:
             "salun": methods.SalUn,
             "l1": methods.L1Sparse,
             "newton": lambda: methods.Newton(
-                lambda model: exact(model, Classification(), self.deletion.kept, damping=1.0)
+                lambda model: exact(model, Classification(), self.request.kept, damping=1.0)
             ),
         }
         if name not in made:
@@ -190,18 +190,18 @@ class Run(_Setting):
         from whence.unlearn.loop import run
 
         made = self.made()
-        done = run(made.method(self.method), made.deletion, quiet=False)
+        done = run(made.method(self.method), made.request, quiet=False)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        ledger = json_module.dumps([line._asdict() | {"hash": line.hash} for line in done.ledger.lines])
+        log = json_module.dumps([line._asdict() | {"hash": line.hash} for line in done.log.entries])
         weights = {name: v.numpy() for name, v in done.models.views().items()}
-        np.savez(self.out, ledger=np.array(ledger), **weights)  # type: ignore[arg-type]
+        np.savez(self.out, log=np.array(log), **weights)  # type: ignore[arg-type]
         print(
-            f"{done.method}: {len(made.deletion.forget)} examples forgotten by {len(done.models)} models in "
+            f"{done.method}: {len(made.request.forget)} examples forgotten by {len(done.models)} models in "
             f"{done.seconds:.1f} s, {done.passes:.0f} example passes each ({100 * done.ratio:.1f} % of retraining)"
         )
         for stop in done.stopped:
             print(f"  model {stop.model} stopped at step {stop.step}: {stop.why}")
-        print(f"kept: {done.ledger.lines[-1].kept}\nwritten: {self.out}")
+        print(f"kept: {done.log.entries[-1].kept}\nwritten: {self.out}")
 
 
 @dataclass(frozen=True)
@@ -226,8 +226,8 @@ class Plan(_Setting):
     def run(self) -> None:
         from dataclasses import replace
 
-        from whence.unlearn.deletion import Deletion
-        from whence.unlearn.evaluate import Panel
+        from whence.unlearn.request import UnlearningRequest
+        from whence.unlearn.evaluate import OracleSplit
         from whence.unlearn.methods import DMM, Newton
         from whence.unlearn.planner import candidates, pilot_factors, plan_deletion
 
@@ -235,15 +235,15 @@ class Plan(_Setting):
         newton, dmm = made.method("newton"), made.method("dmm")
         assert isinstance(newton, Newton) and isinstance(dmm, DMM)  # noqa: PT018
         datamodel: Any = dmm.datamodel
-        panels, seen = [], made.deletion.forget
+        splits, seen = [], made.request.forget
         for number in range(self.pilots):
-            forget = pilot_set(made.bank.train.without(seen), len(made.deletion.forget), number)
+            forget = pilot_set(made.bank.train.without(seen), len(made.request.forget), number)
             seen = np.union1d(seen, forget)
-            pilot: Deletion = replace(made.deletion, forget=forget)
-            panels.append(Panel.of(pilot, replace(made, deletion=pilot).oracles(), made.bank.points))
-        ways = candidates(made.deletion, newton=newton, dmm=dmm)
-        factors = pilot_factors(panels, ways, datamodel)
-        plan = plan_deletion(made.deletion, ways, factors, datamodel, slack=self.slack)
+            pilot: UnlearningRequest = replace(made.request, forget=forget)
+            splits.append(OracleSplit.of(pilot, replace(made, request=pilot).oracles(), made.bank.points))
+        ways = candidates(made.request, newton=newton, dmm=dmm)
+        factors = pilot_factors(splits, ways, datamodel)
+        plan = plan_deletion(made.request, ways, factors, datamodel, slack=self.slack)
         if not self.json:
             print(plan)
             return
@@ -290,16 +290,16 @@ class Evaluate(_Setting):
     """Print JSON."""
 
     def run(self) -> None:
-        from whence.unlearn.evaluate import Panel, evaluate
+        from whence.unlearn.evaluate import OracleSplit, evaluate
         from whence.unlearn.metrics import KLoM
         from whence.unlearn.report import save
         from whence.unlearn.results import table, to_json
 
         made = self.made()
         metric = KLoM(self.direction, self.bins)
-        panel = Panel.of(made.deletion, made.oracles(), made.bank.points, metric)
+        split = OracleSplit.of(made.request, made.oracles(), made.bank.points, metric)
         methods = [made.method(name.strip()) for name in self.methods.split(",")]
-        found = evaluate(panel, methods, title=self.forget, quiet=False)
+        found = evaluate(split, methods, title=self.forget, quiet=False)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.out.write_text(to_json(found))
         page = save([found], self.out.with_suffix(".html"))

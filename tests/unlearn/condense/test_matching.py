@@ -16,8 +16,8 @@ from whence.unlearn.condense.methods import METHODS
 from whence.unlearn.condense.outer import Step, by_class_parts, loss_and_gradient, parts_of
 from whence.unlearn.condense.pool import draw
 
-from .condense_cases import image_pool
-from .condense_reference import TorchConvNet, one_seed_sgd, torch_matching
+from .cases import image_pool
+from .reference import TorchConvNet, one_seed_sgd, torch_matching
 
 NET, DENSE = ConvNet(depth=2, width=4), MLP((6, 5))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from whence.cache import Store
 from whence.cache.errors import UsageError
 
-from ..deletion import Deletion
+from ..request import UnlearningRequest
 from .condensed import Condensed
 from .evaluate import Accuracies, evaluate
 from .making import condense
@@ -21,16 +21,18 @@ if TYPE_CHECKING:
     import xarray
 
 
-def condensed_retain(deletion: Deletion, settings: Settings, seed: int = 0, store: Store | None = None) -> Deletion:
+def condensed_retain(
+    request: UnlearningRequest, settings: Settings, seed: int = 0, store: Store | None = None
+) -> UnlearningRequest:
     """The same deletion with its kept data condensed: methods see `per_class` synthetic examples a class and the forget
     set, and no other example. Nothing of the forget set goes into them.
 
     Raises UsageError where the deletion already has a stand-in; otherwise as `condense`.
     """
-    if deletion.retain is not None:
+    if request.retain is not None:
         raise UsageError("This deletion has a stand-in for its kept data already.", "Condense that of the plain one.")
-    (made,) = condense(Pool.of(deletion.kept), settings, (seed,), store, quiet=True)
-    return replace(deletion, retain=made.examples)
+    (made,) = condense(Pool.of(request.kept), settings, (seed,), store, quiet=True)
+    return replace(request, retain=made.examples)
 
 
 def at_equal_size(

@@ -34,7 +34,7 @@ from whence.unlearn.condense.matching import distance, weighted_gradient
 from whence.unlearn.condense.report import grid
 from whence.unlearn.condense.velocity import tangent_kernel
 
-from .condense_cases import image_pool, vector_pool
+from .cases import image_pool, vector_pool
 
 NET = MLP((8,))
 SMALL = Settings(network=NET, per_class=2, outer=2, inner=2, epochs=1, real_batch=8, warm_outer=0)

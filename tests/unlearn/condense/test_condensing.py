@@ -28,7 +28,7 @@ from whence.unlearn.condense.evaluate import Accuracies, cross_architecture
 from whence.unlearn.condense.methods import METHODS
 from whence.unlearn.condense.outer import Rates, outer_step, parts_of, start
 
-from .condense_cases import image_pool, images, vector_pool
+from .cases import image_pool, images, vector_pool
 
 NET = MLP((8,))
 SMALL = Settings(network=NET, per_class=2, outer=4, inner=2, epochs=1, real_batch=8, warm_outer=2, warm_inner=9)
