@@ -13,12 +13,12 @@ from whence.cache.retrain.recipe import AdamW
 from whence.cache.retrain.retrained import oracle_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import ridge
-from whence.unlearn.request import UnlearningRequest
 from whence.unlearn.evaluate import OracleSplit, Rule, evaluate, sweep
 from whence.unlearn.loop import run
 from whence.unlearn.methods import DMM, DescentAscent, FineTune, GradientAscent, Matching, OracleMatching
 from whence.unlearn.metrics import KLoM
 from whence.unlearn.report import page, plot, plot_margins, save
+from whence.unlearn.request import UnlearningRequest
 from whence.unlearn.results import NO_OP, NULL, from_json, table, to_dataset, to_json
 
 MATCHING = Matching(steps=60, batch_size=24, optimiser=AdamW(1e-2))
@@ -34,7 +34,7 @@ def evaluation():
     return evaluate(split(), methods, resamples=5, title="four points")
 
 
-def test_null_and_nothing_stand_first_and_order_is_right(evaluation):
+def test_null_and_no_op_stand_first_and_order_is_right(evaluation):
     assert [row.method for row in evaluation.rows] == [NULL, NO_OP, "oracle matching", "gradient ascent"]
     mean = {row.method: row.klom["forget"].mean for row in evaluation.rows}
     assert mean["oracle matching"] < mean["gradient ascent"]
@@ -71,7 +71,7 @@ def test_json_has_the_whole_evaluation(evaluation):
         from_json("{}")
 
 
-def test_plots_draw_where_they_are_told(evaluation):
+def test_plots_use_the_given_axes(evaluation):
     left, right = Figure().subplots(1, 2)
     assert plot(evaluation, "retain", left) is left
     assert left.get_title() == "retain"
@@ -81,7 +81,7 @@ def test_plots_draw_where_they_are_told(evaluation):
     assert "nats" in right.get_xlabel()
 
 
-def test_a_deletion_of_a_bank_has_the_models_it_trains(store):
+def test_a_request_of_a_bank_has_the_models_it_trains(store):
     made = UnlearningRequest.of_bank(cases.bank(), cases.FORGET, 3, seed=100, store=store)
     again = UnlearningRequest.of_bank(cases.bank(), cases.FORGET, 3, seed=100, store=store)
     np.testing.assert_array_equal(made.models.flat, again.models.flat)
@@ -89,7 +89,7 @@ def test_a_deletion_of_a_bank_has_the_models_it_trains(store):
     assert [event.what for event in store.events] == ["built", "hit"]
 
 
-def test_a_deletion_and_what_it_left_say_what_they_are():
+def test_a_request_and_its_result_have_a_repr():
     done = run(FineTune(epochs=1), cases.request())
     assert repr(done.request).startswith("UnlearningRequest(4 of ")
     assert "4 examples forgotten" in repr(done)
@@ -124,7 +124,7 @@ def test_a_sweep_declares_its_rule_and_refuses_its_own_forget_set():
             both.on(cases.request(forget))
 
 
-def test_panels_refuse_what_would_fool():
+def test_splits_refuse_what_would_mislead():
     with pytest.raises(DataError, match="trained on what should be forgotten"):
         OracleSplit.of(cases.request(np.array([2, 3])), cases.oracles(), cases.points())
     with pytest.raises(DataError, match="cannot be split"):
@@ -157,9 +157,11 @@ def test_language_is_judged_token_by_token():
     bank = Bank(lambda seed: cases.Reader(), LanguageModelling(), train, text, cases.LM_RECIPE, keep=("margins",))
     oracles = bank.run(oracle_masks(train.ids, np.arange(4), 16), quiet=True)
     models = bank.train_replicas(np.ones((8, 24), bool), 40 + np.arange(8))
-    one = OracleSplit.of(UnlearningRequest(models, LanguageModelling(), train, np.arange(4), cases.LM_RECIPE), oracles, text)
+    one = OracleSplit.of(
+        UnlearningRequest(models, LanguageModelling(), train, np.arange(4), cases.LM_RECIPE), oracles, text
+    )
     assert sum(len(c) for c in one.columns.values()) == int((text.lengths - 1).sum())
-    assert one.nothing().klom["forget"].mean > one.null().klom["forget"].mean
+    assert one.no_op().klom["forget"].mean > one.null().klom["forget"].mean
 
 
 def test_forget_sets():
@@ -184,8 +186,8 @@ def test_forget_sets():
             wrong()
 
 
-def test_dmm_beats_doing_nothing_in_the_table():
+def test_dmm_beats_the_no_op_in_the_table():
     unlearned = run(DMM(ridge(cases.subsets()), MATCHING), cases.request())
     here = split()
-    assert here.score("DMM", here.margins(unlearned)).klom["forget"].mean < here.nothing().klom["forget"].mean
+    assert here.score("DMM", here.margins(unlearned)).klom["forget"].mean < here.no_op().klom["forget"].mean
     assert isinstance(run(FineTune(1), cases.request()).seconds, float)

@@ -10,7 +10,6 @@ from whence.cache import Classification, DataError, Examples, LanguageModelling,
 from whence.cache.retrain.recipe import SGD, AdamW
 from whence.unlearn import audit
 from whence.unlearn.datamodels import Influence, exact, ridge
-from whence.unlearn.request import UnlearningRequest
 from whence.unlearn.loop import run
 from whence.unlearn.lora import lora, merge
 from whence.unlearn.methods import (
@@ -32,6 +31,7 @@ from whence.unlearn.methods import (
     Scrub,
     SimNPO,
 )
+from whence.unlearn.request import UnlearningRequest
 
 MATCHING = Matching(steps=60, batch_size=24, optimiser=AdamW(1e-2))
 

@@ -14,10 +14,10 @@ from whence.unlearn.metrics import KLoM
 from whence.unlearn.planner import (
     candidates,
     expected_klom,
-    remaining_share,
     pilot_factors,
     plan_deletion,
     predicted_shift,
+    remaining_share,
 )
 
 from . import cases

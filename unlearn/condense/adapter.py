@@ -1,5 +1,5 @@
-"""Few examples in the place of many: a condensed retain set for unlearning; and which stand-in is better at equal size,
-examples that attribution chose, that were drawn, or that were made."""
+"""Few examples in the place of many: a condensed retain set for unlearning; and which few are better at equal size,
+examples that attribution chose, that were sampled, or synthesised. The only file here that imports unlearn."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from whence.cache.errors import UsageError
 from ..request import UnlearningRequest
 from .condensed import Condensed
 from .evaluate import Accuracies, evaluate
-from .making import condense
+from .condensing import condense
 from .pool import Pool
 from .selection import by_influence, select
 from .settings import Settings
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 def condensed_retain(
     request: UnlearningRequest, settings: Settings, seed: int = 0, store: Store | None = None
 ) -> UnlearningRequest:
-    """The same deletion with its kept data condensed: methods see `per_class` synthetic examples a class and the forget
-    set, and no other example. Nothing of the forget set goes into them.
+    """The same request with its kept data condensed: methods see `per_class` synthetic examples per class and the
+    forget set, and no other example. Nothing of the forget set goes into them.
 
-    Raises UsageError where the deletion already has a stand-in; otherwise as `condense`.
+    Raises UsageError if the request's kept data are replaced already; and what `condense` raises.
     """
     if request.retain is not None:
-        raise UsageError("This deletion has a stand-in for its kept data already.", "Condense that of the plain one.")
-    (made,) = condense(Pool.of(request.kept), settings, (seed,), store, quiet=True)
-    return replace(request, retain=made.examples)
+        raise UsageError("The kept data of this request are replaced already.", "Condense those of the plain request.")
+    (small,) = condense(Pool.of(request.kept), settings, (seed,), store, quiet=True)
+    return replace(request, retain=small.examples)
 
 
 def at_equal_size(
@@ -46,10 +46,10 @@ def at_equal_size(
     networks: int = 5,
     store: Store | None = None,
 ) -> dict[str, Accuracies]:
-    """Test accuracy, percent, of networks trained on `per_class` examples a class: "random" (a draw a seed), "herding",
-    "influence" (the highest mean scores of the class), and the settings' own method (a set a seed).
+    """Test accuracy, percent, of networks trained on `per_class` examples per class: "random" (one per seed),
+    "herding", "influence" (the highest mean scores of the class), and the settings' own method (a set per seed).
 
-    scores: [query, train] of the pool's examples; the queries must not be the test data. Raises as its parts do.
+    scores: [query, train] of the pool's examples; the queries must not be the test data. Raises what its parts raise.
     """
     size = settings.per_class
     sets: dict[str, Sequence[Condensed | Pool]] = {

@@ -6,7 +6,8 @@ import pytest
 import xarray
 
 from whence.cache import DataError, UsageError
-from whence.unlearn.condense import MLP, Pool, Settings, Training, at_equal_size, by_influence, condensed_retain
+from whence.unlearn.condense import MLP, Pool, Settings, Training, at_equal_size, condensed_retain
+from whence.unlearn.condense.selection import by_influence
 from whence.unlearn.datamodels import ridge
 from whence.unlearn.loop import run
 from whence.unlearn.methods import DMM, Matching
@@ -24,7 +25,7 @@ def test_datamodel_matching_with_a_condensed_retain_set():
     condensed = condensed_retain(cases.request(), SETTINGS)
     assert 4 * len(condensed.kept) <= len(cases.request().kept)
     assert not np.isin(condensed.kept.ids, cases.points().ids).any()
-    with pytest.raises(UsageError, match="stand-in for its kept data"):
+    with pytest.raises(UsageError, match="replaced already"):
         condensed_retain(condensed, SETTINGS)
     method, found = DMM(ridge(cases.subsets()), Matching(steps=30, batch_size=16, optimiser=AdamW(1e-2))), {}
     for name, request in {"real": cases.request(), "condensed": condensed}.items():

@@ -217,7 +217,7 @@ def test_commands_condense_judge_and_report(tmp_path, capsys, store, monkeypatch
         COMMANDS["run"](out=out, network="mlp-4", quiet=True, **common).run()
     with pytest.raises(DataError, match="no data set"):
         COMMANDS["run"](data="nowhere", out=out).run()
-    with pytest.raises(UsageError, match="no ending that tells"):  # said before the work
+    with pytest.raises(UsageError, match="no ending that names"):  # said before the work
         COMMANDS["run"](data="nowhere", out=tmp_path / "set.pt").run()
     with pytest.raises(UsageError, match="No set is given"):
         COMMANDS["evaluate"](sets=()).run()
