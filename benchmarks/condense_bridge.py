@@ -18,11 +18,11 @@ from whence.cache.retrain.retrained import oracle_masks, subset_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.condense import Pool, Settings, Training, condensed_retain, network, select
 from whence.unlearn.datamodels import Regression, ridge
-from whence.unlearn.request import UnlearningRequest
 from whence.unlearn.evaluate import OracleSplit, sweep
-from whence.unlearn.loop import Method, run
-from whence.unlearn.methods import DMM, DescentAscent, Matching, NegGradPlus
+from whence.unlearn.loop import run
+from whence.unlearn.methods import DMM, DescentAscent, Matching, NegGradPlus, UnlearningMethod
 from whence.unlearn.metrics import KLoM
+from whence.unlearn.request import UnlearningRequest
 from whence.unlearn.results import PARTS
 
 from .condense_common import Sweep, best, digit_images, spread
@@ -33,7 +33,7 @@ TRAIN, POINTS, JUDGING, FORGOTTEN, TUNING = 400, 800, 300, 20, 99
 RECIPE = Recipe(40, 50, SGD(0.02, 0.9))
 
 
-def candidates(datamodel: Regression) -> dict[str, list[Method]]:
+def candidates(datamodel: Regression) -> dict[str, list[UnlearningMethod]]:
     """Settings to choose among, gentlest first."""
     return {
         "DMM": [DMM(datamodel, Matching(optimiser=AdamW(rate))) for rate in (3e-3, 1e-2)],
@@ -72,7 +72,7 @@ class Bridge:
         for seed in range(self.sets):
             splits = self.splits(bank, models, settings, seed)
             whole = splits["real, all"]
-            rows = {("oracles (null)", ""): whole.null(), ("do nothing", ""): whole.nothing()}
+            rows = {("oracles (null)", ""): whole.null(), ("no-op", ""): whole.no_op()}
             for (name, kept), method in chosen.items():
                 split = splits[kept]
                 rows[name, kept] = split.score(name, split.margins(run(method, split.request)))

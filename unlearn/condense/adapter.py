@@ -10,8 +10,8 @@ from whence.cache.errors import UsageError
 
 from ..request import UnlearningRequest
 from .condensed import Condensed
-from .evaluate import Accuracies, evaluate
 from .condensing import condense
+from .evaluate import Accuracies, evaluate
 from .pool import Pool
 from .selection import by_influence, select
 from .settings import Settings

@@ -132,7 +132,8 @@ def loss_and_gradient(
     values, gradients = each(of_part)(parts)
     members = jnp.maximum(parts, 0).reshape(-1)  # padding adds zeros
     return values.sum(), {
-        name: jnp.zeros_like(synthetic[name]).at[members].add(g.reshape(-1, *g.shape[2:])) for name, g in gradients.items()
+        name: jnp.zeros_like(synthetic[name]).at[members].add(g.reshape(-1, *g.shape[2:]))
+        for name, g in gradients.items()
     }
 
 

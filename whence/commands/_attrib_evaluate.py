@@ -49,8 +49,8 @@ class Evaluate:
     store: StorePath = None
 
     def run(self) -> None:
-        from whence.problems.problem import PROBLEMS
         from whence.problems.judge import HEAD, judge
+        from whence.problems.problem import PROBLEMS
 
         store = Store(self.store)
         if (self.scores is None) != (self.bank is None):
