@@ -66,9 +66,7 @@ def test_warm_up_is_class_by_class_until_either_count_is_reached():
 
     def program(settings):
         parts = jnp.asarray(parts_of(settings, pool))
-        run = jax.jit(
-            lambda rates, outer: outer_step(settings, rates, parts, reals, state, key, outer)[0].synthetic["x"]
-        )
+        step = jax.jit(lambda rates, outer: outer_step(settings, rates, parts, reals, state, key, outer)[0])
         return lambda outer, **changed: step(Rates.of(replace(settings, **changed)), outer).synthetic["x"]
 
     # inner steps 0 and 1 of outer step 1 are by class; from outer step 2 all are contrasted
