@@ -28,7 +28,7 @@ from whence.cache import (
     TrainedModel,
     UsageError,
 )
-from whence.cache.retrain.bank import weighted_loss
+from whence.cache.retrain.loop import weighted_loss
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule
 from whence.cache.retrain.trajectory import Trajectory
 
