@@ -33,7 +33,7 @@ class UnlearningMethod(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
 
-    label: str = not_a_setting("names the row of a table", default="", kw_only=True)
+    label: str = field(default="", kw_only=True, metadata={"why": "names the row of a table"})
 
     @abstractmethod
     def plan(self, request: UnlearningRequest) -> Plan:
