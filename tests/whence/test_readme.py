@@ -117,7 +117,7 @@ def test_picture_and_links_are_there() -> None:
 
 def test_files_the_text_names_are_there() -> None:
     names = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+(?:\.py)?)?)`", README)
-    assert {"cache/store/", "attrib/methods/identity.py"} <= set(names)
+    assert {"cache/store/", "attrib/methods/diagonal.py"} <= set(names)
     for name in names:
         assert (ROOT / name).exists(), name
 
