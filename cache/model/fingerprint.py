@@ -1,6 +1,6 @@
 """Fingerprints of models: one sha256 per tensor, one over all of them, so the tensors in which two models
-differ can be named. Parameters and buffers count, and so does the module tree (classes and their settings): the same weights
-under another activation function are another model.
+differ can be named. Parameters and buffers count, and so does the module tree (classes and their settings): the same
+weights under another activation function are another model.
 """
 
 import hashlib
