@@ -166,7 +166,8 @@ def _run_phase(
     total = torch.full((count, 1), float(max(len(rows_of_steps), 1)), device=device)
     live = torch.tensor([[float(e not in over)] for e in range(count)], dtype=dtype, device=device)
     guard = LastGood(models.flat, live)
-    losses, passes = [], 0
+    losses: list[Tensor] = []
+    passes = 0
 
     def steps() -> Iterator[tuple[Any, ...]]:
         bar = progress(enumerate(rows_of_steps), total=len(rows_of_steps), desc="unlearning", unit="step", quiet=quiet)

@@ -14,7 +14,7 @@ FORGET, RETAIN = 0, 1  # parts of a request's pool
 
 
 def not_a_setting(why: str, **options: Any) -> Any:
-    """A field that is no part of `settings`: `why` says for what reason. options: of `dataclasses.field`."""
+    """A field that is no part of `settings`: `why` gives the reason. options: of `dataclasses.field`."""
     return field(metadata={"why": why}, **options)
 
 
@@ -33,7 +33,7 @@ class UnlearningMethod(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
 
-    label: str = not_a_setting("names the row of a table", default="", kw_only=True)
+    label: str = field(default="", kw_only=True, metadata={"why": "names the row of a table"})
 
     @abstractmethod
     def plan(self, request: UnlearningRequest) -> Plan:
