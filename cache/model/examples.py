@@ -134,8 +134,8 @@ class Examples:
         return self.select(keep)
 
     def joined(self, other: "Examples") -> "Examples":
-        """These examples and then the others, in the columns and `about` values that both have. Raises DataError if an id
-        is in both, or a column is ragged in one only."""
+        """These examples and then the others, in the columns and `about` values that both have. Raises DataError if an
+        id is in both, or a column is ragged in one only."""
 
         def both(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
             return {name: _end_to_end(mine[name], theirs[name]) for name in mine if name in theirs}
