@@ -13,7 +13,6 @@ from whence.attrib import ActivationMeasurement, Damping, Direction, Sketch, bui
 from whence.attrib import methods as m
 from whence.attrib.merge import Basis, factors_of, merge, moment_sums, square_sums
 from whence.attrib.methods.ekfac import Bases
-from whence.attrib.methods.magic import end_of, record
 from whence.cache import (
     Classification,
     Examples,
@@ -26,7 +25,7 @@ from whence.cache import (
     gradients,
 )  # fmt: skip
 from whence.cache.model.bridge import to_jax
-from whence.cache.retrain.recipe import SGD, Recipe
+from whence.cache.retrain.trajectory import Trajectory
 from whence.decomp import Coefficient
 
 from . import models as given
@@ -50,7 +49,7 @@ REPLAYED = Recipe(epochs=6, batch_size=8, optimiser=SGD(0.125, momentum=0.5), ba
 def replayed_weights() -> dict[str, np.ndarray]:
     """Where training from net(1) ends; kept in inputs.npz, since its last bits differ from machine to machine."""
     start = TrainedModel(given.net(1), given.train(16), Classification(), quiet=True)
-    end = end_of(record(start, REPLAYED, 0))
+    end = Trajectory.record(start, REPLAYED, 0).trained()
     return {name: p.detach().numpy() for name, p in end.named_parameters()}
 
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from whence import attrib
-from whence.cache import Classification, LanguageModelling, Regression, Store, TrainedModel
-from whence.cache.retrain.bank import Bank
-from whence.cache.retrain.recipe import AdamW, Recipe, Schedule
-from whence.cache.retrain.retrained import Retrained, oracle_masks, retrained_from, subset_masks
+from whence.cache import (
+    AdamW, Bank, Classification, LanguageModelling, Recipe, Regression, Schedule, Store, TrainedModel, oracle_masks,
+    subset_masks,
+)  # fmt: skip
+from whence.cache.retrain.retrained import Retrained, retrained_from
 from whence.unlearn import datamodels
 from whence.unlearn.datamodels.regression import Regression as FittedRegression
 

@@ -6,10 +6,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from whence.cache import Classification, LanguageModelling, Regression, Store, Task
-from whence.cache.retrain.bank import Bank
-from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule
-from whence.cache.retrain.retrained import subset_masks
+from whence.cache import (
+    SGD, AdamW, Bank, Classification, LanguageModelling, Recipe, Regression, Schedule, Store, Task, subset_masks,
+)  # fmt: skip
 
 from . import models as given
 from .registry import ARTEFACTS, Made, settings

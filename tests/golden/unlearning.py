@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from whence import unlearn
-from whence.cache import Classification, Examples, LanguageModelling, Store, TrainedModel
-from whence.cache.retrain.recipe import SGD, AdamW
+from whence.cache import SGD, AdamW, Classification, Examples, LanguageModelling, Store, TrainedModel
 from whence.decomp import ITDA
 from whence.unlearn import UnlearningRequest, audit, datamodels, methods
 from whence.unlearn.traces import atoms_changed, remaining_influence

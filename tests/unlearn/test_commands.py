@@ -27,14 +27,14 @@ def test_a_bank_a_datamodel_and_an_evaluation(tmp_path, capsys):
     unlearn.Run(method="dmm", forget="random:5", out=out, store=root, **SMALL).run()
     with np.load(out) as kept:
         assert kept["1.weight"].shape == (8, 8, 64)
-        assert len(json.loads(str(kept["ledger"]))[0]["forgotten"]) == 5
+        assert len(json.loads(str(kept["deletion_log"]))[0]["forgotten"]) == 5
     unlearn.Run(method="dm-direct", datamodel="weights", forget="random:5", out=out, store=root, **SMALL).run()
     assert "DM-Direct" in capsys.readouterr().out
     unlearn.Plan(forget="random:5", pilots=1, slack=1e9, store=root, json=True, **SMALL).run()
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert plan["chosen"] == "nothing"
-    assert next(iter(plan["options"])) == "nothing"
-    assert set(plan["options"]) == {"nothing", "Newton", "DMM", "retrain"}
+    assert plan["chosen"] == "no-op"
+    assert next(iter(plan["options"])) == "no-op"
+    assert set(plan["options"]) == {"no-op", "Newton", "DMM", "retrain"}
     x, y = np.zeros((20, 2), np.float32), np.arange(20) % 2
     np.savez(tmp_path / "other.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     with pytest.raises(DataError, match="fitted on other data"):

@@ -10,7 +10,7 @@ from whence.cache import Store, find_sites
 from whence.cache.retrain import bank
 from whence.cache.retrain.retrained import oracle_masks, subset_masks
 from whence.unlearn.datamodels import ridge
-from whence.unlearn.evaluate import Panel
+from whence.unlearn.evaluate import OracleSplit
 from whence.unlearn.metrics import KLoM
 
 from . import cases
@@ -28,9 +28,9 @@ def test_three_uses_train_once(store: Store, monkeypatch) -> None:
     trained: list[int] = []
     real = bank.train
 
-    def counted(lanes, *arguments, most=None, **options):
-        trained.append(0 if most is not None else len(lanes))  # `most`: the first steps again, as a check
-        return real(lanes, *arguments, most=most, **options)
+    def counted(replicas, *arguments, most=None, **options):
+        trained.append(0 if most is not None else len(replicas))  # `most`: the first steps again, as a check
+        return real(replicas, *arguments, most=most, **options)
 
     monkeypatch.setattr(bank, "train", counted)
     subsets, oracles = np.arange(SUBSETS), np.arange(SUBSETS, len(masks))
@@ -52,12 +52,12 @@ def test_three_uses_train_once(store: Store, monkeypatch) -> None:
     assert lds(scores, kept.select(subsets)).subsets == SUBSETS
 
     # the third for oracles
-    panel = Panel.of(
-        cases.deletion(),
+    split = OracleSplit.of(
+        cases.request(),
         everything.run(masks, seeds, again, quiet=True).select(oracles),
         cases.points(),
         KLoM(bins=4),
     )
-    assert panel.models == cases.MODELS
+    assert split.models == cases.MODELS
     assert trained == []
     assert {event.what for event in again.events if event.kind == "bank"} == {"hit"}
