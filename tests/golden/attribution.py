@@ -14,9 +14,11 @@ from whence.attrib import methods as m
 from whence.attrib.merge import Basis, factors_of, merge, moment_sums, square_sums
 from whence.attrib.methods.ekfac import Bases
 from whence.cache import (
+    SGD,
     Classification,
     Examples,
     LanguageModelling,
+    Recipe,
     Regression,
     Store,
     Task,

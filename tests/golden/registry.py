@@ -33,15 +33,20 @@ class Made(NamedTuple):
     values: dict[str, np.ndarray]
 
 
-# artefacts whose keys left out what they depend on: their old entries are read, but a new one has another key
-FAULTY = {
-    "dictionary/by hand": "the fingerprint that is the key leaves out the steps and the pursuit",
-    "attrib/merge squares": "the data of merged sums are named by their ids alone",
-    "datamodel/ridge": "the seed and the penalties that it chose from are not in the key",
-    "datamodel/lasso": "the penalties that it chose from are not in the key",
+# artefacts that have another key now: old entries are read by their key, and not found under the new one
+OTHER_KEY = {
+    "dictionary/by hand": "the fingerprint that is the key left out the steps, the pursuit and the settings",
+    "attrib/merge squares": "the data of merged sums were named by their ids alone",
+    "datamodel/ridge": "the seed and the penalties to choose from were not in the key",
+    "datamodel/lasso": "the penalties to choose from were not in the key",
+} | {
+    f"whence/demo {part}": "the report has another format"
+    for part in ("influence", "atoms", "forgetting", "condensing")
 }
+# arrays that an entry has no more
+DROPPED = {name: {"stored losses"} for name in ("bank/models", "unlearn/GradDiff + bank")}
 # names of artefacts whose kind in the store has another name since -> that name; see FORMERLY
-RENAMED = {"datamodel/": "datamodel", "condense/": "condensed", "whence/demo ": "report"}
+RENAMED = {"datamodel/": "datamodel", "condense/": "condensed"}
 ARTEFACTS: dict[str, Callable[[Store], Made]] = {}
 READERS: dict[str, Callable[[Store, str], dict[str, np.ndarray]]] = {}
 

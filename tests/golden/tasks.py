@@ -7,7 +7,17 @@ import numpy as np
 import torch
 
 from whence.cache import (
-    SGD, AdamW, Bank, Classification, LanguageModelling, Recipe, Regression, Schedule, Store, Task, subset_masks,
+    SGD,
+    AdamW,
+    Bank,
+    Classification,
+    LanguageModelling,
+    Recipe,
+    Regression,
+    Schedule,
+    Store,
+    Task,
+    subset_masks,
 )  # fmt: skip
 
 from . import models as given
