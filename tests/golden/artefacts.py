@@ -23,8 +23,8 @@ from .decomposition import by_hand, codes, stream
 from .registry import ARTEFACTS, DROPPED, OTHER_KEY, READERS, RENAMED, Made, artefact, settings
 
 __all__ = [
-    "ARTEFACTS", "DROPPED", "OTHER_KEY", "READERS", "RENAMED", "Made", "condensed_further", "every_method", "read_files",
-    "replayed_weights", "write_files",
+    "ARTEFACTS", "DROPPED", "OTHER_KEY", "READERS", "RENAMED", "Made", "condensed_further", "every_method",
+    "read_files", "replayed_weights", "write_files",
 ]  # fmt: skip
 
 
