@@ -13,7 +13,8 @@ is close to the best one. With labels drawn by example id, sums do not depend on
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
@@ -36,19 +37,23 @@ class Sums:
 
     arrays: per site "site/A" [i i], "site/S" [o o] and "site/positions" (what = "moments"), or "site" [o i] (what =
     the fingerprint of a basis). owners: site -> the site whose A is its own, for layers that read the same input.
-    ids: of the examples that are in them. inputs: of the model, task and sites.
+    examples: id -> hash of the contents, of those that are in them. inputs: of the model, task and sites.
     """
 
     what: str
     arrays: Mapping[str, np.ndarray]
-    ids: frozenset[int]
+    examples: Mapping[int, str]
     sites: Sites
     inputs: Mapping[str, Any]
     owners: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def ids(self) -> frozenset[int]:
+        return frozenset(self.examples)
+
+    @property
     def count(self) -> int:
-        return len(self.ids)
+        return len(self.examples)
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def moment_sums(trained: TrainedModel, examples: Examples, *, sites: Any = None,
         if owners[name] == name:
             arrays[f"{name}/A"] = mean.a * positions
         arrays |= {f"{name}/S": mean.s * positions, f"{name}/positions": np.asarray(positions)}
-    return Sums("moments", arrays, frozenset(map(int, examples.ids)), run.sites, common(run.inputs()), owners)
+    return Sums("moments", arrays, contents(examples), run.sites, common(run.inputs()), owners)
 
 
 def square_sums(basis: Basis, trained: TrainedModel, examples: Examples, *, seed: int = 0) -> Sums:
@@ -118,8 +123,12 @@ def square_sums(basis: Basis, trained: TrainedModel, examples: Examples, *, seed
     stage = run.inputs(stage="squares", basis=basis.fingerprint)
     values, _ = fold_sites(run, stage, add, "eigenvalues")
     arrays = {name: value * len(examples) for name, value in values.items()}
-    ids = frozenset(map(int, examples.ids))
-    return Sums(basis.fingerprint, arrays, ids, run.sites, common(run.inputs()))
+    return Sums(basis.fingerprint, arrays, contents(examples), run.sites, common(run.inputs()))
+
+
+def contents(examples: Examples) -> dict[int, str]:
+    """Id -> hash of the example."""
+    return {int(i): examples.select([row]).fingerprint for row, i in enumerate(examples.ids)}
 
 
 def common(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,17 +153,18 @@ def _add(one: Sums, other: Sums) -> Sums:
             "Cut the data so that every example is in one shard.",
         )
     arrays = {name: value + other.arrays[name] for name, value in one.arrays.items()}
-    return replace(one, arrays=arrays, ids=one.ids | other.ids)
+    return replace(one, arrays=arrays, examples={**one.examples, **other.examples})
 
 
 def subtract(whole: Sums, part: Sums) -> Sums:
     """The sums without the examples of `part`. Raises DataError if some of them are not in `whole` or none would be
     left, NumericalError if a sum of squares would become negative by more than rounding."""
     _check_alike(whole, part)
-    missing = part.ids - whole.ids
+    missing = sorted(i for i, content in part.examples.items() if whole.examples.get(i) != content)
     if missing:
         raise DataError(
-            f"{len(missing)} of the examples to take out are not in the sums, for instance {sorted(missing)[:3]}.",
+            f"{len(missing)} of the examples to take out are not in the sums, or were others there, for instance "
+            f"{missing[:3]}.",
             "Take out what was put in.",
         )
     if part.ids == whole.ids:
@@ -170,7 +180,7 @@ def subtract(whole: Sums, part: Sums) -> Sums:
                 )
             left = np.maximum(left, 0.0)
         arrays[name] = left
-    return replace(whole, arrays=arrays, ids=whole.ids - part.ids)
+    return replace(whole, arrays=arrays, examples={i: whole.examples[i] for i in whole.ids - part.ids})
 
 
 def _check_alike(one: Sums, other: Sums) -> None:
@@ -194,10 +204,10 @@ def factors_of(basis: Basis, trained: TrainedModel, squares: Sums, damping: Damp
         site.name: SiteFactors(*basis.bases.at(site.name), squares.arrays[site.name] / squares.count)
         for site in squares.sites
     }
-    inputs = {**squares.inputs, "method": "ekfac", "basis": basis.fingerprint, "data": data_of(squares.ids)}
+    inputs = {**squares.inputs, "method": "ekfac", "basis": basis.fingerprint, "data": data_of(squares.examples)}
     return Factors(trained, "ekfac", inputs, squares.sites, per_site, squares.count, damping)
 
 
-def data_of(ids: Iterable[int]) -> str:
-    """A name for a set of examples by their ids alone."""
-    return hashlib.sha256(np.array(sorted(ids), np.int64).tobytes()).hexdigest()
+def data_of(examples: Mapping[int, str]) -> str:
+    """A hash of a set of examples, in any order."""
+    return hashlib.sha256(json.dumps(sorted(examples.items())).encode()).hexdigest()

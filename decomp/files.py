@@ -142,15 +142,17 @@ def load(folder: str | Path) -> Any:
 
 
 def put(codec: Codec, store: Store, inputs: Mapping[str, Any] | None = None) -> Entry:
-    """Keep a codec in the store, under `inputs` (by default its fingerprint), and return the entry."""
+    """Keep a codec in the store, under `inputs` (by default a hash of all that it is), and return the entry."""
     about = manifest_of(codec)
     arrays = {**tensors_of(codec), "manifest": np.frombuffer(json.dumps(about).encode(), np.uint8)}
     if "seed" in arrays:
         arrays["seed"] = arrays["seed"].astype(np.int8)
     arrays = {name: array if array.ndim else array.reshape(1) for name, array in arrays.items()}
-    key = {"fingerprint": about["fingerprint"]} if inputs is None else inputs
+    if inputs is None:
+        manifest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        inputs = {"fingerprint": about["fingerprint"], "manifest": manifest}
     shown = {"atoms": len(codec), "width": codec.width, "origin": vars(codec.origin)}
-    return store.put(KIND, key, arrays, about=shown)
+    return store.put(KIND, inputs, arrays, about=shown)
 
 
 def from_entry(entry: Entry) -> Any:

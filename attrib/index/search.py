@@ -17,7 +17,7 @@ from whence.cache.model.batches import BatchSource, CapturedBatch
 
 from ..curvature import Curvature
 from ..scoring.queries import check_gradients
-from ..scoring.rows import RowWork, row_inputs, shard_rows
+from ..scoring.rows import RowWork, gradients_in, row_inputs, shard_rows
 from ..scoring.top import largest
 from .sketches import Sketch, plan_sketch
 
@@ -155,10 +155,11 @@ def build_index(factors: Curvature, train: Examples | None = None, sketch: Sketc
         raise UsageError("An index is kept in a store; this trained model has none.", "Give TrainedModel(store=...).")
     factors.check_model()
     width = sum(plan.width for plan in plan_sketch(factors, sketch).values())
-    rows = RowWork(factors, train, (width,), Compress(factors, sketch), "index")
+    inputs = index_inputs(factors, train, sketch)
+    rows = RowWork(factors, train, (width,), Compress(factors, sketch), "index", gradients_in(inputs))
     specs = {"rows": ArraySpec((len(train), width), "float16"), "scale": ArraySpec((len(train),), "float32")}
     entry = run_job(
-        trained.store, "gradients", index_inputs(factors, train, sketch), specs, _Rows(rows),
+        trained.store, "gradients", inputs, specs, _Rows(rows),
         shard_rows=shard_rows(len(train)), about={"train": train.ids.tolist()}, cluster=trained.cluster,
         log=trained.log, desc="index", quiet=trained.quiet,
     )  # fmt: skip

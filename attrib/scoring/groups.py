@@ -18,7 +18,7 @@ from whence.cache import DataError, Examples
 from .. import kernels
 from ..curvature import Curvature
 from .queries import exact_queries
-from .rows import row_source
+from .rows import gradients_at_hand, row_source
 
 if TYPE_CHECKING:
     import xarray
@@ -44,7 +44,7 @@ def group_scores(
     each = exact_queries(factors, queries)
     summed = {name: jnp.einsum("kq,qoi->koi", weights.astype(value.dtype), value) for name, value in each.items()}
     del each
-    source = row_source(factors, train)
+    source = row_source(factors, train, gradients_at_hand(factors, train))
     out = np.empty((len(query_members), len(train_members)), np.float32)
     for column, mask in enumerate(train_members.values()):
         total: dict[str, kernels.Sum] = {}

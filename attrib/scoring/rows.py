@@ -9,8 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from whence.cache import ArraySpec, Examples, NotCached, NumericalError, Shard, open_gradients, run_job
+from whence.cache import (
+    ArraySpec,
+    Examples,
+    ModelPass,
+    NotCached,
+    NumericalError,
+    Shard,
+    open_gradients,
+    run_job,
+)  # fmt: skip
 from whence.cache.model.batches import BatchSource, CapturedBatch
+from whence.cache.model.gradients import stored_dtype
 
 from ..curvature import Curvature
 from .precision import products_in
@@ -28,7 +38,8 @@ class RowWork:
     """Values of one shard of training examples, float32.
 
     shape: of one example's values. prepare: takes the batches' source and returns a function of one batch; it is called
-    once per process, so a worker prepares once for all its shards. desc: for the progress bar.
+    once per process, so a worker prepares once for all its shards. desc: for the progress bar. gradients: see
+    `gradients_in`.
     """
 
     factors: Curvature
@@ -36,10 +47,11 @@ class RowWork:
     shape: tuple[int, ...]
     prepare: Prepare
     desc: str
+    gradients: str = "float32"
 
     @cached_property
     def _ready(self) -> tuple[BatchSource, Values]:
-        source = row_source(self.factors, self.train)
+        source = row_source(self.factors, self.train, self.gradients)
         return source, self.prepare(source)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,7 +77,7 @@ def over_rows(
     store, trained = factors.trained.store, factors.trained
     if store is not None and store.has("scores", inputs):
         return store.open("scores", inputs).read("values")
-    work = RowWork(factors, train, shape, prepare, desc)
+    work = RowWork(factors, train, shape, prepare, desc, gradients_in(inputs))
     if store is None:
         return work(Shard(0, 0, len(train)))["values"]
     entry = run_job(
@@ -76,13 +88,26 @@ def over_rows(
     return entry.read("values")
 
 
-def row_source(factors: Curvature, train: Examples) -> BatchSource:
-    """Batches of the training loss: from the store if they are there, else from the model."""
+def row_source(factors: Curvature, train: Examples, dtype: str) -> BatchSource:
+    """Batches of the training loss: from the store if they are there in this type, else from the model. Raises
+    NotCached for gradients in another type than float32 that have left the store."""
     run = factors.trained.run("loss", factors.sites, train)
     if factors.trained.store is not None:
-        with suppress(NotCached):
-            return open_gradients(run, factors.trained.store)
+        with suppress(*([NotCached] if dtype == "float32" else [])):
+            return open_gradients(run, factors.trained.store, (dtype,))
     return run
+
+
+def gradients_at_hand(factors: Curvature, train: Examples) -> str:
+    """The type that the store has the gradients of these examples in; float32 if they are computed."""
+    store = factors.trained.store
+    run = ModelPass(factors.trained, train, factors.sites, "loss")
+    return "float32" if store is None else stored_dtype(run, store) or "float32"
+
+
+def gradients_in(inputs: Mapping[str, Any]) -> str:
+    """The type of the gradients that a result with these inputs is computed from."""
+    return str(inputs.get("gradients", "float32"))
 
 
 def check_rows(values: np.ndarray, ids: np.ndarray) -> None:
@@ -102,6 +127,7 @@ def shard_rows(count: int) -> int:
 
 def row_inputs(factors: Curvature, train: Examples, **more: Any) -> dict[str, Any]:
     """What values of training examples under these factors are computed from, as in their key."""
+    dtype = gradients_at_hand(factors, train)
     return {
         "factors": dict(factors.inputs),
         "method": factors.method,
@@ -109,5 +135,6 @@ def row_inputs(factors: Curvature, train: Examples, **more: Any) -> dict[str, An
         "task": factors.trained.task.settings,
         "train": train.fingerprint,
         "sites": list(factors.sites.names),
+        **({} if dtype == "float32" else {"gradients": dtype}),
         **more,
     }

@@ -16,7 +16,7 @@ from ..curvature import Curvature
 from ..fitted import extremes
 from .precision import Precision
 from .queries import Rank, resolved_rank
-from .rows import SHARD_ROWS, RowWork
+from .rows import SHARD_ROWS, RowWork, gradients_in
 from .scores import Pairwise
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def top(
     rank = resolved_rank(factors, len(queries), rank, precision)
     pairwise = Pairwise(factors, queries, rank, precision)
     inputs = {**pairwise.inputs(train), "what": "top", "k": k, "rows": SHARD_ROWS}
-    rows = RowWork(factors, train, (len(queries), 1), pairwise, "top scores")
+    rows = RowWork(factors, train, (len(queries), 1), pairwise, "top scores", gradients_in(inputs))
     work = _Extremes(rows, len(queries), min(k, len(train)), SHARD_ROWS)
     merged = _merge(_blocks(work, len(train), inputs, factors.trained), work.k)
     size = np.float32(factors.train_size)

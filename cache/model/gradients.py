@@ -23,6 +23,8 @@ from .examples import Examples
 from .sites import Sites
 from .trained import ModelPass, TrainedModel
 
+DTYPES = ("float32", "bfloat16")  # that gradients are stored in, the first preferred
+
 
 @dataclass(frozen=True)
 class StoredBatches:
@@ -122,10 +124,6 @@ def _groups(run: ModelPass) -> dict[int, np.ndarray]:
     return {int(width): np.flatnonzero(bucket == width) for width in np.unique(bucket)}
 
 
-def _inputs(run: ModelPass, width: int, dtype: str) -> dict[str, Any]:
-    return run.inputs(width=width, dtype=dtype)
-
-
 def stored_bytes(run: ModelPass, dtype: str = "float32") -> int:
     """Bytes the gradients of a prepared run take in the store (float32 sites; padding counted)."""
     each = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}[dtype]
@@ -143,9 +141,9 @@ def gradients(run: ModelPass, store: Store, *, dtype: str = "float32") -> Stored
     dtype: as stored; float32, or bfloat16 for half the size. Raises ResourceError when they would fill the disk.
     """
     entries = {}
-    groups = _groups(run)
+    groups, shared = _groups(run), run.inputs()
     for width, members in groups.items():
-        inputs = _inputs(run, width, dtype)
+        inputs = {**shared, "width": width, "dtype": dtype}
         if store.has("gradients", inputs):
             entries[width] = store.open("gradients", inputs)
             continue
@@ -171,11 +169,20 @@ def gradients(run: ModelPass, store: Store, *, dtype: str = "float32") -> Stored
     return StoredBatches(run, entries, groups)
 
 
-def open_gradients(run: ModelPass, store: Store, dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> StoredBatches:
-    """The run's gradients when all of them are in the store. Raises NotCached."""
-    groups = _groups(run)
+def stored_dtype(run: ModelPass, store: Store, dtypes: tuple[str, ...] = DTYPES) -> str | None:
+    """The first of these types in which all gradients of a pass are in the store; None if there is none."""
+    widths, shared = _groups(run), run.inputs()
     for dtype in dtypes:
-        wanted = {width: _inputs(run, width, dtype) for width in groups}
-        if all(store.has("gradients", inputs) for inputs in wanted.values()):
-            return StoredBatches(run, {w: store.open("gradients", i) for w, i in wanted.items()}, groups)
-    raise NotCached("The gradients of this run are not in the store.", "Compute them with cache.gradients.")
+        if all(store.has("gradients", {**shared, "width": width, "dtype": dtype}) for width in widths):
+            return dtype
+    return None
+
+
+def open_gradients(run: ModelPass, store: Store, dtypes: tuple[str, ...] = DTYPES) -> StoredBatches:
+    """The run's gradients when all of them are in the store. Raises NotCached."""
+    dtype = stored_dtype(run, store, dtypes)
+    if dtype is None:
+        raise NotCached("The gradients of this run are not in the store.", "Compute them with cache.gradients.")
+    groups, shared = _groups(run), run.inputs()
+    entries = {w: store.open("gradients", {**shared, "width": w, "dtype": dtype}) for w in groups}
+    return StoredBatches(run, entries, groups)

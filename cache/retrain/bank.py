@@ -7,7 +7,6 @@ and their hashes are stored beside the outputs.
 """
 
 import hashlib
-import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from ..model.fingerprint import model_fingerprint
 from ..model.task import Task
 from ..store.layout import ArraySpec, Shard
 from ..store.store import Store
+from .functions import carries, function_key
 from .loop import train, weighted_loss
 from .recipe import Recipe
 from .replicas import Replicas, why_not_stacked
@@ -56,6 +56,8 @@ class Bank:
             "measurements", "weights".
         memory: bytes that the models trained at once may take.
         device: where they are trained.
+        version: of a training function of the caller's own, for the key, if what it carries (defaults, closure,
+            attributes) cannot be hashed or is not to be.
     """
 
     model: nn.Module | Callable[[int], nn.Module]
@@ -66,6 +68,7 @@ class Bank:
     keep: tuple[str, ...] = ("logits", "margins")
     memory: int = 2 << 30
     device: str = "cpu"
+    version: str | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.keep if name not in KEEP]
@@ -135,12 +138,22 @@ class Bank:
             "task": self.task.settings,
             "train": self.train.fingerprint,
             "points": self.points.fingerprint,
-            "recipe": self.recipe if isinstance(self.recipe, Recipe) else _source_hash(self.recipe),
+            "recipe": self.recipe if isinstance(self.recipe, Recipe) else function_key(self.recipe, self.version),
             "masks": hashlib.sha256(np.packbits(masks, axis=1).tobytes()).hexdigest(),
             "models": list(masks.shape),
             "seeds": hashlib.sha256(seeds.astype("<i8").tobytes()).hexdigest(),
             "keep": sorted(self.keep),
+            **self._other_starts(seeds),
         }
+
+    def _other_starts(self, seeds: np.ndarray) -> dict[str, str]:
+        """For the key: the untrained models of all further seeds, if the function that builds them carries values that
+        may give any seed a model of its own."""
+        others = np.setdiff1d(seeds, seeds[:1])
+        if isinstance(self.model, nn.Module) or not len(others) or not carries(self.model):
+            return {}
+        built = [model_fingerprint(self.build(int(seed))).hex for seed in others]
+        return {"other_models": hashlib.sha256("".join(built).encode()).hexdigest()}
 
     def train_replicas(self, masks: np.ndarray, seeds: np.ndarray | None = None, *, quiet: bool = True) -> Replicas:
         """The trained models themselves, side by side (all at once; `run` trains as many as fit the memory)."""
@@ -307,12 +320,3 @@ def _replicas_that_fit(bank: Bank) -> int:
         replicas.gradient(weighted_loss(bank.task), batch, {"weights": torch.ones(1, len(rows))})
     each = 8 * replicas.flat.numel() * replicas.flat.element_size() + 2 * kept
     return int(np.clip(bank.memory // max(each, 1), 1, MOST_REPLICAS))
-
-
-def _source_hash(function: Callable) -> str:
-    """A name for a caller's training function that changes with its code."""
-    try:
-        text = inspect.getsource(function)
-    except (OSError, TypeError):
-        text = repr(getattr(function, "__qualname__", type(function).__name__))
-    return hashlib.sha256(text.encode()).hexdigest()

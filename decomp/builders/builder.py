@@ -29,7 +29,7 @@ class Source(NamedTuple):
     """What a builder reads, and how it reports.
 
     stream: activations; origin: of them; checkpoint: the file that a long build resumes from, written every `every`
-    batches; quiet: show no progress.
+    batches; quiet: show no progress; selection: how the rows were chosen.
     """
 
     stream: Iterable[ActivationBatch]
@@ -37,6 +37,12 @@ class Source(NamedTuple):
     checkpoint: Path | None = None
     every: int = 200
     quiet: bool = True
+    selection: Mapping[str, Any] | None = None
+
+    def rows(self) -> dict[str, Any]:
+        """What fixes the rows that are read, beyond their origin: for keys, and for a build to resume."""
+        given = dict(self.selection or {})
+        return given | selected(self.stream, self.selection is None) if isinstance(self.stream, Activations) else given
 
     def whole(self, name: str) -> Activations:
         """The activations, for a builder that reads them more than once. Raises UsageError for a stream."""
@@ -71,7 +77,8 @@ class Builder(ABC, Generic[Built]):
             activations: `Activations`, an entry of the store, an array [t d], or batches of a model that is running.
             store: where the result is kept; None keeps nothing.
             selection: how the rows were chosen among those that were observed, for the key; by default a hash of their
-                numbers, or of the activations if their origin is unknown.
+                numbers. Of a stream it must also name its "model" and "data"; if the origin of Activations is unknown,
+                a hash of them is in the key.
             checkpoint: a file that is written every `every` batches; if it is there, the build resumes from it, and
                 the result is the same.
             quiet: show no progress.
@@ -82,10 +89,10 @@ class Builder(ABC, Generic[Built]):
         if checkpoint is not None and not self.resumes:
             raise UsageError(f"{type(self).__name__} does not resume.", "Leave out the checkpoint.")
         stream, origin = as_stream(activations)
-        source = Source(stream, origin, None if checkpoint is None else Path(checkpoint), every, quiet)
+        source = Source(stream, origin, None if checkpoint is None else Path(checkpoint), every, quiet, selection)
         if store is None:
             return self.construct(source)
-        inputs = self.inputs(source, selection)
+        inputs = self.inputs(source)
         if store.has(files.KIND, inputs):
             return files.from_entry(store.open(files.KIND, inputs))
         built = self.construct(source)
@@ -96,24 +103,29 @@ class Builder(ABC, Generic[Built]):
     def construct(self, source: Source) -> Built:
         """The algorithm."""
 
-    def inputs(self, source: Source, selection: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What the result is computed from, as in its key. Raises UsageError for a stream without `selection`."""
+    def inputs(self, source: Source) -> dict[str, Any]:
+        """What the result is computed from, as in its key. Raises UsageError for a stream that `selection` does not
+        name."""
+        if not {"model", "data"} <= set(source.selection or ()):
+            source.whole("The store")
         builder = {"class": type(self).__name__, **asdict(self)}
-        chosen = selected(source.whole("The store")) if selection is None else selection
-        return {"builder": builder, "origin": asdict(source.origin), **chosen}
+        return {"builder": builder, "origin": asdict(source.origin), **source.rows()}
 
 
-def selected(activations: Activations) -> dict[str, str]:
-    """What fixes the rows of these activations beyond their origin."""
-    digest = hashlib.sha256()
+def selected(activations: Activations, chosen: bool) -> dict[str, str]:
+    """What fixes these activations beyond their origin: their type unless float32, and which rows there are if
+    `chosen`; all their contents if the origin is unknown."""
+    dtype = str(getattr(activations.x, "dtype", "float32")).removeprefix("torch.")
+    found = {} if dtype == "float32" else {"dtype": dtype}
     if not (activations.origin.model and activations.origin.data):
+        digest = hashlib.sha256()
         for batch in activations:
             for column in batch:
                 digest.update(np.ascontiguousarray(column).tobytes())
-        return {"content": digest.hexdigest()}
-    if activations.rows is None:
-        return {}
-    return {"rows": hashlib.sha256(np.asarray(activations.rows, np.int64).tobytes()).hexdigest()}
+        return found | {"content": digest.hexdigest()}
+    if not chosen or activations.rows is None:
+        return found
+    return found | {"rows": hashlib.sha256(np.asarray(activations.rows, np.int64).tobytes()).hexdigest()}
 
 
 def labelled(builder: Any, grown: Grown, rows: Rows, origin: Origin, centre: np.ndarray | None = None) -> Dictionary:

@@ -31,7 +31,7 @@ def save(path: Path, grown: Grown, settings: Mapping[str, Any]) -> None:
 
 
 def load(path: Path, settings: Mapping[str, Any]) -> Grown:
-    """Raises UsageError when the checkpoint is of a build with other settings, CorruptEntry when damaged."""
+    """Raises UsageError when the checkpoint is of a build with other settings or rows, CorruptEntry when damaged."""
     from safetensors import safe_open
 
     try:
@@ -42,8 +42,8 @@ def load(path: Path, settings: Mapping[str, Any]) -> Grown:
         raise CorruptEntry(f"{path} is not a whole checkpoint.", "Delete it and build again.") from error
     if about["settings"] != json.loads(json.dumps(dict(settings))):
         raise UsageError(
-            f"{path} is the checkpoint of a build with other settings ({about['settings']}).",
-            "Use the same settings, or another checkpoint file; or delete this one to begin anew.",
+            f"{path} is the checkpoint of a build with other settings or rows ({about['settings']}).",
+            "Use the same settings and activations, or another checkpoint file; or delete this one to begin anew.",
         )
     gram = jnp.asarray(arrays["gram"]) if "gram" in arrays else None
     provenance = Provenance(*(arrays[name] for name in Provenance._fields))

@@ -100,7 +100,10 @@ class ITDA(Builder[Dictionary]):
         left out, and the growth curve. Raises DataError for an empty stream, UsageError if the threshold added nothing.
         """
         rows, path = Rows(source.stream), source.checkpoint
-        about = {**asdict(self), "origin": asdict(source.origin)}
+        about: dict[str, Any] = {}
+        if path is not None:
+            chosen = source.rows()
+            about = {**asdict(self), "origin": asdict(source.origin), **({"selection": chosen} if chosen else {})}
         if path is not None and path.exists():
             grown = checkpoints.load(path, about)
             rows.skip(grown.taken)

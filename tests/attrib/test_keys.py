@@ -16,10 +16,20 @@ import torch
 from torch import nn
 
 from tests import cases
-from whence.attrib import CurvatureMethod, Damping, Method, methods
+from whence.attrib import CurvatureMethod, Damping, Method, Sketch, build_index, methods
+from whence.attrib.merge import Basis, factors_of, merge, moment_sums, square_sums, subtract
 from whence.attrib.method import CheckpointMethod
 from whence.attrib.methods.source import Segment
-from whence.cache import Classification, Examples, LanguageModelling, Regression, Store, TrainedModel
+from whence.cache import (
+    Classification,
+    DataError,
+    Examples,
+    LanguageModelling,
+    Regression,
+    Store,
+    TrainedModel,
+    gradients,
+)
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule
 
 RECIPE = Recipe(2, 6, SGD(0.1, momentum=0.5), batches="shared")
@@ -175,3 +185,45 @@ def test_of_a_trained_model_only_model_data_task_and_sites_are_in_the_key(proble
         assert methods.Identity().fit(trained.replace(**{name: value})).inputs != inputs, name
     for name, value in options.items():
         assert methods.Identity().fit(trained.replace(**{name: value})).inputs == inputs, name
+
+
+def test_gradients_stored_in_another_type_are_in_the_key(problem: Problem, tmp_path) -> None:
+    """What is computed from bfloat16 gradients is neither stored as the exact result nor read as it."""
+    trained = problem.trained
+    queries, exact = trained.train.select([1, 0, 4]), Store(tmp_path / "exact")
+    factors = methods.EKFAC().fit(trained)
+
+    def answers(store: Store) -> tuple[list[str], list[np.ndarray]]:
+        own, seen = factors.on(trained.replace(store=store)), len(store.events)
+        scores, best, self_influence = own.score(queries), own.top(queries, 2), own.self_influence()
+        index = build_index(own, sketch=Sketch("largest", 20))
+        found = [scores.values, best["helpful"].values, self_influence.values, index.scores(queries)]
+        events = [event for event in store.events[seen:] if event.kind == "scores" or event.key == index.entry.key]
+        return list(dict.fromkeys(event.key for event in events)), found
+
+    keys, values = answers(exact)
+    run = trained.run("loss", factors.sites)
+    for shared in (exact, Store(tmp_path / "halves")):
+        gradients(run, shared, dtype="bfloat16")
+        half_keys, halves = answers(shared)
+        assert not {*keys} & {*half_keys}
+        assert all((one != other).any() for one, other in zip(values, halves))
+    gradients(run, shared)
+    again, found = answers(shared)
+    assert again == keys
+    for one, other in zip(values, found):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_merged_sums_are_named_by_the_contents_of_their_examples(problem: Problem) -> None:
+    trained = problem.trained
+    train = trained.train
+    changed = Examples({**train.columns, "x": np.asarray(train.columns["x"]) + 1}, train.ids)
+    basis = Basis.of(moment_sums(trained, train))
+    one, other = (square_sums(basis, trained, data) for data in (train, changed))
+    first, second = train.select(range(5)), train.select(range(5, len(train)))
+    both = merge(square_sums(basis, trained, second), square_sums(basis, trained, first))
+    keys = [factors_of(basis, trained, sums).inputs["data"] for sums in (one, other, both)]
+    assert keys[0] == keys[2] != keys[1]
+    with pytest.raises(DataError, match="others there"):
+        subtract(one, square_sums(basis, trained, changed.select([0])))

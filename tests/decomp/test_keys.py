@@ -13,9 +13,11 @@ import pytest
 from tests.decomp.test_builders import stream
 from whence.cache import Store
 from whence.cache.errors import UsageError
+from whence.cache.store.bfloat16 import BFLOAT16
 from whence.cache.store.keys import key_of
 from whence.decomp import BUILDERS, ITDA, SAE, Activations, Calibrated, KMeans, Origin, Partition, Random
 from whence.decomp.builders.builder import Source
+from whence.decomp.files import from_entry, put
 
 EXAMPLES = {
     "itda": ITDA(size=40, k=3, seeds=8),
@@ -104,7 +106,7 @@ def test_the_rows_are_part_of_the_key() -> None:
 
 def test_keys_are_those_of_stores_on_disk() -> None:
     """As they were written when a function of its own stored what builders built."""
-    inputs = ITDA(size=24, k=3).inputs(Source(known(), known().origin), {"skip": [0]})
+    inputs = ITDA(size=24, k=3).inputs(Source(known(), known().origin, selection={"skip": [0]}))
     assert inputs == {
         "builder": {
             "class": "ITDA", "size": 24, "k": 3, "unexplained": 0.1, "seeding": "stream", "seeds": None,
@@ -128,3 +130,58 @@ def test_a_stream_has_no_key(tmp_path) -> None:
         EXAMPLES["random"].build(known().batches(64), store=Store(tmp_path))
     with pytest.raises(UsageError, match="does not resume"):
         EXAMPLES["random"].build(known(), checkpoint=tmp_path / "unfinished")
+
+
+def test_the_type_of_the_activations_is_part_of_the_key() -> None:
+    acts = known()
+    halves = replace(acts, x=np.asarray(acts.x).astype(BFLOAT16))
+    for selection in (None, {"skip": [0]}):
+        sources = [Source(each, each.origin, selection=selection) for each in (acts, halves)]
+        one, other = (EXAMPLES["random"].inputs(source) for source in sources)
+        assert other == {**one, "dtype": "bfloat16"}
+
+
+def test_activations_of_an_unknown_origin_are_named_by_their_contents(tmp_path) -> None:
+    builder, selection = EXAMPLES["random"], {"skip": [0]}
+    acts = replace(known(), origin=Origin("here"))
+    changed = replace(acts, x=np.asarray(acts.x) + 1)
+    keys = {str(builder.inputs(Source(each, each.origin, selection=selection))) for each in (acts, changed)}
+    assert len(keys) == 2
+    with pytest.raises(UsageError, match="more than once"):
+        EXAMPLES["itda"].build(known().batches(64), store=Store(tmp_path), selection=selection)
+    named = {**selection, "model": "m", "data": "d"}
+    EXAMPLES["itda"].build(known().batches(64), store=Store(tmp_path), selection=named)
+
+
+def test_all_that_a_dictionary_is_enters_its_key_when_it_is_put(tmp_path) -> None:
+    store, built = Store(tmp_path), EXAMPLES["itda"].build(known())
+    others = [
+        built, replace(built, k=2), replace(built, pursuit="orthogonal"), replace(built, settings={"by": "hand"}),
+        replace(built, origin=Origin("elsewhere")),
+    ]  # fmt: skip
+    keys = [put(each, store).key for each in others]
+    assert len(set(keys)) == len(others)
+    assert [from_entry(store.get(key)).k for key in keys[:2]] == [3, 2]
+    assert put(built, store).key == keys[0]
+
+
+def test_a_build_resumes_only_on_the_same_rows(tmp_path) -> None:
+    builder, file = ITDA(size=200, k=3, batch=64), tmp_path / "unfinished"
+    acts = known(200)
+
+    class Cut(Activations):
+        def batches(self, size):
+            yield from super().batches(100)
+            raise KeyboardInterrupt
+
+    for number, other in enumerate([acts.shuffled(), replace(acts, origin=Origin("here"))]):
+        path = tmp_path / str(number)
+        with pytest.raises(KeyboardInterrupt):
+            builder.build(Cut(**vars(acts)), checkpoint=path, every=1)
+        with pytest.raises(UsageError, match="other settings or rows"):
+            builder.build(other, checkpoint=path)
+        builder.build(acts, checkpoint=path)
+    with pytest.raises(KeyboardInterrupt):
+        builder.build(Cut(**vars(acts)), checkpoint=file, every=1, selection={"skip": [0]})
+    with pytest.raises(UsageError, match="other settings or rows"):
+        builder.build(acts, checkpoint=file, selection={"skip": [1]})

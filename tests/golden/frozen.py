@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cache import Store
+from whence.cache import Store
 
 HERE = Path(__file__).parent
 KEYS, VALUES, STORE = "keys.json", "values.npz", "store.zip"

@@ -16,7 +16,7 @@ import numpy as np
 from tests import conftest  # noqa: F401  the threads of the tests, before torch and jax are there
 
 # isort: split
-from cache import Store
+from whence.cache import Store
 
 from . import artefacts
 from .frozen import FILES, KEYS, STORE, VALUES, entry_arrays, shape_of, thinned

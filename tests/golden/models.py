@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache import Examples
+from whence.cache import Examples
 
 CLASSES, WORDS, LONGEST = 3, 7, 9
 

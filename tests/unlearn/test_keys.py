@@ -9,9 +9,9 @@ import pytest
 
 from tests.unlearn import cases
 from tests.unlearn.condense.cases import vector_pool
-from whence.cache import SGD, AdamW, Bank, Recipe, Schedule, subset_masks
+from whence.cache import SGD, AdamW, Bank, Recipe, Schedule, Store, subset_masks
 from whence.cache.store.keys import key_of
-from whence.unlearn import METHODS, Matching, ridge
+from whence.unlearn import METHODS, Matching, lasso, ridge
 from whence.unlearn.condense import METHODS as CONDENSATION
 from whence.unlearn.condense import MLP, ConvNet, Settings, select
 from whence.unlearn.condense.condensing import Job
@@ -102,3 +102,16 @@ def test_every_field_of_a_selection_changes_the_data_that_keys_name():
     prints += [select(pool, "random", 3, seed=1).fingerprint, select(pool, "random", 4).fingerprint]
     prints += [select(pool, "herding", 3, features=pool.x[:, ::-1] ** 3).fingerprint]
     assert len({pool.fingerprint, *prints}) == len(prints) + 1
+
+
+def test_how_a_datamodel_was_fitted_is_in_its_key_unless_by_default(tmp_path):
+    store, bank = Store(tmp_path), cases.subsets()
+    fits = [
+        ridge(bank), ridge(bank, seed=1), ridge(bank, (1.0, 10.0)), ridge(bank, (1.0, 10.0), seed=1),
+        lasso(bank), lasso(bank, (0.3, 0.1)),
+    ]  # fmt: skip
+    keys = [fit.save(store, {"bank": "b", "method": str(number > 3)}) for number, fit in enumerate(fits)]
+    assert len(set(keys)) == len(fits)
+    for number, method in ((0, "False"), (4, "True")):
+        usual = {"datamodel": "regression", "penalty": fits[number].penalty, "bank": "b", "method": method}
+        assert keys[number] == key_of("datamodel", usual)

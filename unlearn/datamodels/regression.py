@@ -11,8 +11,8 @@ a forget set falls short. Among penalties that rank nearly as well as the best (
 taken.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class Regression:
     """weights[n, p, c]: how much training example n adds to logit c of point p by being there.
 
     penalty: the chosen λ. lds: on masks that neither the fit nor the choice of λ saw. choices: λ -> LDS on the
-    masks it was chosen by.
+    masks it was chosen by. fitted: seed and penalties of the fit, for the key, unless they are the default.
     """
 
     weights: Float[np.ndarray, "n p c"] | StoredOutput
@@ -46,6 +46,7 @@ class Regression:
     lds: LDS
     choices: dict[float, float]
     trainings: int
+    fitted: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def cost(self) -> Cost:
@@ -68,7 +69,7 @@ class Regression:
         """Keep the weights under the key of what they were fitted on; returns the key."""
         entry = store.put(
             "datamodel",
-            {"datamodel": "regression", "penalty": self.penalty, **inputs},
+            {"datamodel": "regression", "penalty": self.penalty, **self.fitted, **inputs},
             {"weights": np.asarray(self.weights[:])},
             {
                 "lds": [self.lds.value, self.lds.low, self.lds.high, self.lds.subsets],
@@ -101,19 +102,19 @@ def ridge(bank: Retrained, penalties: Sequence[float] = LAMBDAS, seed: int = 0) 
     >>> datamodel.predict_delta(forget, points).shape  # change of every logit at every point
     (60, 3)
     """
-    return _fit(bank, penalties, seed, _ridge_path)
+    return _fit(bank, penalties, seed, _ridge_path, LAMBDAS)
 
 
 def lasso(bank: Retrained, shares: Sequence[float] = SHARES, seed: int = 0) -> Regression:
     """Lasso: λ as shares of the smallest penalty that would leave no weight."""
-    return _fit(bank, shares, seed, _lasso_path)
+    return _fit(bank, shares, seed, _lasso_path, SHARES)
 
 
 # one fitted weight matrix [n k] for every penalty
 Path = Callable[[np.ndarray, np.ndarray, Sequence[float]], "list[np.ndarray]"]
 
 
-def _fit(bank: Retrained, penalties: Sequence[float], seed: int, path: Path) -> Regression:
+def _fit(bank: Retrained, penalties: Sequence[float], seed: int, path: Path, usual: tuple[float, ...]) -> Regression:
     judged, chosen_by, fitted = held_out(bank, seed)
     shape = bank.rows("logits", slice(0, 1)).shape[1:]
     means, gram, moment = moments(bank, np.sort(fitted))
@@ -126,6 +127,8 @@ def _fit(bank: Retrained, penalties: Sequence[float], seed: int, path: Path) -> 
     enough = max(scores) - (1 - NEARLY) * abs(max(scores))
     best = min((k for k in range(len(fits)) if scores[k] >= enough), key=lambda k: penalties[k])
     score = lds_of((bank.masks[judged] - means) @ fits[best], to_judge)
+    how: dict[str, Any] = {} if seed == 0 else {"seed": seed}
+    how |= {} if tuple(penalties) == usual else {"penalties": [float(p) for p in penalties]}
     # with λ settled, all models
     _, gram, moment = moments(bank, np.arange(len(bank)))
     scale = len(bank) / len(fitted) if path is _ridge_path else 1.0
@@ -138,6 +141,7 @@ def _fit(bank: Retrained, penalties: Sequence[float], seed: int, path: Path) -> 
         score,
         dict(zip(map(float, penalties), scores)),
         len(bank),
+        how,
     )
 
 
