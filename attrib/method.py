@@ -74,7 +74,9 @@ class Method(ABC):
             value = getattr(self, each.name)
             unless = each.metadata.get("unless", MISSING)
             if unless is MISSING or value != unless:
-                found[each.metadata.get("key") or each.name] = asdict(value) if is_dataclass(value) else value
+                found[each.metadata.get("key") or each.name] = (
+                    asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+                )
         return found
 
 

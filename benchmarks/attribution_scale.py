@@ -49,7 +49,7 @@ class Problem(NamedTuple):
 
 
 def problem(store: Store, tiny: bool, examples: int | None, completions: int) -> Problem:
-    from whence.demo_model import reference_model
+    from whence.corpora import reference_model
     from whence.language_model import Shape, new_model
 
     docs = language_reference()

@@ -18,11 +18,11 @@ from whence.cache.retrain.retrained import oracle_masks, subset_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.condense import Pool, Settings, Training, condensed_retain, network, select
 from whence.unlearn.datamodels import Regression, ridge
-from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import Panel, sweep
-from whence.unlearn.loop import Method, run
-from whence.unlearn.methods import DMM, DescentAscent, Matching, NegGradPlus
+from whence.unlearn.evaluate import OracleSplit, sweep
+from whence.unlearn.loop import run
+from whence.unlearn.methods import DMM, DescentAscent, Matching, NegGradPlus, UnlearningMethod
 from whence.unlearn.metrics import KLoM
+from whence.unlearn.request import UnlearningRequest
 from whence.unlearn.results import PARTS
 
 from .condense_common import Sweep, best, digit_images, spread
@@ -33,7 +33,7 @@ TRAIN, POINTS, JUDGING, FORGOTTEN, TUNING = 400, 800, 300, 20, 99
 RECIPE = Recipe(40, 50, SGD(0.02, 0.9))
 
 
-def candidates(datamodel: Regression) -> dict[str, list[Method]]:
+def candidates(datamodel: Regression) -> dict[str, list[UnlearningMethod]]:
     """Settings to choose among, gentlest first."""
     return {
         "DMM": [DMM(datamodel, Matching(optimiser=AdamW(rate))) for rate in (3e-3, 1e-2)],
@@ -63,20 +63,20 @@ class Bridge:
         methods = candidates(ridge(bank.run(subset_masks(TRAIN, self.subsets, 0.6), quiet=True)))
         settings = self.condensing(train, x[POINTS:], y[POINTS:])
         chosen = {
-            (name, kept): sweep(panel, grid).method or grid[0]
-            for kept, panel in self.panels(bank, models, settings, TUNING).items()
+            (name, kept): sweep(split, grid).method or grid[0]
+            for kept, split in self.splits(bank, models, settings, TUNING).items()
             for name, grid in methods.items()
         }
         found: dict[tuple[str, str], list[list[float]]] = {}
         sizes: dict[str, int] = {}
         for seed in range(self.sets):
-            panels = self.panels(bank, models, settings, seed)
-            whole = panels["real, all"]
-            rows = {("oracles (null)", ""): whole.null(), ("do nothing", ""): whole.nothing()}
+            splits = self.splits(bank, models, settings, seed)
+            whole = splits["real, all"]
+            rows = {("oracles (null)", ""): whole.null(), ("no-op", ""): whole.no_op()}
             for (name, kept), method in chosen.items():
-                panel = panels[kept]
-                rows[name, kept] = panel.score(name, panel.margins(run(method, panel.deletion)))
-                sizes[kept] = len(panel.deletion.kept)
+                split = splits[kept]
+                rows[name, kept] = split.score(name, split.margins(run(method, split.request)))
+                sizes[kept] = len(split.request.kept)
             for key, scored in rows.items():
                 found.setdefault(key, []).append([scored.klom[part].p95 for part in PARTS])
         report.say(
@@ -104,16 +104,16 @@ class Bridge:
         judging = Pool.of((x[:JUDGING], y[:JUDGING]), pool.classes, pool.scaling)
         return replace(settings, lr=best(self.sweep.of(settings, pool, judging, Training(100))))
 
-    def panels(self, bank: Bank, models: Replicas, settings: Settings, seed: int) -> dict[str, Panel]:
+    def splits(self, bank: Bank, models: Replicas, settings: Settings, seed: int) -> dict[str, OracleSplit]:
         """One forget set's panel with each of the three kinds of retained data."""
         forget = forget_sets.random_set(bank.train, FORGOTTEN, seed)
         masks = oracle_masks(bank.train.ids, forget, 2 * self.models)
         oracles = bank.run(masks, 20_000 + np.arange(2 * self.models), quiet=True)
-        plain = Deletion(models, Classification(), bank.train, forget, RECIPE, mlp, self.seeds)
+        plain = UnlearningRequest(models, Classification(), bank.train, forget, RECIPE, mlp, self.seeds)
         sampled = plain.kept.rows_of(select(Pool.of(plain.kept), "random", self.per_class, seed).ids)
-        whole = Panel.of(plain, oracles, bank.points, KLoM(bins=10))
+        whole = OracleSplit.of(plain, oracles, bank.points, KLoM(bins=10))
         return {
             "real, all": whole,
-            "real, random": replace(whole, deletion=replace(plain, retain=plain.kept.select(sampled))),
-            "condensed": replace(whole, deletion=condensed_retain(plain, settings, seed)),
+            "real, random": replace(whole, request=replace(plain, retain=plain.kept.select(sampled))),
+            "condensed": replace(whole, request=condensed_retain(plain, settings, seed)),
         }

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from whence.unlearn.condense import Accuracies, Condensed, Diverged, Pool, Settings, Training, condense, evaluate
+from whence.unlearn.condense import Condensed, Pool, Settings, Training, condense, evaluate
+from whence.unlearn.condense.condensing import Diverged
+from whence.unlearn.condense.evaluate import Accuracies
 from whence.unlearn.condense.selection import select
 
 PATTERNS = ((1, 0), (0, 1), (1, 1), (1, 2))

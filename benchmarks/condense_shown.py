@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from whence.unlearn.condense import Accuracies, Pool, Settings, Training, evaluate
+from whence.unlearn.condense import Pool, Settings, Training, evaluate
 from whence.unlearn.condense import network as network_of
+from whence.unlearn.condense.evaluate import Accuracies
 
 from .condense_bridge import Bridge
 from .condense_common import PUBLISHED, Sweep, at_which, below, best, digit_images, random_sets, sets_of, split, spread

@@ -25,9 +25,7 @@ from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import Retrained, oracle_masks, subset_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import Datamodel, grouped, nearest, neighbourhood_masks, ridge
-from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import Panel, Selected, evaluate, sweep
-from whence.unlearn.loop import Method
+from whence.unlearn.evaluate import OracleSplit, Selected, evaluate, sweep
 from whence.unlearn.methods import (
     DMM,
     DescentAscent,
@@ -41,8 +39,10 @@ from whence.unlearn.methods import (
     Retrain,
     SalUn,
     Scrub,
+    UnlearningMethod,
 )
 from whence.unlearn.metrics import KLoM
+from whence.unlearn.request import UnlearningRequest
 from whence.unlearn.results import Evaluation
 
 from .harness import Run
@@ -87,14 +87,14 @@ class Setting:
     datamodels: dict[str, Fitted]
     pilots: dict[str, list[np.ndarray]]
 
-    def deletion(self, forget: np.ndarray) -> Deletion:
+    def request(self, forget: np.ndarray) -> UnlearningRequest:
         seeds = 10_000 + np.arange(MODELS)
-        return Deletion(self.models, Classification(), self.train, forget, RECIPE, mlp, seeds)
+        return UnlearningRequest(self.models, Classification(), self.train, forget, RECIPE, mlp, seeds)
 
-    def panel(self, forget: np.ndarray) -> tuple[Panel, Retrained]:
+    def split(self, forget: np.ndarray) -> tuple[OracleSplit, Retrained]:
         masks = oracle_masks(self.train.ids, forget, 2 * MODELS)
         oracles = self.bank.run(masks, 20_000 + np.arange(2 * MODELS), self.store, quiet=True)
-        return Panel.of(self.deletion(forget), oracles, self.points, METRIC), oracles
+        return OracleSplit.of(self.request(forget), oracles, self.points, METRIC), oracles
 
 
 def setting(store: Store, subsets: int = SUBSETS) -> Setting:
@@ -146,9 +146,9 @@ def forget_set(train: Examples, kind: str, seed: int, *, pilot: bool = False) ->
     return forget_sets.neighbours(train, int(generator.choice(train.ids[labels == label])), SIZE, within="y")
 
 
-def candidates(on: Setting) -> dict[str, list[Method]]:
+def candidates(on: Setting) -> dict[str, list[UnlearningMethod]]:
     """The grid of every method."""
-    grids: dict[str, Callable[[AdamW], list[Method]]] = {
+    grids: dict[str, Callable[[AdamW], list[UnlearningMethod]]] = {
         "gradient ascent": lambda o: [GradientAscent(e, optimiser=o) for e in (2, 5, 10)],
         "descent-ascent": lambda o: [DescentAscent(s, 20, optimiser=o) for s in (10, 20, 40)],
         "NegGrad+": lambda o: [NegGradPlus(a, 40, 20, optimiser=o) for a in (0.9, 0.99)],
@@ -157,14 +157,14 @@ def candidates(on: Setting) -> dict[str, list[Method]]:
         "L1-sparse": lambda o: [L1Sparse(g, optimiser=o) for g in (1e-4, 1e-3)],
         "fine-tune": lambda o: [FineTune(e, optimiser=o) for e in (2, 5)],
     }
-    dmm: list[Method] = [DMM(fitted.datamodel, MATCHING) for fitted in on.datamodels.values()]
+    dmm: list[UnlearningMethod] = [DMM(fitted.datamodel, MATCHING) for fitted in on.datamodels.values()]
     return {"DMM": dmm, **{name: [m for rate in RATES for m in grid(AdamW(rate))] for name, grid in grids.items()}}
 
 
 def tuned(on: Setting, kind: str) -> dict[str, Selected]:
     """What the rule chooses on the pilots of this kind."""
-    panels = [on.panel(forget)[0] for forget in on.pilots[kind]]
-    return {name: sweep(panels, grid) for name, grid in candidates(on).items()}
+    splits = [on.split(forget)[0] for forget in on.pilots[kind]]
+    return {name: sweep(splits, grid) for name, grid in candidates(on).items()}
 
 
 def evaluations(run: Run, on: Setting, seeds: int) -> list[Evaluation]:
@@ -174,14 +174,14 @@ def evaluations(run: Run, on: Setting, seeds: int) -> list[Evaluation]:
         selected = tuned(on, kind)
         report_choices(run, on, kind, selected)
         for seed in range(seeds):
-            panel, oracles = on.panel(forget_set(on.train, kind, seed))
-            methods = [choice.on(panel.deletion) or choice.candidates[0] for choice in selected.values()]
+            split, oracles = on.split(forget_set(on.train, kind, seed))
+            methods = [choice.on(split.request) or choice.candidates[0] for choice in selected.values()]
             dmm = methods[0]
             assert isinstance(dmm, DMM)
-            blind = on.datamodels[_settings(on, dmm)].not_seeing(panel.deletion.forget)
-            methods[1:1] = [DMDirect(dmm.datamodel), DMDirect(blind, name=BLIND), OracleMatching(oracles, MATCHING)]
-            methods += [GradientAscent(10, optimiser=AdamW(1e-2), name="ascent, large rate"), Retrain(seed=50_000)]
-            found.append(evaluate(panel, methods, title=f"{kind}, seed {seed}"))
+            blind = on.datamodels[_settings(on, dmm)].not_seeing(split.request.forget)
+            methods[1:1] = [DMDirect(dmm.datamodel), DMDirect(blind, label=BLIND), OracleMatching(oracles, MATCHING)]
+            methods += [GradientAscent(10, optimiser=AdamW(1e-2), label="ascent, large rate"), Retrain(seed=50_000)]
+            found.append(evaluate(split, methods, title=f"{kind}, seed {seed}"))
     return found
 
 
@@ -207,7 +207,7 @@ def _settings(on: Setting, method: Method) -> str:
     return ", ".join(
         f"{f.name} {getattr(value := getattr(method, f.name), 'lr', value):g}"
         for f in fields(method)  # type: ignore[arg-type]
-        if f.name != "name"
+        if f.name != "label"
     )
 
 
@@ -220,10 +220,10 @@ def verdicts(evaluation: Evaluation) -> dict[str, bool]:
 
     every = [s.p95 for s in evaluation["ascent, large rate"].klom.values()]
     return {
-        "DMM < half of doing nothing": f["DMM"] < 0.5 * f["do nothing"],
-        "DMM < half of doing nothing, mean": mean("DMM") < 0.5 * mean("do nothing"),
+        "DMM < half of no-op": f["DMM"] < 0.5 * f["no-op"],
+        "DMM < half of no-op, mean": mean("DMM") < 0.5 * mean("no-op"),
         "DMM < half of descent-ascent": f["DMM"] < 0.5 * f["descent-ascent"],
         "ascent at a large rate destroys": min(every) > 9,
         "OM < DMM": f["oracle matching"] < f["DMM"],
-        "DM-Direct < half of doing nothing, without masks like it": f[BLIND] < 0.5 * f["do nothing"],
+        "DM-Direct < half of no-op, without masks like it": f[BLIND] < 0.5 * f["no-op"],
     }

@@ -8,27 +8,26 @@ KLoM with its null row, and curves of attack.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
-from whence.cache import Examples, LanguageModelling, Store, find_sites, named_parameters, say
+from whence.cache import Examples, LanguageModelling, Store, TrainedModel, say
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import AdamW, Recipe, Schedule
 from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import Retrained, oracle_masks
 from whence.unlearn import audit, forget_sets
-from whence.unlearn.datamodels import Influence, ekfac
-from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import Panel, evaluate
-from whence.unlearn.loop import Method, Unlearned
+from whence.unlearn.datamodels import Influence
+from whence.unlearn.evaluate import OracleSplit, evaluate
+from whence.unlearn.loop import Unlearned
 from whence.unlearn.loop import run as forget_by
-from whence.unlearn.methods import DMM, NPO, GradDiff, Matching
+from whence.unlearn.methods import DMM, NPO, GradDiff, Matching, UnlearningMethod
 from whence.unlearn.metrics import KLoM
-from whence.unlearn.results import NOTHING, NULL, Evaluation, table
+from whence.unlearn.request import UnlearningRequest
+from whence.unlearn.results import NO_OP, NULL, Evaluation, table
 
 from .harness import Run
 from .transformer import Decoder
@@ -55,7 +54,6 @@ class Library:
     bank: Bank
     models: Replicas
     store: Store
-    _known: dict[tuple[bytes, str, float], Influence] = field(default_factory=dict, repr=False)
 
     def oracles(self, forget: np.ndarray, count: int, first_seed: int) -> Retrained:
         masks = oracle_masks(self.train.ids, forget, count)
@@ -63,24 +61,22 @@ class Library:
         return self.bank.run(masks, first_seed + np.arange(count), self.store, quiet=True)
 
     def points_for(self, forget: np.ndarray) -> Examples:
-        """What a deletion is judged on: what it forgets, retained and held-out text."""
+        """What a request is judged on: what it forgets, retained and held-out text."""
         wanted = np.r_[forget, self.retained.ids, self.validation.ids]
         return self.bank.points.select(np.isin(self.bank.points.ids, wanted))
 
-    def influence(self, sites: str, damping: float) -> Callable[[nn.Module], Influence]:
+    def influence(self, sites: str, damping: float) -> Callable[[TrainedModel], Influence]:
         """From a model to its own datamodel; its factors are fitted once and come from the store afterwards."""
         from whence import attrib
 
-        def make(model: nn.Module) -> Influence:
-            key = named_parameters(model)["head.weight"].detach().numpy().tobytes(), sites, damping
-            if key not in self._known:
-                found = find_sites(model, SITES[sites], quiet=True)
-                options = attrib.FitOptions(quiet=True)
-                factors = attrib.EKFAC().fit(model, TASK, self.train, sites=found, store=self.store, options=options)
-                self._known[key] = Influence(model, TASK, self.train, ekfac(model, factors.with_damping(damping)))
-            return self._known[key]
+        def own(trained: TrainedModel) -> Influence:
+            stored = trained.replace(store=self.store, quiet=True)
+            return Influence(attrib.EKFAC().fit(stored, sites=SITES[sites]).with_damping(damping))
 
-        return make
+        return own
+
+    def bound(self, models: Replicas) -> list[TrainedModel]:
+        return [TrainedModel(models.module(e), self.train, TASK, quiet=True) for e in range(len(models))]
 
 
 def library(store: Store, models: int) -> Library:
@@ -102,10 +98,10 @@ def library(store: Store, models: int) -> Library:
                 keep=("margins", "weights"))  # fmt: skip
     say(f"{len(train)} pieces of text to read, {len(validation)} held out; training {models} models")
     everyone = bank.run(np.ones((models, len(train)), bool), np.arange(models), store, quiet=True)
-    return Library(train, retained, validation, bank, lanes_of(bank, everyone), store)
+    return Library(train, retained, validation, bank, replicas_of(bank, everyone), store)
 
 
-def lanes_of(bank: Bank, retrained: Retrained) -> Replicas:
+def replicas_of(bank: Bank, retrained: Retrained) -> Replicas:
     """A bank's models themselves, from the stored weights."""
     like = Replicas.of([bank.build(int(seed)) for seed in retrained.seeds])
     return like.with_flat(torch.as_tensor(retrained["weights"]))
@@ -132,17 +128,19 @@ def dmm(on: Library, setting: Setting, steps: int = STEPS) -> DMM:
     return DMM(on.influence(setting.sites, setting.damping), matching, setting.scale, ahead=1.0)
 
 
-def losses(lanes: Replicas, *parts: Examples) -> list[float]:
+def losses(on: Library, models: Replicas, *parts: Examples) -> list[float]:
     """Nats per token, mean over the models."""
-    return [float(audit.loss_per_token(lanes, TASK, part).mean()) for part in parts]
+    return [float(audit.loss_per_token(on.bound(models), part).mean()) for part in parts]
 
 
-def agreement(on: Library, setting: Setting, deletion: Deletion, oracles: Replicas, part: Examples) -> float:
+def agreement(on: Library, setting: Setting, request: UnlearningRequest, oracles: Replicas, part: Examples) -> float:
     """Correlation, over tokens and vocabulary, of the predicted change of the logits with the oracles' (means over
     models, each position's own mean taken off)."""
-    own = [on.influence(setting.sites, setting.damping)(deletion.models.module(e)) for e in range(len(deletion.models))]
-    predicted = np.mean([datamodel.predict_delta(deletion.forget, part) for datamodel in own], 0)
-    before, after = (lanes.outputs(TASK, part, ("logits",))["logits"].mean(0) for lanes in (deletion.models, oracles))
+    own = [on.influence(setting.sites, setting.damping)(request.trained(e)) for e in range(len(request.models))]
+    predicted = np.mean([datamodel.predict_delta(request.forget, part) for datamodel in own], 0)
+    before, after = (
+        replicas.outputs(TASK, part, ("logits",))["logits"].mean(0) for replicas in (request.models, oracles)
+    )
     counted = TASK.positions(part.batch(np.arange(len(part)))).numpy().astype(bool)
     changes = [change[:, : counted.shape[1]][counted] for change in (predicted, after - before)]
     return float(np.corrcoef(*[(change - change.mean(-1, keepdims=True)).ravel() for change in changes])[0, 1])
@@ -156,12 +154,12 @@ def calibrated(run: Run, on: Library) -> Setting:
     off: dict[Setting, list[str]] = {setting: [] for setting in GRID}
     for title in PILOTS:
         forget = forget_sets.document(on.train, title, "topic")
-        deletion = Deletion(on.models.select(range(PILOT_MODELS)), TASK, on.train, forget, RECIPE)
-        parts = (deletion.forgotten, on.retained)
-        trained = losses(deletion.models, *parts)
-        oracle = losses(lanes_of(on.bank, on.oracles(forget, PILOT_MODELS, 0)), *parts)
+        request = UnlearningRequest(on.models.select(range(PILOT_MODELS)), TASK, on.train, forget, RECIPE)
+        parts = (request.forgotten, on.retained)
+        trained = losses(on, request.models, *parts)
+        oracle = losses(on, replicas_of(on.bank, on.oracles(forget, PILOT_MODELS, 0)), *parts)
         for setting in GRID:
-            after = losses(forget_by(dmm(on, setting), deletion).models, *parts)
+            after = losses(on, forget_by(dmm(on, setting), request).models, *parts)
             gaps, drift = (after[0] - oracle[0]) / (oracle[0] - trained[0]), after[1] - oracle[1]
             errors[setting] += ((gaps / OFF) ** 2 + (drift / DRIFT) ** 2) / len(PILOTS)
             off[setting].append(f"{gaps:+.2f} / {drift:+.3f}")
@@ -181,14 +179,14 @@ def evaluations(run: Run, models: int, documents: int) -> list[Evaluation]:
     found, rows, claims = [], [], {}
     for title in DOCUMENTS[:documents]:
         forget = forget_sets.document(on.train, title, "topic")
-        deletion = Deletion(on.models, TASK, on.train, forget, RECIPE, on.bank.build)
+        request = UnlearningRequest(on.models, TASK, on.train, forget, RECIPE, on.bank.build)
         bank = on.oracles(forget, 2 * models, 1000)
-        oracles = lanes_of(on.bank, bank)
-        unlearned = forget_by(dmm(on, setting), deletion)
-        parts = (deletion.forgotten, on.retained, on.validation)
-        trained, oracle, after = (losses(lanes, *parts) for lanes in (on.models, oracles, unlearned.models))
+        oracles = replicas_of(on.bank, bank)
+        unlearned = forget_by(dmm(on, setting), request)
+        parts = (request.forgotten, on.retained, on.validation)
+        trained, oracle, after = (losses(on, replicas, *parts) for replicas in (on.models, oracles, unlearned.models))
         gaps, drift = (after[0] - oracle[0]) / (oracle[0] - trained[0]), after[1] - oracle[1]
-        known = [agreement(on, setting, deletion, oracles, part) for part in parts]
+        known = [agreement(on, setting, request, oracles, part) for part in parts]
         rows.append(
             (title, len(forget), *(_numbers(v, " / ") for v in (trained, oracle, after)), gaps, drift,
              100 * unlearned.ratio, _numbers(known, " / ", 2))
@@ -196,13 +194,13 @@ def evaluations(run: Run, models: int, documents: int) -> list[Evaluation]:
         claims[f"{title}: forget loss within a quarter of the gap"] = abs(gaps) <= OFF
         claims[f"{title}: retained loss within {DRIFT} nats of the oracles'"] = abs(drift) <= DRIFT
         claims[f"{title}: at most 5 % of a retraining's passes"] = unlearned.ratio <= 0.05
-        panel = Panel.of(deletion, bank, on.points_for(forget), KLoM(bins=BINS))
-        methods: list[Method | Unlearned] = [unlearned, GradDiff(steps=STEPS), NPO(steps=STEPS)]
-        found.append(evaluate(panel, methods, title=f"document {title!r}"))
+        split = OracleSplit.of(request, bank, on.points_for(forget), KLoM(bins=BINS))
+        methods: list[UnlearningMethod | Unlearned] = [unlearned, GradDiff(steps=STEPS), NPO(steps=STEPS)]
+        found.append(evaluate(split, methods, title=f"document {title!r}"))
         mean = {row.method: row.klom["forget"].mean for row in found[-1].rows}
-        nearer = mean[unlearned.method] < (mean[NULL] + mean[NOTHING]) / 2
+        nearer = mean[unlearned.method] < (mean[NULL] + mean[NO_OP]) / 2
         claims[f"{title}: mean KLoM nearer to the null row than to the no-op baseline"] = nearer
-        attacks(run, title, deletion, {"trained": on.models, "oracles": oracles, "DMM": unlearned.models})
+        attacks(run, on, title, request, {"trained": on.models, "oracles": oracles, "DMM": unlearned.models})
     summary = run.table(
         "document", "pieces", "trained", "oracles", "DMM", "off the oracles, gaps|+.2f", "retained, nats|+.3f",
         "passes, %|.1f", "predicted with true change of logits, r",
@@ -218,18 +216,19 @@ def evaluations(run: Run, models: int, documents: int) -> list[Evaluation]:
     return found
 
 
-def attacks(run: Run, title: str, deletion: Deletion, groups: dict[str, Replicas]) -> None:
+def attacks(run: Run, on: Library, title: str, request: UnlearningRequest, groups: dict[str, Replicas]) -> None:
     """Curves of the document's loss under relearning and rounding, and what greedy continuation gives away."""
-    text = deletion.forgotten
+    text = request.forgotten
     shown, unshown = text.select(np.arange(0, len(text), 2)), text.select(np.arange(1, len(text), 2))
     curves = run.table(
         "models", "0, 2, 5 and 10 steps of relearning", "8, 5, 4 and 3 bits", "tokens extracted|.3f",
         title=f"{title}: loss per token on the unshown half while the other half is relearned; under rounding",
     )  # fmt: skip
-    for name, lanes in groups.items():
-        again = audit.relearning_curve(lanes, TASK, shown, unshown, steps=10).mean(1)
-        bits = audit.quantisation_curve(lanes, TASK, text, (8, 5, 4, 3)).mean(1)
-        extracted = audit.extraction(lanes, TASK, text).mean()
+    for name, replicas in groups.items():
+        models = on.bound(replicas)
+        again = audit.relearning_curve(models, shown, unshown, steps=10).mean(1)
+        bits = audit.quantisation_curve(models, text, (8, 5, 4, 3)).mean(1)
+        extracted = audit.extraction(models, text).mean()
         curves.row(name, _numbers([again[k] for k in (0, 2, 5, 10)]), _numbers(bits), extracted)
 
 

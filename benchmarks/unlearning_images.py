@@ -17,11 +17,10 @@ from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule
 from whence.cache.retrain.retrained import oracle_masks, subset_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import ridge
-from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import Panel, evaluate
-from whence.unlearn.loop import Method
-from whence.unlearn.methods import DMM, DescentAscent, DMDirect, FineTune, Matching, OracleMatching
+from whence.unlearn.evaluate import OracleSplit, evaluate
+from whence.unlearn.methods import DMM, DescentAscent, DMDirect, FineTune, Matching, OracleMatching, UnlearningMethod
 from whence.unlearn.metrics import KLoM
+from whence.unlearn.request import UnlearningRequest
 from whence.unlearn.results import Evaluation
 
 from .harness import Run
@@ -80,17 +79,17 @@ def evaluations(run: Run, data: str | None, count: int, subsets: int) -> Iterato
     }.items():
         masks = oracle_masks(train.ids, forget, 2 * count)
         oracles = bank.run(masks, 20_000 + np.arange(2 * count), run.store)
-        deletion = Deletion(models, Classification(), train, forget, recipe, bank.build, seeds)
+        request = UnlearningRequest(models, Classification(), train, forget, recipe, bank.build, seeds)
         matching = DMM(datamodel, MATCHING), DMDirect(datamodel), OracleMatching(oracles, MATCHING)
-        methods: list[Method] = [*matching, DescentAscent(20), FineTune(2)]
-        yield evaluate(Panel.of(deletion, oracles, points, KLoM(bins=10)), methods, title=title)
+        methods: list[UnlearningMethod] = [*matching, DescentAscent(20), FineTune(2)]
+        yield evaluate(OracleSplit.of(request, oracles, points, KLoM(bins=10)), methods, title=title)
 
 
 def verdicts(evaluation: Evaluation) -> dict[str, bool]:
     """The digits' claims, on the mean."""
     mean = {row.method: row.klom["forget"].mean for row in evaluation.rows}
     return {
-        "DMM < half of doing nothing": mean["DMM"] < 0.5 * mean["do nothing"],
+        "DMM < half of no-op": mean["DMM"] < 0.5 * mean["no-op"],
         "DMM < half of descent-ascent": mean["DMM"] < 0.5 * mean["descent-ascent"],
         "OM < DMM": mean["oracle matching"] < mean["DMM"],
     }

@@ -65,12 +65,12 @@ def methods(run: Run) -> None:
     """Every method once, on 64 models that forget 20 random digits (a small bank: its size costs a method nothing)."""
     with tempfile.TemporaryDirectory() as folder:
         on = setting(Store(folder), subsets=256)
-        panel, oracles = on.panel(forget_set(on.train, "random", 0))
+        split, oracles = on.split(forget_set(on.train, "random", 0))
         grids = candidates(on)
         first = [grid[0] for grid in grids.values()]
         dmm = next(method for method in first if isinstance(method, DMM))
         table = run.table("method", f"seconds for {MODELS} models|.2f", "example passes per model|.0f",
                           "of retraining, %|.1f")  # fmt: skip
         for method in [*first, DMDirect(dmm.datamodel), OracleMatching(oracles, dmm.matching), Retrain()]:
-            done = forget_by(method, panel.deletion)
+            done = forget_by(method, split.request)
             table.row(done.method, done.seconds, done.passes, 100 * done.ratio)

@@ -53,6 +53,15 @@ from .model.gradients import gradients as gradients
 from .model.gradients import open_gradients as open_gradients
 from .model.activations import activations as activations
 
+# retraining
+from .retrain.bank import Bank as Bank
+from .retrain.recipe import SGD as SGD
+from .retrain.recipe import AdamW as AdamW
+from .retrain.recipe import Recipe as Recipe
+from .retrain.recipe import Schedule as Schedule
+from .retrain.retrained import oracle_masks as oracle_masks
+from .retrain.retrained import subset_masks as subset_masks
+
 # to look at
 from .display import Shown as Shown
 from .display import heat as heat

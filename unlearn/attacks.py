@@ -19,32 +19,19 @@ def u_lira(unlearned: Float[np.ndarray, "e p"], oracles: Float[np.ndarray, "f p"
     """U-LiRA (Hayes et al. 2024) on the margins of forgotten points: every unlearned model is held out in turn,
     Gaussians are fitted to the other unlearned models' margins and to the oracles', and the model is judged
     unlearned where its likelihood ratio says so. Oracles are judged alike; the mean of both rates is 0.5 when
-    the two cannot be told apart.
+    the two cannot be distinguished.
 
     Rows may mix forget sets, as the full attack does, as long as each column is one forgotten point.
-    Raises DataError with fewer than four models on a side.
+    Raises DataError with fewer than four models per side.
     """
     if min(len(unlearned), len(oracles)) < 4:
         raise DataError(
-            f"{min(len(unlearned), len(oracles))} models cannot carry a Gaussian each with one held out.",
+            f"{min(len(unlearned), len(oracles))} models are too few to fit a Gaussian with one left out.",
             "Use at least four unlearned models and four oracles.",
         )
     hits_unlearned = _held_out_scores(unlearned, oracles) > 0.5
     hits_oracle = _held_out_scores(oracles, unlearned) > 0.5
     per_point = 0.5 * (hits_unlearned.mean(0) + hits_oracle.mean(0))
-    return ULiRA(float(per_point.mean()), per_point)
-
-
-def u_lira_cheap(
-    full: Float[np.ndarray, "e p"],
-    oracles: Float[np.ndarray, "f p"],
-    unlearned: Float[np.ndarray, "u p"],
-) -> ULiRA:
-    """The cheap form: one attacker for all, trained to tell models that saw a point from oracles, is shown
-    unlearned models. Share judged to have seen it, above what oracles get: 0.5 means none."""
-    seen = _ratio(unlearned, _gaussian(full), _gaussian(oracles)) > 0.5
-    false = _held_out_scores(oracles, full) <= 0.5
-    per_point = 0.5 + 0.5 * (seen.mean(0) - false.mean(0))
     return ULiRA(float(per_point.mean()), per_point)
 
 
@@ -84,8 +71,8 @@ def membership(
     y_forgotten: np.ndarray,
     y_unseen: np.ndarray,
 ) -> Membership:
-    """Simple membership inference from logits: is a forgotten point told from an unseen one by loss, confidence,
-    entropy or margin? Areas are averaged over models; 0.5 is chance, below it means forgetting too well, which
+    """Simple membership inference from logits: do loss, confidence, entropy or margin distinguish a forgotten point
+    from an unseen one? Areas are averaged over models; 0.5 is chance, below it means forgetting too well, which
     gives membership away as much. The oracle's own areas are the value to meet."""
     scores_in, scores_out = _scores(forgotten, y_forgotten), _scores(unseen, y_unseen)
     each = {name: float(np.mean([_auc(a, b) for a, b in zip(scores_in[name], scores_out[name])])) for name in scores_in}

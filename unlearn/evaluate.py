@@ -1,6 +1,6 @@
 """Unlearned models against oracles, with the noise of the comparison beside every number.
 
-A panel holds the oracles of one forget set in two halves: one is the reference, the other is the null row, what a
+An oracle split is the oracles of one forget set in two halves: one is the reference, the other is the null row, what a
 perfect method would score. Settings are chosen by a rule that is stated before anything is scored, on another forget
 set than the one reported: the best of a grid by the reported metric is an illusion.
 """
@@ -15,21 +15,23 @@ from whence.cache import DataError, Examples, UsageError
 from whence.cache.retrain.retrained import Retrained
 
 from .attacks import u_lira
-from .deletion import Deletion
-from .loop import Method, Unlearned, run
+from .loop import Unlearned, run
+from .methods.method import UnlearningMethod
 from .metrics import FEWEST, KLoM, energy_distance, two_sample_test, warn_if_hidden
-from .results import NOTHING, NULL, Evaluation, Row
+from .request import UnlearningRequest
+from .results import NO_OP, NULL, Evaluation, Row
 
 
 @dataclass(frozen=True, eq=False)
-class Panel:
+class OracleSplit:
     """Points by part, and oracles in two halves.
 
-    reference, held_out: margins [f p] of two disjoint groups of oracles. columns: part -> columns of p.
-    points: the examples whose margins they are. tokens: for language, bool [points, t], which margins count.
+    request: what the oracles never saw. points: the examples whose margins are compared. reference, held_out: margins
+    [f p] of two disjoint groups of oracles. columns: part -> columns of p. metric: what compares them. tokens: for
+    language, bool [points, t], which margins count.
     """
 
-    deletion: Deletion
+    request: UnlearningRequest
     points: Examples
     reference: Float[np.ndarray, "f p"]
     held_out: Float[np.ndarray, "g p"]
@@ -39,21 +41,23 @@ class Panel:
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{len(at)} {name}" for name, at in self.columns.items())
-        return f"Panel(outputs: {parts}; {len(self.reference)} + {len(self.held_out)} oracles)"
+        return f"OracleSplit(outputs: {parts}; {len(self.reference)} + {len(self.held_out)} oracles)"
 
     @property
     def models(self) -> int:
-        """How many models a side every comparison uses."""
-        return min(len(self.reference), len(self.held_out), len(self.deletion.models))
+        """How many models per side every comparison uses."""
+        return min(len(self.reference), len(self.held_out), len(self.request.models))
 
     @staticmethod
-    def of(deletion: Deletion, oracles: Retrained, points: Examples, metric: KLoM | None = None) -> "Panel":
+    def of(
+        request: UnlearningRequest, oracles: Retrained, points: Examples, metric: KLoM | None = None
+    ) -> "OracleSplit":
         """From a bank of oracles for exactly this forget set (refused otherwise), twice as many as the models.
 
-        Raises DataError when the bank's masks hold what was forgotten, when there are too few oracles for two
-        halves, or when a part has no point.
+        Raises DataError if the bank's masks include what was forgotten, if there are too few oracles for two halves, or
+        if a part has no point.
         """
-        checked = oracles.oracles(np.r_[deletion.forget, deletion.ledger.forgotten])
+        checked = oracles.oracles(np.r_[request.forget, request.log.forgotten])
         if len(checked) < 2 * FEWEST:
             raise DataError(
                 f"{len(checked)} oracles cannot be split into a reference and a null of {FEWEST} each.",
@@ -63,9 +67,9 @@ class Panel:
         margins, tokens, owner = _flatten(margins)
         ids = points.ids[owner]
         parts = {
-            "forget": np.isin(ids, deletion.forget),
-            "retain": np.isin(ids, deletion.train.ids[deletion.left]),
-            "validation": ~np.isin(ids, deletion.train.ids),
+            "forget": np.isin(ids, request.forget),
+            "retain": np.isin(ids, request.train.ids[request.left]),
+            "validation": ~np.isin(ids, request.train.ids),
         }
         for name, mask in parts.items():
             if not mask.any():
@@ -75,10 +79,10 @@ class Panel:
                 )
         half = len(checked) // 2
         columns = {name: np.flatnonzero(mask) for name, mask in parts.items()}
-        return Panel(deletion, points, margins[:half], margins[half:], columns, metric or KLoM(), tokens)
+        return OracleSplit(request, points, margins[:half], margins[half:], columns, metric or KLoM(), tokens)
 
     def margins(self, unlearned: Unlearned) -> Float[np.ndarray, "e p"]:
-        """The models' margins at the panel's points. Raises DataError when they do not match the bank's."""
+        """The models' margins at the split's points. Raises DataError if they do not match the bank's."""
         return self._matching(unlearned.outputs(self.points, ("margins",))["margins"])
 
     def _matching(self, margins: np.ndarray) -> np.ndarray:
@@ -116,21 +120,21 @@ class Panel:
     def null(self, resamples: int = 0) -> Row:
         """Oracles against other oracles: what no method can beat."""
         row = self.score(NULL, self.held_out, resamples=resamples)
-        return row._replace(ratio=1.0, passes=float(self.deletion.retraining))
+        return row._replace(ratio=1.0, passes=float(self.request.retraining))
 
-    def nothing(self, resamples: int = 0) -> Row:
+    def no_op(self, resamples: int = 0) -> Row:
         """The models as they were."""
-        return self.score(NOTHING, self.before(), resamples=resamples)
+        return self.score(NO_OP, self.before(), resamples=resamples)
 
     def before(self) -> Float[np.ndarray, "e p"]:
-        """Margins, at the panel's points, of the models as they were."""
-        margins = self.deletion.models.outputs(self.deletion.task, self.points, ("margins",))["margins"]
+        """Margins, at the split's points, of the models as they were."""
+        margins = self.request.models.outputs(self.request.task, self.points, ("margins",))["margins"]
         return self._matching(margins)
 
 
 def _flatten(margins: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """[e p] as it is; [e p t] with NaN where nothing is predicted as one column a token. Also which tokens
-    count, and whose each column is."""
+    """[e p] as it is; [e p t] with NaN where nothing is predicted as one column per token. Also which tokens
+    count, and the point of each column."""
     if margins.ndim == 2:
         return margins, None, np.arange(margins.shape[1])
     tokens = np.isfinite(margins[0])
@@ -138,25 +142,37 @@ def _flatten(margins: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.nda
 
 
 def evaluate(
-    panel: Panel, methods: Sequence[Method | Unlearned], *, resamples: int = 20, title: str = "", quiet: bool = True
+    split: OracleSplit,
+    methods: Sequence[UnlearningMethod | Unlearned],
+    *,
+    resamples: int = 20,
+    title: str = "",
+    quiet: bool = True,
 ) -> Evaluation:
-    """Run the methods (or take what they left) and score them, with the null row and doing nothing.
+    """Run the methods (or take their results) and score them, beside the null row and the no-op baseline.
 
-    Warns when doing nothing is already within noise on the forget set: then nothing can be shown, and says with
-    how many models it could.
+    Args:
+        split: the oracles, and the points that are compared.
+        methods: methods, or what `run` returned.
+        resamples: of the models, for the interval of p95; 0 for none.
+        title: of the table.
+        quiet: show no progress bars.
 
-    >>> judged = evaluate(panel, [Retrain(seed=50)], resamples=0)
+    Warns if the no-op baseline is already within noise on the forget set: then nothing can be shown; the warning says
+    with how many models it could.
+
+    >>> judged = evaluate(split, [Retrain(seed=50)], resamples=0)
     >>> [row.method for row in judged.rows]
-    ['oracles (null)', 'do nothing', 'retrain']
+    ['oracles (null)', 'no-op', 'retrain']
     """
-    rows = [panel.null(resamples), panel.nothing(resamples)]
+    rows = [split.null(resamples), split.no_op(resamples)]
     floor, found = rows[0].klom["forget"].p95, rows[1].klom["forget"].p95
-    warn_if_hidden(floor, found, panel.models)
+    warn_if_hidden(floor, found, split.models)
     for method in methods:
-        unlearned = method if isinstance(method, Unlearned) else run(method, panel.deletion, quiet=quiet)
-        rows.append(panel.score(unlearned.method, panel.margins(unlearned), resamples=resamples, about=unlearned))
+        unlearned = method if isinstance(method, Unlearned) else run(method, split.request, quiet=quiet)
+        rows.append(split.score(unlearned.method, split.margins(unlearned), resamples=resamples, about=unlearned))
     return Evaluation(
-        tuple(rows), panel.metric, panel.models, len(panel.deletion.forget), title, {"points": len(panel.points)}
+        tuple(rows), split.metric, split.models, len(split.request.forget), title, {"points": len(split.points)}
     )
 
 
@@ -166,12 +182,12 @@ def evaluate(
 @dataclass(frozen=True)
 class Rule:
     """A selection rule, declared before anything is scored: among settings whose p95 on retain and validation is
-    within `slack` of doing nothing, the smallest p95 on the forget set."""
+    within `slack` of the no-op baseline, the smallest p95 on the forget set."""
 
     slack: float = 1.0
 
-    def admissible(self, row: Row, nothing: Row) -> bool:
-        return all(row.klom[part].p95 <= nothing.klom[part].p95 + self.slack for part in ("retain", "validation"))
+    def admissible(self, row: Row, no_op: Row) -> bool:
+        return all(row.klom[part].p95 <= no_op.klom[part].p95 + self.slack for part in ("retain", "validation"))
 
 
 DEFAULT_RULE = Rule()
@@ -181,20 +197,20 @@ DEFAULT_RULE = Rule()
 class Selected:
     """What a sweep chose, on which forget sets; `on` runs it on others and refuses those.
 
-    method: None when no setting was admissible, which is a result. rows: of every candidate on the first tuning set,
+    method: None if no setting was admissible, which is a result. rows: of every candidate on the first tuning set,
     then on the second, and so on. admissible: of every candidate, on all of them.
     """
 
-    method: Method | None
-    candidates: tuple[Method, ...]
+    method: UnlearningMethod | None
+    candidates: tuple[UnlearningMethod, ...]
     rule: Rule
     tuned_on: tuple[np.ndarray, ...]
     rows: tuple[Row, ...]
     admissible: tuple[bool, ...]
 
-    def on(self, deletion: Deletion) -> Method | None:
+    def on(self, request: UnlearningRequest) -> UnlearningMethod | None:
         """The chosen method, for reporting on another forget set. Raises UsageError on one it was tuned on."""
-        forget = set(np.asarray(deletion.forget).tolist())
+        forget = set(np.asarray(request.forget).tolist())
         if any(set(tuned.tolist()) == forget for tuned in self.tuned_on):
             raise UsageError(
                 "These settings were chosen on this very forget set.",
@@ -203,25 +219,27 @@ class Selected:
         return self.method
 
 
-def sweep(panels: Panel | Sequence[Panel], candidates: Sequence[Method], rule: Rule = DEFAULT_RULE) -> Selected:
+def sweep(
+    splits: OracleSplit | Sequence[OracleSplit], candidates: Sequence[UnlearningMethod], rule: Rule = DEFAULT_RULE
+) -> Selected:
     """Score candidate settings on one tuning forget set or several and choose by the rule: admissible on all of
     them, and the smallest mean over them.
 
-    Raises UsageError without candidates or panels.
+    Raises UsageError without candidates or splits.
     """
-    panels = [panels] if isinstance(panels, Panel) else list(panels)
-    if not candidates or not panels:
-        raise UsageError("There is nothing to choose among.", "Give at least one candidate setting and one panel.")
+    splits = [splits] if isinstance(splits, OracleSplit) else list(splits)
+    if not candidates or not splits:
+        raise UsageError("There is nothing to choose among.", "Give at least one candidate setting and one split.")
     rows: list[list[Row]] = []
     allowed = [True] * len(candidates)
-    for panel in panels:
-        nothing = panel.nothing()
-        results = [run(candidate, panel.deletion) for candidate in candidates]
-        rows.append([panel.score(r.method, panel.margins(r), about=r) for r in results])
-        allowed = [ok and rule.admissible(row, nothing) for ok, row in zip(allowed, rows[-1])]
+    for split in splits:
+        no_op = split.no_op()
+        results = [run(candidate, split.request) for candidate in candidates]
+        rows.append([split.score(r.method, split.margins(r), about=r) for r in results])
+        allowed = [ok and rule.admissible(row, no_op) for ok, row in zip(allowed, rows[-1])]
     scores = np.mean([[row.klom["forget"].p95 for row in found] for found in rows], axis=0)
     order = sorted((float(scores[k]), k) for k in range(len(candidates)) if allowed[k])
     best = candidates[order[0][1]] if order else None
-    tuned_on = tuple(np.asarray(panel.deletion.forget) for panel in panels)
+    tuned_on = tuple(np.asarray(split.request.forget) for split in splits)
     every = tuple(row for found in rows for row in found)
     return Selected(best, tuple(candidates), rule, tuned_on, every, tuple(allowed))

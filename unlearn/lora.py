@@ -15,7 +15,7 @@ from whence.cache.retrain.replicas import Replicas
 class LowRank(nn.Linear):
     """W + (alpha / rank) B A, with B zero at the start (Hu et al. 2022).
 
-    A linear layer turns into one where it stands, so that every name by which a model reaches it stays good.
+    A linear layer becomes one in place, so that every name by which a model reaches it stays valid.
     """
 
     a: nn.Parameter
@@ -32,7 +32,7 @@ class LowRank(nn.Linear):
 
 
 def lora(model: nn.Module, rank: int = 8, alpha: float = 16.0, layers: str = ".*", seed: int = 0) -> Replicas:
-    """A lane of a copy of this model whose only trainable parameters are low-rank updates of the linear layers
+    """One replica of this model whose only trainable parameters are low-rank updates of the linear layers
     whose names match. Raises ModelError when none does."""
     out = copied(model)
     generator = torch.Generator().manual_seed(seed)

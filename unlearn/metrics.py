@@ -243,7 +243,7 @@ def _sum_of_gaps(samples: np.ndarray) -> np.ndarray:
 
 
 class TwoSample(NamedTuple):
-    """accuracy: held-out share of models told apart, 0.5 when they cannot be; p_value: under permutation."""
+    """accuracy: held-out share of models that are distinguished, 0.5 if they cannot be; p_value: under permutation."""
 
     accuracy: float
     p_value: float

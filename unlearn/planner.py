@@ -1,16 +1,16 @@
-"""Before a deletion: what each way of doing it will cost and leave, and which one to take.
+"""Before a request is run: what each way of doing it will cost and leave, and which one to take.
 
 Predicted KLoM. A datamodel predicts how far the margins of the forgotten examples will move when they are left out;
 over the models' own spread that is a shift in standard deviations. If margins are about normal, KLoM at a shift is
 known by simulation (`expected_klom`), the noise of so many models and bins included. What a method leaves of the
-shift is learned on pilot deletions, whose oracles exist: its factor is the share of the predicted shift at which the
+shift is learned on pilot requests, whose oracles exist: its factor is the share of the predicted shift at which the
 simulation gives the mean KLoM that was measured there (so the datamodel's own error, and a spread that is off, are in
 it; the mean, since p95 of a few points is the worst of them). Retraining has factor 0.
 
-Compute, in example passes a model (a forward and a backward of one example):
-nothing 0 · Newton |F| · DMM steps x batch, a forward pass of every matched point, and the datamodel's prediction ·
-retraining epochs x kept examples. What is made once and serves every deletion (curvature, a datamodel's trainings) is
-stated beside it.
+Compute, in example passes per model (a forward and a backward of one example):
+no-op 0 · Newton |F| · DMM steps x batch, a forward pass of every matched point, and the datamodel's prediction ·
+retraining epochs x kept examples. What is computed once and serves every request (curvature, a datamodel's
+trainings) is stated beside it.
 """
 
 from collections.abc import Sequence
@@ -25,22 +25,22 @@ from whence.cache import DataError, UsageError
 from whence.cache.retrain.replicas import margins_of
 
 from .datamodels.base import Datamodel
-from .deletion import Deletion
-from .evaluate import Panel
-from .loop import Method, Unlearned, run
-from .methods import DMM, Newton
+from .evaluate import OracleSplit
+from .loop import Unlearned, run
+from .methods import DMM, Newton, UnlearningMethod
 from .metrics import KLoM
+from .request import UnlearningRequest
 
-NOTHING, RETRAIN = "nothing", "retrain"
+NO_OP, RETRAIN = "no-op", "retrain"
 DRAWS, MOST = 60, 64.0  # simulated copies of the points; largest factor that is looked for
 
 
 class Candidate(NamedTuple):
-    """A way to delete. method: None for doing nothing and for retraining, which need no pilot. passes: example passes
-    a model. once: what was spent before, serving every deletion, as text. formula: how `passes` is counted."""
+    """A way to delete. method: None for the no-op and for retraining, which need no pilot. passes: example passes per
+    model. once: what was spent before, serving every request, as text. formula: how `passes` is counted."""
 
     name: str
-    method: Method | None
+    method: UnlearningMethod | None
     passes: float
     once: str
     formula: str
@@ -85,7 +85,7 @@ class DeletionPlan:
         )
 
     def __str__(self) -> str:
-        lines = ["| way | predicted KLoM p95, nats | mean | example passes a model | of retraining | once, before |"]
+        lines = ["| way | predicted KLoM p95, nats | mean | example passes per model | of retraining | once, before |"]
         lines.append("|---|---|---|---|---|---|")
         for option in self.options:
             way = option.candidate
@@ -95,36 +95,38 @@ class DeletionPlan:
         return "\n".join([*lines, "", f"Recommended: {self.chosen}. {self.why}"])
 
 
-def candidates(deletion: Deletion, *, newton: Newton | None = None, dmm: DMM | None = None) -> tuple[Candidate, ...]:
-    """Doing nothing, retraining, and the methods given, with their costs from formulas."""
-    forgotten, kept = len(deletion.forget), len(deletion.kept)
-    found = [Candidate(NOTHING, None, 0.0, "", "0")]
+def candidates(
+    request: UnlearningRequest, *, newton: Newton | None = None, dmm: DMM | None = None
+) -> tuple[Candidate, ...]:
+    """No-op, retraining, and the methods given, with their costs from formulas."""
+    forgotten, kept = len(request.forget), len(request.kept)
+    found = [Candidate(NO_OP, None, 0.0, "", "0")]
     if newton is not None:
-        found.append(Candidate(newton.name, newton, float(forgotten), "curvature of every model", "|F|"))
+        found.append(Candidate(newton.display_name, newton, float(forgotten), "curvature of every model", "|F|"))
     if dmm is not None:
-        asked = getattr(dmm.datamodel, "prediction_passes", None)
+        queried = getattr(dmm.datamodel, "prediction_passes", None)
         points = dmm.matching.points(forgotten, kept)
-        passes = dmm.matching.passes(forgotten, kept) + (float(asked(forgotten, points)) if asked else 0.0)
+        passes = dmm.matching.passes(forgotten, kept) + (float(queried(forgotten, points)) if queried else 0.0)
         cost = dmm.datamodel.cost if isinstance(dmm.datamodel, Datamodel) else None
-        made = {} if cost is None else {"trainings": cost.trainings, "passes": cost.passes}
-        once = ", ".join(f"{n:,.0f} {what}" for what, n in made.items() if n) or "a datamodel for every model"
-        found.append(Candidate(dmm.name, dmm, passes, once, "steps x batch + points / 3 + prediction"))
-    retrain = Candidate(RETRAIN, None, float(deletion.retraining), "", "epochs x kept examples")
+        spent = {} if cost is None else {"trainings": cost.trainings, "passes": cost.passes}
+        once = ", ".join(f"{n:,.0f} {what}" for what, n in spent.items() if n) or "a datamodel for every model"
+        found.append(Candidate(dmm.display_name, dmm, passes, once, "steps x batch + points / 3 + prediction"))
+    retrain = Candidate(RETRAIN, None, float(request.retraining), "", "epochs x kept examples")
     return (*found, retrain)
 
 
-def predicted_shift(deletion: Deletion, datamodel: Datamodel) -> Float[np.ndarray, " f"]:
+def predicted_shift(request: UnlearningRequest, datamodel: Datamodel) -> Float[np.ndarray, " f"]:
     """How far the datamodel says that the margins of the forgotten examples move, in standard deviations over the
     models. Raises DataError for fewer than two models."""
-    if len(deletion.models) < 2:
+    if len(request.models) < 2:
         raise DataError("One model has no spread to measure a shift by.", "Plan for an ensemble.")
-    points = deletion.forgotten
-    logits = deletion.models.outputs(deletion.task, points, ("logits",))["logits"]
-    delta = datamodel.predict_delta(deletion.forget, points)
+    points = request.forgotten
+    logits = request.models.outputs(request.task, points, ("logits",))["logits"]
+    delta = datamodel.predict_delta(request.forget, points)
     batch = points.batch(np.arange(len(points)))
 
     def margins(values: np.ndarray) -> np.ndarray:
-        return np.stack([margins_of(deletion.task, torch.as_tensor(one), batch).numpy() for one in values])
+        return np.stack([margins_of(request.task, torch.as_tensor(one), batch).numpy() for one in values])
 
     before, after = margins(logits), margins((logits + delta).astype(np.float32))
     counted = np.isfinite(before[0])
@@ -142,9 +144,9 @@ def expected_klom(shift: Float[np.ndarray, " p"], models: int, metric: KLoM, see
     return Expected(float(found.mean()), float(np.percentile(found, 95, axis=1).mean()))
 
 
-def left_of_the_shift(measured: float, shift: Float[np.ndarray, " p"], models: int, metric: KLoM) -> float:
-    """The factor of the shift at which the simulation gives the measured mean KLoM, by bisection; 0 where that is no
-    more than noise, about MOST where no shift explains it."""
+def remaining_share(measured: float, shift: Float[np.ndarray, " p"], models: int, metric: KLoM) -> float:
+    """The factor of the shift at which the simulation gives the measured mean KLoM, by bisection; 0 if that is no
+    more than noise, about MOST if no shift explains it."""
     if measured <= expected_klom(0 * shift, models, metric).mean:
         return 0.0
     low, high = 0.0, MOST
@@ -155,28 +157,28 @@ def left_of_the_shift(measured: float, shift: Float[np.ndarray, " p"], models: i
 
 
 def pilot_factors(
-    panels: Sequence[Panel], ways: Sequence[Candidate], datamodel: Datamodel
+    splits: Sequence[OracleSplit], ways: Sequence[Candidate], datamodel: Datamodel
 ) -> dict[str, tuple[float, ...]]:
-    """candidate -> its factor on every pilot deletion: each method is run there and held against the pilot's oracles.
+    """candidate -> its factor on every pilot request: each method is run there and compared with the pilot's oracles.
     Raises UsageError without a pilot."""
-    if not panels:
-        raise UsageError("There is no pilot deletion to learn from.", "Give a panel of a deletion with oracles.")
+    if not splits:
+        raise UsageError("There is no pilot request to learn from.", "Give an oracle split of one.")
     factors: dict[str, list[float]] = {way.name: [] for way in ways}
-    for panel in panels:
-        shift = predicted_shift(panel.deletion, datamodel)
+    for split in splits:
+        shift = predicted_shift(split.request, datamodel)
         for way in ways:
-            factors[way.name].append(0.0 if way.name == RETRAIN else _factor(panel, way, shift))
+            factors[way.name].append(0.0 if way.name == RETRAIN else _factor(split, way, shift))
     return {name: tuple(values) for name, values in factors.items()}
 
 
-def _factor(panel: Panel, way: Candidate, shift: np.ndarray) -> float:
-    done: Unlearned | None = None if way.method is None else run(way.method, panel.deletion)
-    row = panel.nothing() if done is None else panel.score(way.name, panel.margins(done), about=done)
-    return left_of_the_shift(row.klom["forget"].mean, shift, panel.models, panel.metric)
+def _factor(split: OracleSplit, way: Candidate, shift: np.ndarray) -> float:
+    done: Unlearned | None = None if way.method is None else run(way.method, split.request)
+    row = split.no_op() if done is None else split.score(way.name, split.margins(done), about=done)
+    return remaining_share(row.klom["forget"].mean, shift, split.models, split.metric)
 
 
 def plan_deletion(
-    deletion: Deletion,
+    request: UnlearningRequest,
     ways: Sequence[Candidate],
     factors: dict[str, tuple[float, ...]],
     datamodel: Datamodel,
@@ -188,14 +190,14 @@ def plan_deletion(
     noise. Raises UsageError for a candidate without a factor."""
     unknown = [way.name for way in ways if way.name not in factors]
     if unknown:
-        raise UsageError(f"No pilot tells what {unknown[0]} leaves.", "Measure it with pilot_factors.")
-    shift, models = predicted_shift(deletion, datamodel), len(deletion.models)
+        raise UsageError(f"No pilot shows what {unknown[0]} leaves.", "Measure it with pilot_factors.")
+    shift, models = predicted_shift(request, datamodel), len(request.models)
     floor = expected_klom(0 * shift, models, metric).p95
     options = []
     for way in sorted(ways, key=lambda way: way.passes):
         found = [expected_klom(factor * shift, models, metric) for factor in factors[way.name]]
         mean, p95 = np.mean([f.mean for f in found]), [f.p95 for f in found]
-        ratio = way.passes / float(deletion.retraining)
+        ratio = way.passes / float(request.retraining)
         options.append(Option(way, float(mean), float(np.mean(p95)), min(p95), max(p95), ratio))
     chosen = next((o for o in options if o.high <= floor + slack), options[-1])
     size = float(np.sqrt(np.mean(shift**2)))

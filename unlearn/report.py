@@ -12,7 +12,7 @@ from jaxtyping import Float
 from whence.cache.display import Shown, against_compute, axes_or_new, write_page
 from whence.cache.display import page as document
 
-from .results import NOTHING, NULL, PARTS, Evaluation, shown
+from .results import NO_OP, NULL, PARTS, Evaluation, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def _points(evaluation: Evaluation, part: str) -> list[tuple[str, float, float]]:
     """(method, compute in percent of retraining, p95 of KLoM) without the two rows to compare with."""
-    rows = (row for row in evaluation.rows if row.method not in (NULL, NOTHING))
+    rows = (row for row in evaluation.rows if row.method not in (NULL, NO_OP))
     return [(row.method, 100 * row.ratio, row.klom[part].p95) for row in rows]
 
 
@@ -28,7 +28,7 @@ def plot(evaluation: Evaluation, part: str = "forget", ax: "Axes | None" = None)
     """p95 of KLoM (nats) on one part against compute (percent of retraining, logarithmic), one point per method; the
     null row and the models left as they are as lines. Returns the axes."""
     axes = axes_or_new(ax, 5.0, 3.8)
-    for name, color, style in ((NULL, "green", "--"), (NOTHING, "brown", ":")):
+    for name, color, style in ((NULL, "green", "--"), (NO_OP, "brown", ":")):
         axes.axhline(evaluation[name].klom[part].p95, color=color, ls=style, lw=1, label=name)
     for k, (name, percent, value) in enumerate(_points(evaluation, part)):
         x = max(percent, 0.01)
@@ -41,7 +41,7 @@ def plot(evaluation: Evaluation, part: str = "forget", ax: "Axes | None" = None)
 
 def chart(evaluation: Evaluation, part: str = "forget") -> str:
     """The same as SVG for a page."""
-    lines = [(name, evaluation[name].klom[part].p95) for name in (NULL, NOTHING)]
+    lines = [(name, evaluation[name].klom[part].p95) for name in (NULL, NO_OP)]
     label = f"KLoM p95 on the {part} set, nats, against compute"
     return against_compute(_points(evaluation, part), lines, label, "compute, share of retraining")
 

@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     import xarray
 
 PARTS = ("forget", "retain", "validation")
-NULL, NOTHING = "oracles (null)", "do nothing"
+NULL, NO_OP = "oracles (null)", "no-op"
 HEAD = ("method", "forget p95", "90 %", "mean", "retain p95", "mean", "validation p95", "mean", "compute", "U-LiRA",
         "energy", "two-sample")  # fmt: skip
-SINGLE = ("ratio", "passes", "seconds", "u_lira", "energy", "told_apart")
+SINGLE = ("ratio", "passes", "seconds", "u_lira", "energy", "two_sample")
+BEFORE_RENAMING = {"told_apart": "two_sample", "do nothing": NO_OP}  # in files of earlier versions
 STATISTICS = ("mean", "p95", "p99", "low", "high")
 
 
 class Row(NamedTuple):
     """One method on one forget set: KLoM by part, compute over retraining, and the companions.
 
-    u_lira: on the forget set, 0.5 ideal. energy: mean energy distance on it. told_apart: two-sample accuracy on it.
+    u_lira: on the forget set, 0.5 ideal. energy: mean energy distance on it. two_sample: two-sample accuracy on it.
     stopped: models whose loss became non-finite. settings: as text.
     """
 
@@ -38,7 +39,7 @@ class Row(NamedTuple):
     seconds: float
     u_lira: float
     energy: float
-    told_apart: float
+    two_sample: float
     p_value: float
     stopped: int
     settings: str
@@ -46,7 +47,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Rows of one forget set, the null row first and doing nothing second."""
+    """Rows of one forget set, the null row first and the no-op baseline second."""
 
     rows: tuple[Row, ...]
     metric: KLoM
@@ -67,7 +68,7 @@ class Evaluation:
 
     def __repr__(self) -> str:
         methods = ", ".join(row.method for row in self.rows)
-        return f"Evaluation({self.forgotten} examples forgotten, {self.models} models a side: {methods})"
+        return f"Evaluation({self.forgotten} examples forgotten, {self.models} models per side: {methods})"
 
     def __str__(self) -> str:
         return table(self)
@@ -85,7 +86,7 @@ def table(evaluation: Evaluation) -> str:
 def shown(evaluation: Evaluation) -> Shown:
     """The same table, sortable: the null row and the models left as they are come first."""
     caption = (
-        f"KLoM {evaluation.metric.direction} in nats, {evaluation.models} models a side, {evaluation.bins} bins; "
+        f"KLoM {evaluation.metric.direction} in nats, {evaluation.models} models per side, {evaluation.bins} bins; "
         f"{evaluation.forgotten} examples forgotten. The null row is oracles against other oracles: noise."
     )
     return display_table(HEAD, _rows(evaluation), caption)
@@ -100,17 +101,17 @@ def _cells(row: Row) -> list[Any]:
     low, high = forget.interval.low, forget.interval.high
     numbers = [
         forget.p95, low, forget.mean, *(value for part in others for value in (part.p95, part.mean)), row.ratio,
-        row.u_lira, row.energy, row.told_apart,
+        row.u_lira, row.energy, row.two_sample,
     ]  # fmt: skip
     texts = [f"{value:.2f}" for value in numbers]
     texts[1] = f"{low:.2f}-{high:.2f}" if forget.interval.known else ""
-    texts[7] = "" if row.method == NOTHING else f"{100 * row.ratio:.1f} %"
+    texts[7] = "" if row.method == NO_OP else f"{100 * row.ratio:.1f} %"
     name = row.method + (f" ({row.stopped} stopped)" if row.stopped else "")
     return [name, *map(Cell, texts, numbers)]
 
 
 def to_dataset(evaluation: Evaluation) -> "xarray.Dataset":
-    """klom [row, part, statistic] in nats; ratio, passes, seconds, u_lira, energy, told_apart [row]."""
+    """klom [row, part, statistic] in nats; ratio, passes, seconds, u_lira, energy, two_sample [row]."""
     import xarray as xr
 
     rows = evaluation.rows
@@ -145,11 +146,14 @@ def from_json(text: str) -> Evaluation:
     def summary(mean: float, p95: float, p99: float, low: float, high: float) -> Summary:
         return Summary(mean, Interval(p95, low, high, 0.9), p99)
 
+    def row(fields: dict[str, Any]) -> Row:
+        fields = {BEFORE_RENAMING.get(name, name): value for name, value in fields.items()}
+        fields |= {"klom": {part: summary(**s) for part, s in fields["klom"].items()}}
+        return Row(**(fields | {"method": BEFORE_RENAMING.get(fields["method"], fields["method"])}))
+
     try:
         found = json.loads(text)
-        rows = tuple(
-            Row(**{**row, "klom": {part: summary(**s) for part, s in row["klom"].items()}}) for row in found["rows"]
-        )
+        rows = tuple(row(fields) for fields in found["rows"])
         metric, about = KLoM(**found["metric"]), found.get("about", {})
         return Evaluation(rows, metric, found["models"], found["forgotten"], found["title"], about)
     except (ValueError, KeyError, TypeError) as error:

@@ -1,8 +1,8 @@
-"""What a deletion left behind, beside KLoM: how much the forgotten examples still have to say, and which atoms of a
+"""What a request left behind, beside KLoM: how much the forgotten examples still influence, and which atoms of a
 dictionary went with them.
 
-Influence asks what one more copy of an example would do. A model that has learned an example by heart has little left
-to learn from it: its gradient is small. One that never saw it has much. So what remains is read against a retrained
+Influence is what one more copy of an example would do. A model that has learned an example by heart has little left
+to learn from it: its gradient is small. One that never saw it has much. So what remains is compared with a retrained
 oracle: `share` is how far a model came from where it was (0) to where the oracle is (1).
 
 Atoms are activations with a place. Dictionaries of the models before, after, and of the oracle are built from the same
@@ -15,29 +15,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
 from whence import attrib, decomp
-from whence.cache import Examples, LanguageModelling, Store, Task, TrainedModel, find_sites
+from whence.cache import TrainedModel
 from whence.cache.display import written
+from whence.cache.model.checkpoints import Checkpoint
 from whence.decomp.diff import summary
 
-from .evaluate import Panel
-from .loop import Unlearned
 from .results import Row
 
 if TYPE_CHECKING:
     import xarray
 
 MODELS = ("before", "after", "oracle")
-QUIET = attrib.FitOptions(quiet=True)
+STATUS = ("removed", "moved", "kept", "added")
 BUILDER = decomp.ITDA(size=512, k=8)
 
 
 @dataclass(frozen=True, eq=False)
 class Traces:
     """influence: `remaining_influence`; share: of the way to the oracle, on the mean over queries.
-    atoms: `atoms_changed`. klom: the deletion's row, where a panel was given."""
+    atoms: `atoms_changed`. klom: the ensemble's row of an evaluation, if given."""
 
     influence: "xarray.DataArray"
     share: float
@@ -70,80 +68,70 @@ class Traces:
         return written(str(self)).html
 
 
-STATUS = ("removed", "moved", "kept", "added")
-
-
 def traces(
-    unlearned: Unlearned,
-    oracle: nn.Module,
+    trained: TrainedModel,
+    forget: np.ndarray,
+    after: Checkpoint,
+    oracle: Checkpoint,
     *,
     at: str,
-    sites: str = "*",
     builder: Any = BUILDER,
     method: attrib.Method = attrib.EKFAC(),
-    lane: int = 0,
-    panel: Panel | None = None,
-    store: Store | None = None,
+    row: Row | None = None,
 ) -> Traces:
-    """Audit one of the unlearned models against an oracle, a model retrained without the forget set.
+    """Audit an unlearned model against an oracle, a model retrained without the forget set.
 
-    at: the hook point that dictionaries are built at, by `builder` (a decomp builder). sites: whose curvature and
-    gradients influence is taken over. panel: adds the ensemble's KLoM. Raises as the fit and the builder do.
+    Args:
+        trained: the model before, with its training data; influence is taken over its `sites`.
+        forget: ids of the forgotten examples.
+        after: the unlearned model, or its state_dict.
+        oracle: the retrained one, likewise.
+        at: the hook point that dictionaries are built at.
+        builder: builds them (a decomp builder).
+        method: the attribution method.
+        row: the ensemble's row of an evaluation, to be shown beside the traces.
+
+    Raises what the fit and the builder raise.
     """
-    deletion = unlearned.deletion
-    models = dict(zip(MODELS, (deletion.models.module(lane), unlearned.module(lane), oracle)))
-    kept = deletion.train.select(deletion.left)
-    influence = remaining_influence(models, deletion.task, kept, deletion.forgotten, sites, method, store)
-    row = None if panel is None else panel.score(unlearned.method, panel.margins(unlearned), about=unlearned)
-    atoms = atoms_changed(models, deletion.train, deletion.forget, at, builder, store)
-    return Traces(influence, way_to_oracle(influence), atoms, row)
+    models = {"before": trained, "after": trained.at(after), "oracle": trained.at(oracle)}
+    influence = remaining_influence(models, forget, method)
+    return Traces(influence, way_to_oracle(influence), atoms_changed(models, forget, at, builder), row)
 
 
 def remaining_influence(
-    models: Mapping[str, nn.Module],
-    task: Task,
-    kept: Examples,
-    forgotten: Examples,
-    sites: str = "*",
-    method: attrib.Method = attrib.EKFAC(),
-    store: Store | None = None,
+    models: Mapping[str, TrainedModel], forget: np.ndarray, method: attrib.Method = attrib.EKFAC()
 ) -> "xarray.DataArray":
     """What one more pass over all forgotten examples would add to the log-probability of each of them, [model, query],
     nats. Every model's curvature is that on the kept data."""
     import xarray
 
     found = []
-    for model in models.values():
-        where = find_sites(model, sites, quiet=True)
-        factors = method.fit(model, task, kept, sites=where, store=store, options=QUIET)
-        scores = attrib.score(factors, model, task, forgotten, forgotten, store=store, options=QUIET)
+    for trained in models.values():
+        forgotten = trained.train.select(trained.train.rows_of(forget))
+        kept = trained.replace(train=trained.train.without(forget), quiet=True)
+        scores = method.fit(kept).score(forgotten, forgotten)
         found.append(scores.sum("train").values)
     coords = {"model": list(models), "query": forgotten.ids}
     return xarray.DataArray(np.stack(found), dims=("model", "query"), coords=coords, attrs=scores.attrs)
 
 
 def way_to_oracle(influence: "xarray.DataArray") -> float:
-    """(after - before) / (oracle - before) of the mean influence: 0 where nothing was forgotten, 1 as in the oracle,
-    above 1 where the model was pushed beyond it; NaN where the oracle is no different."""
+    """(after - before) / (oracle - before) of the mean influence: 0 if nothing was forgotten, 1 as in the oracle,
+    above 1 if the model was pushed beyond it; NaN if the oracle is no different."""
     before, after, oracle = (float(influence.sel(model=name).mean()) for name in MODELS)
     return (after - before) / (oracle - before) if oracle != before else float("nan")
 
 
 def atoms_changed(
-    models: Mapping[str, nn.Module],
-    examples: Examples,
-    forget: np.ndarray,
-    at: str,
-    builder: Any = BUILDER,
-    store: Store | None = None,
+    models: Mapping[str, TrainedModel], forget: np.ndarray, at: str, builder: Any = BUILDER
 ) -> "xarray.Dataset":
     """count, share [group, model, status] of atoms of the forgotten and of the kept text, "after" and "oracle" against
     "before", shares of the atoms before; agreement [group, model]: share of those atoms with the oracle's status."""
     import xarray
 
-    bound = {n: TrainedModel(m, examples, LanguageModelling(), store=store, quiet=True) for n, m in models.items()}
-    built = {name: builder.build(decomp.observe(trained, at)) for name, trained in bound.items()}
-    groups = {"forgotten": forget.tolist(), "kept": examples.without(forget).ids.tolist()}
+    built = {n: builder.build(decomp.observe(trained.replace(quiet=True), at)) for n, trained in models.items()}
+    kept = models["before"].train.without(forget)
+    groups = {"forgotten": np.asarray(forget).tolist(), "kept": kept.ids.tolist()}
     changes = {name: decomp.difference(built["before"], built[name]) for name in ("after", "oracle")}
     counted = xarray.concat([summary(c, groups) for c in changes.values()], dim="model", join="exact")
     agreement = np.array([[_agreement(changes[m], changes["oracle"], ids) for m in changes] for ids in groups.values()])

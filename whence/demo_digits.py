@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
 from whence import attrib
-from whence.cache import Classification, Examples, Store, TrainedModel, model_fingerprint
+from whence.cache import Classification, Examples, Store, TrainedModel
 from whence.cache.display import strip
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import AdamW
@@ -19,17 +18,17 @@ from whence.unlearn.condense import (
     Pool,
     Settings,
     Training,
-    by_influence,
     condense,
     evaluate,
     network,
     select,
 )
+from whence.unlearn.condense.selection import by_influence
 from whence.unlearn.datamodels import Influence, InverseProduct, exact
-from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import Panel
+from whence.unlearn.evaluate import OracleSplit
 from whence.unlearn.evaluate import evaluate as judged
 from whence.unlearn.methods import DMM, DescentAscent, FineTune, Matching, Newton, OracleMatching
+from whence.unlearn.request import UnlearningRequest
 from whence.unlearn.results import to_json
 
 from .classifiers import make_bank
@@ -72,27 +71,27 @@ class CondensingPlan:
 def forgotten(plan: ForgettingPlan, store: Store, quiet: bool = False) -> dict[str, Any]:
     """Every way of forgetting against oracles, whose outputs are kept in the store: the evaluation as JSON, and of how
     many examples. The datamodel is influence, which needs no retraining."""
-    bank, task = digits_bank(plan.epochs), Classification()
+    bank = digits_bank(plan.epochs)
     ids = forget_sets.random_set(bank.train, plan.forget)
     seeds = 10_000 + np.arange(plan.models)
     models: Replicas = bank.train_replicas(np.ones((plan.models, len(bank.train)), bool), seeds, quiet=quiet)
     count = 2 * plan.models
     oracles = bank.run(oracle_masks(bank.train.ids, ids, count), 20_000 + np.arange(count), store, quiet=quiet)
-    deletion = Deletion(models, task, bank.train, ids, bank.recipe, bank.build, seeds)  # type: ignore[arg-type]
+    request = UnlearningRequest(models, bank.task, bank.train, ids, bank.recipe, bank.build, seeds)  # type: ignore[arg-type]
     matching = Matching(steps=plan.steps, optimiser=AdamW(1e-2))
 
     inverses: dict[str, InverseProduct] = {}
 
-    def inverse(model: nn.Module) -> InverseProduct:
-        key = model_fingerprint(model).hex  # two methods want it
+    def inverse(trained: TrainedModel) -> InverseProduct:
+        key = trained.fingerprint()  # two methods use it
         if key not in inverses:
-            inverses[key] = exact(model, task, deletion.kept, damping=plan.damping)
+            inverses[key] = exact(trained, request.kept, damping=plan.damping)
         return inverses[key]
 
     found = judged(
-        Panel.of(deletion, oracles, bank.points),
+        OracleSplit.of(request, oracles, bank.points),
         [
-            DMM(lambda model: Influence(model, task, bank.train, inverse(model)), matching),
+            DMM(lambda trained: Influence(inverse(trained)), matching),
             OracleMatching(oracles, matching),
             Newton(inverse),
             DescentAscent(),

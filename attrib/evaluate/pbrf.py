@@ -14,14 +14,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from whence.cache import DataError, Examples, ModelError, NumericalError, Task, TrainedModel, progress
-from whence.cache.retrain.replicas import Lanes, mode
+from whence.cache.retrain.replicas import Replicas, mode
 
 from ..solvers.gauss_newton import Answered, parameter_names
 
 if TYPE_CHECKING:
     import xarray
 
-LANES = 64  # perturbations solved at once
+REPLICAS = 64  # perturbations solved at once
 
 
 class Response(NamedTuple):
@@ -64,14 +64,14 @@ def pbrf(
     rows = np.asarray(rows, np.int64)
     points = trained.batch(queries, range(len(queries)))
     names = parameter_names(trained.find(sites))
-    parts = [rows[start : start + LANES] for start in range(0, len(rows), LANES)]
+    parts = [rows[start : start + REPLICAS] for start in range(0, len(rows), REPLICAS)]
     changes, residuals = [], []
     for part in progress(parts, desc="proximal responses", unit="block", quiet=trained.quiet):
-        lanes = Lanes.of([model] * len(part), trainable=lambda name: name in names)
-        with mode(lanes, training=False):
-            moved, residual = _minimise(lanes, trained, part, damping, steps, tolerance)
+        replicas = Replicas.of([model] * len(part), trainable=lambda name: name in names)
+        with mode(replicas, training=False):
+            moved, residual = _minimise(replicas, trained, part, damping, steps, tolerance)
             after = moved.apply(_measure(task), points, shared=True)
-            before = lanes.select([0]).apply(_measure(task), points, shared=True)
+            before = replicas.select([0]).apply(_measure(task), points, shared=True)
         changes.append((after - before).detach().double().cpu().numpy().T)
         residuals.append(residual)
     change = np.concatenate(changes, 1)
@@ -85,13 +85,13 @@ def _measure(task: Task):
 
 
 def _minimise(
-    lanes: Lanes, trained: TrainedModel, rows: np.ndarray, damping: float, steps: int, tolerance: float
-) -> tuple[Lanes, np.ndarray]:
+    replicas: Replicas, trained: TrainedModel, rows: np.ndarray, damping: float, steps: int, tolerance: float
+) -> tuple[Replicas, np.ndarray]:
     task, train = trained.task, trained.train
     batch = trained.batch(train, range(len(train)))
-    start = lanes.flat.clone()
+    start = replicas.flat.clone()
     with torch.no_grad():
-        outputs = lanes.select([0]).apply(lambda m, b, e: task.logits(m, b), batch, shared=True)[0].detach()
+        outputs = replicas.select([0]).apply(lambda m, b, e: task.logits(m, b), batch, shared=True)[0].detach()
     z = outputs.clone().requires_grad_()
     value = task.loss(Answered(z), batch)
     slope = torch.autograd.grad(value.sum(), z)[0]
@@ -103,11 +103,11 @@ def _minimise(
         divergence = losses - value - (slope * (out - outputs)).flatten(1).sum(1)
         return (divergence.sum() + (extra["chosen"] * losses).sum()) / len(losses)
 
-    chosen = torch.zeros(len(rows), len(train), dtype=lanes.flat.dtype, device=lanes.flat.device)
+    chosen = torch.zeros(len(rows), len(train), dtype=replicas.flat.dtype, device=replicas.flat.device)
     chosen[torch.arange(len(rows)), torch.as_tensor(rows)] = 1.0
 
     def gradient(flat: Tensor) -> Tensor:
-        return lanes.with_flat(flat).gradient(objective, batch, {"chosen": chosen}, shared=True)[1] + damping * (
+        return replicas.with_flat(flat).gradient(objective, batch, {"chosen": chosen}, shared=True)[1] + damping * (
             flat - start
         )
 
@@ -128,7 +128,7 @@ def _minimise(
         best, best_norm = torch.where(better, x, best), torch.where(better, norm, best_norm)
         if bool((best_norm <= tolerance * first).all()):
             break
-    return lanes.with_flat(best), (best_norm / first)[:, 0].detach().double().cpu().numpy()
+    return replicas.with_flat(best), (best_norm / first)[:, 0].detach().double().cpu().numpy()
 
 
 def agreement_with_pbrf(scores: "xarray.DataArray", response: Response) -> tuple[Float[np.ndarray, " q"], float]:

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whence.cache import DataError, Examples, ModelError, Task, borrowed, clean_name, named_parameters, parameters_of
 from whence.cache.model.bridge import to_numpy, to_torch
-from whence.cache.model.sites import call_with
+from whence.cache.model.stateless import call_with
 
 from .. import kernels
 from ..curvature import Curvature

@@ -124,7 +124,8 @@ def against_compute(
         [(tick, f"{tick:g}") for tick in np.arange(0, most, step)],
         name,
     )
-    taken, levels = [], [chart.y(value) for _, value in lines]
+    taken: list[tuple[float, float]] = []
+    levels = [chart.y(value) for _, value in lines]
     for (title, value), kind in zip(lines, ("help", "hinder")):
         end, height = chart.width - chart.right, chart.y(value)
         chart.line([(chart.left, height), (end, height)], kind)

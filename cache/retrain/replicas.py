@@ -259,6 +259,3 @@ def why_not_stacked(module: nn.Module) -> str | None:
         if isinstance(part, nn.RNNBase):
             return f"{name} ({kind}) has no batched rule for stacked weights"
     return None
-
-
-Lanes = Replicas  # the name that attrib/ still uses

@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..jobs.progress import progress
 from ..model.capture import borrowed
-from ..model.examples import Examples
+from ..model.checkpoints import with_weights
 from ..model.stateless import named_parameters, stateless
-from ..model.task import Task
+from ..model.trained import TrainedModel
 from .loop import Point, advance, descend, weighted_loss
 from .optimisers import Moments, Tree
 from .recipe import Recipe, steps_of
@@ -33,40 +33,38 @@ class Trajectory:
     """One model's training under a recipe, on all examples. Points hold parameters and moments by name.
 
     Args:
+        start: the model before training, with its data, task and device.
+        recipe: how it is trained.
         steps: in order.
         points: the kept ones, by the number of the step that follows.
     """
 
-    model: nn.Module
-    task: Task
-    examples: Examples
+    start: TrainedModel
     recipe: Recipe
     steps: tuple[Step, ...]
     points: Mapping[int, Point]
 
     @staticmethod
-    def record(
-        model: nn.Module, task: Task, examples: Examples, recipe: Recipe, seed: int, *, quiet: bool = True
-    ) -> "Trajectory":
-        """Train from `model`'s weights as a bank trains with this seed, keeping a point every root of the number of
+    def record(start: TrainedModel, recipe: Recipe, seed: int) -> "Trajectory":
+        """Train from the start's weights as a bank trains with this seed, keeping a point every root of the number of
         steps: memory for recomputing all points is then twice that root. The model itself is not changed.
 
         The model must be free of dropout and running statistics (`replicas.why_not_stacked`).
         """
-        walk, totals = steps_of(np.ones((1, len(examples)), bool), np.array([seed]), recipe)
+        walk, totals = steps_of(np.ones((1, len(start.train)), bool), np.array([seed]), recipe)
         total = torch.as_tensor(totals, dtype=torch.float64)[:, None]
         steps = []
         for number, seen in enumerate(walk):
             factor = float(recipe.schedule.factor(torch.full_like(total, number), total))
             rows = seen.rows.reshape(-1)[seen.weights.reshape(-1) > 0]
             steps.append(Step(rows, recipe.optimiser.lr * factor))
-        start = {name: p.detach().clone() for name, p in named_parameters(model).items()}
+        parameters = {name: p.detach().clone() for name, p in named_parameters(start.model).items()}
         every = max(1, round(len(steps) ** 0.5))
-        points = {0: Point(start, recipe.optimiser.init(start))}
-        run = Trajectory(model, task, examples, recipe, tuple(steps), points)
+        points = {0: Point(parameters, recipe.optimiser.init(parameters))}
+        run = Trajectory(start, recipe, tuple(steps), points)
         with run.exact():
             walk_through = progress(
-                run._walk(0, len(steps)), total=len(steps), desc="recording", unit="step", quiet=quiet
+                run._walk(0, len(steps)), total=len(steps), desc="recording", unit="step", quiet=start.quiet
             )
             for number, point in enumerate(walk_through, 1):
                 if number % every == 0 and number < len(steps):
@@ -94,21 +92,28 @@ class Trajectory:
         after = advance(point, gradient, step.rate, self.recipe.optimiser, self.recipe.clip)
         return after.parameters, after.moments.averages
 
+    def ones(self, step: Step) -> Tensor:
+        """The weights of a step's examples."""
+        return torch.ones(len(step.rows), dtype=self.start.dtype, device=self.start.device)
+
+    def trained(self) -> nn.Module:
+        """The model at the end of the run."""
+        return with_weights(self.start.model, self.end().parameters)
+
     @contextmanager
     def exact(self) -> Iterator[None]:
         """Inside, the model is in evaluation mode and frozen, and attention is the one with second derivatives."""
-        with borrowed(self.model), sdpa_kernel(SDPBackend.MATH):
+        with borrowed(self.start.model), sdpa_kernel(SDPBackend.MATH):
             yield
 
     def _gradient(self, parameters: Tree, weights: Tensor, step: Step) -> tuple[Tensor, Tree]:
-        loss = stateless(weighted_loss(self.task), self.model)
-        batch = self.examples.batch(step.rows)
+        loss = stateless(weighted_loss(self.start.task), self.start.model)
+        batch = self.start.batch(self.start.train, step.rows)
         gradient, value = grad_and_value(lambda tensors: loss(tensors, batch, {"weights": weights}))(parameters)
         return value, gradient
 
     def _walk(self, start: int, stop: int) -> Iterator[Point]:
         """The points after each of the steps from the kept point `start` on."""
         point = self.points[start]
-        dtype = next(iter(point.parameters.values())).dtype
-        steps = ((step.rate, torch.ones(len(step.rows), dtype=dtype), step) for step in self.steps[start:stop])
+        steps = ((step.rate, self.ones(step), step) for step in self.steps[start:stop])
         return descend(point, self._gradient, steps, self.recipe.optimiser, clip=self.recipe.clip)

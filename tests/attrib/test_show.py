@@ -69,6 +69,5 @@ def test_factors_show_their_sites() -> None:
     from tests import cases
 
     case = cases.build("mlp")
-    quiet = attrib.FitOptions(quiet=True)
-    factors = attrib.Identity().fit(case.model, case.task, case.examples, sites=case.sites, options=quiet)
+    factors = attrib.Identity().fit(case.trained(quiet=True))
     assert all(site.name in factors._repr_html_() for site in case.sites)

@@ -24,6 +24,8 @@ from cache.bridge import to_jax
 from cache.retrained import Retrained, oracle_masks, subset_masks
 from cache.training import SGD, AdamW, Recipe, Schedule
 from torch import nn
+from unlearn.condense.standing_in import condensed_retain
+from unlearn.deletion import Deletion
 
 import attrib
 import decomp
@@ -49,16 +51,24 @@ from cache import (
     key_of,
 )
 from decomp import (
-    ITDA, SAE, Activations, Calibrated, Coefficient, Dictionary, KMeans, Origin, Partition, Random, SparseAutoencoder,
+    ITDA,
+    SAE,
+    Activations,
+    Calibrated,
+    Coefficient,
+    Dictionary,
+    KMeans,
+    Origin,
+    Partition,
+    Random,
+    SparseAutoencoder,
 )  # fmt: skip
 from decomp.files import from_entry, put
 from unlearn import audit, datamodels, methods, traces
 from unlearn.condense import METHODS as CONDENSING
 from unlearn.condense import MLP, Condensed, ConvNet, Pool, Settings, condense, evaluate, kernel_velocity
 from unlearn.condense import Training as NetworkTraining
-from unlearn.condense.standing_in import condensed_retain
 from unlearn.datamodels.regression import Regression as FittedRegression
-from unlearn.deletion import Deletion
 from whence import demo
 from whence.corpora import Corpus
 from whence.language_model import Shape, Training, model_inputs

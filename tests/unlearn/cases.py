@@ -11,7 +11,7 @@ from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe
 from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import Retrained, oracle_masks, subset_masks
-from whence.unlearn.deletion import Deletion
+from whence.unlearn.request import UnlearningRequest
 
 TRAIN, VALIDATION, MODELS = 40, 20, 8
 RECIPE = Recipe(30, 20, SGD(0.1, 0.9))
@@ -46,9 +46,9 @@ def models() -> Replicas:
 FORGET = np.array([1, 5, 9, 13])
 
 
-def deletion(forget: np.ndarray = FORGET, **more: object) -> Deletion:
+def request(forget: np.ndarray = FORGET, **more: object) -> UnlearningRequest:
     seeds = 100 + np.arange(MODELS)
-    return Deletion(models(), Classification(), train(), forget, RECIPE, net, seeds, **more)  # type: ignore[arg-type]
+    return UnlearningRequest(models(), Classification(), train(), forget, RECIPE, net, seeds, **more)  # type: ignore[arg-type]
 
 
 @cache
@@ -85,9 +85,9 @@ def text() -> Examples:
 
 @cache
 def readers() -> Replicas:
-    lanes_bank = Bank(lambda seed: Reader(), LanguageModelling(), text(), text(), LM_RECIPE)
-    return lanes_bank.train_replicas(np.ones((2, 30), bool))
+    bank = Bank(lambda seed: Reader(), LanguageModelling(), text(), text(), LM_RECIPE)
+    return bank.train_replicas(np.ones((2, 30), bool))
 
 
-def document() -> Deletion:
-    return Deletion(readers(), LanguageModelling(), text(), np.arange(4), LM_RECIPE, lambda seed: Reader())
+def document() -> UnlearningRequest:
+    return UnlearningRequest(readers(), LanguageModelling(), text(), np.arange(4), LM_RECIPE, lambda seed: Reader())

@@ -1,12 +1,15 @@
 """Datamodels: every fast form against an exact one, and none rewards being judged on what it was tuned on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tests.unlearn import cases
-from whence.cache import Classification, DataError, Examples, Regression, UsageError
+from whence import attrib
+from whence.cache import Classification, DataError, Examples, Regression, TrainedModel, UsageError
 from whence.cache.retrain.retrained import Retrained, subset_masks
 from whence.unlearn import datamodels
 from whence.unlearn.datamodels import Influence, Pilot, calibrate, exact, lasso, lds, projected, ridge
@@ -115,15 +118,13 @@ def test_newton_with_retained_curvature_is_exact_for_ridge_and_group_terms_appro
     inputs = torch.as_tensor(np.asarray(data.columns["x"]))
     wanted = (again(inputs) - model(inputs)).detach().numpy()
     share = len(kept) / len(data)
-    retained = exact(model, Regression(), kept, l2=l2 / share)
-    scaled = datamodels.InverseProduct(lambda g: {n: v / share for n, v in retained(g).items()}, retained.names)
-    newton = Influence(model, Regression(), data, scaled).predict_delta(forget, data)
+    trained = TrainedModel(model, data, Regression(), quiet=True)
+    retained = exact(trained, kept, l2=l2 / share)
+    scaled = replace(retained, apply=lambda g: {n: v / share for n, v in retained(g).items()})
+    newton = Influence(scaled).predict_delta(forget, data)
     np.testing.assert_allclose(newton, wanted, atol=1e-10)
-    whole = exact(model, Regression(), data, l2=l2)
-    errors = [
-        np.abs(Influence(model, Regression(), data, whole, group=k).predict_delta(forget, data) - wanted).max()
-        for k in (0, 1, 4)
-    ]
+    whole = exact(trained, l2=l2)
+    errors = [np.abs(Influence(whole, group=k).predict_delta(forget, data) - wanted).max() for k in (0, 1, 4)]
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
 
@@ -132,7 +133,7 @@ def test_exact_curvature_is_the_hessian_of_a_linear_classifier():
     model, data = nn.Linear(6, 3).double(), cases.train()
     x = torch.as_tensor(np.asarray(data.columns["x"])).double()
     data = Examples.of((x.numpy(), data.columns["y"]))
-    inverse = exact(model, Classification(), data, l2=0.1)
+    inverse = exact(TrainedModel(model, data, Classification(), quiet=True), l2=0.1)
     y = torch.as_tensor(np.asarray(data.columns["y"]))
 
     def objective(flat: torch.Tensor) -> torch.Tensor:
@@ -147,25 +148,21 @@ def test_exact_curvature_is_the_hessian_of_a_linear_classifier():
 
 
 def test_ekfac_projection_and_exact_curvature_all_predict_removals():
-    from whence import attrib
-    from whence.cache import find_sites
-
-    model, data, task = cases.models().module(0), cases.train(), Classification()
+    trained = cases.request().trained(quiet=True)
+    model, data = trained.model, trained.train
     before = {n: p.clone() for n, p in model.named_parameters()}
-    factors = attrib.EKFAC().fit(
-        model, task, data, sites=find_sites(model, quiet=True), options=attrib.FitOptions(quiet=True)
-    )
-    inverses = [
-        datamodels.ekfac(model, factors.with_damping(1.0)),
-        exact(model, task, data, damping=1.0),
-        projected([model], task, data, width=64, damping=1.0)[0],
+    factors = attrib.EKFAC().fit(trained)
+    curvatures = [
+        factors.with_damping(1.0),
+        exact(trained, damping=1.0),
+        projected(trained, width=64, damping=1.0),
     ]
-    deltas = [Influence(model, task, data, i).predict_delta(cases.FORGET, data) for i in inverses]
+    deltas = [Influence(each).predict_delta(cases.FORGET, data) for each in curvatures]
     flat = np.stack([d.ravel() for d in deltas])
     assert (np.corrcoef(flat) > 0.5).all()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p, before[name])
-    mean = datamodels.Averaged([Influence(model, task, data, i) for i in inverses])
+    mean = datamodels.Averaged([Influence(each) for each in curvatures])
     np.testing.assert_allclose(mean.predict_delta(cases.FORGET, data), np.mean(deltas, 0), rtol=1e-4, atol=1e-5)
     assert mean.cost.passes > 0
 
@@ -212,4 +209,4 @@ def test_calibration_finds_the_scale_and_refuses_its_own_pilots():
 
 def test_exact_curvature_refuses_large_models():
     with pytest.raises(DataError, match="Use EK-FAC"):
-        exact(nn.Linear(200, 200), Classification(), cases.train())
+        exact(TrainedModel(nn.Linear(200, 200), cases.train(), Classification()))

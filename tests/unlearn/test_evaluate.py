@@ -13,32 +13,32 @@ from whence.cache.retrain.recipe import AdamW
 from whence.cache.retrain.retrained import oracle_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import ridge
-from whence.unlearn.deletion import Deletion
-from whence.unlearn.evaluate import Panel, Rule, evaluate, sweep
+from whence.unlearn.evaluate import OracleSplit, Rule, evaluate, sweep
 from whence.unlearn.loop import run
 from whence.unlearn.methods import DMM, DescentAscent, FineTune, GradientAscent, Matching, OracleMatching
 from whence.unlearn.metrics import KLoM
 from whence.unlearn.report import page, plot, plot_margins, save
-from whence.unlearn.results import NOTHING, NULL, from_json, table, to_dataset, to_json
+from whence.unlearn.request import UnlearningRequest
+from whence.unlearn.results import NO_OP, NULL, from_json, table, to_dataset, to_json
 
 MATCHING = Matching(steps=60, batch_size=24, optimiser=AdamW(1e-2))
 
 
-def panel() -> Panel:
-    return Panel.of(cases.deletion(), cases.oracles(), cases.points(), KLoM(bins=4))
+def split() -> OracleSplit:
+    return OracleSplit.of(cases.request(), cases.oracles(), cases.points(), KLoM(bins=4))
 
 
 @pytest.fixture(scope="module")
 def evaluation():
     methods = [OracleMatching(cases.oracles(), MATCHING), GradientAscent(30, optimiser=AdamW(1e-1))]
-    return evaluate(panel(), methods, resamples=5, title="four points")
+    return evaluate(split(), methods, resamples=5, title="four points")
 
 
-def test_null_and_nothing_stand_first_and_order_is_right(evaluation):
-    assert [row.method for row in evaluation.rows] == [NULL, NOTHING, "oracle matching", "gradient ascent"]
+def test_null_and_no_op_stand_first_and_order_is_right(evaluation):
+    assert [row.method for row in evaluation.rows] == [NULL, NO_OP, "oracle matching", "gradient ascent"]
     mean = {row.method: row.klom["forget"].mean for row in evaluation.rows}
     assert mean["oracle matching"] < mean["gradient ascent"]
-    assert mean[NULL] < mean[NOTHING]
+    assert mean[NULL] < mean[NO_OP]
     assert evaluation.models == 8
     with pytest.raises(UsageError, match="No row"):
         evaluation["SCRUB"]
@@ -71,7 +71,7 @@ def test_json_has_the_whole_evaluation(evaluation):
         from_json("{}")
 
 
-def test_plots_draw_where_they_are_told(evaluation):
+def test_plots_use_the_given_axes(evaluation):
     left, right = Figure().subplots(1, 2)
     assert plot(evaluation, "retain", left) is left
     assert left.get_title() == "retain"
@@ -81,69 +81,69 @@ def test_plots_draw_where_they_are_told(evaluation):
     assert "nats" in right.get_xlabel()
 
 
-def test_a_deletion_of_a_bank_has_the_models_it_trains(store):
-    made = Deletion.of_bank(cases.bank(), cases.FORGET, 3, seed=100, store=store)
-    again = Deletion.of_bank(cases.bank(), cases.FORGET, 3, seed=100, store=store)
+def test_a_request_of_a_bank_has_the_models_it_trains(store):
+    made = UnlearningRequest.of_bank(cases.bank(), cases.FORGET, 3, seed=100, store=store)
+    again = UnlearningRequest.of_bank(cases.bank(), cases.FORGET, 3, seed=100, store=store)
     np.testing.assert_array_equal(made.models.flat, again.models.flat)
     np.testing.assert_allclose(made.models.flat, cases.models().flat[:3], atol=1e-6)
     assert [event.what for event in store.events] == ["built", "hit"]
 
 
-def test_a_deletion_and_what_it_left_say_what_they_are():
-    done = run(FineTune(epochs=1), cases.deletion())
-    assert repr(done.deletion).startswith("Deletion(4 of ")
+def test_a_request_and_its_result_have_a_repr():
+    done = run(FineTune(epochs=1), cases.request())
+    assert repr(done.request).startswith("UnlearningRequest(4 of ")
     assert "4 examples forgotten" in repr(done)
     assert "of retraining" in done._repr_html_()
-    assert "oracles" in repr(panel())
+    assert "oracles" in repr(split())
 
 
 def test_a_sweep_declares_its_rule_and_refuses_its_own_forget_set():
     candidates = [DescentAscent(s, 4, 16, optimiser=AdamW(1e-2)) for s in (2, 60)]
-    chosen = sweep(panel(), candidates, Rule(slack=2.0))
+    chosen = sweep(split(), candidates, Rule(slack=2.0))
     assert len(chosen.rows) == len(chosen.admissible) == 2
     allowed = [row.klom["forget"].p95 for row, ok in zip(chosen.rows, chosen.admissible) if ok]
     if chosen.method is None:
         assert not allowed
     else:
         assert chosen.rows[candidates.index(chosen.method)].klom["forget"].p95 == min(allowed)
-    assert chosen.on(cases.deletion(np.array([2, 3]))) is chosen.method
+    assert chosen.on(cases.request(np.array([2, 3]))) is chosen.method
     with pytest.raises(UsageError, match="this very forget set"):
-        chosen.on(cases.deletion())
-    nothing_allowed = sweep(panel(), [GradientAscent(50, optimiser=AdamW(1.0))], Rule(slack=-20.0))
+        chosen.on(cases.request())
+    nothing_allowed = sweep(split(), [GradientAscent(50, optimiser=AdamW(1.0))], Rule(slack=-20.0))
     assert nothing_allowed.method is None
     with pytest.raises(UsageError, match="nothing to choose"):
-        sweep(panel(), [])
+        sweep(split(), [])
     other = np.array([2, 6, 10, 14])
     masks = oracle_masks(cases.train().ids, other, 2 * cases.MODELS)
-    second = Panel.of(cases.deletion(other), cases.bank().run(masks, quiet=True), cases.points())
-    both = sweep([panel(), second], candidates, Rule(slack=2.0))
+    second = OracleSplit.of(cases.request(other), cases.bank().run(masks, quiet=True), cases.points())
+    both = sweep([split(), second], candidates, Rule(slack=2.0))
     assert len(both.rows) == 4
     assert [row.klom["forget"].p95 for row in both.rows[:2]] == [row.klom["forget"].p95 for row in chosen.rows]
     for forget in (other, cases.FORGET):
         with pytest.raises(UsageError, match="this very forget set"):
-            both.on(cases.deletion(forget))
+            both.on(cases.request(forget))
 
 
-def test_panels_refuse_what_would_fool():
+def test_splits_refuse_what_would_mislead():
     with pytest.raises(DataError, match="trained on what should be forgotten"):
-        Panel.of(cases.deletion(np.array([2, 3])), cases.oracles(), cases.points())
+        OracleSplit.of(cases.request(np.array([2, 3])), cases.oracles(), cases.points())
     with pytest.raises(DataError, match="cannot be split"):
-        Panel.of(cases.deletion(), cases.oracles().select(np.arange(10)), cases.points())
+        OracleSplit.of(cases.request(), cases.oracles().select(np.arange(10)), cases.points())
     with pytest.raises(DataError, match="validation part"):
-        Panel.of(cases.deletion(), cases.oracles(), cases.train())
+        OracleSplit.of(cases.request(), cases.oracles(), cases.train())
     other = cases.points().select(np.arange(3))
     strange = type(other)(other.columns, other.ids + 500)
     with pytest.raises(DataError, match="no outputs for"):
-        Panel.of(cases.deletion(), cases.oracles(), strange)
+        OracleSplit.of(cases.request(), cases.oracles(), strange)
 
 
 def test_an_effect_below_noise_is_warned_about():
-    hidden = cases.deletion()
+    hidden = cases.request()
     models = cases.bank().train_replicas(
         ~np.isin(cases.train().ids, cases.FORGET)[None].repeat(8, 0), 900 + np.arange(8)
     )
-    fresh = Deletion(models, hidden.task, hidden.train, hidden.forget, hidden.recipe)
-    same = Panel.of(fresh, cases.oracles(), cases.points(), KLoM(bins=4))
+    fresh = UnlearningRequest(models, hidden.task, hidden.train, hidden.forget, hidden.recipe)
+    same = OracleSplit.of(fresh, cases.oracles(), cases.points(), KLoM(bins=4))
     with pytest.warns(UserWarning, match="within noise"):
         evaluate(same, [], resamples=0)
 
@@ -157,9 +157,11 @@ def test_language_is_judged_token_by_token():
     bank = Bank(lambda seed: cases.Reader(), LanguageModelling(), train, text, cases.LM_RECIPE, keep=("margins",))
     oracles = bank.run(oracle_masks(train.ids, np.arange(4), 16), quiet=True)
     models = bank.train_replicas(np.ones((8, 24), bool), 40 + np.arange(8))
-    one = Panel.of(Deletion(models, LanguageModelling(), train, np.arange(4), cases.LM_RECIPE), oracles, text)
+    one = OracleSplit.of(
+        UnlearningRequest(models, LanguageModelling(), train, np.arange(4), cases.LM_RECIPE), oracles, text
+    )
     assert sum(len(c) for c in one.columns.values()) == int((text.lengths - 1).sum())
-    assert one.nothing().klom["forget"].mean > one.null().klom["forget"].mean
+    assert one.no_op().klom["forget"].mean > one.null().klom["forget"].mean
 
 
 def test_forget_sets():
@@ -184,8 +186,8 @@ def test_forget_sets():
             wrong()
 
 
-def test_dmm_beats_doing_nothing_in_the_table():
-    unlearned = run(DMM(ridge(cases.subsets()), MATCHING), cases.deletion())
-    here = panel()
-    assert here.score("DMM", here.margins(unlearned)).klom["forget"].mean < here.nothing().klom["forget"].mean
-    assert isinstance(run(FineTune(1), cases.deletion()).seconds, float)
+def test_dmm_beats_the_no_op_in_the_table():
+    unlearned = run(DMM(ridge(cases.subsets()), MATCHING), cases.request())
+    here = split()
+    assert here.score("DMM", here.margins(unlearned)).klom["forget"].mean < here.no_op().klom["forget"].mean
+    assert isinstance(run(FineTune(1), cases.request()).seconds, float)

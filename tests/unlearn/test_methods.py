@@ -1,16 +1,15 @@
-"""One suite for every method: it runs in the loop, leaves its models sound, counts its compute, forgets more than
-doing nothing where it should, and gives the caller's models back as they were."""
+"""One suite for every method: its models stay finite, its compute is counted, and the caller's models come back as
+they were."""
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from tests.unlearn import cases
-from whence.cache import Classification, DataError, Examples, ModelError, UsageError
+from whence.cache import Classification, DataError, Examples, LanguageModelling, ModelError, TrainedModel, UsageError
 from whence.cache.retrain.recipe import SGD, AdamW
-from whence.unlearn.datamodels import exact, ridge
-from whence.unlearn.deletion import Deletion
+from whence.unlearn import audit
+from whence.unlearn.datamodels import Influence, exact, ridge
 from whence.unlearn.loop import run
 from whence.unlearn.lora import lora, merge
 from whence.unlearn.methods import (
@@ -32,12 +31,13 @@ from whence.unlearn.methods import (
     Scrub,
     SimNPO,
 )
+from whence.unlearn.request import UnlearningRequest
 
 MATCHING = Matching(steps=60, batch_size=24, optimiser=AdamW(1e-2))
 
 
-def exact_of(model: nn.Module):
-    return exact(model, Classification(), cases.train(), damping=0.3)
+def exact_of(trained: TrainedModel):
+    return exact(trained, damping=0.3)
 
 
 METHODS = {
@@ -68,16 +68,16 @@ def distance(unlearned) -> float:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method(name):
-    deletion = cases.deletion()
-    before = deletion.models.flat.clone()
-    unlearned = run(METHODS[name](), deletion)
-    torch.testing.assert_close(deletion.models.flat, before)
+    request = cases.request()
+    before = request.models.flat.clone()
+    unlearned = run(METHODS[name](), request)
+    torch.testing.assert_close(request.models.flat, before)
     assert torch.isfinite(unlearned.models.flat).all()
     assert len(unlearned.models) == cases.MODELS
     assert not unlearned.stopped
     assert unlearned.ratio == pytest.approx(unlearned.passes / (30 * 36))
-    assert unlearned.ledger.lines[0].forgotten == tuple(cases.FORGET)
-    unlearned.ledger.check()
+    assert unlearned.log.entries[0].forgotten == tuple(cases.FORGET)
+    unlearned.log.check()
     moved = float((unlearned.models.flat - before).abs().max()) if name != "retrain" else 1.0
     assert (moved > 1e-4) == (name != "dm-direct")  # SCRUB's student too
     out = unlearned.outputs(cases.points())
@@ -92,21 +92,21 @@ def _margin(logits: np.ndarray, y: int) -> float:
 
 
 def test_matching_comes_nearest_the_oracle():
-    nothing = distance(run(FineTune(0.01, optimiser=SGD(0.0)), cases.deletion()))
-    found = {name: distance(run(METHODS[name](), cases.deletion())) for name in ("om", "dmm", "ascent")}
+    nothing = distance(run(FineTune(0.01, optimiser=SGD(0.0)), cases.request()))
+    found = {name: distance(run(METHODS[name](), cases.request())) for name in ("om", "dmm", "ascent")}
     assert found["om"] < 0.3 * nothing
     assert found["dmm"] < 0.7 * nothing
     assert found["om"] < found["dmm"]
 
 
 def test_saliency_leaves_the_other_weights_alone():
-    unlearned = run(SalUn(0.25, 5, 4, 16), cases.deletion())
+    unlearned = run(SalUn(0.25, 5, 4, 16), cases.request())
     moved = (unlearned.models.flat != cases.models().flat).float().mean(1)
     assert (moved <= 0.27).all()
 
 
-def test_a_lane_is_what_it_would_be_alone():
-    alone = Deletion(
+def test_a_model_is_what_it_would_be_alone():
+    alone = UnlearningRequest(
         cases.models().select([3]),
         Classification(),
         cases.train(),
@@ -117,29 +117,29 @@ def test_a_lane_is_what_it_would_be_alone():
     )
     method = DescentAscent(10, 4, 16)
     torch.testing.assert_close(
-        run(method, alone).models.flat[0], run(method, cases.deletion()).models.flat[3], atol=1e-5, rtol=1e-4
+        run(method, alone).models.flat[0], run(method, cases.request()).models.flat[3], atol=1e-5, rtol=1e-4
     )
 
 
 def test_nan_stops_a_model_at_its_last_good_state(capsys):
-    unlearned = run(GradientAscent(200, optimiser=SGD(1e38, 0.99)), cases.deletion())
+    unlearned = run(GradientAscent(200, optimiser=SGD(1e38, 0.99)), cases.request())
     assert len(unlearned.stopped) == cases.MODELS
     assert torch.isfinite(unlearned.models.flat).all()
     assert "not finite" in unlearned.stopped[0].why
-    phases = run(Scrub(3, 2, forget_batch=4, retain_batch=16, optimiser=SGD(1e38, 0.99)), cases.deletion())
+    phases = run(Scrub(3, 2, forget_batch=4, retain_batch=16, optimiser=SGD(1e38, 0.99)), cases.request())
     assert sorted(stop.model for stop in phases.stopped) == list(range(cases.MODELS))  # once each: later phases rest
     assert torch.isfinite(phases.models.flat).all()
 
 
-def test_deletions_compose_and_the_ledger_shows_it():
-    first = run(DMM(ridge(cases.subsets()), MATCHING), cases.deletion())
+def test_requests_compose_and_the_log_shows_it():
+    first = run(DMM(ridge(cases.subsets()), MATCHING), cases.request())
     second = first.then(FineTune(1), np.array([20, 21]))
-    assert second.deletion.left.sum() == 34
-    assert not np.isin([1, 5, 20], second.deletion.kept.ids).any()
-    assert [line.method for line in second.ledger.lines] == ["DMM", "fine-tune"]
-    second.ledger.check()
+    assert second.request.left.sum() == 34
+    assert not np.isin([1, 5, 20], second.request.kept.ids).any()
+    assert [entry.method for entry in second.log.entries] == ["DMM", "fine-tune"]
+    second.log.check()
     with pytest.raises(DataError, match="does not follow"):
-        type(second.ledger)(second.ledger.lines[1:]).check()
+        type(second.log)(second.log.entries[1:]).check()
     with pytest.raises(DataError, match="deleted before"):
         second.then(FineTune(1), np.array([1]))
 
@@ -153,27 +153,27 @@ def test_deletions_compose_and_the_ledger_shows_it():
         (cases.FORGET, {"validation": cases.points().select([0, 5])}, "are in the validation set"),
     ],
 )
-def test_deletions_that_cannot_be(forget, more, words):
+def test_impossible_requests(forget, more, words):
     with pytest.raises(DataError, match=words):
-        cases.deletion(forget, **more)
+        cases.request(forget, **more)
 
 
 def test_oracles_must_be_oracles():
     with pytest.raises(DataError, match="trained on what should be forgotten"):
-        run(OracleMatching(cases.oracles(), MATCHING), cases.deletion(np.array([2, 3])))
+        run(OracleMatching(cases.oracles(), MATCHING), cases.request(np.array([2, 3])))
     with pytest.raises(DataError, match="cannot be matched one each"):
-        run(OracleMatching(cases.oracles().select(np.arange(4)), MATCHING), cases.deletion())
+        run(OracleMatching(cases.oracles().select(np.arange(4)), MATCHING), cases.request())
     with pytest.raises(UsageError, match="build"):
-        run(Retrain(), Deletion(cases.models(), Classification(), cases.train(), cases.FORGET, cases.RECIPE))
+        run(Retrain(), UnlearningRequest(cases.models(), Classification(), cases.train(), cases.FORGET, cases.RECIPE))
 
 
-def test_a_stand_in_for_retained_data_serves_dmm():
+def test_dmm_uses_other_retained_data():
     stand_in = Examples.of(
         (np.asarray(cases.train().columns["x"])[20:26] + 0.1, np.asarray(cases.train().columns["y"])[20:26]),
         ids=range(1000, 1006),
     )
-    unlearned = run(DMM(ridge(cases.subsets()), MATCHING), cases.deletion(retain=stand_in))
-    nothing = distance(run(FineTune(0.01, optimiser=SGD(0.0)), cases.deletion()))
+    unlearned = run(DMM(ridge(cases.subsets()), MATCHING), cases.request(retain=stand_in))
+    nothing = distance(run(FineTune(0.01, optimiser=SGD(0.0)), cases.request()))
     assert distance(unlearned) < nothing
 
 
@@ -185,7 +185,7 @@ def test_a_model_whose_outputs_do_not_match_is_refused():
             return np.zeros((len(points), 5), np.float32)
 
     with pytest.raises(DataError, match="outputs of shape"):
-        run(DMM(Wide(), MATCHING), cases.deletion())
+        run(DMM(Wide(), MATCHING), cases.request())
 
 
 LANGUAGE = {
@@ -215,27 +215,23 @@ def test_language_methods_name_what_does_not_fit():
 
 
 def test_a_document_is_forgotten_without_retraining_in_full_and_low_rank():
-    from whence.cache import LanguageModelling
-    from whence.unlearn import audit
-    from whence.unlearn.datamodels import Influence
-
     document = cases.document()
     task = LanguageModelling()
 
-    def own(model: nn.Module) -> Influence:
-        return Influence(model, task, cases.text(), exact(model, task, cases.text(), damping=1.0))
+    def own(trained: TrainedModel) -> Influence:
+        return Influence(exact(trained, damping=1.0))
 
     matching = Matching(steps=30, batch_size=8, retain_multiplier=3, optimiser=AdamW(5e-3))
-    before = audit.loss_per_token(cases.readers(), task, document.forgotten)
+    before = audit.loss_per_token([document.trained(e) for e in range(2)], document.forgotten)
     full = run(DMM(own, matching), document)
-    after = audit.loss_per_token(full.models, task, document.forgotten)
+    after = audit.loss_per_token([full.trained(e) for e in range(2)], document.forgotten)
     assert (after > before + 0.01).all()
-    plain = own(cases.readers().module(0))
+    plain = own(document.trained())
     low = lora(cases.readers().module(0), rank=2, layers="mix|head")
     assert low.flat.shape[1] == 2 * 16 + 2 * 16 + 2 * 16 + 2 * 12
-    one = Deletion(low, task, cases.text(), np.arange(4), cases.LM_RECIPE)
+    one = UnlearningRequest(low, task, cases.text(), np.arange(4), cases.LM_RECIPE)
     forgot = run(DMM(plain, matching), one)
-    assert audit.loss_per_token(forgot.models, task, document.forgotten)[0] > before[0] + 0.005
+    assert audit.loss_per_token(forgot.trained(), document.forgotten)[0] > before[0] + 0.005
     merged = merge(forgot.module())
     batch = cases.text().batch([0, 1])
     torch.testing.assert_close(task.logits(merged, batch), task.logits(forgot.module(), batch))
@@ -244,44 +240,37 @@ def test_a_document_is_forgotten_without_retraining_in_full_and_low_rank():
 
 
 def test_matching_may_begin_at_the_predicted_parameters():
-    from whence.cache import LanguageModelling
-    from whence.unlearn.datamodels import Influence
-
     document, task = cases.document(), LanguageModelling()
     first = document.models.module(0)
-    own = Influence(first, task, cases.text(), exact(first, task, cases.text(), damping=1.0))
+    own = Influence(exact(document.trained(), damping=1.0))
     still = Matching(steps=1, batch_size=8, retain_multiplier=1, optimiser=SGD(0.0))
-    one = Deletion(document.models.select([0]), task, cases.text(), np.arange(4), cases.LM_RECIPE)
+    one = UnlearningRequest(document.models.select([0]), task, cases.text(), np.arange(4), cases.LM_RECIPE)
     done = run(DMM(own, still, scale=0.5, ahead=0.5), one)
     step = own.step(one.forget)
     for name, before in one.models.views().items():
         torch.testing.assert_close(done.models.views()[name], before + 0.25 * step[name])
     assert done.passes == pytest.approx(4 + 8 * (2 / 3 + 1 / 3) + 8)  # one gradient, prediction, own logits, a step
     with pytest.raises(UsageError, match="predicts outputs, not parameters"):
-        run(DMM(ridge(cases.subsets()), still, ahead=1.0), cases.deletion())
-    low = Deletion(lora(first, rank=2), task, cases.text(), np.arange(4), cases.LM_RECIPE)
+        run(DMM(ridge(cases.subsets()), still, ahead=1.0), cases.request())
+    low = UnlearningRequest(lora(first, rank=2), task, cases.text(), np.arange(4), cases.LM_RECIPE)
     with pytest.raises(UsageError, match="do not train"):
         run(DMM(own, still, ahead=1.0), low)
 
 
 def test_attack_curves_start_where_the_model_is():
-    from whence.cache import LanguageModelling
-    from whence.unlearn import audit
-
-    task, lanes, text = LanguageModelling(), cases.readers(), cases.text()
-    start = audit.loss_per_token(lanes, task, text)
-    model, batch = lanes.module(1), text.batch(np.arange(30))
+    document, text = cases.document(), cases.text()
+    both, task = [document.trained(e) for e in range(2)], document.task
+    start = audit.loss_per_token(both, text)
+    model, batch = both[1].model, text.batch(np.arange(30))
     slow = task.loss(model, batch).sum().detach() / task.positions(batch).sum()
     assert start[1] == pytest.approx(float(slow), rel=1e-5)
-    curve = audit.relearning_curve(
-        lanes, task, text.select([0, 1]), text.select([0, 1]), steps=4, optimiser=AdamW(1e-2)
-    )
+    curve = audit.relearning_curve(both, text.select([0, 1]), text.select([0, 1]), steps=4, optimiser=AdamW(1e-2))
     assert (curve[-1] < curve[0]).all()
-    rounded = audit.quantisation_curve(lanes, task, text, (16, 2))
+    rounded = audit.quantisation_curve(both, text, (16, 2))
     np.testing.assert_allclose(rounded[0], start, atol=1e-3)
     assert (rounded[1] > start).all()
-    assert (audit.extraction(lanes, task, text, prefix=3, length=3) >= 0).all()
+    assert (audit.extraction(both, text, prefix=3, length=3) >= 0).all()
     with pytest.raises(UsageError, match="bits"):
-        audit.quantised(lanes, 1)
+        audit.quantisation_curve(both, text, (1,))
     with pytest.raises(UsageError, match="tokens to continue"):
-        audit.extraction(lanes, task, text)
+        audit.extraction(both, text)

@@ -6,11 +6,10 @@ import numpy as np
 
 from whence import attrib
 from whence.attrib.evaluate import lds
-from whence.cache import Store, find_sites
+from whence.cache import Store, oracle_masks, subset_masks
 from whence.cache.retrain import bank
-from whence.cache.retrain.retrained import oracle_masks, subset_masks
 from whence.unlearn.datamodels import ridge
-from whence.unlearn.evaluate import Panel
+from whence.unlearn.evaluate import OracleSplit
 from whence.unlearn.metrics import KLoM
 
 from . import cases
@@ -19,7 +18,7 @@ SUBSETS, ORACLES = 40, 2 * cases.MODELS
 
 
 def test_three_uses_train_once(store: Store, monkeypatch) -> None:
-    model = cases.models().module(0)
+    trained_model = cases.request().trained(quiet=True)
     everything = replace(cases.bank(), keep=("logits", "margins", "measurements"))
     masks = np.concatenate([
         subset_masks(cases.TRAIN, SUBSETS, 0.7), oracle_masks(cases.train().ids, cases.FORGET, ORACLES)
@@ -28,9 +27,9 @@ def test_three_uses_train_once(store: Store, monkeypatch) -> None:
     trained: list[int] = []
     real = bank.train
 
-    def counted(lanes, *arguments, most=None, **options):
-        trained.append(0 if most is not None else len(lanes))  # `most`: the first steps again, as a check
-        return real(lanes, *arguments, most=most, **options)
+    def counted(replicas, *arguments, most=None, **options):
+        trained.append(0 if most is not None else len(replicas))  # `most`: the first steps again, as a check
+        return real(replicas, *arguments, most=most, **options)
 
     monkeypatch.setattr(bank, "train", counted)
     subsets, oracles = np.arange(SUBSETS), np.arange(SUBSETS, len(masks))
@@ -44,20 +43,17 @@ def test_three_uses_train_once(store: Store, monkeypatch) -> None:
     trained.clear()
     again = Store(store.root)
     kept = everything.run(masks, seeds, again, quiet=True)
-    task = everything.task
     queries = cases.points().select(np.arange(cases.TRAIN, cases.TRAIN + 6))
-    options = attrib.FitOptions(quiet=True)
-    factors = attrib.EKFAC().fit(model, task, cases.train(), sites=find_sites(model, quiet=True), options=options)
-    scores = attrib.score(factors, model, task, queries, cases.train(), options=options)
+    scores = attrib.EKFAC().fit(trained_model).score(queries)
     assert lds(scores, kept.select(subsets)).subsets == SUBSETS
 
     # the third for oracles
-    panel = Panel.of(
-        cases.deletion(),
+    split = OracleSplit.of(
+        cases.request(),
         everything.run(masks, seeds, again, quiet=True).select(oracles),
         cases.points(),
         KLoM(bins=4),
     )
-    assert panel.models == cases.MODELS
+    assert split.models == cases.MODELS
     assert trained == []
     assert {event.what for event in again.events if event.kind == "bank"} == {"hit"}

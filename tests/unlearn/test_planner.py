@@ -3,21 +3,21 @@
 import numpy as np
 import pytest
 
-from whence.cache import Classification, UsageError
+from whence.cache import UsageError
 from whence.cache.retrain.recipe import AdamW
 from whence.cache.retrain.retrained import oracle_masks
 from whence.unlearn.datamodels import exact, ridge
-from whence.unlearn.evaluate import Panel
+from whence.unlearn.evaluate import OracleSplit
 from whence.unlearn.loop import run
 from whence.unlearn.methods import DMM, Matching, Newton, Retrain
 from whence.unlearn.metrics import KLoM
 from whence.unlearn.planner import (
     candidates,
     expected_klom,
-    left_of_the_shift,
     pilot_factors,
     plan_deletion,
     predicted_shift,
+    remaining_share,
 )
 
 from . import cases
@@ -27,10 +27,10 @@ METRIC = KLoM(bins=4)
 
 @pytest.fixture(scope="module")
 def ways():
-    deletion = cases.deletion()
-    newton = Newton(lambda model: exact(model, Classification(), deletion.kept, damping=1.0))
+    request = cases.request()
+    newton = Newton(lambda trained: exact(trained, request.kept, damping=1.0))
     dmm = DMM(ridge(cases.subsets()), Matching(steps=20, batch_size=16, optimiser=AdamW(1e-2)))
-    return candidates(deletion, newton=newton, dmm=dmm)
+    return candidates(request, newton=newton, dmm=dmm)
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +38,15 @@ def pilot():
     forget = np.array([0, 2, 4, 6])
     masks = oracle_masks(cases.train().ids, forget, 2 * cases.MODELS)
     oracles = cases.bank().run(masks, 700 + np.arange(2 * cases.MODELS), quiet=True)
-    return Panel.of(cases.deletion(forget), oracles, cases.points(), METRIC)
+    return OracleSplit.of(cases.request(forget), oracles, cases.points(), METRIC)
 
 
 def test_passes_are_what_the_runs_count(ways) -> None:
-    deletion = cases.deletion()
+    request = cases.request()
     for way in ways:
         method = Retrain(seed=50) if way.name == "retrain" else way.method
         if method is not None:
-            assert run(method, deletion).passes == pytest.approx(way.passes), way.name
+            assert run(method, request).passes == pytest.approx(way.passes), way.name
 
 
 def test_the_simulation_is_inverted() -> None:
@@ -55,26 +55,26 @@ def test_the_simulation_is_inverted() -> None:
     values = [expected_klom(f * shift, 32, METRIC).mean for f in (0.5, 1.0, 2.0)]
     assert floor < values[0] < values[1] < values[2]
     for factor, value in zip((0.5, 1.0, 2.0), values):
-        assert left_of_the_shift(value, shift, 32, METRIC) == pytest.approx(factor, abs=0.05)
-    assert left_of_the_shift(0.5 * floor, shift, 32, METRIC) == 0.0
+        assert remaining_share(value, shift, 32, METRIC) == pytest.approx(factor, abs=0.05)
+    assert remaining_share(0.5 * floor, shift, 32, METRIC) == 0.0
 
 
 def test_advice_follows_the_rule(ways, pilot) -> None:
     datamodel = ridge(cases.subsets())
     factors = pilot_factors([pilot], ways, datamodel)
     assert factors["retrain"] == (0.0,)
-    deletion = cases.deletion()
-    assert predicted_shift(deletion, datamodel).shape == (4,)
-    plan = plan_deletion(deletion, ways, factors, datamodel, metric=METRIC)
-    assert [o.candidate.name for o in plan.options] == ["nothing", "Newton", "DMM", "retrain"]
+    request = cases.request()
+    assert predicted_shift(request, datamodel).shape == (4,)
+    plan = plan_deletion(request, ways, factors, datamodel, metric=METRIC)
+    assert [o.candidate.name for o in plan.options] == ["no-op", "Newton", "DMM", "retrain"]
     assert plan["retrain"].klom == pytest.approx(plan.floor)
     assert plan["retrain"].ratio == pytest.approx(1.0)
-    assert plan_deletion(deletion, ways, factors, datamodel, metric=METRIC, slack=1e9).chosen == "nothing"
-    poor = {**factors, **dict.fromkeys(("nothing", "Newton", "DMM"), (60.0,))}
-    strict = plan_deletion(deletion, ways, poor, datamodel, metric=METRIC, slack=0.5)
+    assert plan_deletion(request, ways, factors, datamodel, metric=METRIC, slack=1e9).chosen == "no-op"
+    poor = {**factors, **dict.fromkeys(("no-op", "Newton", "DMM"), (60.0,))}
+    strict = plan_deletion(request, ways, poor, datamodel, metric=METRIC, slack=0.5)
     assert strict.chosen == "retrain"
-    assert "nothing would leave" in str(strict)
-    with pytest.raises(UsageError, match="No pilot tells what Newton leaves"):
-        plan_deletion(deletion, ways, {"nothing": (1.0,)}, datamodel, metric=METRIC)
-    with pytest.raises(UsageError, match="no pilot deletion"):
+    assert "no-op would leave" in str(strict)
+    with pytest.raises(UsageError, match="No pilot shows what Newton leaves"):
+        plan_deletion(request, ways, {"no-op": (1.0,)}, datamodel, metric=METRIC)
+    with pytest.raises(UsageError, match="no pilot request"):
         pilot_factors([], ways, datamodel)

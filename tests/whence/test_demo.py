@@ -66,7 +66,7 @@ def test_page_names_what_it_shows(first) -> None:
     assert "assert: The assert statement" in page
     assert "If &lt;b&gt;x&lt;/b&gt;" in page
     assert "sites cover" in page
-    for name in ("oracles (null)", "do nothing", "DMM", "condensed", "chosen by influence", "How long each part took"):
+    for name in ("oracles (null)", "no-op", "DMM", "condensed", "chosen by influence", "How long each part took"):
         assert name in page
 
 

@@ -19,10 +19,10 @@ from torch import nn
 
 from tests.cases import vectors
 from tests.unlearn import cases
-from tests.unlearn.condense_cases import vector_pool
+from tests.unlearn.condense.cases import vector_pool
 from whence import attrib, cache, decomp
 from whence.cache import Classification, Store, TrainedModel
-from whence.unlearn import Panel
+from whence.unlearn import OracleSplit
 
 PACKAGES = ("cache", "attrib", "decomp", "unlearn", "unlearn.condense")
 # the names that a reader uses first have an example
@@ -30,7 +30,7 @@ SHOWN = {
     "cache": {"Examples", "TrainedModel", "Store", "find_sites", "capture", "activations", "Classification"},
     "attrib": {"Method.fit", "Factors.score", "Factors.self_influence", "Factors.top", "ActivationMeasurement"},
     "decomp": {"Activations", "ITDA", "Dictionary", "evaluate", "compare", "save", "load"},
-    "unlearn": {"ridge", "Deletion", "run", "evaluate", "KLoM"},
+    "unlearn": {"ridge", "UnlearningRequest", "run", "evaluate", "KLoM"},
     "unlearn.condense": {"Pool", "condense", "select", "evaluate"},
 }
 
@@ -72,8 +72,8 @@ UNLEARNED: dict[str, Callable[[], Any]] = {
     "models": cases.models,
     "recipe": lambda: cases.RECIPE,
     "subsets": cases.subsets,
-    "deletion": cases.deletion,
-    "panel": lambda: Panel.of(cases.deletion(), cases.oracles(), cases.points()),
+    "request": cases.request,
+    "split": lambda: OracleSplit.of(cases.request(), cases.oracles(), cases.points()),
 }
 
 

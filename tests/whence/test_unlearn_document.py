@@ -7,7 +7,7 @@ from safetensors import safe_open
 
 import whence.commands._unlearn_document as command
 import whence.inputs
-from whence.cache import UsageError
+from whence.cache import LanguageModelling, TrainedModel, UsageError
 from whence.cli import main
 
 QUIET = ("--document", "Ada", "--column", "name", "--epochs", "4", "--quiet", "--json")
@@ -51,8 +51,8 @@ def test_a_document_is_forgotten_and_the_file_says_so(capsys, tmp_path, loaded):
     assert told["forgotten after"] > told["forgotten before"]
     assert told["of retraining"] > 0
     with safe_open(out, "pt") as file:
-        ledger = json.loads(file.metadata()["ledger"])
-        assert ledger[0]["forgotten"] == sorted(int(i) for i in loaded[1].train.ids[:2])
+        log = json.loads(file.metadata()["deletion_log"])
+        assert log[0]["forgotten"] == sorted(int(i) for i in loaded[1].train.ids[:2])
         assert len(file.keys()) == len(dict(loaded[0].named_parameters()))
     low = said(capsys, "--scale", "1", "--rank", "2", "--rate", "0.01", "--out", str(out))
     assert low["forgotten after"] > low["forgotten before"]
@@ -63,10 +63,10 @@ def test_a_document_is_forgotten_and_the_file_says_so(capsys, tmp_path, loaded):
 def test_the_scale_is_chosen_on_other_documents(capsys, tmp_path, monkeypatch, loaded):
     from whence.language_model import Shape, Training, new_model, train_language_model
 
-    def again(job, deletion):
+    def again(job, request):
         words = len(loaded[1].vocabulary)
-        model = new_model(Shape(1, 16, 2, int(job.train.lengths.max()), words))
-        train_language_model(model, job.train.select(deletion.left), Training(4, 8, 1e-2), quiet=True)
+        model = new_model(Shape(1, 16, 2, int(job.trained.train.lengths.max()), words))
+        train_language_model(model, job.trained.train.select(request.left), Training(4, 8, 1e-2), quiet=True)
         return model
 
     monkeypatch.setattr(command, "retrained", again)
@@ -81,6 +81,7 @@ def test_the_scale_is_chosen_on_other_documents(capsys, tmp_path, monkeypatch, l
 
 def test_only_a_known_training_is_repeated(loaded):
     model, corpus = loaded
-    job = command._Forgetting(command.Document(document="Ada", model="elsewhere"), model, corpus.train, None)
+    trained = TrainedModel(model, corpus.train, LanguageModelling())
+    job = command._Forgetting(command.Document(document="Ada", model="elsewhere"), trained)
     with pytest.raises(UsageError, match="Only the demo's model"):
         command.retrained(job, None)  # type: ignore[arg-type]

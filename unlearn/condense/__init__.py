@@ -6,33 +6,26 @@ evaluate([small], Pool.of((x_test, y_test), scaling=pool.scaling), ConvNet(3, 32
 """
 
 from . import continual as continual
+from .adapter import at_equal_size as at_equal_size
+from .adapter import condensed_retain as condensed_retain
 from .condensed import Condensed as Condensed
-from .evaluate import Accuracies as Accuracies
+from .condensing import condense as condense
+from .condensing import recondense as recondense
 from .evaluate import cross_architecture as cross_architecture
 from .evaluate import evaluate as evaluate
-from .evaluate import train_networks as train_networks
-from .making import Diverged as Diverged
-from .making import condense as condense
-from .making import recondense as recondense
 from .methods import METHODS as METHODS
 from .networks import MLP as MLP
 from .networks import ConvNet as ConvNet
-from .networks import LeNet as LeNet
-from .networks import ResNet as ResNet
 from .networks import network as network
 from .pool import Pool as Pool
 from .provenance import contributions as contributions
-from .report import figure as figure
 from .report import plot_examples as plot_examples
 from .report import plot_losses as plot_losses
 from .report import report as report
 from .rs2 import fixed_set as fixed_set
 from .rs2 import repeated_sampling as repeated_sampling
-from .selection import by_influence as by_influence
 from .selection import select as select
 from .settings import Settings as Settings
-from .standing_in import at_equal_size as at_equal_size
-from .standing_in import condensed_retain as condensed_retain
 from .training import Training as Training
 from .velocity import kernel_velocity as kernel_velocity
 from .velocity import plot_velocity as plot_velocity

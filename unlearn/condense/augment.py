@@ -62,7 +62,7 @@ def cutout(key: Array, x: Image) -> Image:
 
 
 def flip(key: Array, x: Image) -> Image:
-    """Mirror left and right in half of the draws."""
+    """Mirror left and right half of the time."""
     return jnp.where(jax.random.bernoulli(key), x[:, ::-1], x)
 
 

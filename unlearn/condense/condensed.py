@@ -1,4 +1,4 @@
-"""A condensed set: what was made, from what, and how; on disk as npz or safetensors with a card beside it."""
+"""A condensed set: what was synthesised, from what, and how; on disk as npz or safetensors with a card beside it."""
 
 import io
 import json
@@ -12,9 +12,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from whence.cache import Examples
+from whence.cache.display import picture
 from whence.cache.errors import CorruptEntry, DataError, NewerFormat, UsageError
 
 from .pool import LAYOUTS, Scaling
+from .report import card, figure
 
 FORMAT = 1
 SUFFIXES = (".npz", ".safetensors")
@@ -22,10 +24,10 @@ SUFFIXES = (".npz", ".safetensors")
 
 @dataclass(frozen=True, eq=False)
 class Condensed:
-    """k synthetic examples a class, in class order.
+    """k synthetic examples per class, in class order.
 
-    x: scaled, [n h w channels] or [n d]; labels: [n c] distributions; y: their classes.
-    losses: matching loss of every outer step. init_ids: ids of the examples it started from, -1 where none.
+    x: scaled, [n h w channels] or [n d]; labels: [n c] distributions; y: their classes. scaling: back to the data's own
+    units. losses: matching loss of every outer step. init_ids: ids of the examples it started from, -1 for none.
     about: the card: method, settings, fingerprint of the data, seed, and what was measured (see `measured`).
     """
 
@@ -40,14 +42,10 @@ class Condensed:
         return len(self.x)
 
     def __repr__(self) -> str:
-        made = self.about.get("method", "made otherwise")
-        return f"Condensed({len(self)} examples {list(self.x.shape[1:])} of {self.labels.shape[1]} classes, {made})"
+        method = self.about.get("method", "other method")
+        return f"Condensed({len(self)} examples {list(self.x.shape[1:])} of {self.labels.shape[1]} classes, {method})"
 
     def _repr_html_(self) -> str:
-        from whence.cache.display import picture
-
-        from .report import card, figure
-
         return picture(figure(self), "the examples and the training curve") + card(self).html
 
     @cached_property
@@ -58,7 +56,7 @@ class Condensed:
 
     @property
     def examples(self) -> Examples:
-        """In the data's own units and layout, with negative ids, to stand wherever real examples stand: as a retain
+        """In the data's own units and layout, with negative ids, for use wherever real examples are: as a retain
         set, as a memory. Soft labels are in the column `labels`, when they were learned."""
         columns = {"x": self.scaling.undo(self.x), "y": self.y}
         if self.about.get("settings", {}).get("soft_labels"):
@@ -94,7 +92,7 @@ class Condensed:
 
     @staticmethod
     def load(path: str | Path) -> "Condensed":
-        """Read what `save` wrote. Raises DataError where a file is missing, CorruptEntry where one is damaged,
+        """Read what `save` wrote. Raises DataError if a file is missing, CorruptEntry if one is damaged,
         NewerFormat for a later version's."""
         path = checked_path(path)
         for needed in (path, card_path(path)):
@@ -133,10 +131,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def checked_path(path: str | Path) -> Path:
-    """The path of a condensed set. Raises UsageError where its ending tells no format."""
+    """The path of a condensed set. Raises UsageError if its ending names no format."""
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise UsageError(f"{path.name!r} has no ending that tells its format.", f"End it in {' or '.join(SUFFIXES)}.")
+        raise UsageError(f"{path.name!r} has no ending that names its format.", f"End it in {' or '.join(SUFFIXES)}.")
     return path
 
 

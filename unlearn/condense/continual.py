@@ -17,7 +17,7 @@ from jaxtyping import Float
 from whence.cache.errors import DataError
 from whence.cache.jobs.progress import progress
 
-from .making import condense
+from .condensing import condense
 from .networks import Network
 from .pool import Pool
 from .selection import select
@@ -68,8 +68,8 @@ def condensed(settings: Settings) -> Memory:
     """A synthetic memory."""
 
     def keep(pool: Pool, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        (made,) = condense(pool, settings, (seed,), quiet=True)
-        return made.x, made.y
+        (small,) = condense(pool, settings, (seed,), quiet=True)
+        return small.x, small.y
 
     return keep
 

@@ -1,7 +1,7 @@
 """How well networks do that were trained on a small set alone: the published protocol, for any set and network.
 
 Every network of an evaluation is trained inside one compiled program, all in the same way and for the same
-number of passes, whatever made the set.
+number of passes, whatever synthesised the set.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,11 +41,11 @@ class Accuracies(NamedTuple):
         """Over all sets and networks, as published tables give it."""
         return float(self.values.std())
 
-    def interval(self, share: float = 0.95, draws: int = 2000) -> tuple[float, float]:
-        """Bootstrap interval of the mean: sets are drawn again, then networks within each."""
+    def interval(self, share: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
+        """Bootstrap interval of the mean: sets are resampled, then networks within each."""
         rng = np.random.default_rng(0)
         k, e = self.values.shape
-        sets, nets = rng.integers(0, k, (draws, k, 1)), rng.integers(0, e, (draws, k, e))
+        sets, nets = rng.integers(0, k, (resamples, k, 1)), rng.integers(0, e, (resamples, k, e))
         means = self.values[sets, nets].mean((1, 2))
         low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
         return float(low), float(high)
@@ -67,8 +67,15 @@ def evaluate(
 ) -> Accuracies:
     """Train `networks` networks from scratch on each set and test them.
 
-    sets: condensed sets, or pools of real examples. test: scaled as the training data were (Pool.of(..., scaling=)).
-    Raises DataError where a set and the test data differ in shape, classes or scaling.
+    Args:
+        sets: condensed sets, or pools of real examples.
+        test: scaled as the training data were (`Pool.of(..., scaling=)`).
+        network, training: what is trained, and how.
+        networks: trained on each set.
+        seed: of their initial weights.
+        quiet: show no progress bar.
+
+    Raises DataError if a set and the test data differ in shape, classes or scaling.
 
     >>> found = evaluate([select(pool, "random", 2)], pool, MLP((8,)), Training(epochs=5), networks=3)
     >>> found.values.shape  # percent, [sets, networks]
@@ -77,19 +84,10 @@ def evaluate(
     rows = []
     for number, given in enumerate(progress(sets, desc="evaluating", unit="set", quiet=quiet)):
         _same(given, test)
-        x, labels = jnp.asarray(given.x), jnp.asarray(labels_of_set(given))
+        x, labels = jnp.asarray(given.x), jnp.asarray(given.labels)
         keys = jax.random.split(jax.random.key(seed * 1000 + number), networks)
         rows.append(100.0 * np.asarray(_program(network, training)(keys, x, labels, test.x, test.y)))
     return Accuracies(np.stack(rows))
-
-
-def train_networks(
-    given: "Condensed | Pool", network: Network, training: Training, networks: int, seed: int = 0
-) -> dict[str, Array]:
-    """The networks themselves, parameters stacked along a first axis."""
-    keys = jax.random.split(jax.random.key(seed), networks)
-    x, labels = jnp.asarray(given.x), jnp.asarray(labels_of_set(given))
-    return jax.jit(each(lambda key: _trained(network, training, key, x, labels)))(keys)
 
 
 def cross_architecture(
@@ -123,30 +121,20 @@ def cross_architecture(
     )
 
 
-def labels_of_set(given: "Condensed | Pool") -> Float[np.ndarray, "n c"]:
-    """Distributions over classes: learned, or one-hot."""
-    if isinstance(given, Condensed):
-        return given.labels
-    return np.eye(given.classes, dtype=np.float32)[given.y]
-
-
-def _trained(network: Network, training: Training, key: Array, x: Array, labels: Array) -> dict[str, Array]:
-    fresh, inside = jax.random.split(key)
-    return fit(network, network.init(fresh, x.shape[1:], labels.shape[1]), inside, x, labels, training)
-
-
 @lru_cache(maxsize=32)
 def _program(network: Network, training: Training) -> Any:
     def one(key: Array, x: Array, labels: Array, test_x: Array, test_y: Array) -> Array:
-        return accuracy(network, _trained(network, training, key, x, labels), test_x, test_y)
+        fresh, inside = jax.random.split(key)
+        params = fit(network, network.init(fresh, x.shape[1:], labels.shape[1]), inside, x, labels, training)
+        return accuracy(network, params, test_x, test_y)
 
     return jax.jit(lambda keys, *data: each(lambda key: one(key, *data))(keys))
 
 
 def _same(given: "Condensed | Pool", test: Pool) -> None:
-    if given.x.shape[1:] != test.shape or labels_of_set(given).shape[1] != test.classes:
+    if given.x.shape[1:] != test.shape or given.labels.shape[1] != test.classes:
         raise DataError(
-            f"A set of examples {list(given.x.shape[1:])} in {labels_of_set(given).shape[1]} classes cannot be judged "
+            f"A set of examples {list(given.x.shape[1:])} in {given.labels.shape[1]} classes cannot be judged "
             f"by test data {list(test.shape)} in {test.classes}.",
             "Use test data of the same kind.",
         )

@@ -24,7 +24,7 @@ ACTIVATIONS = {"relu": jax.nn.relu, "leaky": jax.nn.leaky_relu, "sigmoid": jax.n
 
 @runtime_checkable
 class Network(Protocol):
-    """What is asked of a network; its settings must be hashable, they key compiled programs."""
+    """What a network has to provide; its settings must be hashable, since they key compiled programs."""
 
     def __hash__(self) -> int: ...
 

@@ -1,9 +1,9 @@
 """The outer loop, shared by all methods: one compiled program from fresh network to changed synthetic set.
 
-Every outer step draws a network, and for each inner step draws real examples, takes the gradient of the method's
+Every outer step samples a network, and for each inner step samples real examples, takes the gradient of the method's
 loss with respect to the synthetic examples (part of the classes by part), moves them, and trains the network on
 them. Differentiation of second order goes through the small synthetic set only. Random numbers are keyed by
-(seed, outer, inner), so a run that was stopped goes on as if it had not been.
+(seed, outer, inner), so a run that was stopped resumes as if it had not been.
 """
 
 from dataclasses import replace
@@ -29,12 +29,12 @@ LARGEST = 100.0
 
 
 class State(NamedTuple):
-    """The synthetic set of one seed while it is made.
+    """The synthetic set of one seed while it is computed.
 
-    made: {"x": [c i ...]} and, where labels are learned, {"labels": [c i c]} (logits). moments: of the optimiser.
+    synthetic: {"x": [c i ...]} and, where labels are learned, {"labels": [c i c]} (logits). moments: of the optimiser.
     """
 
-    made: dict[str, Array]
+    synthetic: dict[str, Array]
     moments: Any
 
 
@@ -58,9 +58,9 @@ class Rates(NamedTuple):
     def of(settings: Settings) -> "Rates":
         return Rates(*(jnp.asarray(getattr(settings, name)) for name in Rates._fields))
 
-    def apply(self, made: dict[str, Array], direction: dict[str, Array]) -> dict[str, Array]:
+    def apply(self, synthetic: dict[str, Array], direction: dict[str, Array]) -> dict[str, Array]:
         rates = {"x": self.lr, "labels": self.lr_labels}
-        return {name: a - rates[name] * direction[name] for name, a in made.items()}
+        return {name: a - rates[name] * direction[name] for name, a in synthetic.items()}
 
 
 def momentum(settings: Settings) -> optax.GradientTransformation:
@@ -79,18 +79,18 @@ def start(settings: Settings, pool: Pool, seed: int) -> tuple[State, Int[np.ndar
         x = np.stack([[pool.x[part].mean(0) for part in np.array_split(r, count)] for r in rows])
     else:
         x = rng.normal(size=(pool.classes, count, *pool.shape))
-    made = {"x": jnp.asarray(x, jnp.float32)}
+    synthetic = {"x": jnp.asarray(x, jnp.float32)}
     if settings.soft_labels:
         hard = np.repeat(np.eye(pool.classes)[:, None], count, 1)
-        made["labels"] = jnp.asarray(np.log(0.9 * hard + 0.1 / pool.classes), jnp.float32)
-    return State(made, momentum(settings).init(made)), ids
+        synthetic["labels"] = jnp.asarray(np.log(0.9 * hard + 0.1 / pool.classes), jnp.float32)
+    return State(synthetic, momentum(settings).init(synthetic)), ids
 
 
-def labels_of(made: dict[str, Array], classes: int) -> Float[Array, "c i c"]:
+def labels_of(synthetic: dict[str, Array], classes: int) -> Float[Array, "c i c"]:
     """Distributions over classes: one-hot, or what was learned."""
-    if "labels" in made:
-        return jax.nn.softmax(made["labels"])
-    return jnp.repeat(jnp.eye(classes)[:, None], made["x"].shape[1], 1)
+    if "labels" in synthetic:
+        return jax.nn.softmax(synthetic["labels"])
+    return jnp.repeat(jnp.eye(classes)[:, None], synthetic["x"].shape[1], 1)
 
 
 class Step(NamedTuple):
@@ -102,13 +102,13 @@ class Step(NamedTuple):
 
 
 def loss_and_gradient(
-    settings: Settings, parts: Int[Array, "g m"], made: dict[str, Array], step: Step
+    settings: Settings, parts: Int[Array, "g m"], synthetic: dict[str, Array], step: Step
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Σ over parts of the method's loss, and its gradient with respect to the synthetic set."""
-    classes = made["x"].shape[0]
+    classes = synthetic["x"].shape[0]
     drawn, shake = jax.random.split(step.key)
     rows, weights = draw(drawn, step.reals.rows, step.reals.counts, settings.real_batch)
-    names = settings.augment if settings.rule.augmented and made["x"].ndim == 5 else ()
+    names = settings.augment if settings.rule.augmented and synthetic["x"].ndim == 5 else ()
 
     def of_part(members: Int[Array, " m"]) -> tuple[Array, dict[str, Array]]:
         live, classes_here = members >= 0, jnp.maximum(members, 0)
@@ -117,7 +117,7 @@ def loss_and_gradient(
 
         def loss(mine: dict[str, Array]) -> Array:
             x, real = mine["x"], real_x
-            if names:  # one key a class, for its real and its synthetic examples
+            if names:  # one key per class, for its real and its synthetic examples
                 keys = jax.vmap(lambda c: jax.random.fold_in(shake, c))(classes_here)
                 x = each(lambda k, a: augment(k, a, names))(keys, x)
                 real = each(lambda k, a: augment(k, a, names))(keys, real)
@@ -126,13 +126,14 @@ def loss_and_gradient(
             part = Part(x, labels, weight, real, classes_here, share * weights[classes_here])
             return settings.rule.loss(settings.network, step.params, part)
 
-        mine = {name: a[classes_here] for name, a in made.items()}
+        mine = {name: a[classes_here] for name, a in synthetic.items()}
         return jax.value_and_grad(loss)(mine)
 
     values, gradients = each(of_part)(parts)
     members = jnp.maximum(parts, 0).reshape(-1)  # padding adds zeros
     return values.sum(), {
-        name: jnp.zeros_like(made[name]).at[members].add(g.reshape(-1, *g.shape[2:])) for name, g in gradients.items()
+        name: jnp.zeros_like(synthetic[name]).at[members].add(g.reshape(-1, *g.shape[2:]))
+        for name, g in gradients.items()
     }
 
 
@@ -144,7 +145,7 @@ def outer_step(
     settings: Settings, rates: Rates, parts: Int[Array, "g m"], reals: Reals, state: State, key: Array, outer: Array
 ) -> tuple[State, Float[Array, ""]]:
     """One fresh network and its inner steps. Returns the mean loss of the inner steps beside the state."""
-    classes, shape = state.made["x"].shape[0], state.made["x"].shape[2:]
+    classes, shape = state.synthetic["x"].shape[0], state.synthetic["x"].shape[2:]
     fresh, inside = jax.random.split(jax.random.fold_in(key, outer))
     alone = jnp.asarray(by_class_parts(classes))
     warmed_at_once = not settings.warms_up or parts.shape == alone.shape
@@ -157,23 +158,23 @@ def outer_step(
             params = network.init(again, shape, classes)
         step = Step(params, reals, matching)
         if warmed_at_once:
-            loss, gradient = loss_and_gradient(settings, parts, state.made, step)
+            loss, gradient = loss_and_gradient(settings, parts, state.synthetic, step)
         else:
             loss, gradient = jax.lax.cond(
                 (outer >= rates.warm_outer) | (inner >= rates.warm_inner),
-                lambda: loss_and_gradient(settings, parts, state.made, step),
-                lambda: loss_and_gradient(settings, alone, state.made, step),
+                lambda: loss_and_gradient(settings, parts, state.synthetic, step),
+                lambda: loss_and_gradient(settings, alone, state.synthetic, step),
             )
         direction, moments = average.update(gradient, state.moments)
-        made = rates.apply(state.made, direction)
+        synthetic = rates.apply(state.synthetic, direction)
         if settings.rule.trains and settings.training.epochs:
-            x, labels = made["x"].reshape(-1, *shape), labels_of(made, classes).reshape(-1, classes)
+            x, labels = synthetic["x"].reshape(-1, *shape), labels_of(synthetic, classes).reshape(-1, classes)
             params = jax.lax.cond(
                 inner < steps - 1,
                 lambda: fit(network, params, training, x, labels, settings.training),
                 lambda: params,
             )
-        return (State(made, moments), params), loss
+        return (State(synthetic, moments), params), loss
 
     params = network.init(fresh, shape, classes)
     (state, _), losses = jax.lax.scan(inner_step, (state, params), jnp.arange(steps))
@@ -192,7 +193,7 @@ def parts_of(settings: Settings, pool: Pool) -> Int[np.ndarray, "g m"]:
 def program(settings: Settings, most: int) -> Any:
     """The compiled outer loop: (rates, parts, reals, states, keys [e], first outer step, how many <= most) -> Done.
 
-    A seed whose step leaves the numbers keeps the state before it, and the number of that step is returned.
+    A seed whose step becomes non-finite keeps the state before it, and the number of that step is returned.
     """
     warm = 1 if settings.warms_up else 0
     return _program(replace(settings, outer=1, lr=1.0, lr_labels=1.0, warm_outer=warm, warm_inner=warm), most)
@@ -206,7 +207,7 @@ def _program(settings: Settings, most: int) -> Any:
     ) -> Done:
         def body(number: Array, done: Done) -> Done:
             after, loss = outer_step(settings, rates, parts, reals, done.state, key, first + number)
-            size = jnp.sqrt(jnp.mean(jnp.square(after.made["x"])))
+            size = jnp.sqrt(jnp.mean(jnp.square(after.synthetic["x"])))
             sound = jnp.isfinite(loss) & (size < LARGEST) & (done.bad < 0)
             state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), after, done.state)
             bad = jnp.where((done.bad < 0) & ~sound, first + number, done.bad)

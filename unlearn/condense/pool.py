@@ -1,4 +1,4 @@
-"""The real examples that a set is condensed from: scaled, on the device, drawn from by class.
+"""The real examples that a set is condensed from: scaled, on the device, sampled by class.
 
 Every class has a row of example numbers, padded to the largest class; a draw is of fixed size, without
 repetition, and examples that a small class does not have weigh zero.
@@ -102,10 +102,10 @@ class Pool:
 
     @staticmethod
     def of_activations(entry: Entry, y: Any, array: str | None = None, classes: int | None = None) -> "Pool":
-        """From activations kept in the store: one label for every row of the entry's (first) two-axis array."""
+        """From stored activations: one label for every row of the entry's (first) two-axis array."""
         wide = [name for name, spec in entry.arrays.items() if len(spec.shape) == 2]
         if array is None and not wide:
-            raise DataError(f"{entry!r} has no array of vectors.", "Name the array that holds them.")
+            raise DataError(f"{entry!r} has no array of vectors.", "Name the array that has them.")
         x = entry.read(array or wide[0]).astype(np.float32)
         return Pool.of((x, np.asarray(y)), classes)
 
@@ -121,11 +121,16 @@ class Pool:
         return self.x.shape[1:]
 
     @property
+    def labels(self) -> Float[np.ndarray, "n c"]:
+        """One-hot distributions over classes."""
+        return np.eye(self.classes, dtype=np.float32)[self.y]
+
+    @property
     def counts(self) -> Int[np.ndarray, " c"]:
         return np.bincount(self.y, minlength=self.classes)
 
     def select(self, rows: Any) -> "Pool":
-        """Some of the examples, in the same scaling. Raises DataError where a class is left without examples."""
+        """Some of the examples, in the same scaling. Raises DataError if a class has no example left."""
         rows = np.arange(len(self))[rows]
         chosen = Examples({"x": self.x[rows], "y": self.y[rows]}, self.ids[rows])
         _check(chosen.columns["x"], chosen.columns["y"], self.classes)  # type: ignore[arg-type]
@@ -177,7 +182,7 @@ def _channels_last(x: np.ndarray, layout: str) -> np.ndarray:
 
 def _check(x: np.ndarray, y: np.ndarray, classes: int | None) -> None:
     if not len(y):
-        raise DataError("There are no examples to condense.", "Give at least one a class.")
+        raise DataError("There are no examples to condense.", "Give at least one per class.")
     if x.dtype.kind not in "uif":
         raise DataError(f"Examples of type {x.dtype} are no numbers.", "Give uint8 or float.")
     broken = ~np.isfinite(x.reshape(len(x), -1)).all(1) if x.dtype.kind == "f" else np.zeros(len(x), bool)

@@ -5,7 +5,7 @@ is bilinear in the real and the synthetic examples' gradients. So
 
     Σ_outputs cos(g_real, g_syn) = Σ_r Σ_s  w_r w_s Σ_outputs <g_r, g_s> / (‖g_real‖ ‖g_syn‖)
 
-and the contribution of real example r to synthetic example s is its term: positive where it pulls the synthetic
+and the contribution of real example r to synthetic example s is its term: positive if it pulls the synthetic
 gradient its way. Contributions are averaged over networks that are trained on the synthetic set for a while.
 """
 
@@ -19,7 +19,6 @@ from jaxtyping import Array, Float
 from whence.cache.errors import UsageError
 
 from .condensed import Condensed
-from .evaluate import labels_of_set
 from .layers import Params
 from .matching import cross_entropy
 from .networks import Network
@@ -45,14 +44,14 @@ def contributions(
     cosines over outputs; all of them add up to that sum.
 
     contrast: as DCC compares (all classes in one gradient), else as DC (within the class; other pairs are zero).
-    training: what the networks have seen of the synthetic set before they are asked (10 epochs at 0.01).
+    training: what the networks have seen of the synthetic set before the contributions are taken (10 epochs at 0.01).
     """
     import xarray as xr
 
     if networks < 1:
         raise UsageError("No network, no contribution.", "Use one or more networks.")
     training = training or Training(epochs=10, lr=0.01, momentum=0.0, weight_decay=0.0, drop=False)
-    x, labels = jnp.asarray(condensed.x), jnp.asarray(labels_of_set(condensed))
+    x, labels = jnp.asarray(condensed.x), jnp.asarray(condensed.labels)
 
     @jax.jit
     def trained(key: Array) -> Params:
@@ -75,19 +74,19 @@ def _of_network(
     condensed: Condensed, pool: Pool, network: Network, params: Params, contrast: bool, block: int
 ) -> Float[np.ndarray, "k n"]:
     one_hot = np.eye(pool.classes, dtype=np.float32)
-    real_labels, made_labels = one_hot[pool.y], labels_of_set(condensed)
-    made = _gradients(network, params, condensed.x, made_labels, block)
-    real_weight, made_weight = 1.0 / pool.counts[pool.y], np.full(len(condensed), pool.classes / len(condensed))
+    real_labels, synthetic_labels = one_hot[pool.y], condensed.labels
+    synthetic = _gradients(network, params, condensed.x, synthetic_labels, block)
+    real_weight, synthetic_weight = 1.0 / pool.counts[pool.y], np.full(len(condensed), pool.classes / len(condensed))
     out = np.zeros((len(condensed), len(pool)))
     parts = [np.arange(pool.classes)] if contrast else [np.array([c]) for c in range(pool.classes)]
     for part in parts:
         r, s = np.flatnonzero(np.isin(pool.y, part)), np.flatnonzero(np.isin(condensed.y, part))
-        u, v = real_weight[r] / len(part), made_weight[s] / len(part)
+        u, v = real_weight[r] / len(part), synthetic_weight[s] / len(part)
         real = _gradients(network, params, pool.x[r], real_labels[r], block)
-        for name, g in made.items():  # [k i o]; every output has its own norm
+        for name, g in synthetic.items():  # [k i o]; every output has its own norm
             mine = g[s]
-            sum_real, sum_made = np.einsum("r,rio->io", u, real[name]), np.einsum("s,sio->io", v, mine)
-            norms = _norm(sum_real) * _norm(sum_made) + 1e-6
+            sum_real, sum_synthetic = np.einsum("r,rio->io", u, real[name]), np.einsum("s,sio->io", v, mine)
+            norms = _norm(sum_real) * _norm(sum_synthetic) + 1e-6
             flat = (mine / norms).reshape(len(s), -1) @ real[name].reshape(len(r), -1).T
             out[np.ix_(s, r)] += v[:, None] * flat * u
     return out

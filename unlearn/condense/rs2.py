@@ -14,7 +14,6 @@ from whence.cache.retrain.scan import Run, descend
 
 from .axes import each
 from .condensed import Condensed
-from .evaluate import labels_of_set
 from .layers import Params
 from .matching import cross_entropy
 from .networks import Network
@@ -66,7 +65,7 @@ def fixed_set(
     seed: int = 0,
 ) -> Curve:
     """Train on the same set every step."""
-    x, labels = jnp.asarray(given.x), jnp.asarray(labels_of_set(given))
+    x, labels = jnp.asarray(given.x), jnp.asarray(given.labels)
 
     def whole(key: Array, data: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         return *data, jnp.full(len(x), 1.0 / len(x))

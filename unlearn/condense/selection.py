@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from whence.cache.errors import DataError, UsageError
+from whence.cache.errors import DataError, UsageError, did_you_mean
 
 from .pool import Pool
 from .settings import Settings
@@ -56,13 +56,13 @@ def select(
     """`per_class` examples of every class, chosen by random, herding or k-centre.
 
     features: what distances are measured in (a trained network's, say); the scaled examples unless given.
-    Raises DataError where a class has fewer, UsageError for an unknown rule.
+    Raises DataError if a class has fewer, UsageError for an unknown rule.
 
     >>> select(pool, "herding", per_class=2).y.tolist()
     [0, 0, 1, 1, 2, 2]
     """
     if rule not in RULES:
-        raise UsageError(f"{rule!r} is no way to select.", f"Use one of {', '.join(RULES)}.")
+        raise UsageError(f"{rule!r} is no way to select.", did_you_mean(rule, RULES, "Use one of"))
     Settings(per_class=per_class).check(pool)
     flat = pool.x.reshape(len(pool), -1) if features is None else np.asarray(features)
     rng, rows = np.random.default_rng([seed, 1]), []
@@ -76,7 +76,7 @@ def by_influence(pool: Pool, scores: "xarray.DataArray", per_class: int) -> Pool
     """The `per_class` examples of every class with the highest mean influence over queries (attribution-led selection).
 
     scores: [query, train] with ids, of at least this pool's examples; queries that nothing is reported on.
-    Raises DataError where an example has no score or a class has fewer.
+    Raises DataError if an example has no score or a class has fewer.
     """
     Settings(per_class=per_class).check(pool)
     mean = dict(zip(scores["train"].values.tolist(), scores.values.mean(0).tolist()))

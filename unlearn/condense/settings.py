@@ -3,10 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from whence.cache.errors import DataError, UsageError
+from whence.cache.errors import DataError, UsageError, did_you_mean
 
 from .augment import OPERATIONS, check_operations
-from .methods import METHODS, Method
+from .methods import METHODS, CondensationMethod
 from .networks import ConvNet, Network
 from .pool import Pool
 from .training import Training
@@ -16,17 +16,27 @@ INITS = ("real", "noise", "means")
 
 @dataclass(frozen=True)
 class Settings:
-    """What to make and how.
+    """What to condense and how.
 
-    method: dc, dsa, dcc, dsac, dm or subgroup. network: what gradients are matched on. per_class: examples to make.
-    outer: fresh networks; inner: matching steps with each; epochs: of training it between them. Where inner or
-        epochs is None, the published ones for `per_class`: 10 and 5 for one, 10 and 50 up to ten, 50 and 10 above.
-    real_batch: real examples a class and step. lr, momentum: of the synthetic examples, in units of the scaled data.
-    lr_network, batch: of the network's training.
-    warm_outer, warm_inner: the bi-level warm-up: classes are contrasted iff outer >= warm_outer or inner >= warm_inner.
-        Where warm_outer is None it becomes a quarter of `outer` (published: 250 of 1000).
-    init: "real" examples, "noise", or "means" of a class's examples cut into `per_class` parts.
-    augment: operations of DSA and DSAC. soft_labels: labels are learned too, at rate lr_labels. groups: of subgroup.
+    Args:
+        method: dc, dsa, dcc, dsac, dm or subgroup (`METHODS`).
+        network: what gradients are matched on.
+        per_class: synthetic examples per class.
+        outer: fresh networks.
+        inner: matching steps with each; None is the published number for `per_class`: 10 up to ten, 50 above.
+        epochs: of training it between them; None is the published number: 5 for one, 50 up to ten, 10 above.
+        real_batch: real examples per class and step.
+        lr, momentum: of the synthetic examples, in units of the scaled data.
+        lr_network, batch: of the network's training.
+        warm_outer, warm_inner: the bi-level warm-up: classes are contrasted iff outer >= warm_outer or
+            inner >= warm_inner. If warm_outer is None it becomes a quarter of `outer` (published: 250 of 1000).
+        init: "real" examples, "noise", or "means" of a class's examples cut into `per_class` parts.
+        augment: operations of DSA and DSAC.
+        soft_labels: labels are learned too, at rate lr_labels.
+        groups: of subgroup.
+
+    Raises UsageError for an unknown method, init or operation, or a number that cannot be.
+
     Source: Lee et al. 2022, arXiv 2202.02916, and its code's defaults.
     """
 
@@ -53,7 +63,9 @@ class Settings:
         if self.warm_outer is None:
             object.__setattr__(self, "warm_outer", self.outer // 4)
         if self.method not in METHODS:
-            raise UsageError(f"{self.method!r} is no condensation method.", f"Use one of {', '.join(METHODS)}.")
+            raise UsageError(
+                f"{self.method!r} is no condensation method.", did_you_mean(self.method, METHODS, "Use one of")
+            )
         if self.init not in INITS:
             raise UsageError(f"{self.init!r} is no way to begin.", f"Use one of {', '.join(INITS)}.")
         check_operations(self.augment)
@@ -65,7 +77,7 @@ class Settings:
             raise UsageError("A learning rate of zero or less changes nothing.", "Use a rate above 0.")
 
     @property
-    def rule(self) -> Method:
+    def rule(self) -> CondensationMethod:
         return METHODS[self.method]
 
     @property
@@ -85,12 +97,12 @@ class Settings:
         return Training(epochs, self.lr_network, 0.0, 0.0, self.batch, drop=False)
 
     def check(self, pool: Pool) -> None:
-        """Raises DataError where a class has fewer examples than are to be made of it."""
+        """Raises DataError if a class has fewer examples than are to be synthesised."""
         few = int(pool.counts.argmin())
         if pool.counts[few] < self.per_class:
             raise DataError(
-                f"{self.per_class} examples a class are asked for, and class {few} has {pool.counts[few]}.",
-                "Ask for fewer, or leave that class out.",
+                f"{self.per_class} examples per class are wanted, and class {few} has {pool.counts[few]}.",
+                "Use fewer, or leave that class out.",
             )
 
     def to_json(self) -> dict[str, Any]:

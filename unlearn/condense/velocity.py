@@ -42,10 +42,9 @@ def kernel_velocity(
 
     points: scaled examples at which the kernel is taken (100 or 200 tell enough).
     """
-    from .evaluate import labels_of_set
 
     training = training or Training(epochs=5, lr=0.01, momentum=0.0, weight_decay=0.0, drop=False)
-    x, labels = jnp.asarray(given.x), jnp.asarray(labels_of_set(given))
+    x, labels = jnp.asarray(given.x), jnp.asarray(given.labels)
     fresh, inside = jax.random.split(jax.random.key(seed))
 
     @jax.jit

@@ -13,10 +13,11 @@ from .grouped import nearest as nearest
 from .grouped import neighbourhood_masks as neighbourhood_masks
 from .influence import Averaged as Averaged
 from .influence import Influence as Influence
-from .influence import InverseProduct as InverseProduct
-from .influence import ekfac as ekfac
-from .influence import exact as exact
-from .influence import projected as projected
+from .inverse import InverseProduct as InverseProduct
+from .inverse import exact as exact
+from .influence import Removal as Removal
+from .inverse import inverse_product as inverse_product
+from .inverse import projected as projected
 from .regression import Regression as Regression
 from .regression import lasso as lasso
 from .regression import ridge as ridge

@@ -1,5 +1,5 @@
 """What a datamodel is: a prediction of how outputs change when some training examples are left out; how well it
-predicts (LDS); and how its size is calibrated on deletions that are not the one evaluated."""
+predicts (LDS); and how its size is calibrated on requests that are not the one evaluated."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Datamodel(Protocol):
 
 
 class Cost(NamedTuple):
-    """What making a datamodel took: full trainings, and example passes beside them."""
+    """What computing a datamodel took: full trainings, and example passes beside them."""
 
     trainings: float = 0.0
     passes: float = 0.0
@@ -53,7 +53,7 @@ def lds(datamodel: Datamodel, bank: Retrained, points: Examples, seed: int = 0) 
 
 @dataclass(frozen=True, eq=False)
 class Pilot:
-    """A deletion whose outcome is known: what was left out, and the mean logits at `points` with and without."""
+    """A forget set whose outcome is known: what was left out, and the mean logits at `points` with and without."""
 
     forget: Int64[np.ndarray, " f"]
     points: Examples
@@ -69,7 +69,7 @@ class Pilot:
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """A datamodel whose setting was chosen on pilot deletions; it refuses to predict for any of those.
+    """A datamodel whose setting was chosen on pilot forget sets; it refuses to predict for any of those.
 
     errors: setting -> relative squared error of the predicted change over all pilots.
     """
@@ -88,20 +88,20 @@ class Calibrated:
         if len(shared):
             raise DataError(
                 f"{len(shared)} examples of this forget set were used to calibrate the datamodel.",
-                "Calibrate on other deletions than the one that is evaluated.",
+                "Calibrate on other forget sets than the one that is evaluated.",
             )
         return self.chosen.predict_delta(forget, points)
 
 
 def calibrate(make: Callable[[Any], Datamodel], settings: Sequence[Any], pilots: Sequence[Pilot]) -> Calibrated:
-    """Choose the setting (a damping, a scale) whose predictions meet pilot deletions best: the smallest mean over
+    """Choose the setting (a damping, a scale) whose predictions are nearest to pilot outcomes: the smallest mean over
     pilots of |predicted - actual|² / |actual|². Raises UsageError without settings or pilots."""
     if not settings or not pilots:
         raise UsageError(
-            f"{len(settings)} settings on {len(pilots)} pilot deletions leave nothing to calibrate.",
+            f"{len(settings)} settings on {len(pilots)} pilots leave nothing to calibrate.",
             "Give at least one of each.",
         )
-    made = {setting: make(setting) for setting in settings}
+    built = {setting: make(setting) for setting in settings}
     errors = {
         setting: float(
             np.mean(
@@ -112,7 +112,7 @@ def calibrate(make: Callable[[Any], Datamodel], settings: Sequence[Any], pilots:
                 ]
             )
         )
-        for setting, model in made.items()
+        for setting, model in built.items()
     }
     best = min(errors, key=lambda setting: errors[setting])
-    return Calibrated(made[best], best, errors, np.concatenate([p.forget for p in pilots]))
+    return Calibrated(built[best], best, errors, np.concatenate([p.forget for p in pilots]))

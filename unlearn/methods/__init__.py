@@ -1,4 +1,4 @@
-"""Unlearning methods, one file each."""
+"""Unlearning methods, one file each, and their registry: the command line, documents and tests read it."""
 
 from .ascent import GradientAscent as GradientAscent
 from .descent_ascent import DescentAscent as DescentAscent
@@ -8,6 +8,7 @@ from .finetune import FineTune as FineTune
 from .grad_diff import GradDiff as GradDiff
 from .l1 import L1Sparse as L1Sparse
 from .matching import Matching as Matching
+from .method import UnlearningMethod as UnlearningMethod
 from .neggrad import NegGradPlus as NegGradPlus
 from .newton import Newton as Newton
 from .npo import NPO as NPO
@@ -17,3 +18,11 @@ from .retrain import Retrain as Retrain
 from .rmu import RMU as RMU
 from .salun import SalUn as SalUn
 from .scrub import Scrub as Scrub
+
+METHODS: dict[str, type[UnlearningMethod]] = {
+    method.name: method
+    for method in (
+        Retrain, FineTune, GradientAscent, DescentAscent, NegGradPlus, Scrub, SalUn, L1Sparse, Newton, GradDiff, NPO,
+        SimNPO, RMU, OracleMatching, DMDirect, DMM,
+    )
+}  # fmt: skip

@@ -8,23 +8,29 @@ import numpy as np
 from whence.cache import Examples
 
 from ..datamodels.base import Datamodel
-from ..deletion import Deletion
-from ..loop import Plan
+from ..plan import Plan
+from ..request import UnlearningRequest
 from .dmm import PerModel, deltas, each_model
+from .method import UnlearningMethod, not_a_setting
 
 
 @dataclass(frozen=True, eq=False)
-class DMDirect:
-    """datamodel: one for all models, or a function from a model to its own. scale: of the predicted change."""
+class DMDirect(UnlearningMethod):
+    """Add the predicted change to the models' own logits.
 
-    datamodel: Datamodel | PerModel
+    Args:
+        datamodel: one for all models, or a function from a model to its own.
+        scale: of the predicted change.
+    """
+
+    datamodel: Datamodel | PerModel = not_a_setting("an object, which the result keeps")
     scale: float = 1.0
-    name: str = "DM-Direct"
+    name, title = "dm-direct", "DM-Direct"
 
-    def plan(self, deletion: Deletion) -> Plan:
-        datamodels = each_model(self.datamodel, deletion)
+    def plan(self, request: UnlearningRequest) -> Plan:
+        datamodels = each_model(self.datamodel, request)
 
         def shift(points: Examples) -> np.ndarray:
-            return self.scale * deltas(datamodels, deletion, points)
+            return self.scale * deltas(datamodels, request, points)
 
-        return Plan((), deletion.models, shift=shift)
+        return Plan((), request.models, shift=shift)

@@ -10,106 +10,114 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
-import torch
-from torch import nn
 
-from whence.cache import DataError, Examples, UsageError
+from whence.cache import DataError, Examples, TrainedModel, UsageError
 from whence.cache.retrain.replicas import Replicas
 
 from ..datamodels.base import Datamodel
-from ..datamodels.influence import Influence
-from ..deletion import Deletion
-from ..loop import Plan, logits_table
+from ..datamodels.influence import Influence, Removal
+from ..plan import Plan, logits_table
+from ..request import UnlearningRequest
 from .matching import Matching, spread
+from .method import UnlearningMethod, not_a_setting
 
 # a datamodel of one model's own
-PerModel: TypeAlias = Callable[[nn.Module], Datamodel]
+PerModel: TypeAlias = Callable[[TrainedModel], Datamodel]
 
 
 @dataclass(frozen=True, eq=False)
-class DMM:
-    """datamodel: one for all models, or a function from a model to its own. scale: of the predicted change.
+class DMM(UnlearningMethod):
+    """Match the models' own logits plus the predicted change.
 
-    ahead: matching begins at the datamodel's own parameters, so much of its predicted step (times `scale`) from the
-    model's, and only has to correct what is not linear in them; for influence, whose prediction is such a step.
-    A few steps of Adam alone move every weight alike and disturb what is retained before they reach the targets.
+    The retained points are the request's: kept training examples, or whatever `UnlearningRequest.retain` contains
+    (condensed examples, for instance). If the datamodel does not know such a point, its target is the model's own
+    output.
 
-    The retained points are the deletion's: kept training examples, or whatever `Deletion.retain` holds (condensed
-    examples, say). Where the datamodel does not know such a point, its target is the model's own output.
+    Args:
+        datamodel: one for all models, or a function from a model to its own.
+        matching: how the targets are matched.
+        scale: of the predicted change.
+        ahead: matching begins at the datamodel's own parameters, so much of its predicted step (times `scale`) from
+            the model's, and only has to correct what is not linear in them; for influence, whose prediction is such
+            a step. A few steps of Adam alone move every weight alike and disturb what is retained before they reach
+            the targets.
     """
 
-    datamodel: Datamodel | PerModel
+    datamodel: Datamodel | PerModel = not_a_setting("an object, which the result keeps")
     matching: Matching = field(default_factory=Matching)
     scale: float = 1.0
     ahead: float = 0.0
-    name: str = "DMM"
+    name, title = "dmm", "DMM"
 
-    def plan(self, deletion: Deletion) -> Plan:
-        rows = self.matching.rows(deletion)
-        own = logits_table(deletion, deletion.models, rows)
-        datamodels = each_model(self.datamodel, deletion)
-        delta = _deltas_at_rows(datamodels, deletion, rows)
+    def plan(self, request: UnlearningRequest) -> Plan:
+        rows, models = self.matching.rows(request), request.models
+        own = logits_table(request, models, rows)
+        datamodels = each_model(self.datamodel, request)
+        delta = _deltas_at_rows(datamodels, request, rows)
         expected = tuple(own.shape[2:])
         if tuple(delta.shape[2:]) != expected:
             raise DataError(
-                f"The datamodel predicts outputs of shape {list(delta.shape[2:])} a point, the model's are "
+                f"The datamodel predicts outputs of shape {list(delta.shape[2:])} per point, the model's are "
                 f"{list(expected)}.",
                 "Use a datamodel of the same model and task.",
             )
-        delta = np.broadcast_to(delta, (len(deletion.models), *delta.shape[1:]))
-        targets = own + torch.as_tensor(self.scale) * spread(delta, rows, len(deletion.pool))
-        plan = self.matching.plan(deletion, rows, targets, prediction_passes(datamodels, deletion, len(rows)))
+        delta = np.broadcast_to(delta, (len(models), *delta.shape[1:]))
+        targets = own + self.scale * spread(delta, rows, request)
+        plan = self.matching.plan(request, rows, targets, prediction_passes(datamodels, request, len(rows)))
         if not self.ahead:
             return plan
-        return replace(plan, models=stepped(deletion, datamodels, self.scale * self.ahead))
+        return replace(plan, models=stepped(request, datamodels, self.scale * self.ahead))
 
 
-def each_model(datamodel: Datamodel | PerModel, deletion: Deletion) -> list[Datamodel]:
-    """The datamodel of every model, or the one that they share."""
+def each_model(datamodel: Datamodel | PerModel, request: UnlearningRequest) -> list[Datamodel]:
+    """The datamodel of every model, or the one that they share; an influence datamodel for this forget set only, whose
+    step is computed once."""
     if isinstance(datamodel, Datamodel):
-        return [datamodel]
-    return [datamodel(deletion.models.module(e)) for e in range(len(deletion.models))]
+        found = [datamodel]
+    else:
+        found = [datamodel(request.trained(e, quiet=True)) for e in range(len(request.models))]
+    return [each.removal(request.forget) if isinstance(each, Influence) else each for each in found]
 
 
-def deltas(datamodels: Sequence[Datamodel], deletion: Deletion, points: Examples) -> np.ndarray:
+def deltas(datamodels: Sequence[Datamodel], request: UnlearningRequest, points: Examples) -> np.ndarray:
     """Predicted change [1 or e, p, ...] at these points."""
-    return np.stack([datamodel.predict_delta(deletion.forget, points) for datamodel in datamodels])
+    return np.stack([datamodel.predict_delta(request.forget, points) for datamodel in datamodels])
 
 
-def prediction_passes(datamodels: Sequence[Datamodel], deletion: Deletion, points: int) -> float:
-    """Example passes a model of predicting so many points; none where a datamodel only looks them up."""
+def prediction_passes(datamodels: Sequence[Datamodel], request: UnlearningRequest, points: int) -> float:
+    """Example passes per model of predicting so many points; none if a datamodel only looks them up."""
     count = getattr(datamodels[0], "prediction_passes", None)
-    return float(count(len(deletion.forget), points)) if count else 0.0
+    return float(count(len(request.forget), points)) if count else 0.0
 
 
-def stepped(deletion: Deletion, datamodels: Sequence[Datamodel], share: float) -> Replicas:
+def stepped(request: UnlearningRequest, datamodels: Sequence[Datamodel], share: float) -> Replicas:
     """The models after this share of the parameter step that their influence datamodels predict. Raises UsageError
     for a datamodel that predicts outputs only, or a parameter that is not trained."""
-    lanes = deletion.models
-    flat = lanes.flat.clone()
-    views = lanes.views(flat)
-    for e in range(len(lanes)):
+    models = request.models
+    flat = models.flat.clone()
+    views = models.views(flat)
+    for e in range(len(models)):
         datamodel = datamodels[min(e, len(datamodels) - 1)]
-        if not isinstance(datamodel, Influence):
+        if not isinstance(datamodel, Removal):
             raise UsageError(
                 f"A {type(datamodel).__name__} datamodel predicts outputs, not parameters, so nothing can go ahead.",
                 "Use an influence datamodel, or ahead=0.",
             )
-        step = datamodel.step(deletion.forget)
-        if unknown := sorted(set(step) - set(views)):
+        if unknown := sorted(set(datamodel.step) - set(views)):
             raise UsageError(
                 f"The predicted step moves {unknown[0]}, which these models do not train.",
                 "Unlearn with every weight trainable, or with ahead=0.",
             )
-        for name, value in step.items():
-            views[name][e] += share * datamodel.scale * value.to(flat.dtype)
-    return lanes.with_flat(flat)
+        for name, value in datamodel.step.items():
+            views[name][e] += share * datamodel.influence.scale * value.to(flat)
+    return models.with_flat(flat)
 
 
-def _deltas_at_rows(datamodels: Sequence[Datamodel], deletion: Deletion, rows: np.ndarray) -> np.ndarray:
-    """`deltas` at pool rows; a stand-in for retained data that a datamodel by index cannot know is left as is."""
+def _deltas_at_rows(datamodels: Sequence[Datamodel], request: UnlearningRequest, rows: np.ndarray) -> np.ndarray:
+    """`deltas` at pool rows; zero at retained points that replace training examples and that a datamodel by index
+    cannot know."""
     parts: list[np.ndarray] = []
-    sources = [deletion.forgotten, deletion.kept, deletion.unlabelled]
+    sources = [request.forgotten, request.kept, request.unlabelled]
     width = int(max(s.lengths.max() for s in sources if s is not None))
     start = 0
     for part, source in enumerate(sources):
@@ -117,12 +125,12 @@ def _deltas_at_rows(datamodels: Sequence[Datamodel], deletion: Deletion, rows: n
         start += len(source or ())
         if source is None or not len(here):
             continue
-        if part != 1 or deletion.retain is None or not hasattr(datamodels[0], "point_ids"):
-            found = deltas(datamodels, deletion, source.select(here))
+        if part != 1 or request.retain is None or not hasattr(datamodels[0], "point_ids"):
+            found = deltas(datamodels, request, source.select(here))
             if found.ndim == 4 and found.shape[2] < width:  # language: pad to the pool's width
                 found = np.pad(found, [(0, 0), (0, 0), (0, width - found.shape[2]), (0, 0)])
         else:
             found = np.zeros((1, len(here), *parts[0].shape[2:]), np.float32)
         parts.append(found)
-    lanes = max(len(p) for p in parts)
-    return np.concatenate([np.broadcast_to(p, (lanes, *p.shape[1:])) for p in parts], 1)
+    count = max(len(p) for p in parts)
+    return np.concatenate([np.broadcast_to(p, (count, *p.shape[1:])) for p in parts], 1)

@@ -1,29 +1,30 @@
-"""Fine-tuning on retained data: nothing asks the model to forget; forgetting is left to drift."""
+"""Fine-tuning on retained data: nothing makes the model forget; forgetting is left to drift."""
 
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from whence.cache.retrain.recipe import AdamW, Optimiser
+from whence.cache.retrain.replicas import PerReplica
 
-from ..deletion import Deletion
-from ..loop import Phase, Plan, batches, mean_loss
+from ..plan import mean_loss
+from ..request import UnlearningRequest
+from .method import RETAIN, EpochMethod
 
 
 @dataclass(frozen=True)
-class FineTune:
+class FineTune(EpochMethod):
     """Descend the retained loss for some epochs."""
 
     epochs: int | float = 2.0
     batch_size: int = 64
     optimiser: Optimiser = AdamW(1e-3)
-    name: str = "fine-tune"
+    name, title, part = "fine-tune", "fine-tune", RETAIN
 
-    def plan(self, deletion: Deletion) -> Plan:
-        task = deletion.task
+    def objective(self, request: UnlearningRequest) -> PerReplica:
+        task = request.task
 
-        def objective(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
+        def retained(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
             return mean_loss(task, model, batch, ~extra["forget"])
 
-        draw = batches(deletion.pool.rows(1), self.batch_size, self.epochs)
-        return Plan((Phase(objective, draw, self.optimiser),), deletion.models)
+        return retained

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from whence.cache.retrain.recipe import AdamW, Optimiser
+from whence.cache.retrain.replicas import PerReplica
 
-from ..deletion import Deletion
-from ..loop import Phase, Plan, mean_loss, side_by_side
+from ..plan import mean_loss
+from ..request import UnlearningRequest
+from .method import PairedMethod
 
 
 @dataclass(frozen=True)
-class GradDiff:
+class GradDiff(PairedMethod):
     """Minimise retained - weight * forgotten loss, each a mean per token."""
 
     weight: float = 1.0
@@ -20,14 +22,13 @@ class GradDiff:
     forget_batch: int = 8
     retain_batch: int = 8
     optimiser: Optimiser = AdamW(1e-4)
-    name: str = "GradDiff"
+    name, title = "grad-diff", "GradDiff"
 
-    def plan(self, deletion: Deletion) -> Plan:
-        task, pool = deletion.task, deletion.pool
+    def objective(self, request: UnlearningRequest) -> PerReplica:
+        task = request.task
 
-        def objective(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
+        def difference(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
             kept = mean_loss(task, model, batch, ~extra["forget"])
             return kept - self.weight * mean_loss(task, model, batch, extra["forget"])
 
-        draw = side_by_side(pool.rows(0), pool.rows(1), (self.forget_batch, self.retain_batch), self.steps)
-        return Plan((Phase(objective, draw, self.optimiser),), deletion.models)
+        return difference

@@ -15,17 +15,21 @@ from torch import Tensor, nn
 
 from whence.cache.retrain.recipe import AdamW, Optimiser, Schedule
 
-from ..deletion import Deletion
-from ..loop import FORWARD, Phase, Plan
+from ..plan import FORWARD, Phase, Plan
+from ..request import UnlearningRequest
 
 
 @dataclass(frozen=True)
 class Matching:
     """How targets are matched.
 
-    steps: optimiser steps. batch_size: examples a step. retain_multiplier: retained
-    points used, in sizes of the forget set (all of them when there are fewer).
-    unlabelled: further points to match, in sizes of the forget set; needs Deletion.unlabelled.
+    Args:
+        steps: optimiser steps.
+        batch_size: examples per step.
+        forget_multiplier: how many times the forget set is in the fine-tuning set.
+        retain_multiplier: retained points used, in sizes of the forget set (all of them if there are fewer).
+        unlabelled: further points to match, in sizes of the forget set; needs `UnlearningRequest.unlabelled`.
+        optimiser, schedule: of the steps.
     """
 
     steps: int = 80
@@ -47,9 +51,9 @@ class Matching:
         bag = points + (self.forget_multiplier - 1) * forgotten
         return self.steps * min(self.batch_size, bag) + FORWARD * points
 
-    def rows(self, deletion: Deletion) -> np.ndarray:
+    def rows(self, request: UnlearningRequest) -> np.ndarray:
         """Pool rows used, once each: forgotten, then a fixed draw of retained, then of unlabelled ones."""
-        pool = deletion.pool
+        pool = request.pool
         generator = np.random.default_rng(0)
         forgotten = pool.rows(0)
         parts = [forgotten]
@@ -59,11 +63,13 @@ class Matching:
             parts.append(np.sort(generator.permutation(rows)[:count]))
         return np.concatenate(parts)
 
-    def plan(self, deletion: Deletion, rows: np.ndarray, targets: Float[Tensor, "e n ..."], spent: float) -> Plan:
+    def plan(
+        self, request: UnlearningRequest, rows: np.ndarray, targets: Float[Tensor, "e n ..."], spent: float
+    ) -> Plan:
         """Fine-tune every model to its own targets [e, pool rows, ...]."""
-        forgotten = deletion.pool.sizes[0]
+        forgotten = request.pool.sizes[0]
         bag = np.concatenate([np.repeat(rows[rows < forgotten], self.forget_multiplier), rows[rows >= forgotten]])
-        size, task = min(self.batch_size, len(bag)), deletion.task
+        size, task = min(self.batch_size, len(bag)), request.task
 
         def draw(generator: np.random.Generator) -> Iterator[np.ndarray]:
             left = np.empty(0, np.int64)
@@ -80,11 +86,14 @@ class Matching:
             return (error * counted).sum() / counted.sum().clamp(min=1.0)
 
         phase = Phase(objective, draw, self.optimiser, self.schedule, {"targets": targets})
-        return Plan((phase,), deletion.models, spent + FORWARD * len(rows))
+        return Plan((phase,), request.models, spent + FORWARD * len(rows))
 
 
-def spread(table: Float[np.ndarray, "e k ..."], rows: np.ndarray, total: int) -> Float[Tensor, "e n ..."]:
-    """Values for some pool rows as a table over all of them."""
-    out = torch.zeros((table.shape[0], total, *table.shape[2:]), dtype=torch.float32)
-    out[:, torch.as_tensor(rows)] = torch.tensor(np.array(table, np.float32))
+def spread(
+    table: Float[np.ndarray, "e k ..."], rows: np.ndarray, request: UnlearningRequest
+) -> Float[Tensor, "e n ..."]:
+    """Values for some pool rows as a table over all of them, where the models are."""
+    shape = (table.shape[0], len(request.pool), *table.shape[2:])
+    out = torch.zeros(shape, dtype=torch.float32, device=request.device)
+    out[:, rows] = torch.tensor(np.array(table, np.float32), device=request.device)
     return out

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from whence.cache.retrain.recipe import AdamW, Optimiser
+from whence.cache.retrain.replicas import PerReplica
 
-from ..deletion import Deletion
-from ..loop import Phase, Plan, mean_loss, side_by_side
+from ..plan import mean_loss
+from ..request import UnlearningRequest
+from .method import PairedMethod
 
 
 @dataclass(frozen=True)
-class NegGradPlus:
+class NegGradPlus(PairedMethod):
     """Minimise alpha * retained - (1 - alpha) * forgotten loss."""
 
     alpha: float = 0.95
@@ -19,14 +21,13 @@ class NegGradPlus:
     forget_batch: int = 32
     retain_batch: int = 64
     optimiser: Optimiser = AdamW(1e-3)
-    name: str = "NegGrad+"
+    name, title = "neggrad", "NegGrad+"
 
-    def plan(self, deletion: Deletion) -> Plan:
-        task, pool, alpha = deletion.task, deletion.pool, self.alpha
+    def objective(self, request: UnlearningRequest) -> PerReplica:
+        task = request.task
 
-        def objective(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
+        def difference(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
             kept = mean_loss(task, model, batch, ~extra["forget"])
-            return alpha * kept - (1 - alpha) * mean_loss(task, model, batch, extra["forget"])
+            return self.alpha * kept - (1 - self.alpha) * mean_loss(task, model, batch, extra["forget"])
 
-        draw = side_by_side(pool.rows(0), pool.rows(1), (self.forget_batch, self.retain_batch), self.steps)
-        return Plan((Phase(objective, draw, self.optimiser),), deletion.models)
+        return difference

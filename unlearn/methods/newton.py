@@ -4,37 +4,50 @@ curvature."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
-from torch import nn
 
-from ..datamodels.influence import InverseProduct, forget_gradient
-from ..deletion import Deletion
-from ..loop import Plan
+from whence.attrib import Factors
+from whence.cache import TrainedModel
+
+from ..datamodels.inverse import InverseProduct, exact, forget_gradient, inverse_product
+from ..plan import Plan
+from ..request import UnlearningRequest
+from .method import UnlearningMethod, not_a_setting
+
+# from a model to its inverse curvature
+Inverse: TypeAlias = Callable[[TrainedModel], InverseProduct | Factors]
 
 
 @dataclass(frozen=True, eq=False)
-class Newton:
-    """inverse: from a model to its inverse curvature (see `unlearn.datamodels`: `ekfac`, `exact`, `projected`).
-    scale: of the step, calibrated on other deletions. steps: repeats, each with a fresh gradient of what is kept;
-    the first uses the forgotten gradient alone, as if training had converged.
+class Newton(UnlearningMethod):
+    """Move every model by one step.
+
+    Args:
+        inverse: from a model to its inverse curvature (`exact`, `projected`, or fitted factors); by default the exact
+            curvature on the kept data.
+        scale: of the step, calibrated on other requests.
+        damping: of the exact curvature, times its mean diagonal.
     """
 
-    inverse: Callable[[nn.Module], InverseProduct]
+    inverse: Inverse | None = not_a_setting("a function, which the result keeps", default=None)
     scale: float = 1.0
-    name: str = "Newton"
+    damping: float = 1.0
+    name, title = "newton", "Newton"
 
-    def plan(self, deletion: Deletion) -> Plan:
-        lanes = deletion.models
-        flat = lanes.flat.clone()
-        for e in range(len(lanes)):
-            model = lanes.module(e)
-            inverse = self.inverse(model)
-            gradient = forget_gradient(model, deletion.task, deletion.forgotten, inverse.names)
-            change = inverse({name: g / len(deletion.train) for name, g in gradient.items()})
-            views = lanes.views(flat)
+    def plan(self, request: UnlearningRequest) -> Plan:
+        models = request.models
+        flat = models.flat.clone()
+        views = models.views(flat)
+        for e in range(len(models)):
+            trained = request.trained(e, quiet=True)
+            curvature = self.inverse(trained) if self.inverse else exact(trained, request.kept, damping=self.damping)
+            inverse = inverse_product(curvature)
+            gradient = forget_gradient(trained, request.forgotten, inverse.names)
+            change = inverse({name: g / len(request.train) for name, g in gradient.items()})
             with torch.no_grad():
                 for name, value in change.items():
                     if name in views:
-                        views[name][e] += self.scale * value.to(flat.dtype)
-        return Plan((), lanes.with_flat(flat), spent=float(len(deletion.forget)))
+                        views[name][e] += self.scale * value.to(flat)
+        return Plan((), models.with_flat(flat), spent=float(len(request.forget)))

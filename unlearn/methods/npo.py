@@ -1,20 +1,39 @@
 """Negative preference optimisation (Zhang et al. 2024) and its reference-free form SimNPO (Fan et al. 2024): ascent
-whose gradient fades as the forgotten text becomes unlikely, so that it does not run away."""
+whose gradient fades as the forgotten text becomes unlikely, so that it does not diverge."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from whence.cache import Task
 from whence.cache.retrain.recipe import AdamW, Optimiser
+from whence.cache.retrain.replicas import PerReplica
 
-from ..deletion import Deletion
-from ..loop import FORWARD, Phase, Plan, mean_loss, side_by_side
+from ..plan import FORWARD, Plan, mean_loss
+from ..request import UnlearningRequest
+from .method import FORGET, PairedMethod
+
+# (loss of each example [b], batch, extra) -> argument of the softplus [b]
+Ratio = Callable[[Tensor, dict[str, Tensor], dict[str, Tensor]], Tensor]
+
+
+def preference(task: Task, beta: float, weight: float, ratio: Ratio) -> PerReplica:
+    """(2/β) E softplus(ratio) on forgotten examples + weight * retained loss."""
+
+    def objective(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
+        pushed = (2 / beta) * F.softplus(ratio(task.loss(model, batch), batch, extra))
+        forgotten = extra["forget"].to(pushed.dtype)
+        pushed = (pushed * forgotten).sum() / forgotten.sum().clamp(min=1.0)
+        return pushed + weight * mean_loss(task, model, batch, ~extra["forget"])
+
+    return objective
 
 
 @dataclass(frozen=True)
-class NPO:
+class NPO(PairedMethod):
     """(2/β) E softplus(β log π/π₀) on forgotten examples + weight * retained loss; π₀ is the model before."""
 
     beta: float = 0.1
@@ -23,31 +42,27 @@ class NPO:
     forget_batch: int = 8
     retain_batch: int = 8
     optimiser: Optimiser = AdamW(1e-4)
-    name: str = "NPO"
+    name, title = "npo", "NPO"
 
-    def plan(self, deletion: Deletion) -> Plan:
-        task, pool, lanes, beta = deletion.task, deletion.pool, deletion.models, self.beta
-        rows = torch.as_tensor(pool.rows(0))
-        batch = {name: column[rows] for name, column in pool.columns.items()}
+    def objective(self, request: UnlearningRequest) -> PerReplica:
+        def ratio(loss: Tensor, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
+            return self.beta * (extra["before"] - loss)  # β log π/π₀ of a whole example
+
+        return preference(request.task, self.beta, self.weight, ratio)
+
+    def plan(self, request: UnlearningRequest) -> Plan:
+        pool, models = request.pool, request.models
+        rows = pool.rows(FORGET)
         with torch.no_grad():
-            before = lanes.apply(lambda model, b, extra: task.loss(model, b), batch, shared=True)
-        table = before.new_zeros(len(lanes), len(pool))
+            before = models.apply(lambda m, b, extra: request.task.loss(m, b), pool.batch(rows), shared=True)
+        table = before.new_zeros(len(models), len(pool))
         table[:, rows] = before
-
-        def objective(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
-            ratio = extra["before"] - task.loss(model, batch)  # log π/π₀ of a whole example
-            pushed = (2 / beta) * F.softplus(beta * ratio)
-            forgotten = extra["forget"].to(pushed.dtype)
-            pushed = (pushed * forgotten).sum() / forgotten.sum().clamp(min=1.0)
-            return pushed + self.weight * mean_loss(task, model, batch, ~extra["forget"])
-
-        draw = side_by_side(pool.rows(0), pool.rows(1), (self.forget_batch, self.retain_batch), self.steps)
-        phase = Phase(objective, draw, self.optimiser, tables={"before": table})
-        return Plan((phase,), lanes, FORWARD * len(rows))
+        phase = self.phase(request, self.objective(request), tables={"before": table})
+        return Plan((phase,), models, FORWARD * len(rows))
 
 
 @dataclass(frozen=True)
-class SimNPO:
+class SimNPO(PairedMethod):
     """(2/β) E softplus(β mean-token log π + γ) on forgotten examples + weight * retained loss."""
 
     beta: float = 2.5
@@ -57,17 +72,12 @@ class SimNPO:
     forget_batch: int = 8
     retain_batch: int = 8
     optimiser: Optimiser = AdamW(1e-4)
-    name: str = "SimNPO"
+    name, title = "simnpo", "SimNPO"
 
-    def plan(self, deletion: Deletion) -> Plan:
-        task, pool, beta = deletion.task, deletion.pool, self.beta
+    def objective(self, request: UnlearningRequest) -> PerReplica:
+        task = request.task
 
-        def objective(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
-            per_token = task.loss(model, batch) / task.positions(batch).sum(1).clamp(min=1)
-            pushed = (2 / beta) * F.softplus(-beta * per_token + self.gamma)
-            forgotten = extra["forget"].to(pushed.dtype)
-            pushed = (pushed * forgotten).sum() / forgotten.sum().clamp(min=1.0)
-            return pushed + self.weight * mean_loss(task, model, batch, ~extra["forget"])
+        def ratio(loss: Tensor, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
+            return self.gamma - self.beta * loss / task.positions(batch).sum(1).clamp(min=1)
 
-        draw = side_by_side(pool.rows(0), pool.rows(1), (self.forget_batch, self.retain_batch), self.steps)
-        return Plan((Phase(objective, draw, self.optimiser),), deletion.models)
+        return preference(task, self.beta, self.weight, ratio)

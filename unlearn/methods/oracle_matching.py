@@ -8,47 +8,46 @@ import numpy as np
 from whence.cache import DataError
 from whence.cache.retrain.retrained import Retrained
 
-from ..deletion import Deletion
-from ..loop import Plan
+from ..plan import Plan, logits_table
+from ..request import UnlearningRequest
 from .matching import Matching, spread
+from .method import UnlearningMethod, not_a_setting
 
 
 @dataclass(frozen=True, eq=False)
-class OracleMatching:
-    """oracles: a bank of them whose points hold forgotten and retained examples.
+class OracleMatching(UnlearningMethod):
+    """Match retrained models.
 
-    one_each: model e matches oracle e, which keeps the ensemble's spread; otherwise all match the oracles' mean,
-    which KLoM scores worse for its missing variance.
+    Args:
+        oracles: a bank of them whose points contain forgotten and retained examples.
+        matching: how their logits are matched.
+        one_each: model e matches oracle e, which keeps the ensemble's spread; otherwise all match the oracles' mean,
+            which KLoM scores worse for its missing variance.
     """
 
-    oracles: Retrained
+    oracles: Retrained = not_a_setting("an object, which the result keeps")
     matching: Matching = field(default_factory=Matching)
     one_each: bool = True
-    name: str = "oracle matching"
+    name, title = "oracle-matching", "oracle matching"
 
-    def plan(self, deletion: Deletion) -> Plan:
-        oracles = self.oracles.oracles(np.r_[deletion.forget, deletion.ledger.forgotten])
-        if self.one_each and len(oracles) < len(deletion.models):
+    def plan(self, request: UnlearningRequest) -> Plan:
+        oracles = self.oracles.oracles(np.r_[request.forget, request.log.forgotten])
+        count = len(request.models)
+        if self.one_each and len(oracles) < count:
             raise DataError(
-                f"{len(oracles)} oracles cannot be matched one each by {len(deletion.models)} models.",
+                f"{len(oracles)} oracles cannot be matched one each by {count} models.",
                 "Train as many oracles as models, or match their mean (one_each=False).",
             )
-        rows = self.matching.rows(deletion)
-        ids = deletion.pool.columns["example_id"][rows].numpy()
-        logits = oracles.rows("logits", slice(0, len(deletion.models) if self.one_each else len(oracles)))
-        if logits.shape[2:] != _output_shape(deletion, logits):
+        rows = self.matching.rows(request)
+        ids = request.pool.columns["example_id"][rows].cpu().numpy()
+        logits = oracles.rows("logits", slice(0, count if self.one_each else len(oracles)))
+        own = tuple(logits_table(request, request.models.select([0]), np.arange(1)).shape[2:])
+        if logits.shape[2:] != own:
             raise DataError(
-                f"The oracles' logits have shape {list(logits.shape[2:])} a point, the models' differ.",
+                f"The oracles' logits have shape {list(logits.shape[2:])} per point, the models' {list(own)}.",
                 "Use a bank of the same model and task.",
             )
         targets = logits[:, oracles.at_points(ids)]
         if not self.one_each:
-            targets = np.repeat(targets.mean(0, keepdims=True), len(deletion.models), axis=0)
-        return self.matching.plan(deletion, rows, spread(targets, rows, len(deletion.pool)), 0.0)
-
-
-def _output_shape(deletion: Deletion, like: np.ndarray) -> tuple[int, ...]:
-    from ..loop import logits_table
-
-    one = deletion.models.select([0])
-    return tuple(logits_table(deletion, one, np.arange(1)).shape[2:])
+            targets = np.repeat(targets.mean(0, keepdims=True), count, axis=0)
+        return self.matching.plan(request, rows, spread(targets, rows, request), 0.0)

@@ -8,26 +8,31 @@ from whence.cache import UsageError
 from whence.cache.retrain.loop import train
 from whence.cache.retrain.replicas import Replicas
 
-from ..deletion import Deletion
-from ..loop import Plan
+from ..plan import Plan
+from ..request import UnlearningRequest
+from .method import UnlearningMethod
 
 
 @dataclass(frozen=True)
-class Retrain:
-    """Train again from scratch on what is kept. seed: added to every model's seed, so that the result is an
-    independent oracle; 0 starts from the same weights in the same order."""
+class Retrain(UnlearningMethod):
+    """Train again from scratch on what is kept.
+
+    Args:
+        seed: added to every model's seed, so that the result is an independent oracle; 0 starts from the same weights
+            in the same order.
+    """
 
     seed: int = 0
-    name: str = "retrain"
+    name, title = "retrain", "retrain"
 
-    def plan(self, deletion: Deletion) -> Plan:
-        if deletion.build is None:
+    def plan(self, request: UnlearningRequest) -> Plan:
+        if request.build is None:
             raise UsageError(
                 "Retraining needs to know how to build an untrained model.",
-                "Give the deletion `build`, a function from a seed to a module.",
+                "Give the request `build`, a function from a seed to a module.",
             )
-        seeds = deletion.lane_seeds + self.seed
-        fresh = Replicas.of([deletion.build(int(seed)) for seed in seeds])
-        masks = np.repeat(deletion.left[None], len(seeds), axis=0)
-        trained = train(fresh, deletion.task, deletion.train, masks, seeds, deletion.recipe)
-        return Plan((), trained, spent=float(deletion.retraining))
+        seeds = request.replica_seeds + self.seed
+        fresh = Replicas.of([request.build(int(seed)) for seed in seeds]).to(request.device)
+        masks = np.repeat(request.left[None], len(seeds), axis=0)
+        trained = train(fresh, request.task, request.train, masks, seeds, request.recipe)
+        return Plan((), trained, spent=float(request.retraining))

@@ -3,64 +3,72 @@ whose forgotten-loss gradient is largest."""
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whence.cache import DataError
 from whence.cache.retrain.recipe import AdamW, Optimiser
+from whence.cache.retrain.replicas import PerReplica
 
-from ..deletion import Deletion
-from ..loop import Phase, Plan, logits_table, mean_loss, side_by_side
+from ..plan import Plan, logits_table, mean_loss
+from ..request import UnlearningRequest
+from .method import FORGET, PairedMethod
 
 
 @dataclass(frozen=True)
-class SalUn:
-    """share: of the weights that may move. Classification only: a random label needs classes."""
+class SalUn(PairedMethod):
+    """Classification only: a random label needs classes.
+
+    Args:
+        share: of the weights that may move.
+    """
 
     share: float = 0.5
     steps: int = 40
     forget_batch: int = 32
     retain_batch: int = 64
     optimiser: Optimiser = AdamW(1e-3)
-    name: str = "SalUn"
+    name, title = "salun", "SalUn"
 
-    def plan(self, deletion: Deletion) -> Plan:
-        task, pool, lanes = deletion.task, deletion.pool, deletion.models
+    def objective(self, request: UnlearningRequest) -> PerReplica:
+        task = request.task
+
+        def relabelled(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
+            each = F.cross_entropy(task.logits(model, batch), extra["labels"], reduction="none")
+            wrong = (each * extra["forget"]).sum() / extra["forget"].sum().clamp(min=1)
+            return wrong + mean_loss(task, model, batch, ~extra["forget"])
+
+        return relabelled
+
+    def plan(self, request: UnlearningRequest) -> Plan:
+        task, pool, models = request.task, request.pool, request.models
         y = pool.columns.get("y")
         if y is None or y.is_floating_point():
             raise DataError(
                 "SalUn relabels forgotten examples at random and needs integer labels `y`.",
                 "Use NPO, GradDiff or DMM for a language model.",
             )
-        forgotten = torch.as_tensor(pool.rows(0))
-        batch = {name: column[forgotten] for name, column in pool.columns.items()}
-        extra = {"forget": torch.ones(len(lanes), len(forgotten), dtype=torch.bool)}
+        rows = pool.rows(FORGET)
 
         def loss(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
-            return mean_loss(task, model, batch, extra["forget"])
+            return mean_loss(task, model, batch, torch.ones_like(batch["y"], dtype=torch.bool))
 
-        _, gradient = lanes.gradient(loss, batch, extra, shared=True)
+        _, gradient = models.gradient(loss, pool.batch(rows), shared=True)
         kept = max(1, round(self.share * gradient.shape[1]))
         threshold = gradient.abs().topk(kept, dim=1).values[:, -1:]
         salient = (gradient.abs() >= threshold).to(gradient.dtype)
-        classes = logits_table(deletion, lanes.select([0]), pool.rows(0)[:1]).shape[-1]
-        labels = _other_labels(y.long(), classes, deletion.lane_seeds)
-
-        def objective(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
-            each = F.cross_entropy(task.logits(model, batch), extra["labels"], reduction="none")
-            wrong = (each * extra["forget"]).sum() / extra["forget"].sum().clamp(min=1)
-            return wrong + mean_loss(task, model, batch, ~extra["forget"])
-
-        draw = side_by_side(pool.rows(0), pool.rows(1), (self.forget_batch, self.retain_batch), self.steps)
-        phase = Phase(objective, draw, self.optimiser, tables={"labels": labels}, gradient_mask=salient)
-        return Plan((phase,), lanes, float(len(forgotten)))
+        classes = logits_table(request, models.select([0]), rows[:1]).shape[-1]
+        tables = {"labels": _other_labels(y.long(), classes, request.replica_seeds)}
+        phase = self.phase(request, self.objective(request), tables=tables, gradient_mask=salient)
+        return Plan((phase,), models, float(len(rows)))
 
 
-def _other_labels(y: Tensor, classes: int, seeds: object) -> Tensor:
-    """For every lane and row a class other than the true one, drawn by the lane's seed."""
+def _other_labels(y: Tensor, classes: int, seeds: np.ndarray) -> Tensor:
+    """For every model and row a class other than the true one, drawn by the model's seed."""
     out = []
-    for seed in seeds:  # type: ignore[attr-defined]
+    for seed in seeds:
         generator = torch.Generator().manual_seed(int(seed))
-        out.append((y + torch.randint(1, max(classes, 2), y.shape, generator=generator)) % classes)
+        out.append((y + torch.randint(1, max(classes, 2), y.shape, generator=generator).to(y.device)) % classes)
     return torch.stack(out)

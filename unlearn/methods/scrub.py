@@ -1,6 +1,6 @@
 """SCRUB (Kurmanji et al. 2023): a student moves away from the teacher's outputs on forgotten examples and stays near
 them on retained ones; max epochs first, min epochs after. The optimiser is the student's: a public program builds it
-over the frozen teacher, so that nothing moves."""
+over the frozen teacher, so that no weight changes."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,21 @@ from torch import Tensor, nn
 
 from whence.cache.retrain.recipe import AdamW, Optimiser
 
-from ..deletion import Deletion
-from ..loop import FORWARD, Phase, Plan, batches, logits_table, mean_loss
+from ..plan import FORWARD, Phase, Plan, batches, logits_table, mean_loss
+from ..request import UnlearningRequest
+from .method import FORGET, RETAIN, UnlearningMethod
 
 
 @dataclass(frozen=True)
-class Scrub:
-    """max_epochs over the forget set, of `epochs` over the retained; loss on retained data is alpha * KL to the
-    teacher + gamma * task loss, at a temperature."""
+class Scrub(UnlearningMethod):
+    """Alternate away from and towards the teacher.
+
+    Args:
+        epochs: over the retained examples.
+        max_epochs: so many of them follow an epoch over the forget set.
+        alpha, gamma: the loss on retained data is alpha * KL to the teacher + gamma * task loss.
+        temperature: of the KL.
+    """
 
     epochs: int = 4
     max_epochs: int = 2
@@ -27,11 +34,11 @@ class Scrub:
     forget_batch: int = 32
     retain_batch: int = 64
     optimiser: Optimiser = AdamW(1e-3)
-    name: str = "SCRUB"
+    name, title = "scrub", "SCRUB"
 
-    def plan(self, deletion: Deletion) -> Plan:
-        task, pool, t = deletion.task, deletion.pool, self.temperature
-        teacher = logits_table(deletion, deletion.models)
+    def plan(self, request: UnlearningRequest) -> Plan:
+        task, pool, t = request.task, request.pool, self.temperature
+        teacher = logits_table(request, request.models)
 
         def divergence(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
             own = F.log_softmax(task.logits(model, batch) / t, -1)
@@ -50,8 +57,8 @@ class Scrub:
         phases = []
         for epoch in range(self.epochs):
             if epoch < self.max_epochs:
-                draw = batches(pool.rows(0), self.forget_batch)
+                draw = batches(pool.rows(FORGET), self.forget_batch)
                 phases.append(Phase(away, draw, self.optimiser, tables={"teacher": teacher}))
-            draw = batches(pool.rows(1), self.retain_batch)
+            draw = batches(pool.rows(RETAIN), self.retain_batch)
             phases.append(Phase(near, draw, self.optimiser, tables={"teacher": teacher}))
-        return Plan(tuple(phases), deletion.models, FORWARD * len(pool))
+        return Plan(tuple(phases), request.models, FORWARD * len(pool))

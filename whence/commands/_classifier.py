@@ -1,11 +1,10 @@
-"""What the commands of bank and unlearn share: forget sets by name, and trained models."""
+"""What the commands of bank and unlearn share: forget sets by name."""
 
 from pathlib import Path
 
 import numpy as np
 
 from whence.cache import Examples, UsageError
-from whence.cache.retrain.bank import Bank
 
 
 def forget_ids(text: str, train: Examples) -> np.ndarray:
@@ -29,8 +28,3 @@ def forget_ids(text: str, train: Examples) -> np.ndarray:
             f"{text!r} names no forget set.",
             "Use random:20, neighbours:17:20, class:8:20, ids such as 3,17,29, or a file of ids.",
         ) from error
-
-
-def models_of(bank: Bank, count: int, seed: int, store: object) -> object:
-    """Models trained on everything, side by side, from the store when they are there."""
-    return bank.models(count, seed, store)

@@ -1,12 +1,13 @@
 """Attribution methods on the command line: any method of the registry, its settings given as name=value."""
 
-import ast
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whence.cache.errors import UsageError, did_you_mean
+
+from ._settings import with_settings
 
 if TYPE_CHECKING:
     from whence.attrib import Method
@@ -39,7 +40,7 @@ class MethodOptions:
         if kind is None:
             raise UsageError(f"There is no method {self.method!r}.", did_you_mean(self.method, METHODS, "There are"))
         own = {field.name: field for field in dataclasses.fields(kind)}
-        return kind(**self._shared(own), **self._trajectory(own), **self._given(own))
+        return with_settings(kind, self.set, self._shared(own) | self._trajectory(own))
 
     def _shared(self, own: Any) -> dict[str, Any]:
         from whence.attrib import EKFAC, Damping
@@ -54,18 +55,6 @@ class MethodOptions:
         if "ekfac" in own:
             found["ekfac"] = EKFAC(damping=Damping(self.damping), seed=self.seed)
         return found | ({"seed": self.seed} if "seed" in own else {})
-
-    def _given(self, own: Any) -> dict[str, Any]:
-        found = {}
-        for text in self.set:
-            name, equals, value = text.partition("=")
-            name = name.strip().replace("-", "_")
-            if not equals or name not in own:
-                raise UsageError(
-                    f"{self.method} has no setting {text!r}.", did_you_mean(name, own, "Give name=value; it has")
-                )
-            found[name] = _value(value.strip())
-        return found
 
     def _trajectory(self, own: Any) -> dict[str, Any]:
         from safetensors.torch import load_file
@@ -90,27 +79,3 @@ class MethodOptions:
         if "checkpoints" not in own:
             raise UsageError(f"{self.method} uses no checkpoints.", "Leave --checkpoints out.")
         return {"checkpoints": weights} | ({"rates": self.rates} if "rates" in own and self.rates else {})
-
-
-def _value(text: str) -> Any:
-    """A number, True, False or None if the text is one, else the text."""
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words and text not in ("true",):
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def listed() -> list[dict[str, Any]]:
-    """Every registered method with its first docstring line and its settings, for people and for the documents."""
-    import inspect
-
-    from whence.attrib.methods import METHODS
-
-    rows = []
-    for name, kind in METHODS.items():
-        settings = {field.name: repr(field.default) for field in dataclasses.fields(kind)}
-        rows.append({"name": name, "settings": settings, "what": (inspect.getdoc(kind) or "").split("\n\n")[0]})
-    return rows

@@ -10,10 +10,10 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import nn
 
-    from whence.cache import Examples
+    from whence.cache import TrainedModel
     from whence.cache.retrain.replicas import Replicas
-    from whence.unlearn.deletion import Deletion
     from whence.unlearn.methods import DMM
+    from whence.unlearn.request import UnlearningRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Document:
     """Let a language model forget a document: EK-FAC predicts what its logits would be had it never read it, and
     fine-tuning (of everything, or of low-rank updates) takes it there.
 
-    The prediction has the right direction and the wrong size, so `--scale` must come from deletions whose outcome
+    The prediction has the right direction and the wrong size, so `--scale` must come from requests whose outcome
     is known: `--pilots` names other documents, retrains without them and chooses the scale there (embedded models
     only, whose training is known; the trained models are kept). For your own model, compare with retrainings of
     your own, or take the scale as a dial.
@@ -52,7 +52,7 @@ class Document:
     steps: int = 16
     """Of fine-tuning."""
     batch: int = 8
-    """Passages a step."""
+    """Passages per step."""
     rate: float = 3e-4
     """Of Adam. Low-rank updates bear ten times as much; more moves what is retained."""
     rank: int = 0
@@ -60,7 +60,7 @@ class Document:
     epochs: int = 12
     """Of the training that is not repeated: compute is stated against it."""
     out: Path = Path("out/forgot.safetensors")
-    """Weights by parameter name; the ledger of what was deleted is in the file's metadata."""
+    """Weights by parameter name; the deletion log is in the file's metadata."""
     store: str | None = None
     """The store; $WHENCE_CACHE or your cache folder by default."""
     quiet: bool = False
@@ -69,7 +69,7 @@ class Document:
     """Print JSON."""
 
     def run(self) -> None:
-        from whence.cache import Store, UsageError, named_parameters
+        from whence.cache import LanguageModelling, Store, TrainedModel, UsageError, named_parameters
         from whence.inputs import load_data, load_model
         from whence.unlearn.loop import run
         from whence.unlearn.lora import merge
@@ -82,15 +82,16 @@ class Document:
         store = Store(self.store)
         model, vocabulary = load_model(self.model, store, quiet=self.quiet)
         train = load_data(self.data, vocabulary).train
-        job = _Forgetting(self, model, train, store)
+        trained = TrainedModel(model, train, LanguageModelling(), sites=self.sites, store=store, quiet=self.quiet)
+        job = _Forgetting(self, trained)
         scale = job.calibrated() if self.scale is None else self.scale
-        deletion = job.deletion(self.document)
-        done = run(job.method(scale), deletion, quiet=self.quiet)
-        before, after = job.losses(job.lanes(), deletion), job.losses(done.models, deletion)
+        request = job.request(self.document)
+        done = run(job.method(scale), request, quiet=self.quiet)
+        before, after = job.losses(trained, request), job.losses(done.trained(), request)
         forgot = merge(done.module()) if self.rank else done.module()
-        _save(self.out, named_parameters(forgot), [line._asdict() | {"hash": line.hash} for line in done.ledger.lines])
+        _save(self.out, named_parameters(forgot), done.log.to_json())
         facts = {
-            "passages": len(deletion.forget), "scale": scale, "passes": done.passes, "of retraining": done.ratio,
+            "passages": len(request.forget), "scale": scale, "passes": done.passes, "of retraining": done.ratio,
             "forgotten before": before[0], "forgotten after": after[0],
             "retained before": before[1], "retained after": after[1],
             "stopped": [stop.why for stop in done.stopped], "file": str(self.out),
@@ -99,8 +100,8 @@ class Document:
             print(json_module.dumps(facts))
             return
         print(
-            f"{len(deletion.forget)} passages of {self.document!r} forgotten at scale {scale:g}\n"
-            f"nats a token: forgotten {before[0]:.3f} -> {after[0]:.3f}, retained {before[1]:.3f} -> {after[1]:.3f}\n"
+            f"{len(request.forget)} passages of {self.document!r} forgotten at scale {scale:g}\n"
+            f"nats per token: forgotten {before[0]:.3f} -> {after[0]:.3f}, retained {before[1]:.3f} -> {after[1]:.3f}\n"
             f"{done.passes:.0f} example passes, {100 * done.ratio:.1f} % of retraining, beside the factor fit\n"
             + "".join(f"stopped at step {stop.step}: {stop.why}\n" for stop in done.stopped)
             + f"written: {self.out}"
@@ -109,54 +110,45 @@ class Document:
 
 @dataclass(frozen=True, eq=False)
 class _Forgetting:
-    """A command's model and data, and deletions from them."""
+    """A command's trained model, and requests to it."""
 
     job: Document
-    model: "nn.Module"
-    train: "Examples"
-    store: Any
+    trained: "TrainedModel"
 
-    def lanes(self) -> "Replicas":
+    def replicas(self) -> "Replicas":
         from whence.cache.retrain.replicas import Replicas
-        from whence.unlearn.lora import lora
+        from whence.unlearn import lora
 
-        return lora(self.model, self.job.rank) if self.job.rank else Replicas.of([self.model])
+        model = self.trained.model
+        return lora(model, self.job.rank) if self.job.rank else Replicas.of([model])
 
-    def deletion(self, document: str) -> "Deletion":
-        from whence.cache import LanguageModelling
+    def request(self, document: str) -> "UnlearningRequest":
         from whence.cache.retrain.recipe import AdamW, Recipe
-        from whence.unlearn.deletion import Deletion
+        from whence.unlearn import UnlearningRequest
         from whence.unlearn.forget_sets import document as passages
 
-        forget = passages(self.train, document, self.job.column)
+        trained = self.trained
+        forget = passages(trained.train, document, self.job.column)
         recipe = Recipe(self.job.epochs, self.job.batch, AdamW(self.job.rate))
-        return Deletion(self.lanes(), LanguageModelling(), self.train, forget, recipe)
+        return UnlearningRequest(self.replicas(), trained.task, trained.train, forget, recipe)
 
     def method(self, scale: float) -> "DMM":
         """DMM with the model's own influence datamodel; factors come from the store once fitted."""
         from whence import attrib
-        from whence.cache import LanguageModelling, find_sites
         from whence.cache.retrain.recipe import AdamW
-        from whence.unlearn.datamodels import Influence, ekfac
-        from whence.unlearn.methods import DMM, Matching
+        from whence.unlearn import DMM, Influence, Matching
 
-        task, quiet = LanguageModelling(), self.job.quiet
-        sites = find_sites(self.model, list(self.job.sites), quiet=quiet)
-        fit = attrib.EKFAC(damping=attrib.Damping(self.job.damping))
-        factors = fit.fit(
-            self.model, task, self.train, sites=sites, store=self.store, options=attrib.FitOptions(quiet=quiet)
-        )
-        own = Influence(self.model, task, self.train, ekfac(self.model, factors))
+        own = Influence(attrib.EKFAC(damping=attrib.Damping(self.job.damping)).fit(self.trained))
         matching = Matching(self.job.steps, self.job.batch, 1, 1, optimiser=AdamW(self.job.rate))
-        return DMM(lambda _: own, matching, scale, ahead=0.0 if self.job.rank else 1.0)
+        return DMM(own, matching, scale, ahead=0.0 if self.job.rank else 1.0)
 
-    def losses(self, lanes: "Replicas", deletion: "Deletion") -> tuple[float, float]:
-        """Nats a token on what is forgotten, and on 64 retained passages."""
+    def losses(self, trained: "TrainedModel", request: "UnlearningRequest") -> tuple[float, float]:
+        """Nats per token on what is forgotten, and on 64 retained passages."""
         from whence.unlearn.audit import loss_per_token
 
-        rows = np.random.default_rng(0).permutation(len(deletion.kept))[:64]
-        parts = (deletion.forgotten, deletion.kept.select(np.sort(rows)))
-        found = [float(loss_per_token(lanes, deletion.task, part)[0]) for part in parts]
+        rows = np.random.default_rng(0).permutation(len(request.kept))[:64]
+        parts = (request.forgotten, request.kept.select(np.sort(rows)))
+        found = [float(loss_per_token(trained, part)[0]) for part in parts]
         return found[0], found[1]
 
     def calibrated(self) -> float:
@@ -165,7 +157,6 @@ class _Forgetting:
         Raises UsageError when the document is among its pilots, or the model's training is not known.
         """
         from whence.cache import UsageError, say
-        from whence.cache.retrain.replicas import Replicas
         from whence.unlearn.loop import run
 
         job = self.job
@@ -175,23 +166,23 @@ class _Forgetting:
             )
         errors = dict.fromkeys(job.scales, 0.0)
         for pilot in job.pilots:
-            deletion = self.deletion(pilot)
-            oracle = Replicas.of([retrained(self, deletion)])
-            before, goal = self.losses(self.lanes(), deletion)[0], self.losses(oracle, deletion)[0]
+            request = self.request(pilot)
+            oracle = self.trained.at(retrained(self, request))
+            before, goal = self.losses(self.trained, request)[0], self.losses(oracle, request)[0]
             for scale in job.scales:
-                found = self.losses(run(self.method(scale), deletion).models, deletion)[0]
+                found = self.losses(run(self.method(scale), request).trained(), request)[0]
                 errors[scale] += ((found - goal) / (goal - before)) ** 2
                 say(f"pilot {pilot!r}, scale {scale:g}: {before:.3f} -> {found:.3f}, trained again {goal:.3f}")
         return min(errors, key=lambda scale: errors[scale])
 
 
-def retrained(job: _Forgetting, deletion: "Deletion") -> "nn.Module":
+def retrained(job: _Forgetting, request: "UnlearningRequest") -> "nn.Module":
     """The demo's model trained again without a document, from the store when it is there. Raises UsageError for
     another model or data."""
     from dataclasses import replace
 
     from whence.cache import UsageError
-    from whence.demo_model import REFERENCE_SHAPE, REFERENCE_TRAINING
+    from whence.corpora.models import REFERENCE_SHAPE, REFERENCE_TRAINING
     from whence.inputs import load_data
     from whence.language_model import trained_model
 
@@ -203,15 +194,17 @@ def retrained(job: _Forgetting, deletion: "Deletion") -> "nn.Module":
     words = load_data(job.job.data).vocabulary
     assert words is not None
     shape = replace(REFERENCE_SHAPE, vocabulary=len(words))
-    weights = deletion.left.astype(np.float32)
+    weights = request.left.astype(np.float32)
+    train, store = job.trained.train, job.trained.store
+    assert store is not None
     return trained_model(
-        shape, REFERENCE_TRAINING, job.train, job.store, weights=weights, desc="retraining", quiet=job.job.quiet
+        shape, REFERENCE_TRAINING, train, store, weights=weights, desc="retraining", quiet=job.job.quiet
     )
 
 
-def _save(path: Path, parameters: Any, ledger: list[dict[str, Any]]) -> None:
+def _save(path: Path, parameters: Any, log: str) -> None:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().contiguous().clone() for name, p in parameters.items()}
-    save_file(tensors, path, {"ledger": json_module.dumps(ledger)})
+    save_file(tensors, path, {"deletion_log": log})

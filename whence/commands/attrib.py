@@ -25,7 +25,7 @@ from ._attrib_job import (
 )
 from ._attrib_report import Report
 from ._attrib_tokens import Tokens
-from ._methods import listed
+from ._settings import show_methods
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +116,9 @@ class Methods:
     """Print JSON."""
 
     def run(self) -> None:
-        rows = listed()
-        if self.json:
-            print_json(rows)
-            return
-        for row in rows:
-            print(f"{row['name']}: {' '.join(row['what'].split())}")
-            print("    " + ", ".join(f"{name}={value}" for name, value in row["settings"].items()))
+        from whence.attrib.methods import METHODS
+
+        show_methods(METHODS, self.json)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ import tyro
 
 from whence.cache.errors import DataError, UsageError
 
+from ._settings import show_methods
+
 if TYPE_CHECKING:
     from whence.unlearn.condense import Pool
 
@@ -19,9 +21,9 @@ Sets = tyro.conf.Positional[tuple[Path, ...]]
 
 @dataclass(frozen=True)
 class Run:
-    """Condense labelled data into a few synthetic examples a class.
+    """Condense labelled data into a few synthetic examples per class.
 
-    Stops and goes on: what is half done is in the cache. The set is written with its card (.json) beside it.
+    An interrupted run resumes: its checkpoints are in the store. The set is written with its card (.json) beside it.
 
     Example:
 
@@ -32,20 +34,20 @@ class Run:
     """digits, or an .npz with x_train, y_train, x_test and y_test."""
     out: Path = Path("out/condensed.npz")
     """The .npz or .safetensors to write; with several seeds, the seed is put before the ending."""
-    method: Literal["dc", "dsa", "dcc", "dsac", "dm", "subgroup"] = "dcc"
-    """What is matched: see docs/condense.md."""
+    method: str = "dcc"
+    """What is matched; `whence condense methods` lists all methods."""
     network: str = "convnet-2-16"
     """mlp-64-64, convnet-2-16 (depth, width), convnet-2-16-none (norm), lenet, resnet."""
     per_class: int = 1
-    """Synthetic examples a class."""
+    """Synthetic examples per class."""
     outer: int = 100
     """Fresh networks."""
     inner: int | None = None
-    """Matching steps with each; the published number for this many a class by default."""
+    """Matching steps with each; the published number for this many per class by default."""
     epochs: int | None = None
     """Training of the network between them; the published number by default."""
     real_batch: int = 256
-    """Real examples a class and step."""
+    """Real examples per class and step."""
     lr: float = 0.1
     """Of the synthetic examples, in units of the scaled data."""
     warm_outer: int = 0
@@ -61,7 +63,7 @@ class Run:
     groups: int = 2
     """subgroup: how many groups of like classes."""
     seeds: tuple[int, ...] = (0,)
-    """One set each, made side by side."""
+    """One set each, computed side by side."""
     store: str | None = None
     """The cache: a folder or URL; $WHENCE_CACHE or your cache folder by default."""
     quiet: bool = False
@@ -114,8 +116,8 @@ class Evaluate:
     """Epochs of training."""
     lr: float = 0.01
     """Of that training."""
-    baselines: tuple[Literal["random", "herding", "k-centre"], ...] = ("random", "herding")
-    """Real examples to compare with."""
+    baselines: tuple[str, ...] = ("random", "herding")
+    """Real examples to compare with: random, herding, k-centre."""
     json: bool = False
     """Print JSON."""
 
@@ -133,7 +135,7 @@ class Evaluate:
                 say(f"{name} was made from other data than {self.data}.")
         sizes = sorted({len(one) // train.classes for one in made.values()})
         for size, rule in itertools.product(sizes, self.baselines):
-            name = rule if len(sizes) == 1 else f"{rule}, {size} a class"
+            name = rule if len(sizes) == 1 else f"{rule}, {size} per class"
             judged[name] = [select(train, rule, size, seed) for seed in range(3 if rule == "random" else 1)]
         table = {
             name: {
@@ -180,7 +182,7 @@ class Report:
 def load(name: str, like: Any = None) -> "tuple[Pool, Pool]":
     """Training and test pools of named or stored data, in the scaling of `like` when given.
 
-    Raises DataError where the file or one of its arrays is missing.
+    Raises DataError if the file or one of its arrays is missing.
     """
     from whence.unlearn.condense import Pool
 
@@ -202,4 +204,22 @@ def load(name: str, like: Any = None) -> "tuple[Pool, Pool]":
         return train, Pool.of((file["x_test"], file["y_test"]), train.classes, train.scaling)
 
 
-COMMANDS: dict[str, type] = {"run": Run, "evaluate": Evaluate, "report": Report}
+@dataclass(frozen=True)
+class Methods:
+    """List every condensation method.
+
+    Example:
+
+        whence condense methods
+    """
+
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        from whence.unlearn.condense import METHODS
+
+        show_methods(METHODS, self.json)
+
+
+COMMANDS: dict[str, type] = {"run": Run, "methods": Methods, "evaluate": Evaluate, "report": Report}

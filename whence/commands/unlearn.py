@@ -1,6 +1,7 @@
 """Without these data: datamodels, unlearning methods, and their evaluation against retrained oracles."""
 
 import json as json_module
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,17 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
+from ._settings import show_methods, with_settings
 from ._unlearn_document import Document
 
 if TYPE_CHECKING:
     from whence.cache import Examples
-    from whence.unlearn.deletion import Deletion
-    from whence.unlearn.loop import Method
-
-METHODS = (
-    "dmm", "dm-direct", "oracle-matching", "retrain", "fine-tune", "ascent", "descent-ascent", "neggrad", "scrub",
-    "salun", "l1", "newton",
-)  # fmt: skip
+    from whence.unlearn import UnlearningMethod
+    from whence.unlearn.request import UnlearningRequest
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class _Setting:
     bank: int = 512
     """Models retrained on random subsets for the datamodel of dmm and dm-direct."""
     datamodel: str | None = None
-    """One that `whence unlearn datamodel` kept, by name or key, instead."""
+    """One that `whence unlearn datamodel` stored, by name or key, instead."""
     share: float = 0.75
     """Of the training examples that each subset keeps."""
     epochs: int = 40
@@ -89,40 +86,37 @@ class _Setting:
     store: str | None = None
     """The store; $WHENCE_CACHE or your cache folder by default."""
 
-    def made(self) -> "Made":
-        from whence.cache import Classification, Store
+    def prepared(self) -> "Prepared":
+        from whence.cache import Store
         from whence.classifiers import make_bank
-        from whence.unlearn.deletion import Deletion
+        from whence.unlearn import UnlearningRequest
 
-        from ._classifier import forget_ids, models_of
+        from ._classifier import forget_ids
 
         store = Store(self.store)
         bank = make_bank(self.data, self.network, self.epochs, self.batch, self.rate, self.optimiser, "logits,margins")
         ids = forget_ids(self.forget, bank.train)
-        lanes: Any = models_of(bank, self.models, 10_000, store)
-        seeds = 10_000 + np.arange(self.models)
-        deletion = Deletion(lanes, Classification(), bank.train, ids, bank.recipe, bank.build, seeds)  # type: ignore[arg-type]
-        return Made(self, bank, store, deletion)
+        return Prepared(self, bank, store, UnlearningRequest.of_bank(bank, ids, self.models, store=store))
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class Prepared:
     """Data, bank and models of a command."""
 
     setting: _Setting
     bank: Any
     store: Any
-    deletion: "Deletion"
+    request: "UnlearningRequest"
 
     def oracles(self) -> Any:
         from whence.cache.retrain.retrained import oracle_masks
 
         count = 2 * self.setting.models
-        masks = oracle_masks(self.bank.train.ids, self.deletion.forget, count)
+        masks = oracle_masks(self.bank.train.ids, self.request.forget, count)
         return self.bank.run(masks, 20_000 + np.arange(count), self.store)
 
     def datamodel(self) -> Any:
-        """The one that was named, or one fitted for this data. Raises DataError when it was fitted on other data."""
+        """The one that was named, or one fitted for this data. Raises DataError if it was fitted on other data."""
         from whence.cache import DataError, say
         from whence.cache.retrain.retrained import subset_masks
         from whence.unlearn.datamodels import Regression, ridge
@@ -142,38 +136,33 @@ class Made:
         say(f"datamodel: penalty {found.penalty:g}, {found.lds}")
         return found
 
-    def method(self, name: str) -> "Method":
-        """The method of a name. Raises UsageError for one that is not known."""
-        from whence.cache import Classification, UsageError
-        from whence.cache.retrain.recipe import AdamW
-        from whence.unlearn import methods
-        from whence.unlearn.datamodels import exact
+    def method(self, name: str, settings: Sequence[str] = ()) -> "UnlearningMethod":
+        """The method of a name with its settings, given the datamodel or the oracles that it needs. Raises UsageError
+        for a name or setting that is not known."""
+        from dataclasses import fields
 
-        matching = methods.Matching(steps=self.setting.steps, optimiser=AdamW(1e-2))
-        made: dict[str, Any] = {
-            "dmm": lambda: methods.DMM(self.datamodel(), matching),
-            "dm-direct": lambda: methods.DMDirect(self.datamodel()),
-            "oracle-matching": lambda: methods.OracleMatching(self.oracles(), matching),
-            "retrain": lambda: methods.Retrain(seed=50_000),
-            "fine-tune": methods.FineTune,
-            "ascent": methods.GradientAscent,
-            "descent-ascent": methods.DescentAscent,
-            "neggrad": methods.NegGradPlus,
-            "scrub": methods.Scrub,
-            "salun": methods.SalUn,
-            "l1": methods.L1Sparse,
-            "newton": lambda: methods.Newton(
-                lambda model: exact(model, Classification(), self.deletion.kept, damping=1.0)
-            ),
+        from whence.cache import UsageError
+        from whence.cache.errors import did_you_mean
+        from whence.cache.retrain.recipe import AdamW
+        from whence.unlearn import METHODS, Matching
+
+        if name not in METHODS:
+            raise UsageError(f"There is no unlearning method {name!r}.", did_you_mean(name, METHODS, "There are"))
+        sources: dict[str, Callable[[], Any]] = {
+            "datamodel": self.datamodel,
+            "oracles": self.oracles,
+            "matching": lambda: Matching(steps=self.setting.steps, optimiser=AdamW(1e-2)),
         }
-        if name not in made:
-            raise UsageError(f"There is no unlearning method {name!r}.", f"Use one of {', '.join(METHODS)}.")
-        return made[name]()
+        own = {field.name for field in fields(METHODS[name])}
+        given = {field: source() for field, source in sources.items() if field in own}
+        if name == "retrain":
+            given["seed"] = 50_000  # an independent oracle
+        return with_settings(METHODS[name], settings, given)
 
 
 @dataclass(frozen=True)
 class Run(_Setting):
-    """Let trained models forget, and write their weights with the ledger of what was deleted.
+    """Let trained models forget, and write their weights with the deletion log.
 
     Example:
 
@@ -181,35 +170,35 @@ class Run(_Setting):
     """
 
     method: str = "dmm"
-    """One of dmm, dm-direct, oracle-matching, retrain, fine-tune, ascent, descent-ascent, neggrad, scrub, salun, l1,
-    newton."""
+    """`whence unlearn methods` lists all of them with their settings."""
+    set: tuple[str, ...] = ()
+    """Settings of the method, as name=value (epochs=4 optimiser.lr=0.01)."""
     out: Path = Path("out/unlearned.npz")
-    """Weights by parameter name, [models, ...], and the ledger as JSON."""
+    """Weights by parameter name, [models, ...], and the deletion log as JSON."""
 
     def run(self) -> None:
         from whence.unlearn.loop import run
 
-        made = self.made()
-        done = run(made.method(self.method), made.deletion, quiet=False)
+        prepared = self.prepared()
+        done = run(prepared.method(self.method, self.set), prepared.request, quiet=False)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        ledger = json_module.dumps([line._asdict() | {"hash": line.hash} for line in done.ledger.lines])
-        weights = {name: v.numpy() for name, v in done.models.views().items()}
-        np.savez(self.out, ledger=np.array(ledger), **weights)  # type: ignore[arg-type]
+        weights = {name: v.cpu().numpy() for name, v in done.models.views().items()}
+        np.savez(self.out, deletion_log=np.array(done.log.to_json()), **weights)  # type: ignore[arg-type]
         print(
-            f"{done.method}: {len(made.deletion.forget)} examples forgotten by {len(done.models)} models in "
+            f"{done.method}: {len(prepared.request.forget)} examples forgotten by {len(done.models)} models in "
             f"{done.seconds:.1f} s, {done.passes:.0f} example passes each ({100 * done.ratio:.1f} % of retraining)"
         )
         for stop in done.stopped:
             print(f"  model {stop.model} stopped at step {stop.step}: {stop.why}")
-        print(f"kept: {done.ledger.lines[-1].kept}\nwritten: {self.out}")
+        print(f"kept: {done.log.entries[-1].kept}\nwritten: {self.out}")
 
 
 @dataclass(frozen=True)
 class Plan(_Setting):
-    """What nothing, a Newton step, DMM and retraining will cost and leave for a forget set, and which one to take.
+    """What a no-op, a Newton step, DMM and retraining will cost and leave for a forget set, and which one to take.
 
-    Learned on pilot deletions of the same size that share no example with it, half random, half neighbours, whose
-    oracles are trained for it (and kept).
+    Learned on pilot requests of the same size that share no example with it, half random, half neighbours, whose
+    oracles are trained for it (and stored).
 
     Example:
 
@@ -217,7 +206,7 @@ class Plan(_Setting):
     """
 
     pilots: int = 2
-    """Pilot deletions."""
+    """Pilot requests."""
     slack: float = 1.0
     """Nats above noise that are accepted."""
     json: bool = False
@@ -226,24 +215,24 @@ class Plan(_Setting):
     def run(self) -> None:
         from dataclasses import replace
 
-        from whence.unlearn.deletion import Deletion
-        from whence.unlearn.evaluate import Panel
+        from whence.unlearn.evaluate import OracleSplit
         from whence.unlearn.methods import DMM, Newton
         from whence.unlearn.planner import candidates, pilot_factors, plan_deletion
+        from whence.unlearn.request import UnlearningRequest
 
-        made = self.made()
-        newton, dmm = made.method("newton"), made.method("dmm")
+        prepared = self.prepared()
+        newton, dmm = prepared.method("newton"), prepared.method("dmm")
         assert isinstance(newton, Newton) and isinstance(dmm, DMM)  # noqa: PT018
         datamodel: Any = dmm.datamodel
-        panels, seen = [], made.deletion.forget
+        splits, seen = [], prepared.request.forget
         for number in range(self.pilots):
-            forget = pilot_set(made.bank.train.without(seen), len(made.deletion.forget), number)
+            forget = pilot_set(prepared.bank.train.without(seen), len(prepared.request.forget), number)
             seen = np.union1d(seen, forget)
-            pilot: Deletion = replace(made.deletion, forget=forget)
-            panels.append(Panel.of(pilot, replace(made, deletion=pilot).oracles(), made.bank.points))
-        ways = candidates(made.deletion, newton=newton, dmm=dmm)
-        factors = pilot_factors(panels, ways, datamodel)
-        plan = plan_deletion(made.deletion, ways, factors, datamodel, slack=self.slack)
+            pilot: UnlearningRequest = replace(prepared.request, forget=forget)
+            splits.append(OracleSplit.of(pilot, replace(prepared, request=pilot).oracles(), prepared.bank.points))
+        ways = candidates(prepared.request, newton=newton, dmm=dmm)
+        factors = pilot_factors(splits, ways, datamodel)
+        plan = plan_deletion(prepared.request, ways, factors, datamodel, slack=self.slack)
         if not self.json:
             print(plan)
             return
@@ -261,7 +250,7 @@ class Plan(_Setting):
 
 
 def pilot_set(train: "Examples", size: int, seed: int) -> np.ndarray:
-    """Ids for a pilot deletion: half the neighbours of an example within its class, half random others."""
+    """Ids for a pilot request: half the neighbours of an example within its class, half random others."""
     from whence.unlearn import forget_sets
 
     near = forget_sets.neighbours(train, int(train.ids[seed]), max(1, size // 2), within="y")
@@ -279,8 +268,7 @@ class Evaluate(_Setting):
     """
 
     methods: str = "dmm,oracle-matching,descent-ascent,fine-tune"
-    """Of dmm, dm-direct, oracle-matching, retrain, fine-tune, ascent, descent-ascent, neggrad, scrub, salun, l1,
-    newton; with commas."""
+    """Names, with commas; `whence unlearn methods` lists all of them."""
     direction: Literal["unlearned||oracle", "oracle||unlearned"] = "unlearned||oracle"
     bins: int | None = None
     """Of the histograms; a fifth of the models, at most 20, by default."""
@@ -290,20 +278,38 @@ class Evaluate(_Setting):
     """Print JSON."""
 
     def run(self) -> None:
-        from whence.unlearn.evaluate import Panel, evaluate
+        from whence.unlearn.evaluate import OracleSplit, evaluate
         from whence.unlearn.metrics import KLoM
         from whence.unlearn.report import save
         from whence.unlearn.results import table, to_json
 
-        made = self.made()
+        prepared = self.prepared()
         metric = KLoM(self.direction, self.bins)
-        panel = Panel.of(made.deletion, made.oracles(), made.bank.points, metric)
-        methods = [made.method(name.strip()) for name in self.methods.split(",")]
-        found = evaluate(panel, methods, title=self.forget, quiet=False)
+        split = OracleSplit.of(prepared.request, prepared.oracles(), prepared.bank.points, metric)
+        methods = [prepared.method(name.strip()) for name in self.methods.split(",")]
+        found = evaluate(split, methods, title=self.forget, quiet=False)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.out.write_text(to_json(found))
         page = save([found], self.out.with_suffix(".html"))
         print(to_json(found) if self.json else f"{table(found)}\n\nwritten: {self.out}, {page}")
+
+
+@dataclass(frozen=True)
+class Methods:
+    """List every unlearning method with its settings.
+
+    Example:
+
+        whence unlearn methods
+    """
+
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        from whence.unlearn import METHODS
+
+        show_methods(METHODS, self.json)
 
 
 @dataclass(frozen=True)
@@ -336,6 +342,7 @@ COMMANDS = {
     "datamodel": Datamodel,
     "plan": Plan,
     "run": Run,
+    "methods": Methods,
     "document": Document,
     "evaluate": Evaluate,
     "report": Report,

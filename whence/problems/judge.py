@@ -158,7 +158,7 @@ def _mislabelled(named: Any, curve: Path | None, quiet: bool) -> list[Row]:
     for name, method in methods_for(problem, list(named)).items():
         fitted, seconds = timed(partial(method.fit, trained))
         if isinstance(fitted, EarlyScores):
-            suspicion = fitted.values(problem.train)
+            suspicion = fitted.score(problem.queries.select([0])).values[0]  # the same for every query
         elif type(fitted) is attrib.Factors:
             suspicion = fitted.self_influence().values
         else:

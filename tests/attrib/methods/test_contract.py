@@ -11,10 +11,10 @@ from torch import nn
 
 from tests import cases
 from whence.attrib import Method, methods
-from whence.attrib.methods.magic import end_of, record
 from whence.attrib.methods.source import Segment
 from whence.cache import Classification, Examples, LanguageModelling, ModelError, Store, TrainedModel, UsageError
 from whence.cache.retrain.recipe import SGD, Recipe
+from whence.cache.retrain.trajectory import Trajectory
 
 RECIPE = Recipe(epochs=6, batch_size=6, optimiser=SGD(0.1, momentum=0.5), batches="shared")
 
@@ -73,7 +73,7 @@ class Problem:
             data = cases.vectors(count=14)
             train = Examples.of((data.columns["x"].astype(np.float32), data.columns["y"]), ids=data.ids + 40)
         begun = TrainedModel(start, train, task, quiet=True)
-        return cls(start, begun.replace(model=end_of(record(begun, RECIPE, 0))))
+        return cls(start, begun.replace(model=Trajectory.record(begun, RECIPE, 0).trained()))
 
     def fit(self, name: str, **options: Any) -> Any:
         return ROWS[name].build(self.start, self.trained.model).fit(self.trained.replace(**options))

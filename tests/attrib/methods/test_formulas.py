@@ -15,7 +15,7 @@ from whence.attrib import methods
 from whence.attrib.lexical import token_counts
 from whence.attrib.methods.ekfac import FRESH
 from whence.attrib.methods.features import random_projection
-from whence.attrib.methods.magic import end_of, record, unroll
+from whence.attrib.methods.magic import unroll
 from whence.attrib.methods.shampoo import Shampoo
 from whence.attrib.methods.source import SOURCE, Segment
 from whence.cache import (
@@ -28,8 +28,9 @@ from whence.cache import (
     TrainedModel,
     UsageError,
 )
-from whence.cache.retrain.bank import weighted_loss
+from whence.cache.retrain.loop import weighted_loss
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule
+from whence.cache.retrain.trajectory import Trajectory
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +182,7 @@ def train_with_torch(start: nn.Module, train: Examples, recipe: Recipe, weights:
         )
     else:
         optimiser = torch.optim.AdamW(model.parameters(), o.lr, o.betas, o.eps, o.weight_decay)
-    steps = record(TrainedModel(start, train, Classification(), quiet=True), recipe, 3).steps
+    steps = Trajectory.record(TrainedModel(start, train, Classification(), quiet=True), recipe, 3).steps
     for step in steps:
         for group in optimiser.param_groups:
             group["lr"] = step.rate
@@ -198,14 +199,14 @@ def train_with_torch(start: nn.Module, train: Examples, recipe: Recipe, weights:
 def test_unrolling_is_the_derivative_of_training(name: str) -> None:
     case, recipe = cases.build("mlp"), RECIPES[name]
     task, train = Classification(), case.examples
-    end = case.trained(model=end_of(record(case.trained(), recipe, 3)))
+    end = case.trained(model=Trajectory.record(case.trained(), recipe, 3).trained())
     ones = np.ones(len(train))
     by_torch = train_with_torch(case.model, train, recipe, ones)
     for p, q in zip(end.model.parameters(), by_torch.parameters()):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
     state = methods.MAGIC(case.model, recipe, 3).fit(end)
     queries = train.select([1, 4])
-    found = unroll(state.training, end, queries)
+    found = unroll(state.run, end, queries)
     for n in (0, 4, 7):
         ends = []
         for sign in (1, -1):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.cache.retrain.test_bank import data, mlp
-from whence.cache import Classification
+from whence.cache import Classification, TrainedModel
 from whence.cache.retrain.loop import train
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule
 from whence.cache.retrain.replicas import Replicas
@@ -21,7 +21,7 @@ RECIPES = (
 def test_the_run_is_the_banks_and_is_resumed_from_every_kept_point(recipe: Recipe) -> None:
     torch.manual_seed(0)
     examples, model = data(), mlp(0)
-    run = Trajectory.record(model, Classification(), examples, recipe, 3)
+    run = Trajectory.record(TrainedModel(model, examples, Classification(), quiet=True), recipe, 3)
     bank = train(
         Replicas.of([model]), Classification(), examples, np.ones((1, len(examples)), bool), np.array([3]), recipe
     )
@@ -38,7 +38,7 @@ def test_the_derivative_of_a_step_in_weights_is_the_difference_quotient() -> Non
     model = mlp(0).double()
     x = data()
     examples = type(x).of((x.columns["x"].astype(np.float64), x.columns["y"]))
-    run = Trajectory.record(model, Classification(), examples, RECIPES[1], 0)
+    run = Trajectory.record(TrainedModel(model, examples, Classification(), quiet=True), RECIPES[1], 0)
     point = run.points_between(0, 2)[2]
     weights = torch.ones(len(run.steps[2].rows), dtype=torch.float64)
 

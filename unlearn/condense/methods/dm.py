@@ -6,22 +6,27 @@ Source: Zhao and Bilen 2023, "Dataset condensation with distribution matching".
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from ..layers import Params
 from ..matching import Part
 from ..networks import Network
-from .method import Method, by_class
+from ..pool import Pool
+from .method import CondensationMethod
 
 
-def feature_means(network: Network, params: Params, part: Part) -> Float[Array, ""]:
-    """‖Σ w f(real) - Σ w f(synthetic)‖² over the part's examples."""
+class DM(CondensationMethod):
+    """Every class is its own part; its loss is ‖Σ w f(real) - Σ w f(synthetic)‖²."""
 
-    def mean(x: Array, weight: Array) -> Array:
-        return weight.reshape(-1) @ network.features(params, x.reshape(-1, *x.shape[2:]))
+    name, trains = "dm", False
 
-    real = jax.lax.stop_gradient(mean(part.real_x, part.real_weight))
-    return jnp.sum(jnp.square(real - mean(part.x, part.weight)))
+    def parts(self, pool: Pool, groups: int = 1) -> Int[np.ndarray, "g m"]:
+        return np.arange(pool.classes)[:, None]
 
+    def loss(self, network: Network, params: Params, part: Part) -> Float[Array, ""]:
+        def mean(x: Array, weight: Array) -> Array:
+            return weight.reshape(-1) @ network.features(params, x.reshape(-1, *x.shape[2:]))
 
-DM = Method("dm", feature_means, by_class, trains=False)
+        real = jax.lax.stop_gradient(mean(part.real_x, part.real_weight))
+        return jnp.sum(jnp.square(real - mean(part.x, part.weight)))

@@ -1,39 +1,43 @@
-"""What a method decides: the loss of a part of the classes, and which classes make a part."""
+"""What a condensation method is: the loss of a part of the classes, and which classes make a part."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..layers import Params
-from ..matching import Part
+from ..matching import Part, gradient_matching
 from ..networks import Network
 from ..pool import Pool
 
-Loss: TypeAlias = Callable[[Network, Params, Part], Float[Array, ""]]
-# pool, number of groups -> class numbers of every part, -1 where a part has fewer
-Parts: TypeAlias = Callable[[Pool, int], Int[np.ndarray, "g m"]]
-
 
 @dataclass(frozen=True)
-class Method:
-    """name; loss of a part; parts once warmed up (class by class before that); whether steps are augmented;
-    whether the network is trained on the synthetic set between steps (else every step has a fresh network)."""
+class CondensationMethod(ABC):
+    """A condensation method. `condense` runs it; the loop differs in the loss and the parts only.
 
-    name: str
-    loss: Loss
-    parts: Parts
-    augmented: bool = False
-    trains: bool = True
+    A new method is one file here with a subclass, and one line in the registry `METHODS`.
+
+    name: in settings. augmented: steps are augmented. trains: the network is trained on the synthetic set between steps
+    (else every step has a fresh network).
+    """
+
+    name: ClassVar[str]
+    augmented: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
+
+    @abstractmethod
+    def loss(self, network: Network, params: Params, part: Part) -> Float[Array, ""]:
+        """What is compared on the real and the synthetic examples of a part of the classes."""
+
+    @abstractmethod
+    def parts(self, pool: Pool, groups: int = 1) -> Int[np.ndarray, "g m"]:
+        """The classes of every part once warmed up (class by class before that), -1 if a part has fewer."""
 
 
-def by_class(pool: Pool, groups: int = 1) -> Int[np.ndarray, "g m"]:
-    """Every class is its own part."""
-    return np.arange(pool.classes)[:, None]
+class GradientMatching(CondensationMethod):
+    """A method whose loss is the distance of the part's gradients, layer by layer."""
 
-
-def together(pool: Pool, groups: int = 1) -> Int[np.ndarray, "g m"]:
-    """All classes are one part."""
-    return np.arange(pool.classes)[None]
+    def loss(self, network: Network, params: Params, part: Part) -> Float[Array, ""]:
+        return gradient_matching(network, params, part)

@@ -34,7 +34,7 @@ from whence.unlearn.condense.matching import distance, weighted_gradient
 from whence.unlearn.condense.report import grid
 from whence.unlearn.condense.velocity import tangent_kernel
 
-from .condense_cases import image_pool, vector_pool
+from .cases import image_pool, vector_pool
 
 NET = MLP((8,))
 SMALL = Settings(network=NET, per_class=2, outer=2, inner=2, epochs=1, real_batch=8, warm_outer=0)
@@ -206,7 +206,7 @@ def test_commands_condense_judge_and_report(tmp_path, capsys, store, monkeypatch
     )
     COMMANDS["evaluate"]((out, two), networks=("mlp-4",), count=1, passes=1, baselines=("herding",), **common).run()
     said = capsys.readouterr()
-    assert set(json.loads(said.out)) == {str(out), str(two), "herding, 1 a class", "herding, 2 a class"}
+    assert set(json.loads(said.out)) == {str(out), str(two), "herding, 1 per class", "herding, 2 per class"}
     assert f"{two} was made from other data" in said.err
     assert f"{out} was made" not in said.err
     assert "accuracy mlp-4" in Condensed.load(out).about["measured"]
@@ -217,7 +217,7 @@ def test_commands_condense_judge_and_report(tmp_path, capsys, store, monkeypatch
         COMMANDS["run"](out=out, network="mlp-4", quiet=True, **common).run()
     with pytest.raises(DataError, match="no data set"):
         COMMANDS["run"](data="nowhere", out=out).run()
-    with pytest.raises(UsageError, match="no ending that tells"):  # said before the work
+    with pytest.raises(UsageError, match="no ending that names"):  # said before the work
         COMMANDS["run"](data="nowhere", out=tmp_path / "set.pt").run()
     with pytest.raises(UsageError, match="No set is given"):
         COMMANDS["evaluate"](sets=()).run()

@@ -6,30 +6,31 @@ import pytest
 import xarray
 
 from whence.cache import DataError, UsageError
-from whence.unlearn.condense import MLP, Pool, Settings, Training, at_equal_size, by_influence, condensed_retain
+from whence.unlearn.condense import MLP, Pool, Settings, Training, at_equal_size, condensed_retain
+from whence.unlearn.condense.selection import by_influence
 from whence.unlearn.datamodels import ridge
 from whence.unlearn.loop import run
 from whence.unlearn.methods import DMM, Matching
 
-from . import cases
+from .. import cases
 
 SETTINGS = Settings("dcc", MLP((8,)), per_class=3, outer=10, inner=3, epochs=2, real_batch=16, warm_outer=0)
 
 
 def test_datamodel_matching_with_a_condensed_retain_set():
     from whence.cache.retrain.recipe import AdamW
-    from whence.unlearn.evaluate import Panel
+    from whence.unlearn.evaluate import OracleSplit
     from whence.unlearn.metrics import KLoM
 
-    condensed = condensed_retain(cases.deletion(), SETTINGS)
-    assert 4 * len(condensed.kept) <= len(cases.deletion().kept)
+    condensed = condensed_retain(cases.request(), SETTINGS)
+    assert 4 * len(condensed.kept) <= len(cases.request().kept)
     assert not np.isin(condensed.kept.ids, cases.points().ids).any()
-    with pytest.raises(UsageError, match="stand-in for its kept data"):
+    with pytest.raises(UsageError, match="replaced already"):
         condensed_retain(condensed, SETTINGS)
     method, found = DMM(ridge(cases.subsets()), Matching(steps=30, batch_size=16, optimiser=AdamW(1e-2))), {}
-    for name, deletion in {"real": cases.deletion(), "condensed": condensed}.items():
-        panel = Panel.of(deletion, cases.oracles(), cases.points(), KLoM(bins=4))
-        found[name] = panel.score(name, panel.margins(run(method, deletion))).klom["validation"].p95
+    for name, request in {"real": cases.request(), "condensed": condensed}.items():
+        split = OracleSplit.of(request, cases.oracles(), cases.points(), KLoM(bins=4))
+        found[name] = split.score(name, split.margins(run(method, request))).klom["validation"].p95
     assert found["condensed"] <= found["real"] + 1
 
 

@@ -28,7 +28,7 @@ KIND = "condensed"
 
 
 class Diverged(NumericalError):
-    """The synthetic examples left the numbers. `last_good`: the sets before the step that broke."""
+    """The synthetic examples became non-finite. `last_good`: the sets before the step that diverged."""
 
     def __init__(self, cause: str, cure: str, last_good: "tuple[Condensed, ...]"):
         super().__init__(cause, cure)
@@ -58,7 +58,7 @@ class Job(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where a run stands: states of all seeds side by side, steps done, losses [outer e] so far."""
+    """The state of a run: states of all seeds side by side, steps done, losses [outer e] so far."""
 
     states: State
     done: int
@@ -74,12 +74,20 @@ def condense(
     checkpoint: int = 100,
     quiet: bool = False,
 ) -> tuple[Condensed, ...]:
-    """One synthetic set a seed, all made side by side.
+    """One synthetic set per seed, all computed side by side.
 
-    store: keeps a checkpoint every `checkpoint` outer steps, every minute, where a signal stops the run, and at the
-        end; a run with the same settings, data and seeds goes on from the last one, also when only `outer` has grown.
-    Raises DataError where a class has too few examples, ModelError where the network does not fit the data, and
-    Diverged when a pixel step leaves the numbers: the sets of the last good step are in it, and in the store.
+    Args:
+        pool: the real examples.
+        settings: what to condense and how.
+        seeds: one set each.
+        store: keeps a checkpoint every `checkpoint` outer steps, every minute, if a signal stops the run, and at the
+            end; a run with the same settings, data and seeds resumes from the last one, also if only `outer` is larger.
+        checkpoint: outer steps.
+        quiet: show no progress bar.
+
+    Raises DataError if a class has too few examples, ModelError if the network does not fit the data, UsageError for
+    equal seeds, and Diverged if a pixel step becomes non-finite: the sets of the last good step are in it, and in the
+    store.
 
     >>> (small,) = condense(pool, Settings("dcc", MLP((8,)), per_class=1, outer=2, augment=()), quiet=True)
     >>> small.x.shape, small.y.tolist()
@@ -120,10 +128,10 @@ def condense(
 def recondense(
     condensed: Condensed, pool: Pool, without: Any, settings: Settings, store: Store | None = None, **options: Any
 ) -> Condensed:
-    """The same condensation of a pool without some examples (their ids): what has been deleted shaped nothing of it,
-    not even the start. The former set is only asked for its seed."""
-    (made,) = condense(pool.without(without), settings, (int(condensed.about["seed"]),), store, **options)
-    return replace(made, about={**made.about, "without": np.atleast_1d(without).tolist()})
+    """The same condensation of a pool without some examples (their ids): what has been deleted had no effect on it,
+    not even on the start. Only the seed of the former set is used."""
+    (new,) = condense(pool.without(without), settings, (int(condensed.about["seed"]),), store, **options)
+    return replace(new, about={**new.about, "without": np.atleast_1d(without).tolist()})
 
 
 def _advance(
@@ -167,7 +175,7 @@ def _resume(job: Job, fresh: Progress, store: Store | None) -> Progress:
     leaves, shape = jax.tree.flatten(fresh.states)
     kept = [jnp.asarray(entry.read(f"state{number}")) for number in range(len(leaves))]
     if found < last:
-        say(f"Going on from outer step {found} of {last}.")
+        say(f"Resuming from outer step {found} of {last}.")
     return Progress(jax.tree.unflatten(shape, kept), found, entry.read("losses"))
 
 
@@ -176,14 +184,14 @@ def _keep(job: Job, at: Progress, store: Store | None, stop: SignalWatch) -> Non
         return
     arrays = {f"state{n}": np.asarray(leaf) for n, leaf in enumerate(jax.tree.leaves(at.states))}
     with stop.deferred():
-        store.put(KIND, job.inputs(at.done), {**arrays, "losses": at.losses}, {"card": "a synthetic set being made"})
+        store.put(KIND, job.inputs(at.done), {**arrays, "losses": at.losses}, {"card": "a synthetic set, not finished"})
 
 
 def _results(job: Job, at: Progress, ids: list[np.ndarray], seconds: float) -> tuple[Condensed, ...]:
     settings, pool, sets = job.settings, job.pool, []
     for number, seed in enumerate(job.seeds):
-        made = {name: a[number] for name, a in at.states.made.items()}
-        labels = np.asarray(labels_of(made, pool.classes)).reshape(-1, pool.classes)
+        own = {name: a[number] for name, a in at.states.synthetic.items()}
+        labels = np.asarray(labels_of(own, pool.classes)).reshape(-1, pool.classes)
         about = {
             "method": settings.method,
             "settings": settings.to_json(),
@@ -195,7 +203,7 @@ def _results(job: Job, at: Progress, ids: list[np.ndarray], seconds: float) -> t
             "seconds": round(seconds, 2),
             "seconds_shared_by": len(job.seeds),
         }
-        x = np.asarray(made["x"]).reshape(-1, *pool.shape)
+        x = np.asarray(own["x"]).reshape(-1, *pool.shape)
         sets.append(Condensed(x, labels, pool.scaling, at.losses[:, number], ids[number].astype(np.int64), about))
     return tuple(sets)
 

@@ -1,0 +1,91 @@
+"""Settings on the command line: `--set name=value` for every kind of method, nested ones as `optimiser.lr=0.01`."""
+
+import ast
+import dataclasses
+import inspect
+import json as json_module
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from whence.cache.errors import UsageError, did_you_mean
+
+
+def with_settings(kind: type, texts: Sequence[str], given: Mapping[str, Any] | None = None) -> Any:
+    """An instance of a dataclass: `given` by field, changed by texts of the form name=value.
+
+    Raises UsageError for an unknown name, a text without "=", and a field without a value.
+    """
+    own = {field.name: field for field in dataclasses.fields(kind)}
+    values = dict(given or {})
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name, _, inner = name.strip().replace("-", "_").partition(".")
+        if not equals or name not in own:
+            raise UsageError(
+                f"{called(kind)} has no setting {text!r}.", did_you_mean(name, own, "Give name=value; it has")
+            )
+        now = values.get(name, _default(own[name]))
+        values[name] = _changed(kind, now, inner, value) if inner else _value(value, now, own[name].type)
+    missing = [name for name, field in own.items() if name not in values and _default(field) is dataclasses.MISSING]
+    if missing:
+        raise UsageError(f"{called(kind)} needs a value for {missing[0]!r}.", f"Give --set {missing[0]}=VALUE.")
+    return kind(**values)
+
+
+def listed(registry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every registered method with its first docstring line and its settings, for people and for the documents."""
+    rows = []
+    for name, method in registry.items():
+        kind = method if isinstance(method, type) else type(method)
+        settings = {field.name: _shown(_default(field)) for field in dataclasses.fields(kind)}
+        rows.append({"name": name, "settings": settings, "what": (inspect.getdoc(kind) or "").split("\n\n")[0]})
+    return rows
+
+
+def show_methods(registry: Mapping[str, Any], json: bool) -> None:
+    """Print what `listed` finds."""
+    rows = listed(registry)
+    if json:
+        print(json_module.dumps(rows))
+        return
+    for row in rows:
+        settings = (f"{name}={value}" if value else name for name, value in row["settings"].items())
+        print(f"{row['name']}: {' '.join(row['what'].split())}\n    {', '.join(settings)}")
+
+
+def called(kind: Any) -> str:
+    return str(getattr(kind, "name", kind.__name__))
+
+
+def _default(field: Any) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else dataclasses.MISSING
+
+
+def _shown(default: Any) -> str:
+    return "" if default is dataclasses.MISSING else repr(default)
+
+
+def _changed(kind: type, value: Any, inner: str, text: str) -> Any:
+    """A nested dataclass with one of its fields, `inner`, set from text."""
+    name, _, further = inner.partition(".")
+    if not dataclasses.is_dataclass(value) or isinstance(value, type) or not hasattr(value, name):
+        raise UsageError(f"{called(kind)} has no setting {inner!r} there.", "See `methods` for its settings.")
+    if further:
+        return dataclasses.replace(value, **{name: _changed(kind, getattr(value, name), further, text)})
+    return dataclasses.replace(value, **{name: _value(text, getattr(value, name))})
+
+
+def _value(text: str, now: Any, annotation: Any = None) -> Any:
+    """The text for a setting that is one; else a number, True, False, None or a tuple if the text is one."""
+    text = text.strip()
+    if isinstance(now, str) or annotation in (str, "str"):
+        return text
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
