@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from .harness import Benchmark, Run
-from .timing import best, product_rate
-from .transformer import Side, Size, briefly_trained, correlation, outcomes, sequences
+from .timing import product_rate
+from .transformer import Side, Size, bound, briefly_trained, correlation, outcomes, sequences
 
 bench = Benchmark(__file__, __doc__, example="--many 512")
 
@@ -22,7 +22,7 @@ def whence_side(folder: Path) -> None:
     from whence.cache import Examples, Store, gradients
 
     side, store = Side(folder), Store(folder / "cache")
-    trained, queries = side.whence(store=store)
+    trained, queries = bound(side.model, side.size, store=store)
     factors = side.time("fit", lambda: attrib.EKFAC().fit(trained))
     unstored = factors.on(trained.replace(store=None))
     found = {
@@ -59,38 +59,6 @@ bench.side("whence", whence_side)
 bench.side("kronfluence", kronfluence_side)
 
 
-def shapes(size: Size) -> list[tuple[int, int]]:
-    """Inputs (with bias) and outputs of the two sites of a layer."""
-    return [(size.d + 1, 4 * size.d), (4 * size.d + 1, size.d)]
-
-
-def fit_operations(size: Size) -> float:
-    """Floating-point operations of the fit: model passes, both moments, rotation of positions, contraction."""
-    layer = sum(4.0 * (i * i + o * o) + 2 * i * o for i, o in shapes(size))
-    model = 2 * 2 * (12 * size.d**2 * size.layers + size.d * size.vocabulary)  # forward, backward of activations
-    return size.train * size.length * (size.layers * layer + model)
-
-
-def score_operations(size: Size) -> tuple[float, float, float]:
-    """Floating-point operations of preconditioning a query, of forming an example's gradients, and of the product of
-    the two."""
-    s, layers = size.length, size.layers
-    precondition = sum(2.0 * (s * (i * i + o * o) + s * i * o + o * i * (o + i)) for i, o in shapes(size))
-    product = sum(2.0 * i * o for i, o in shapes(size))
-    return layers * precondition, layers * s * product, layers * product
-
-
-def forming_rate(size: Size) -> float:
-    """Operations per second of forming per-example gradients of the first site."""
-    import jax
-
-    from whence.attrib import kernels
-
-    i, o = shapes(size)[0]
-    a, g = (jax.numpy.ones((64, size.length, width)) for width in (i, o))
-    return 2 * 64 * size.length * i * o / best(lambda: jax.block_until_ready(kernels.gradients(a, g)), 5)
-
-
 @bench.case(quick={"train": 128, "queries": 16})
 def kronfluence(run: Run, train: int = 512, queries: int = 64, many: int = 0) -> None:
     """Fit, pairwise scores, self-influence, many queries; memory; agreement; share of the machine's rate.
@@ -100,8 +68,11 @@ def kronfluence(run: Run, train: int = 512, queries: int = 64, many: int = 0) ->
         queries: queries of the pairwise job.
         many: score as many queries besides, and build and query an index of 2048 dimensions.
     """
+    from whence.attrib import make_plan
+
     size = Size(train=train, queries=queries)
-    found = outcomes(bench, size, briefly_trained(size), ("kronfluence", "whence"), many=many)
+    model = briefly_trained(size)
+    found = outcomes(bench, size, model, ("kronfluence", "whence"), many=many)
     ours, theirs = found["whence"].seconds, found["kronfluence"].seconds
     pairwise = min(theirs["pairwise"], theirs["pairwise rank 32"])
     times = many / size.queries
@@ -130,12 +101,12 @@ def kronfluence(run: Run, train: int = 512, queries: int = 64, many: int = 0) ->
         ("kronfluence's rank 32 with its own full", k["scores"], k["rank"]),
     ):
         run.say(f"{text}: {correlation(a, b):.4f}")
-    rate, work = product_rate(2048), fit_operations(size)
-    run.say(f"fit: {work / 1e12:.2f} T operations, {work / ours['fit'] / 1e9:.0f} G/s, {work / ours['fit'] / rate:.0%} "
-            f"of this machine's product rate ({rate / 1e9:.0f} G/s)")  # fmt: skip
-    query, form, product = score_operations(size)
-    run.say(f"scores: {query / 1e9:.1f} G operations to precondition a query, {form / 1e9:.2f} G to form an example's "
-            f"gradients (at {forming_rate(size) / 1e9:.0f} G/s), {product / 1e9:.3f} G per pair")  # fmt: skip
+    plan = make_plan(bound(model, size)[0], queries, measure=False)
+    operations, rate = {stage.name: stage.operations for stage in plan.stages}, product_rate(2048)
+    score = operations.pop("score")
+    for name, work, seconds in (("fit", sum(operations.values()), ours["fit"]), ("pairwise", score, ours["pairwise"])):
+        run.say(f"{name}: {work / 1e12:.2f} T operations by the planner, {work / seconds / 1e9:.0f} G/s, "
+                f"{work / seconds / rate:.0%} of this machine's product rate ({rate / 1e9:.0f} G/s)")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from .harness import Benchmark, Run
-from .transformer import Side, Size, correlation, outcomes
+from .transformer import Side, Size, bound, correlation, outcomes
 
 bench = Benchmark(__file__, __doc__, example="--layers 2 --train 64")
 PRODUCTS = ("float32", "tf32")
@@ -28,7 +28,7 @@ def whence_side(folder: Path) -> None:
     from whence import attrib
 
     side, found = Side(folder), {}
-    trained, queries = side.whence()
+    trained, queries = bound(side.model, side.size, device=side.device)
     for products in PRODUCTS:
         method = attrib.EKFAC(products=products, redraw=False)  # type: ignore[arg-type]
         factors = twice(side, f"fit, {products}", lambda method=method: method.fit(trained))

@@ -105,21 +105,21 @@ class Side:
         train, queries = (sequences(n, self.size, s) for s, n in enumerate((self.size.train, self.size.queries)))
         return peer, torch.as_tensor(train), torch.as_tensor(queries)
 
-    def whence(self, **options: Any) -> tuple[Any, Any]:
-        """The model, bound to the training sequences, and queries."""
-        from whence.cache import Examples, LanguageModelling, TrainedModel
 
-        train, queries = (
-            Examples.of({"input_ids": sequences(n, self.size, seed)})
-            for seed, n in enumerate((self.size.train, self.size.queries))
-        )
-        sites = [f"*.{name}" for name in SITES]
-        return TrainedModel(self.model, train, LanguageModelling(), sites=sites, device=self.device, **options), queries
+def bound(model: SmallTransformer, size: Size, **options: Any) -> tuple[Any, Any]:
+    """The model, bound to its training sequences, and queries."""
+    from whence.cache import Examples, LanguageModelling, TrainedModel
+
+    train, queries = (
+        Examples.of({"input_ids": sequences(n, size, s)}) for s, n in enumerate((size.train, size.queries))
+    )
+    sites = [f"*.{name}" for name in SITES]
+    return TrainedModel(model, train, LanguageModelling(), sites=sites, quiet=True, **options), queries
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a side wrote. peak: most bytes at once, of its process, or on the GPU (torch's and JAX's). jax: its devices."""
+    """What a side wrote. peak: bytes, of its process or on the GPU (torch's and JAX's). jax: the devices of JAX."""
 
     seconds: Mapping[str, float]
     peak: float
