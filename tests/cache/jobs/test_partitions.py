@@ -132,7 +132,7 @@ def test_activations_and_banks_on_workers(quick, workers, monkeypatch):
     found = []
     for name, cluster in (("one", "inline"), ("two", workers)):
         store = Store(quick / name)
-        seen = activations(case.model, case.examples, "up", store=store, cluster=cluster, quiet=True)
+        seen = activations(case.trained(store=store, cluster=cluster), "up")
         models = bank.run(masks, store=store, cluster=cluster, quiet=True)
         found.append((seen.read("up").tobytes(), models["logits"][:].tobytes()))
     assert found[0] == found[1]
