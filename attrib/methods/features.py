@@ -15,16 +15,16 @@ from whence.cache import (
     Classification,
     Examples,
     LanguageModelling,
-    ModelPass,
     ResourceError,
     Site,
     Task,
     TrainedModel,
     UsageError,
-    borrowed,
 )
 from whence.cache.model.batches import CapturedBatch
 from whence.cache.model.bridge import to_numpy
+from whence.cache.model.capture import borrowed
+from whence.cache.model.trained import ModelPass
 
 from ..kernels import gradients
 from ..scoring.scores import site_products
