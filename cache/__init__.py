@@ -9,7 +9,6 @@ if __name__ != "whence.cache":
 
 # data and models
 from .model.capture import capture as capture
-from .model.capture import hook_points as hook_points
 from .model.examples import Examples as Examples
 
 # errors
@@ -21,7 +20,6 @@ from .errors import NumericalError as NumericalError
 from .errors import ResourceError as ResourceError
 from .errors import UsageError as UsageError
 from .errors import WhenceError as WhenceError
-from .model.sites import Site as Site
 from .model.sites import Sites as Sites
 from .model.sites import find_sites as find_sites
 from .model.task import Classification as Classification
@@ -49,9 +47,5 @@ from .retrain.retrained import subset_masks as subset_masks
 from .store.entry import Entry as Entry
 from .model.readers import jax_batches as jax_batches
 from .model.readers import torch_batches as torch_batches
-from .model.fingerprint import model_fingerprint as model_fingerprint
-from .store.keys import key_of as key_of
 from .store.layout import ArraySpec as ArraySpec
-from .jobs.partitions import ordered_sum as ordered_sum
-from .jobs.partitions import run_job as run_job
 from .store.store import Store as Store

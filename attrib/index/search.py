@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int64
 
-from whence.cache import ArraySpec, Entry, Examples, UsageError, run_job
+from whence.cache import ArraySpec, Entry, Examples, UsageError
+from whence.cache.jobs.partitions import run_job
 from whence.cache.model.batches import BatchSource, CapturedBatch
 from whence.cache.store.layout import Shard
 

@@ -11,19 +11,11 @@ import torch
 from jaxtyping import Array, Float
 from torch import Tensor, nn
 
-from whence.cache import (
-    Classification,
-    Examples,
-    LanguageModelling,
-    ResourceError,
-    Site,
-    Task,
-    TrainedModel,
-    UsageError,
-)
+from whence.cache import Classification, Examples, LanguageModelling, ResourceError, Task, TrainedModel, UsageError
 from whence.cache.model.batches import CapturedBatch
 from whence.cache.model.bridge import to_numpy
 from whence.cache.model.capture import borrowed
+from whence.cache.model.sites import Site
 from whence.cache.model.trained import ModelPass
 
 from ..kernels import gradients

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from whence.cache import ArraySpec, Store, ordered_sum, run_job
+from whence.cache import ArraySpec, Store
 from whence.cache.jobs.cluster import connect
+from whence.cache.jobs.partitions import ordered_sum, run_job
 from whence.cache.store.layout import Shard
 
 from .world import scratch

@@ -146,9 +146,9 @@ def test_plan_and_report(capsys, tmp_path) -> None:
 def test_what_is_asked_wrongly(capsys, tmp_path) -> None:
     for arguments, cause in [
         (["score", "--prompt", "x"], "a prompt and a completion"),
-        (["score", "--only-top", "--heads", "2"], "do not go together"),
+        (["score", "--only-top", "--heads", "2"], "exclude each other"),
         (["query", "--candidates", "2"], "2 candidates for a list of 10"),
-        (["fit", "--memory", "lots"], "no amount of memory"),
+        (["fit", "--memory", "lots"], "is not an amount of memory"),
     ]:
         assert main(["attrib", *arguments, "--quiet"]) == 2
         assert cause in capsys.readouterr().err

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tests import cases
-from whence.cache import ArraySpec, Store, activations, errors, ordered_sum, run_job
+from whence.cache import ArraySpec, Store, activations, errors
 from whence.cache.jobs.cluster import connect
+from whence.cache.jobs.partitions import ordered_sum, run_job
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import Recipe
 from whence.cache.retrain.retrained import subset_masks
