@@ -10,7 +10,7 @@ import pytest
 
 from whence import cli
 from whence.cache import Interrupted, StoreError
-from whence.rooms import rooms
+from whence.packages import command_groups
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Fails:
 
 @pytest.fixture
 def fails(monkeypatch) -> None:
-    monkeypatch.setattr("whence.rooms.Room.load", lambda room: {"demo": Fails})
+    monkeypatch.setattr("whence.packages.CommandGroup.load", lambda group: {"demo": Fails})
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -48,16 +48,16 @@ def test_help_does_not_wait_for_torch() -> None:
 
 
 def test_every_room_tells_its_commands_as_they_are() -> None:
-    found = rooms()
+    found = command_groups()
     assert {"demo", "run", "cache"} <= set(found)
     for room in found.values():
         assert room.summary.endswith("."), room.name
         assert tuple(room.load()) == room.commands
 
 
-@pytest.mark.parametrize("name", sorted(rooms()))
+@pytest.mark.parametrize("name", sorted(command_groups()))
 def test_every_command_has_help_with_an_example(name: str, capsys) -> None:
-    room = rooms()[name]
+    room = command_groups()[name]
     for command, made in room.load().items():
         arguments = [name, "--help"] if room.single else [name, command, "--help"]
         assert cli.main(arguments) == 0
@@ -67,17 +67,17 @@ def test_every_command_has_help_with_an_example(name: str, capsys) -> None:
         assert callable(made.run)
 
 
-@pytest.mark.parametrize("name", sorted(rooms()))
+@pytest.mark.parametrize("name", sorted(command_groups()))
 def test_every_example_is_a_command_as_it_stands(name: str) -> None:
     """Its options exist and their values are read; what the commands do is their rooms' tests."""
-    for made in rooms()[name].load().values():
+    for made in command_groups()[name].load().values():
         text = (made.__doc__ or "").split("Example:")[1].replace("\\\n", " ")
         lines = [line.strip() for line in text.splitlines() if line.strip().startswith("whence ")]
         assert lines
         for line in lines:
             room, *rest = shlex.split(line, comments=True)[1:]
-            command = rooms()[room].load()[room if rooms()[room].single else rest[0]]
-            cli.parse(command, line, rest if rooms()[room].single else rest[1:])
+            command = command_groups()[room].load()[room if command_groups()[room].single else rest[0]]
+            cli.parse(command, line, rest if command_groups()[room].single else rest[1:])
 
 
 @pytest.mark.parametrize(
