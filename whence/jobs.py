@@ -48,7 +48,7 @@ def read_job(path: str | Path) -> list[Step]:
     alone = sorted(set(document) - {"step"})
     if alone or not isinstance(document["step"], list):
         where = ", ".join(alone) or "step"
-        raise UsageError(f"{path}: {where} stands outside the [[step]] tables.", "Move it into a step.")
+        raise UsageError(f"{path}: {where} is outside the [[step]] tables.", "Move it into a step.")
     return [step_of(table, f"{path}, step {number}") for number, table in enumerate(document["step"], 1)]
 
 

@@ -123,7 +123,7 @@ class Evaluate(Printed):
         sources: dict[str, Any] = {name: [one] for name, one in sets.items()}
         for name, one in sets.items():
             if one.about.get("data") != train.fingerprint:
-                say(f"{name} was made from other data than {self.data}.")
+                say(f"{name} was condensed from other data than {self.data}.")
         sizes = sorted({len(one) // train.classes for one in sets.values()})
         for size, rule in itertools.product(sizes, self.baselines):
             name = rule if len(sizes) == 1 else f"{rule}, {size} per class"
