@@ -15,7 +15,7 @@ from whence.cache.retrain.recipe import SGD, AdamW, Recipe
 
 def labelled(data: str) -> tuple[Examples, Examples]:
     """(training examples, all points): `digits` (400 to train on, 400 held out), or an .npz with x_train, y_train,
-    x_test and y_test. Images are scaled to 0..1 when they are bytes. Raises DataError when it cannot be read."""
+    x_test and y_test. Images of bytes are scaled to 0..1. Raises DataError when it cannot be read."""
     if data == "digits":
         from sklearn.datasets import load_digits
 
@@ -84,12 +84,18 @@ def _image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) == 3 and shape[0] in (1, 3):
         return shape
     raise DataError(
-        f"Examples of shape {list(shape)} are no images with channels first.", "Use an mlp, or transpose them."
+        f"Examples of shape {list(shape)} are not images with channels first.", "Use an mlp, or transpose them."
     )
 
 
 def make_bank(data: str, network: str, epochs: int, batch: int, rate: float, optimiser: str, keep: str) -> Bank:
-    """The bank of a command's settings."""
+    """The bank of a network by name on data by name.
+
+    Args:
+        data, network: as for `labelled` and `builder`.
+        epochs, batch, rate, optimiser: the training; "sgd" has momentum 0.9.
+        keep: names of outputs, separated by commas.
+    """
     train, points = labelled(data)
     chosen = SGD(rate, 0.9) if optimiser == "sgd" else AdamW(rate)
     names = tuple(name.strip() for name in keep.split(","))

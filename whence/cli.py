@@ -1,8 +1,8 @@
-"""The command line: `whence ROOM COMMAND ...`, exit code 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""The command line: `whence GROUP COMMAND ...`. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
-A command is a frozen dataclass with run(): its fields are the options, its docstring the help. Only the room
-that is asked for is imported. Errors that Whence raises on purpose are printed as cause and cure; `--debug`
-shows where any error came from.
+A command is a frozen dataclass with run(): its fields are the options, its docstring the help. Only the
+module of the command that is called is imported. Errors that Whence raises on purpose are printed as cause and cure;
+`--debug` shows the traceback of any error.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
-from .rooms import Room, rooms
+from .packages import CommandGroup, command_groups
 
 ABOUT = (
     "Which training data made a model do that (attrib), what its activations are made of (decomp), and what it would "
@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    # a thread that waits for others sleeps: where several processes share the cores, one that spins costs ten
-    # times the work (read by torch's OpenMP when it is imported, which nothing has done yet)
+    # a waiting thread sleeps: if processes share the cores, one that spins costs ten times the work
+    # (torch's OpenMP reads this when torch is imported, which has not happened yet)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with contextlib.suppress(ValueError):  # not in the main thread, whose caller handles signals
         signal.signal(signal.SIGTERM, _terminated)
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         return interrupted()
-    except BrokenPipeError:  # the reader of `whence ... | head` has what it wanted
+    except BrokenPipeError:  # `whence ... | head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -61,7 +61,7 @@ def entry() -> None:
 
 def dispatch(arguments: list[str]) -> None:
     """Find the command that the arguments begin with, build it from the rest, and run it."""
-    known = rooms()
+    known = command_groups()
     if arguments and arguments[0].startswith("--tyro-"):
         completion(known, arguments)
         return
@@ -73,22 +73,22 @@ def dispatch(arguments: list[str]) -> None:
 
         print(version("whence"))
         return
-    room = known.get(arguments[0])
-    if room is None:
+    group = known.get(arguments[0])
+    if group is None:
         wrong("command", arguments[0], list(known), "whence --help")
     rest = arguments[1:]
-    if room.single:
-        name = room.name
+    if group.single:
+        name = group.name
         program = f"whence {name}"
     elif not rest or rest[0] in ("-h", "--help"):
-        print(room_overview(room))
+        print(group_overview(group))
         return
     else:
         name, rest = rest[0], rest[1:]
-        program = f"whence {room.name} {name}"
-    commands = room.load()
+        program = f"whence {group.name} {name}"
+    commands = group.load()
     if name not in commands:
-        wrong(f"command of {room.name}", name, list(commands), f"whence {room.name} --help")
+        wrong(f"command of {group.name}", name, list(commands), f"whence {group.name} --help")
     parse(commands[name], program, rest).run()
 
 
@@ -106,30 +106,30 @@ def parse(command: type[Any], program: str, arguments: Sequence[str]) -> Any:
 
 
 def _current(argument: str) -> str:
-    """An option of an earlier version under its name of today."""
+    """The current name of an option of an earlier version."""
     name, equals, value = argument.partition("=")
     return FORMER_OPTIONS.get(name, name) + equals + value
 
 
 def help_of(command: type[Any]) -> str:
-    """A command's docstring as help: literal-block marks removed, the rest as it was written."""
+    """A command's docstring as help: without literal-block marks."""
     return inspect.cleandoc(command.__doc__ or "").replace("::\n", ":\n")
 
 
-def overview(known: dict[str, Room]) -> str:
+def overview(known: dict[str, CommandGroup]) -> str:
     """What `whence --help` prints."""
-    lines = ["usage: whence ROOM COMMAND [options]", "", textwrap.fill(ABOUT, 88), ""]
+    lines = ["usage: whence GROUP COMMAND [options]", "", textwrap.fill(ABOUT, 88), ""]
     width = max(len(name) for name in known)
-    for room in known.values():
-        head = f"  {room.name.ljust(width)}  "
-        text = room.summary if room.single else f"{' | '.join(room.commands)}\n{room.summary}"
+    for group in known.values():
+        head = f"  {group.name.ljust(width)}  "
+        text = group.summary if group.single else f"{' | '.join(group.commands)}\n{group.summary}"
         for line in text.split("\n"):
             lines += textwrap.wrap(line, 88, initial_indent=head, subsequent_indent=" " * len(head))
             head = " " * len(head)
     lines += [
         "",
-        "  whence ROOM --help, whence ROOM COMMAND --help: options and an example that works when pasted",
-        "  --debug: show where an error came from    --version",
+        "  whence GROUP --help, whence GROUP COMMAND --help: options and an example to paste",
+        "  --debug: show the traceback of an error    --version",
         "  --tyro-print-completion {bash,zsh,tcsh}: completion for your shell",
         "",
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (the same command resumes).",
@@ -137,28 +137,28 @@ def overview(known: dict[str, Room]) -> str:
     return "\n".join(lines)
 
 
-def room_overview(room: Room) -> str:
-    """What `whence ROOM --help` prints."""
-    commands = room.load()
+def group_overview(group: CommandGroup) -> str:
+    """What `whence GROUP --help` prints."""
+    commands = group.load()
     width = max(len(name) for name in commands)
-    lines = [f"usage: whence {room.name} COMMAND [options]", "", textwrap.fill(room.summary, 88), ""]
+    lines = [f"usage: whence {group.name} COMMAND [options]", "", textwrap.fill(group.summary, 88), ""]
     for name, command in commands.items():
         first = help_of(command).split("\n\n")[0].replace("\n", " ")
         head = f"  {name.ljust(width)}  "
         lines += textwrap.wrap(first, 88, initial_indent=head, subsequent_indent=" " * len(head))
-    lines += ["", f"  whence {room.name} COMMAND --help: its options and an example"]
+    lines += ["", f"  whence {group.name} COMMAND --help: its options and an example"]
     return "\n".join(lines)
 
 
-def completion(known: dict[str, Room], arguments: Sequence[str]) -> None:
-    """Print the completion script of the whole tree of commands, all rooms imported."""
+def completion(known: dict[str, CommandGroup], arguments: Sequence[str]) -> None:
+    """Print the completion script of all commands, which imports every group."""
     import tyro
 
     def choose(options: dict[str, Any]) -> Any:
         named = (Annotated[option, tyro.conf.subcommand(name)] for name, option in options.items())
         return functools.reduce(operator.or_, named)
 
-    tree = {room.name: room.load()[room.name] if room.single else choose(room.load()) for room in known.values()}
+    tree = {group.name: group.load()[group.name] if group.single else choose(group.load()) for group in known.values()}
     tyro.cli(
         choose(tree),
         prog="whence",
@@ -191,7 +191,7 @@ def failed(error: Exception, debug: bool) -> int:
 
 def interrupted() -> int:
     print(
-        "\nwhence: interrupted.\n  Everything committed is kept: the same command resumes.",
+        "\nwhence: interrupted.\n  What is committed is kept: the same command resumes.",
         file=sys.stderr,
     )
     return INTERRUPTED

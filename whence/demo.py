@@ -1,9 +1,9 @@
-"""The demo: which passages of the Python language reference taught a small transformer to say what it says, which atoms
-of a dictionary carried that, and, on handwritten digits, what forgetting and condensing come to.
+"""The demo: which passages of the Python language reference raise the probability of what a small transformer writes,
+which atoms of a dictionary carry that influence, and, on handwritten digits, unlearning and condensation.
 
-Models, factors, scores, dictionary, retrained networks and what every part of the report shows are each kept in the
-store under what they were computed from. A second run finds the parts, opens the entries that they depend on, and
-needs no model. A part is plain values: what its step returned, and what the page's template reads.
+Models, factors, scores, dictionary, retrained networks and every part of the report are stored under what they were
+computed from. A second run reads the parts, opens the entries that they depend on, and needs no model. A part is plain
+values: the step returns them, and the page's template reads them.
 """
 
 import json
@@ -48,7 +48,7 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What the demo computes. shown: passages a query; tokens: longest continuation."""
+    """What the demo computes. shown: passages per query; tokens: longest continuation."""
 
     corpus: Corpus
     shape: Shape = REFERENCE_SHAPE
@@ -91,10 +91,17 @@ def embedded_plan() -> Plan:
 
 
 def demo(store: Store, out: str | Path = "out/report.html", plan: Plan | None = None, quiet: bool = False) -> Path:
-    """Compute what is not in the store yet, write the report, and return its path."""
+    """Compute what is not in the store yet, write the report, and return its path.
+
+    Args:
+        store: artefacts and parts of the report; a second run reads them.
+        out: the page to write.
+        plan: what to compute; by default everything on embedded data.
+        quiet: show no progress bars.
+    """
     began = time.monotonic()
     plan = plan or embedded_plan()
-    bench = _Bench(plan, store, quiet)
+    bench = _Steps(plan, store, quiet)
     steps: dict[str, Callable[[], dict[str, Any]]] = {
         "influence": lambda: asdict(bench.influence()),
         "atoms": bench.atoms,
@@ -119,7 +126,7 @@ def demo(store: Store, out: str | Path = "out/report.html", plan: Plan | None = 
 
 def _stored(store: Store, inputs: Mapping[str, Any], step: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A part's values, and the `seconds` that computing it took: read from the store, which must still have every
-    entry that it depends on, or computed now and put there."""
+    entry that it depends on, or computed now and stored."""
     if not store.has("report", inputs):
         began, before = time.monotonic(), len(store.events)
         document = json.dumps(step()).encode()
@@ -135,8 +142,8 @@ def _stored(store: Store, inputs: Mapping[str, Any], step: Callable[[], dict[str
 
 def page(parts: Mapping[str, Any], store: Store, seconds: float) -> str:
     """The report: influence, atoms, forgetting, condensing and the cache on one page, linked to one another. A passage
-    links to the atoms that carried its influence, an atom to the passages that it carried, was found in, and was
-    built by."""
+    links to the atoms that carried its influence; an atom to the passages whose influence it carried, where it is
+    active, and that its activation depends on."""
     influence = _report(parts["influence"])
     taken = [(name, f"{part['seconds']:.1f} s") for name, part in parts.items()]
     head = ("part", "when it was computed")
@@ -155,8 +162,8 @@ def _report(part: Mapping[str, Any]) -> Report:
 
 
 @dataclass
-class _Bench:
-    """The model's part of the demo: each thing is computed or read when it is first needed."""
+class _Steps:
+    """The model's part of the demo: each property is computed or read when it is first needed."""
 
     plan: Plan
     store: Store

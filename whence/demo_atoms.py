@@ -1,4 +1,4 @@
-"""The demo's atoms: a dictionary of one layer's inputs, the influence that went through them, and who built them."""
+"""The demo's atoms: a dictionary of one layer's inputs, the influence through its atoms, and what they depend on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ WINDOW = 7  # tokens of context on either side
 
 @dataclass(frozen=True)
 class AtomsPlan:
-    """site: whose inputs are decomposed. size, steps, unexplained: of the dictionary. shown: atoms on the page; built:
-    for how many of them the passages that built them are computed."""
+    """site: the layer whose inputs are decomposed. size, steps, unexplained: of the dictionary. shown: atoms on the page.
+    built: for how many of them the page lists the passages that their activation depends on."""
 
     site: str = "blocks.3.mlp.fc_in"
     size: int = 512

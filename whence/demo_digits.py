@@ -1,4 +1,4 @@
-"""The demo on handwritten digits: forgetting some of them, and a few in the place of all."""
+"""The demo on handwritten digits: unlearning some of them, and condensing all of them."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ForgettingPlan:
-    """forget: digits to forget, drawn at random. models: that forget; epochs: of every training; steps: of matching;
-    damping: of the curvature that predicts what forgetting does."""
+    """forget: number of random digits to forget. models: size of the ensemble. epochs: of every training. steps: of
+    matching. damping: of the curvature that predicts the effect of a removal."""
 
     forget: int = 20
     models: int = 24
@@ -52,7 +52,7 @@ class ForgettingPlan:
 
 @dataclass(frozen=True)
 class CondensingPlan:
-    """Settings of the condensation; networks trained on every set, and how often a set is drawn or synthesised."""
+    """Settings of the condensation. networks: trained on every set. sets: how many random or synthetic sets."""
 
     network: str = "mlp-64"
     per_class: int = 1
@@ -69,8 +69,8 @@ class CondensingPlan:
 
 
 def forgotten(plan: ForgettingPlan, store: Store, quiet: bool = False) -> dict[str, Any]:
-    """Every way of forgetting against oracles, whose outputs are kept in the store: the evaluation as JSON, and of how
-    many examples. The datamodel is influence, which needs no retraining."""
+    """Unlearning methods against oracles, whose outputs are stored: the evaluation as JSON, and the number of examples.
+    The datamodel is influence, which needs no retraining."""
     bank = digits_bank(plan.epochs)
     ids = forget_sets.random_set(bank.train, plan.forget)
     seeds = 10_000 + np.arange(plan.models)
@@ -109,17 +109,17 @@ def digits_bank(epochs: int) -> Bank:
 
 def condensed(plan: CondensingPlan, store: Store) -> dict[str, Any]:
     """Sets of equal size: accuracy of networks trained on each, percent, with its 95 % interval, and a picture (PNG in
-    base64). Influence is on digits that nothing is reported on."""
+    base64). Influence uses queries that no accuracy is reported on."""
     data, settings = digits(), plan.settings
     train, queried = _split(data.train)
     pool = Pool.of(_images(train))
     test = Pool.of(_images(data.queries), pool.classes, pool.scaling)
-    draws = tuple(range(plan.sets))
+    seeds = tuple(range(plan.sets))
     sets: dict[str, list[Pool] | list[Condensed]] = {
-        "drawn at random": [select(pool, "random", plan.per_class, seed) for seed in draws],
+        "drawn at random": [select(pool, "random", plan.per_class, seed) for seed in seeds],
         "chosen by herding": [select(pool, "herding", plan.per_class)],
         "chosen by influence": [by_influence(pool, _influence(train, queried, store), plan.per_class)],
-        "condensed": list(condense(pool, settings, draws, store, quiet=True)),
+        "condensed": list(condense(pool, settings, seeds, store, quiet=True)),
     }
     rows = []
     for name, given in sets.items():
@@ -133,7 +133,7 @@ def condensed(plan: CondensingPlan, store: Store) -> dict[str, Any]:
 
 
 def _split(train: Examples, queries: int = 200) -> tuple[Examples, Examples]:
-    """The examples that sets are chosen from, and the queries of influence."""
+    """(the examples that sets are chosen from, the queries of influence)."""
     order = np.arange(len(train))
     return train.select(order[:-queries]), train.select(order[-queries:])
 
@@ -144,7 +144,7 @@ def _images(examples: Examples) -> Examples:
 
 
 def _influence(train: Examples, queries: Examples, store: Store) -> "xarray.DataArray":
-    """Scores [query, train] of one network that learned all of them."""
+    """Scores [query, train] of one network trained on all examples."""
     bank = digits_bank(20)
     own = Bank(bank.build, Classification(), train, queries, bank.recipe)
     model = own.train_replicas(np.ones((1, len(train)), bool)).module(0)

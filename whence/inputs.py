@@ -1,9 +1,9 @@
-"""What `--model` and `--data` mean on the command line.
+"""Models and data by name, as `--model` and `--data` of the command line.
 
 --model   demo | biographies | the name of a hub model | a folder with a model saved by transformers
 --data    language-reference | biographies | digits | a .txt, .jsonl or .parquet file | the name of a hub data set
 
-Hub models are loaded as TransformerLens bridges where that library knows their architecture, else by
+Hub models are loaded as TransformerLens bridges if that library supports their architecture, else by
 transformers. Weights are read from safetensors, or from torch files with nothing but tensors in them.
 """
 
@@ -34,7 +34,7 @@ CORPORA: dict[str, Callable[[], Corpus]] = {
 
 
 def load_model(name: str, store: Store | None = None, quiet: bool = False) -> tuple[nn.Module, Vocabulary | None]:
-    """A model in evaluation mode and the vocabulary it reads; the embedded ones are trained on first use.
+    """A model in evaluation mode and its vocabulary; the embedded models are trained on first use.
 
     Raises ModelError when it cannot be loaded.
     """
@@ -54,15 +54,19 @@ def load_model(name: str, store: Store | None = None, quiet: bool = False) -> tu
     except (OSError, ValueError) as error:
         raise ModelError(
             f"The model {name!r} could not be loaded: {error}",
-            f"Give {', '.join(MODELS)}, a folder written by save_pretrained, or a hub name where there is a network.",
+            f"Give {', '.join(MODELS)}, a folder written by save_pretrained, or a hub name if there is a network.",
         ) from error
 
 
 def load_data(name: str, vocabulary: Vocabulary | None = None, *, length: int = 128) -> Corpus:
-    """A corpus by name or path, in the vocabulary of the model that is to read it.
+    """A corpus by name or path, in the vocabulary of a model.
 
-    Raises UsageError when an embedded corpus of text is asked for in another model's vocabulary; DataError when
-    a file or data set cannot be read.
+    Args:
+        name: an embedded corpus, a file, or a hub data set.
+        vocabulary: by default the corpus's own.
+        length: tokens at which passages are cut.
+
+    Raises UsageError for an empty vocabulary, DataError when a file or data set cannot be read.
     """
     if name not in CORPORA:
         return load(name, vocabulary, length=length)
@@ -80,12 +84,12 @@ def rewritten(corpus: Corpus, vocabulary: Vocabulary, length: int) -> Corpus:
     if len(vocabulary) < 1:
         raise UsageError("The vocabulary is empty.", "Give the tokenizer that the model was trained with.")
     tokens = [vocabulary.encode(text)[:length] for text in train.about["text"]]
-    asked = query_examples(queries.about["prompt"], queries.about["completion"], vocabulary)
-    return Corpus(corpus.name, type(train)(ragged(tokens), train.ids, train.about), asked, vocabulary)
+    translated = query_examples(queries.about["prompt"], queries.about["completion"], vocabulary)
+    return Corpus(corpus.name, type(train)(ragged(tokens), train.ids, train.about), translated, vocabulary)
 
 
 def _bridge(name: str) -> nn.Module | None:
-    """The model as a TransformerLens bridge, None where that library does not know its architecture."""
+    """The model as a TransformerLens bridge, None if that library does not support its architecture."""
     from transformer_lens.model_bridge import TransformerBridge
 
     try:

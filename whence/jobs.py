@@ -5,7 +5,7 @@
     sites = ["*.mlp.*"]                       [[step]]
                                               command = "attrib score"
 
-Every value goes through the command line's own parser, so a file accepts exactly what the options accept.
+The command line's parser reads every value, so a file accepts exactly what the options accept.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import tyro
 from whence.cache.errors import UsageError, did_you_mean
 
 from .cli import FORMER_OPTIONS, parse
-from .rooms import rooms
+from .packages import command_groups
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Step:
 
 
 def read_job(path: str | Path) -> list[Step]:
-    """The steps of a job file, each checked. Raises UsageError naming the key that is wrong and the nearest
-    right one."""
+    """The steps of a job file, each checked. Raises UsageError that names a wrong key and the nearest right one."""
     path = Path(path)
     try:
         document = tomllib.loads(path.read_text("utf-8"))
@@ -58,15 +57,15 @@ def step_of(table: Mapping[str, Any], where: str) -> Step:
     values = dict(table)
     name = values.pop("command", None)
     if not isinstance(name, str):
-        raise UsageError(f"{where}: there is no `command`.", 'Say which, for instance command = "demo".')
+        raise UsageError(f"{where}: there is no `command`.", 'Add one, for instance command = "demo".')
     command = find(name, where)
     arguments = [*_options(command, values, where)]
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
             return Step(name, parse(command, f"whence {name}", arguments))
     except SystemExit as stop:
-        reason = " ".join(word for word in said.getvalue().split() if word.strip("-─╭╮╰╯│"))
+        reason = " ".join(word for word in printed.getvalue().split() if word.strip("-─╭╮╰╯│"))
         raise UsageError(
             f"{where}: {reason.partition(' For full helptext')[0]}", f"See `whence {name} --help`."
         ) from stop
@@ -74,17 +73,17 @@ def step_of(table: Mapping[str, Any], where: str) -> Step:
 
 def find(name: str, where: str) -> type[Any]:
     """The dataclass of a command such as "demo" or "cache ls"."""
-    known = rooms()
-    names = [room.name if room.single else f"{room.name} {c}" for room in known.values() for c in room.commands]
+    known = command_groups()
+    names = [g.name if g.single else f"{g.name} {command}" for g in known.values() for command in g.commands]
     names.remove("run")
     if name not in names:
         raise UsageError(f"{where}: there is no command {name!r}.", did_you_mean(name, names, "There are"))
-    room, _, rest = name.partition(" ")
-    return known[room].load()[rest or room]
+    group, _, rest = name.partition(" ")
+    return known[group].load()[rest or group]
 
 
 def plan(path: str | Path, steps: list[Step]) -> str:
-    """What a job is going to do, for people: every step with all its options, defaults included."""
+    """The plan as text: every step with all its options, defaults included."""
     lines = [f"{path}: {len(steps)} step{'s' * (len(steps) != 1)}"]
     for number, step in enumerate(steps, 1):
         lines.append(f"  {number}. whence {step.command}")
@@ -93,7 +92,7 @@ def plan(path: str | Path, steps: list[Step]) -> str:
 
 
 def _options(command: type[Any], values: Mapping[str, Any], where: str, prefix: str = "") -> Iterator[str]:
-    """Command-line arguments that say what `values` say; positional ones first, in the fields' order."""
+    """`values` as command-line arguments: positional ones first, in the order of the fields."""
     hints = typing.get_type_hints(command, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(command)}
     given = {key.replace("-", "_"): value for key, value in values.items()}

@@ -222,13 +222,13 @@ def _fill(model: nn.Module, entry: Entry) -> nn.Module:
 def continuation(
     model: nn.Module, vocabulary: "Vocabulary", prompt: str, tokens: int, stop: Sequence[str] = (".", "\n")
 ) -> str:
-    """What the model goes on with, the likeliest token each time, up to `tokens` or through the first that holds
-    one of `stop`."""
+    """The model's greedy continuation: up to `tokens` tokens, or through the first that contains one of `stop`."""
     ids = vocabulary.encode(prompt).tolist()
     start, task = len(ids), LanguageModelling()
+    device = next(model.parameters()).device
     with torch.no_grad():
         for _ in range(tokens):
-            logits = task.logits(model, {"input_ids": torch.tensor([ids])})
+            logits = task.logits(model, {"input_ids": torch.tensor([ids], device=device)})
             ids.append(int(logits[0, -1].argmax()))
             if any(mark in vocabulary.decode(ids[start:]) for mark in stop):
                 break

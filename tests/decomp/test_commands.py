@@ -135,6 +135,25 @@ def test_a_toml_job(capsys, tmp_path):
     assert 20 < len(decomp.load("j")) <= 30  # the threshold is chosen so that it comes out about there
 
 
+def test_a_sparsity_curve_and_a_probe(capsys, tmp_path):
+    build(capsys)
+    points = json.loads(run(capsys, "evaluate", "d", "--ks", "1", "3", "--json", "--quiet"))["ks"]
+    assert points["3"]["fvu"]["value"] < points["1"]["fvu"]["value"]
+    assert "fvu" in run(capsys, "evaluate", "d", "--ks", "1", "3", "--quiet")
+    labels = {str(i): "odd" if i % 2 else "even" for i in range(60)}
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    (tmp_path / "labels.csv").write_text("id,class\n" + "".join(f"{i},{c}\n" for i, c in labels.items()))
+    found = json.loads(run(capsys, "probe", "d", "--labels", "labels.json", "--atoms", "1", "4", "--json", "--quiet"))
+    assert found["documents"] == 60
+    assert 0 <= found["atoms_1"]["value"] <= 1
+    assert "majority" in run(capsys, "probe", "d", "--labels", "labels.csv", "--quiet")
+    (tmp_path / "labels.csv").write_text("document,class\n1,a\n")
+    for wrong in (
+        ["--labels", "labels.csv"], ["--labels", "none.json"], [], ["--classes", "a", "b", "--column", "colour"]
+    ):  # fmt: skip
+        assert main(["decomp", "probe", "d", "--quiet", *wrong]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

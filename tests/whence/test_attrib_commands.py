@@ -9,7 +9,7 @@ import torch
 import whence.inputs
 from whence.cache import LanguageModelling, TrainedModel
 from whence.cli import main
-from whence.commands._attrib_job import read_bytes, read_pairs
+from whence.commands._shared import read_bytes, read_seconds
 
 
 @pytest.fixture(autouse=True)
@@ -32,36 +32,36 @@ def loaded():
     return new_model(shape), corpus
 
 
-def said(capsys, *arguments: str) -> dict:
+def facts_of(capsys, *arguments: str) -> dict:
     assert main(["--debug", "attrib", *arguments, "--quiet", "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def test_fit_score_and_self(capsys, tmp_path, loaded) -> None:
     _, corpus = loaded
-    first = said(capsys, "fit")
+    first = facts_of(capsys, "fit")
     assert first["examples"] == 24
     assert not first["from_store"]
-    assert said(capsys, "fit")["from_store"]
+    assert facts_of(capsys, "fit")["from_store"]
     out = tmp_path / "scores.npz"
-    found = said(capsys, "score", "--top", "3", "--recall", "--out", str(out))
+    found = facts_of(capsys, "score", "--top", "3", "--recall", "--out", str(out))
     assert [len(q["helpful"]) for q in found["queries"]] == [3, 3]
     assert found["recall"]["bm25"]["1.0"] == 1.0
     assert np.load(out)["values"].shape == (2, 24)
-    ends = said(capsys, "score", "--top", "3", "--only-top")
-    assert [e["id"] for e in ends["queries"][0]["helpful"]] == [e["id"] for e in found["queries"][0]["helpful"]]
-    few = said(capsys, "score", "--prefilter", "tfidf-query", "--keep", "5", "--relative", "loss")
+    extremes = facts_of(capsys, "score", "--top", "3", "--only-top")
+    assert [e["id"] for e in extremes["queries"][0]["helpful"]] == [e["id"] for e in found["queries"][0]["helpful"]]
+    few = facts_of(capsys, "score", "--prefilter", "tfidf-query", "--keep", "5", "--relative", "loss")
     assert 5 / 24 <= few["scanned"] < 1
     name = "title" if "title" in corpus.train.about else next(iter(corpus.train.about))
-    assert said(capsys, "score", "--group-by", name, "--one-query")["queries"][0]["groups"]
-    heads = said(capsys, "score", "--heads", "2", "--sites", "*.attn.*", "--top", "20")["queries"][0]["heads"]
+    assert facts_of(capsys, "score", "--group-by", name, "--one-query")["queries"][0]["groups"]
+    heads = facts_of(capsys, "score", "--heads", "2", "--sites", "*.attn.*", "--top", "20")["queries"][0]["heads"]
     assert len(heads) == 8  # two heads of q, k, v and o
-    assert len(said(capsys, "self", "--top", "4")["top"]) == 4
+    assert len(facts_of(capsys, "self", "--top", "4")["top"]) == 4
     assert main(["attrib", "score", "--quiet", "--first", "1", "--out", str(tmp_path / "scores.csv")]) == 0
     assert "helpful" in capsys.readouterr().out
 
 
-def test_score_through_a_dictionary_and_who_built_an_atom(capsys, tmp_path, loaded) -> None:
+def test_score_by_atom_and_scores_of_an_atom(capsys, tmp_path, loaded) -> None:
     from whence import decomp
 
     model, corpus = loaded
@@ -69,7 +69,7 @@ def test_score_through_a_dictionary_and_who_built_an_atom(capsys, tmp_path, load
     trained = TrainedModel(model, corpus.train, LanguageModelling(), quiet=True)
     rows = decomp.observe(trained, at)
     folder = str(decomp.save(decomp.ITDA(size=24, k=4, unexplained=0.05).build(rows), tmp_path / "dictionary"))
-    found = said(capsys, "score", "--dictionary", folder, "--top", "3")["queries"][0]
+    found = facts_of(capsys, "score", "--dictionary", folder, "--top", "3")["queries"][0]
     parts = found["carried at blocks.0.mlp.fc_in by"]
     assert len(parts) == 3
     assert abs(parts[0]["nats"]) >= abs(parts[2]["nats"])
@@ -81,14 +81,14 @@ def test_score_through_a_dictionary_and_who_built_an_atom(capsys, tmp_path, load
     )
     assert f"mean activation of atom {atom}" in capsys.readouterr().out
     assert main(["attrib", "score", "--atom", "3", "--quiet"]) == 2
-    assert "needs a dictionary" in capsys.readouterr().err
+    assert "--atom needs a dictionary" in capsys.readouterr().err
 
 
 def test_index_and_query(capsys) -> None:
-    built = said(capsys, "index", "--width", "300", "--check", "3")
+    built = facts_of(capsys, "index", "--width", "300", "--check", "3")
     assert 200 < built["width"] <= 300
     assert 0 <= built["recall_at_10_index"] <= built["recall_at_10_reranked"] == 1.0
-    found = said(capsys, "query", "--width", "300", "--candidates", "12", "--top", "3", "--check")
+    found = facts_of(capsys, "query", "--width", "300", "--candidates", "12", "--top", "3", "--check")
     assert found["index"] == built["key"]
     assert 0 < found["recall_at_10_index"] <= found["recall_at_10_reranked"] <= 1
     assert main(["attrib", "query", "--width", "300", "--quiet", "--first", "1", "--check"]) == 0
@@ -98,9 +98,9 @@ def test_index_and_query(capsys) -> None:
 @pytest.mark.parametrize("view", ["output", "input", "position"])
 def test_tokens(capsys, tmp_path, view) -> None:
     page = tmp_path / "tokens.html"
-    found = said(capsys, "tokens", "--view", view, "--top", "2", "--strongest", "99", "--out", str(page))
+    found = facts_of(capsys, "tokens", "--view", view, "--top", "2", "--strongest", "99", "--out", str(page))
     assert [len(q["passages"]) for q in found["queries"]] == [2, 2]
-    helped = said(capsys, "score", "--top", "2")["queries"]
+    helped = facts_of(capsys, "score", "--top", "2")["queries"]
     for query, by_score in zip(found["queries"], helped):
         assert [p["id"] for p in query["passages"]] == [p["id"] for p in by_score["helpful"]]
         for passage, one in zip(query["passages"], by_score["helpful"]):
@@ -125,37 +125,71 @@ def test_an_example_that_overflows_is_named_and_left_out_by_choice(capsys, loade
     try:
         assert main(["attrib", "fit", "--quiet"]) == 1
         assert f"ids [{corpus.train.ids[5]}]" in capsys.readouterr().err
-        assert said(capsys, "fit", "--skip-nan")["examples"] == 23
+        assert facts_of(capsys, "fit", "--skip-nan")["examples"] == 23
     finally:
         handle.remove()
 
 
+def test_select(capsys, tmp_path, loaded) -> None:
+    _, corpus = loaded
+    out = tmp_path / "ids.txt"
+    best = facts_of(capsys, "select", "--k", "5", "--out", str(out))["selected"]
+    assert [int(line) for line in out.read_text().split()] == [row["id"] for row in best]
+    scores = tmp_path / "scores.npz"
+    facts_of(capsys, "score", "--out", str(scores))
+    with np.load(scores) as saved:
+        order = np.argsort(-saved["values"].mean(0), kind="stable")[:5]
+        assert saved["train"][order].tolist() == [row["id"] for row in best]
+    for how in ("bids", "dsir"):
+        chosen = {row["id"] for row in facts_of(capsys, "select", "--how", how, "--k", "6")["selected"]}
+        assert len(chosen) == 6
+        assert chosen <= set(corpus.train.ids.tolist())
+    by_task = facts_of(capsys, "select", "--how", "bids", "--k", "3", "--task", "prompt")
+    assert len(by_task["selected"]) == 3
+    for name, start in (("ids.csv", "id\n"), ("ids.json", "[")):
+        assert main(["attrib", "select", "--k", "2", "--quiet", "--out", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).read_text().startswith(start)
+    assert "2 of 24 examples by top" in capsys.readouterr().out
+    for wrong in (["--k", "25"], ["--task", "colour"], ["--out", "ids.xls"]):
+        assert main(["attrib", "select", "--quiet", *wrong]) == 2
+
+
+def test_methods_are_those_of_the_registry(capsys) -> None:
+    from whence.attrib.methods import METHODS
+
+    assert main(["attrib", "methods", "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == list(METHODS)
+
+
 def test_plan_and_report(capsys, tmp_path) -> None:
-    plan = said(capsys, "plan", "--score", "4", "--index", "64")
+    plan = facts_of(capsys, "plan", "--score", "4", "--index", "64")
     assert plan["fits"]
     assert {stage["name"] for stage in plan["stages"]} == {"moments", "eigenvectors", "eigenvalues", "score", "index"}
     assert main(["attrib", "plan", "--memory", "200kB", "--no-measure", "--quiet"]) == 1
-    told = capsys.readouterr()
-    assert "It does not fit" in told.out
-    assert "raise --memory" in told.err
+    printed = capsys.readouterr()
+    assert "It does not fit" in printed.out
+    assert "raise --memory" in printed.err
     page = tmp_path / "page.html"
     assert main(["attrib", "report", "--first", "1", "--quiet", "--out", str(page)]) == 0
     assert "<html" in page.read_text()
 
 
-def test_what_is_asked_wrongly(capsys, tmp_path) -> None:
+def test_wrong_usage(capsys, tmp_path) -> None:
     for arguments, cause in [
         (["score", "--prompt", "x"], "a prompt and a completion"),
         (["score", "--only-top", "--heads", "2"], "exclude each other"),
         (["query", "--candidates", "2"], "2 candidates for a list of 10"),
-        (["fit", "--memory", "lots"], "is not an amount of memory"),
+        (["fit", "--memory", "lots"], "--memory cannot be 'lots'"),
     ]:
         assert main(["attrib", *arguments, "--quiet"]) == 2
         assert cause in capsys.readouterr().err
     lines = tmp_path / "queries.jsonl"
     lines.write_text('{"prompt": "a", "completion": " b"}\n\n{"prompt": "c"}\n')
-    assert main(["attrib", "score", "--queries", str(lines), "--quiet"]) == 2
-    assert "line 3 is no query" in capsys.readouterr().err
+    assert main(["attrib", "score", "--queries", str(lines), "--quiet"]) == 1
+    assert "row 2" in capsys.readouterr().err
+    assert main(["attrib", "score", "--queries", str(tmp_path / "none.jsonl"), "--quiet"]) == 2
+    assert "There is no file" in capsys.readouterr().err
     lines.write_text('{"prompt": "a", "completion": " b"}\n')
-    assert read_pairs(lines) == [("a", " b")]
-    assert [read_bytes(t) for t in ("4GB", "1.5 MiB", "10", None)] == [4 * 10**9, 1_500_000, 10, None]
+    assert facts_of(capsys, "score", "--queries", str(lines), "--top", "1")["queries"][0]["asked"] == "a [b]"
+    assert [read_bytes(t) for t in ("4GB", "1.5 MiB", "10", "1e9", None)] == [4 * 10**9, 1_500_000, 10, 10**9, None]
+    assert [read_seconds(t, "--older-than") for t in ("30d", "1.5 h", None)] == [30 * 86400, 5400, None]

@@ -11,7 +11,7 @@ import pytest
 from whence import cli
 from whence.cache import Interrupted
 from whence.cache.errors import StoreError
-from whence.rooms import rooms
+from whence.packages import command_groups
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Fails:
 
 @pytest.fixture
 def fails(monkeypatch) -> None:
-    monkeypatch.setattr("whence.rooms.Room.load", lambda room: {"demo": Fails})
+    monkeypatch.setattr("whence.packages.CommandGroup.load", lambda self: {"demo": Fails})
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -48,37 +48,37 @@ def test_help_does_not_wait_for_torch() -> None:
     assert time.monotonic() - began < 30  # a hang, not a timing
 
 
-def test_every_room_tells_its_commands_as_they_are() -> None:
-    found = rooms()
+def test_every_group_lists_the_commands_that_it_loads() -> None:
+    found = command_groups()
     assert {"demo", "run", "cache"} <= set(found)
-    for room in found.values():
-        assert room.summary.endswith("."), room.name
-        assert tuple(room.load()) == room.commands
+    for group in found.values():
+        assert group.summary.endswith("."), group.name
+        assert tuple(group.load()) == group.commands
 
 
-@pytest.mark.parametrize("name", sorted(rooms()))
+@pytest.mark.parametrize("name", sorted(command_groups()))
 def test_every_command_has_help_with_an_example(name: str, capsys) -> None:
-    room = rooms()[name]
-    for command, made in room.load().items():
-        arguments = [name, "--help"] if room.single else [name, command, "--help"]
+    group = command_groups()[name]
+    for command, work in group.load().items():
+        arguments = [name, "--help"] if group.single else [name, command, "--help"]
         assert cli.main(arguments) == 0
-        said = capsys.readouterr().out
-        assert "whence " + name in said
-        assert "Example" in said, f"{name} {command} has no example"
-        assert callable(made.run)
+        printed = capsys.readouterr().out
+        assert "whence " + name in printed
+        assert "Example" in printed, f"{name} {command} has no example"
+        assert callable(work.run)
 
 
-@pytest.mark.parametrize("name", sorted(rooms()))
+@pytest.mark.parametrize("name", sorted(command_groups()))
 def test_every_example_is_a_command_as_it_stands(name: str) -> None:
-    """Its options exist and their values are read; what the commands do is their rooms' tests."""
-    for made in rooms()[name].load().values():
-        text = (made.__doc__ or "").split("Example:")[1].replace("\\\n", " ")
+    """Its options exist and their values are accepted; the packages test what the commands do."""
+    for work in command_groups()[name].load().values():
+        text = (work.__doc__ or "").split("Example:")[1].replace("\\\n", " ")
         lines = [line.strip() for line in text.splitlines() if line.strip().startswith("whence ")]
         assert lines
         for line in lines:
-            room, *rest = shlex.split(line, comments=True)[1:]
-            command = rooms()[room].load()[room if rooms()[room].single else rest[0]]
-            cli.parse(command, line, rest if rooms()[room].single else rest[1:])
+            group, *rest = shlex.split(line, comments=True)[1:]
+            command = command_groups()[group].load()[group if command_groups()[group].single else rest[0]]
+            cli.parse(command, line, rest if command_groups()[group].single else rest[1:])
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,24 @@ def test_wrong_usage_is_2(arguments: list[str], said: str, capsys) -> None:
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
+
+
+def test_the_former_name_of_an_option_still_works_but_is_not_shown(tmp_path, capsys) -> None:
+    assert cli.main(["cache", "ls", "--root", str(tmp_path)]) == 0
+    assert cli.main(["cache", "ls", f"--root={tmp_path}"]) == 0
+    assert capsys.readouterr().out.count("0 entries") == 2
+    assert cli.main(["cache", "ls", "--help"]) == 0
+    assert "--root" not in capsys.readouterr().out
+
+
+def test_every_command_that_runs_a_model_takes_a_device() -> None:
+    for group in command_groups().values():
+        for name, command in group.load().items():
+            fields = command.__dataclass_fields__
+            if "model" in fields or "models" in fields:
+                assert {"device", "store"} <= set(fields), f"{group.name} {name}"
+            if "model" in fields:
+                assert "dtype" in fields, f"{group.name} {name}"
 
 
 @pytest.mark.usefixtures("fails")

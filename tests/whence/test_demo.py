@@ -1,15 +1,12 @@
 """The demo in small: one run computes, the next reads, and a change of the plan computes again."""
 
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
-from matplotlib.image import imread
 
 from whence.cache import Store
 from whence.corpora import language_reference
@@ -18,7 +15,6 @@ from whence.demo_atoms import AtomsPlan
 from whence.demo_digits import CondensingPlan, ForgettingPlan
 from whence.language_model import Shape, Training
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 pytestmark = pytest.mark.filterwarnings("ignore:p95")  # eight models show nothing, and the evaluation says so
 
 
@@ -106,21 +102,10 @@ def test_links_resolve_and_nothing_is_fetched(first) -> None:
     assert "prefers-color-scheme: dark" in html
 
 
-def test_it_prints(first, tmp_path) -> None:
-    """Every part has its head; and where the machine has a browser, the page prints at a phone's width, not blank."""
+def test_every_part_has_its_heading(first) -> None:
     page = first[2].read_text()
     heads = re.findall(r'<h1 class="part" id="(\w+)"', page)
     assert heads == ["atoms", "forgetting", "condensing", "cache"]
-    for browser in [found for name in BROWSERS if (found := shutil.which(name))][:1]:
-        shot = tmp_path / "page.png"
-        subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}",
-             "--window-size=500,2000", f"--screenshot={shot}", first[2].as_uri()],
-            check=True, capture_output=True, timeout=300,
-        )  # fmt: skip
-        image = imread(shot)
-        assert image.shape[:2] == (2000, 500)
-        assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 50
 
 
 def test_a_changed_plan_is_another_report(plan, first, tmp_path) -> None:

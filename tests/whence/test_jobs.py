@@ -49,6 +49,11 @@ def test_a_file_is_the_dataclass(tmp_path: Path) -> None:
     assert jobs.read_job(job) == [jobs.Step("demo", Demo(Path("x.html"), quiet=True))]
 
 
+def test_the_former_key_of_an_option_still_works(tmp_path: Path) -> None:
+    job = write(tmp_path / "job.toml", 'command = "demo"\nroot = "elsewhere"\n')
+    assert jobs.read_job(job) == [jobs.Step("demo", Demo(store="elsewhere"))]
+
+
 @pytest.mark.usefixtures("work")
 def test_every_kind_of_value(tmp_path: Path) -> None:
     text = """

@@ -1,4 +1,4 @@
-"""`whence attrib evaluate` and `probe`: tables from tiny problems, and what is refused before any work."""
+"""`whence attrib evaluate` and `probe`: tables of small problems, and wrong usage that is refused before any work."""
 
 import json
 from dataclasses import replace
@@ -6,27 +6,30 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from whence import attrib, evaluation
-from whence.attrib import FitOptions
+from whence import attrib
 from whence.cache import Store, UsageError
 from whence.cache.retrain.recipe import SGD, Recipe
 from whence.commands import _attrib_evaluate as commands
 from whence.commands._attrib_evaluate import Evaluate, Probe
+from whence.corpora import biographies
+from whence.problems import problem as problems
 from whence.problems.judge import judge, retrained
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny(monkeypatch, tmp_path):
+    monkeypatch.setenv("WHENCE_CACHE", str(tmp_path / "cache"))
+
     def digits(train: int = 40, queries: int = 6, flipped: float = 0.0):
         problem = DIGITS(train=train, queries=queries, flipped=flipped)
         return replace(problem, recipe=Recipe(6, 20, SGD(0.2, 0.8), batches="shared"))
 
-    monkeypatch.setitem(evaluation.PROBLEMS, "digits", digits)
+    monkeypatch.setitem(problems.PROBLEMS, "digits", digits)
     monkeypatch.setattr("whence.problems.judge.digits_problem", digits)
     return digits()
 
 
-DIGITS = evaluation.digits_problem
+DIGITS = problems.digits_problem
 
 
 def test_the_command_prints_a_table_and_retrains_once(tiny, store, capsys) -> None:
@@ -46,9 +49,7 @@ def test_the_command_prints_a_table_and_retrains_once(tiny, store, capsys) -> No
 
 def test_scores_and_a_bank_of_the_store(tiny, store, capsys) -> None:
     bank = retrained(tiny, 14, 0.5, store, True)
-    options = FitOptions(quiet=True)
-    factors = attrib.EKFAC().fit(tiny.model, tiny.task, tiny.train, store=store, options=options)
-    scores = attrib.score(factors, tiny.model, tiny.task, tiny.queries, tiny.train, store=store, options=options)
+    scores = attrib.EKFAC().fit(tiny.trained(store)).score(tiny.queries)
     (key,) = [line.key for line in store.listing() if line.kind == "scores"]
     np.testing.assert_allclose(commands.stored_scores(store, key, bank.about["key"]).values, scores.values * 40)
     Evaluate(scores=key, bank=bank.about["key"]).run()
@@ -57,7 +58,7 @@ def test_scores_and_a_bank_of_the_store(tiny, store, capsys) -> None:
         Evaluate(scores=key).run()
 
 
-def test_what_does_not_apply_is_said_before_work(tiny, store: Store) -> None:
+def test_what_does_not_apply_is_refused_before_work(tiny, store: Store) -> None:
     for tests, names, words in (
         (["recall"], ["ekfac"], "no test 'recall' for digits"),
         (["lds"], ["newton"], "'newton' is no method"),
@@ -67,7 +68,7 @@ def test_what_does_not_apply_is_said_before_work(tiny, store: Store) -> None:
         with pytest.raises(UsageError, match=words):
             judge(tiny, tests, names, quiet=True)
     with pytest.raises(UsageError, match="'source' is no method for language"):
-        evaluation.methods_for(evaluation.language_problem(train=40, queries=4), ["source"])
+        problems.methods_for(problems.language_problem(train=40, queries=4), ["source"])
 
 
 def test_removals_and_responses(tiny, tmp_path) -> None:
@@ -80,11 +81,11 @@ def test_removals_and_responses(tiny, tmp_path) -> None:
 
 
 def test_probes_of_a_small_model(store, capsys, monkeypatch) -> None:
-    problem = evaluation.facts_problem(people=12, asked=4)
-    corpus = evaluation.biographies(people=12, asked=4, values=6)
+    problem = problems.facts_problem(people=12, asked=4)
+    corpus = biographies(people=12, asked=4, values=6)
     monkeypatch.setattr("whence.inputs.load_model", lambda *a, **k: (problem.untrained(0), corpus.vocabulary))
     monkeypatch.setattr("whence.inputs.load_data", lambda *a, **k: corpus)
     Probe(probes=("tail", "layers"), sites=("blocks.*.up",), limit=60, json=True).run()
-    told = json.loads(capsys.readouterr().out)
-    assert sum(told["layers"].values()) == pytest.approx(1.0, abs=1e-3)
-    assert "exponent" in next(iter(told["tail"].values()))
+    found = json.loads(capsys.readouterr().out)
+    assert sum(found["layers"].values()) == pytest.approx(1.0, abs=1e-3)
+    assert "exponent" in next(iter(found["tail"].values()))

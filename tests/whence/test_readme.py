@@ -10,7 +10,7 @@ import pytest
 
 from whence import cli, jobs
 from whence.cache.jobs.cluster import slurm_settings
-from whence.rooms import rooms
+from whence.packages import command_groups
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -41,7 +41,7 @@ def call_arguments(call: ast.Call) -> list[ast.expr]:
 
 
 def test_commands_exist() -> None:
-    known = rooms()
+    known = command_groups()
     checked = 0
     for line in "\n".join(blocks("sh")).splitlines():
         words = shlex.split(line, comments=True)
@@ -61,15 +61,15 @@ def test_options_in_the_text_exist() -> None:
     assert len(spans) > 4
     for span in spans:
         words = span.split()
-        command = rooms()[words[1]].load()[words[2]]
+        command = command_groups()[words[1]].load()[words[2]]
         for option in (word[2:].replace("-", "_") for word in words if word.startswith("--")):
             assert option in command.__dataclass_fields__, span
 
 
 def test_the_map_of_commands_is_complete() -> None:
     lines = {line.split()[1]: line for line in blocks("text")[0].splitlines()}
-    assert set(lines) == set(rooms())
-    for package in rooms().values():
+    assert set(lines) == set(command_groups())
+    for package in command_groups().values():
         assert package.single or lines[package.name].split(maxsplit=2)[2].split(" | ") == list(package.commands)
 
 

@@ -1,4 +1,4 @@
-"""What `whence attrib score` does with a dictionary: influence by atom, and who built an atom."""
+"""What `whence attrib score` does with a dictionary: influence by atom, and what an atom's activation depends on."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,15 +7,16 @@ import numpy as np
 
 from whence.cache.errors import UsageError
 
-from ._attrib_job import Loaded, lists, top_of
+from ._attrib_job import Attribution
+from ._queries import lists, top_of
 
 if TYPE_CHECKING:
     from whence.cache import Examples
     from whence.decomp import Dictionary
 
 
-def opened(folder: Path, loaded: Loaded) -> "Dictionary":
-    """The dictionary, its atoms with the text they come from where the data have it."""
+def opened(folder: Path, loaded: Attribution) -> "Dictionary":
+    """The dictionary; its atoms carry their source text if the data have it."""
     from ._decomp_source import open_dictionary
 
     found = open_dictionary(folder)
@@ -25,11 +26,11 @@ def opened(folder: Path, loaded: Loaded) -> "Dictionary":
     return found.with_text(loaded.train, vocabulary.decode)
 
 
-def carried(
-    loaded: Loaded, queries: "Examples", dictionary: "Dictionary", site: str | None, top: int
+def by_atoms(
+    loaded: Attribution, queries: "Examples", dictionary: "Dictionary", site: str | None, top: int
 ) -> tuple[list[dict[str, Any]], Any]:
-    """One entry a query: the examples that help most, each with the atoms that carried it at the site, and the atoms
-    that carried most for all of them together. Also the parts [query, train, atom]."""
+    """One entry per query: the examples that help most, each with the atoms that carried its influence at the site, and
+    the atoms that carried most over all of them. Also the parts [query, train, atom]."""
     scores = loaded.factors.score(queries)
     order = np.argsort(-scores.values, axis=1, kind="stable")[:, :top]
     chosen = np.unique(order)
@@ -44,7 +45,7 @@ def carried(
 
 
 def strongest(dictionary: "Dictionary", atoms: np.ndarray, values: np.ndarray, top: int) -> list[dict[str, Any]]:
-    """The parts that are largest in size, each with what it is."""
+    """The parts of largest magnitude, each described."""
     order = np.argsort(-np.abs(values), kind="stable")[:top]
     return [
         {"id": int(atoms[n]), "title": described(dictionary, int(atoms[n])), "nats": float(values[n])} for n in order
@@ -52,7 +53,7 @@ def strongest(dictionary: "Dictionary", atoms: np.ndarray, values: np.ndarray, t
 
 
 def described(dictionary: "Dictionary", atom: int) -> str:
-    """An atom for people: its token in its context; or which of the other parts this is."""
+    """An atom as text: its token in its context; or the name of a part that is no atom."""
     from whence.attrib import CONSTANT, RESIDUAL
 
     if atom in (RESIDUAL, CONSTANT):
@@ -63,9 +64,11 @@ def described(dictionary: "Dictionary", atom: int) -> str:
     return " ".join(f"{text.before[-24:]}[{text.token}]{text.after[:24]}".split())
 
 
-def built(loaded: Loaded, queries: "Examples", dictionary: "Dictionary", atom: int) -> tuple["Examples", Any]:
+def atom_scores(
+    loaded: Attribution, queries: "Examples", dictionary: "Dictionary", atom: int
+) -> tuple["Examples", Any]:
     """The queries in which the atom is active, and scores [query, train] of its mean activation over each. Raises
-    UsageError where no query has it."""
+    UsageError if it is active in none."""
     from whence.attrib import ActivationMeasurement
     from whence.decomp import Coefficient
 

@@ -1,4 +1,4 @@
-"""`whence attrib index` and `whence attrib query`: a compressed index, and questions answered from it."""
+"""`whence attrib index` and `whence attrib query`: a compressed index, and queries answered from it."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -7,7 +7,9 @@ import numpy as np
 
 from whence.cache.errors import UsageError
 
-from ._attrib_job import Job, Loaded, Questions, lists, print_json, show_lists
+from ._attrib_job import Attribution, Job
+from ._queries import QueryOptions, lists, lists_text
+from ._shared import Printed
 
 if TYPE_CHECKING:
     from whence.attrib.index.search import Index as Built
@@ -23,17 +25,17 @@ class Compressed:
     kind: Literal["rank", "largest", "random"] = "rank"
     """Keep leading singular pairs, the coordinates with the largest expected contribution, or random projections."""
     width: int = 2048
-    """Numbers per example, 16 bits each."""
+    """Values per example, 16 bits each."""
 
-    def build_index(self, loaded: Loaded) -> "Built":
+    def build_index(self, loaded: Attribution) -> "Built":
         from whence.attrib import Sketch, build_index
 
         return build_index(loaded.factors, sketch=Sketch(self.kind, self.width, loaded.job.seed))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Index(Compressed, Job):
-    """Compress every training example's gradient into a few hundred to a few thousand numbers, kept in the store.
+class Index(Compressed, Job, Printed):
+    """Compress every training example's gradient to a few hundred or thousand values in the store.
 
     Afterwards `whence attrib query` answers from the store. Recall@10 is measured on training examples as queries
     (each without itself), against their exact scores.
@@ -45,8 +47,6 @@ class Index(Compressed, Job):
 
     check: int = 8
     """Training examples to measure recall with; 0 for none."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
         loaded = self.load()
@@ -61,14 +61,12 @@ class Index(Compressed, Job):
         }
         if self.check > 0:
             facts |= self._recall(loaded, index)
-        if self.json:
-            print_json(facts)
-            return
-        print(f"{facts['examples']} examples, {width} numbers each, {facts['bytes'] / 1e6:.1f} MB: {facts['key'][:12]}")
+        text = f"{facts['examples']} examples, width {width}, {facts['bytes'] / 1e6:.1f} MB: {facts['key'][:12]}"
         if self.check > 0:
-            print(f"with {facts['checked']} training examples as queries, {recall_line(facts, CANDIDATES)}")
+            text += f"\nwith {facts['checked']} training examples as queries, {recall_line(facts, CANDIDATES)}"
+        self.show(facts, text)
 
-    def _recall(self, loaded: Loaded, index: "Built") -> dict[str, Any]:
+    def _recall(self, loaded: Attribution, index: "Built") -> dict[str, Any]:
         rows = np.random.default_rng(0).permutation(len(loaded.train))[: self.check]
         queries = loaded.train.select(np.sort(rows))
         hits = index.search(queries, CANDIDATES + 1)
@@ -78,7 +76,7 @@ class Index(Compressed, Job):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Query(Questions, Compressed, Job):
+class Query(QueryOptions, Compressed, Job, Printed):
     """Answer queries from the index, then score the best candidates exactly.
 
     Finding candidates needs the store and the model, no training data; the exact scores run the candidates only.
@@ -97,8 +95,6 @@ class Query(Questions, Compressed, Job):
     """Score the candidates exactly."""
     check: bool = False
     """Score everything as well, and report recall@10 of the index alone and after the rerank."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
         from whence.attrib.index.search import Hits
@@ -116,16 +112,12 @@ class Query(Questions, Compressed, Job):
         facts: dict[str, Any] = {"index": index.entry.key, "exact": self.rerank, "queries": entries}
         if self.check:
             facts |= recalls(loaded, queries, hits.ids)
-        if self.json:
-            print_json(facts)
-            return
-        show_lists(entries)
-        if self.check:
-            print(f"\n{recall_line(facts, hits.ids.shape[1])}")
+        check = f"\n\n{recall_line(facts, hits.ids.shape[1])}" if self.check else ""
+        self.show(facts, lists_text(entries) + check)
 
 
 def recalls(
-    loaded: Loaded, queries: "Examples", found: np.ndarray, own: dict[int, int] | None = None
+    loaded: Attribution, queries: "Examples", found: np.ndarray, own: dict[int, int] | None = None
 ) -> dict[str, float]:
     """Recall@10 against the exact scores, of the index's candidates [q c] in its own order and once they are reranked
     (which lists every one of the exact ten that is among them)."""

@@ -3,14 +3,16 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ._attrib_job import Job, Questions
+from ._attrib_job import Job
+from ._queries import QueryOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(Questions, Job):
-    """Draw what taught the model its answers: one self-contained HTML page.
+class Report(QueryOptions, Job):
+    """Write the influence report: one self-contained HTML page.
 
-    For every query the passages that helped and hindered, token by token, by layer, and the tail of the scores.
+    It shows, for every query, the passages with the largest and the smallest influence, token by token, by layer, and
+    the tail of the scores.
 
     Example:
 
@@ -20,9 +22,9 @@ class Report(Questions, Job):
     out: Path = Path("out/influence.html")
     """The page to write."""
     top: int = 8
-    """Passages shown that help a query."""
+    """Passages shown that raise a query's log-probability."""
     bottom: int = 3
-    """Passages shown that hinder it."""
+    """Passages shown that lower it."""
 
     def run(self) -> None:
         from whence.attrib.reporting import coverage, report, shown_passages

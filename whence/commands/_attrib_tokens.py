@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ._attrib_job import Job, Loaded, Questions, print_json, query_text
+from ._attrib_job import Attribution, Job
+from ._queries import QueryOptions, entry_of
+from ._shared import Printed
 
-SAYS = {
+HEADS = {
     "output": "Influence of the examples that help most, in nats, and of their tokens as they are predicted.",
     "input": "Influence of the examples that help most, in nats, to first order in the tokens that are read.",
     "position": "Influence of the examples that help most, in nats, and of the tokens each position predicts.",
@@ -16,7 +18,7 @@ SAYS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens(Questions, Job):
+class Tokens(QueryOptions, Job, Printed):
     """Split the influence of the examples that help most over their tokens.
 
     By the token that became likelier ("output", which sums to the influence), the token that was read ("input", to
@@ -28,15 +30,13 @@ class Tokens(Questions, Job):
     """
 
     view: Literal["output", "input", "position"] = "output"
-    """What a token did."""
+    """The role of a token."""
     top: int = 3
     """Examples of each query."""
     strongest: int = 6
     """Tokens listed of each."""
     out: Path | None = None
     """Write the passages, shaded, as an HTML page."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
         from whence import attrib
@@ -53,25 +53,22 @@ class Tokens(Questions, Job):
             docs: Any = replace(loaded.corpus, train=train, queries=query)
             shown = [attrib.token_map(tokens, docs, 0, n) for n in range(len(train))] if self.out else []
             passages = [self._passage(loaded, train, tokens.values[0], n) for n in range(len(train))]
-            entries.append({"query": int(query.ids[0]), "asked": query_text(query, 0), "passages": passages})
+            entries.append(entry_of(query, 0, passages=passages))
             pages += shown
         if self.out is not None:
             whole = pages[0]
             for page in pages[1:]:
                 whole = whole + page
             whole.save(self.out, "Tokens")
-        if self.json:
-            print_json({"view": self.view, "queries": entries})
-            return
-        print(SAYS[self.view])
+        lines = [HEADS[self.view]]
         for entry in entries:
-            print(f"\n{entry['asked']}")
+            lines.append(f"\n{entry['asked']}")
             for passage in entry["passages"]:
-                print(f"  {passage['nats']:+.3e}  {passage['id']:>10}  {passage['title']}")
-                for token in passage["tokens"]:
-                    print(f"      {token['nats']:+.3e}  {token['at']:>4}  {token['token']!r}")
+                lines.append(f"  {passage['nats']:+.3e}  {passage['id']:>10}  {passage['title']}")
+                lines += [f"      {t['nats']:+.3e}  {t['at']:>4}  {t['token']!r}" for t in passage["tokens"]]
+        self.show({"view": self.view, "queries": entries}, "\n".join(lines))
 
-    def _passage(self, loaded: Loaded, train: Any, values: np.ndarray, n: int) -> dict[str, Any]:
+    def _passage(self, loaded: Attribution, train: Any, values: np.ndarray, n: int) -> dict[str, Any]:
         """The example's influence (of "input", its first-order share) and the tokens with most of it."""
         ids = train.columns["input_ids"][n]
         row = values[n, : len(ids)]

@@ -1,15 +1,53 @@
-"""What the commands of bank and unlearn share: forget sets by name."""
+"""What the commands of bank and unlearn share: the classifier that is retrained, and forget sets by name."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from whence.cache import Examples, UsageError
 
+from ._shared import Stored
+
+if TYPE_CHECKING:
+    from whence.cache.retrain.bank import Bank
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions(Stored):
+    """A classifier and how it is trained."""
+
+    data: str = "digits"
+    """digits, or an .npz with x_train, y_train, x_test and y_test."""
+    network: str = "mlp-32"
+    """mlp-32, mlp-64-32 (hidden widths) or conv-8-16 (channels)."""
+    share: float = 0.75
+    """Share of the training examples in each random subset."""
+    epochs: int = 40
+    """Epochs of each training."""
+    batch: int = 50
+    """Examples per step."""
+    rate: float = 0.02
+    """Learning rate."""
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    """sgd has momentum 0.9."""
+    device: str = "cpu"
+    """The device of the models: cpu, cuda, cuda:1."""
+
+    def make_bank(self, keep: str = "logits,margins") -> "Bank":
+        """The bank of these options that keeps the outputs named in `keep`."""
+        from dataclasses import replace
+
+        from whence.classifiers import make_bank
+
+        bank = make_bank(self.data, self.network, self.epochs, self.batch, self.rate, self.optimiser, keep)
+        return replace(bank, device=self.device)
+
 
 def forget_ids(text: str, train: Examples) -> np.ndarray:
     """ids: `random:20`, `random:20:3` (seed), `neighbours:ID:20` (within its class), `class:8:20`, `3,17,29`, or a
-    file with an id a line. Raises UsageError for anything else."""
+    file with one id per line. Raises UsageError for another text."""
     from whence.unlearn import forget_sets
 
     parts = text.split(":")

@@ -1,16 +1,16 @@
-"""`whence decomp report`, `steer` and `edit`: a dictionary's atoms looked at, tried and changed."""
+"""`whence decomp report`, `steer` and `edit`: inspect, try and change the atoms of a dictionary."""
 
-import json as json_module
 from dataclasses import dataclass
 from pathlib import Path
 
 from whence.cache.errors import UsageError
 
 from ._decomp_source import Folder, Source, at_site, open_dictionary
+from ._shared import Printed
 
 
 @dataclass(frozen=True)
-class Report(Source):
+class Report(Source, Printed):
     """Write a dictionary's feature page: one HTML file with every atom's source, contexts and neighbours.
 
     Example:
@@ -21,15 +21,13 @@ class Report(Source):
     dictionary: Folder
     """A dictionary's folder."""
     at: str = ""
-    """The hook point, for a folder that does not name it."""
+    """The hook point, if the folder does not name it."""
     out: Path = Path("out/features.html")
     """The file to write."""
     title: str | None = None
     """Heading of the page."""
     top: int = 8
     """Contexts shown of each atom."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
         from whence.cache.display import write_page
@@ -43,12 +41,12 @@ class Report(Source):
         contexts = top_contexts(found, loaded.corpus.train, loaded.decode)
         path = write_page(page(dictionary, found, contexts, self.title or f"Atoms of {site}"), self.out)
         facts = {"file": str(path), "bytes": path.stat().st_size, "atoms": len(dictionary)}
-        print(json_module.dumps(facts) if self.json else f"{len(dictionary)} atoms: {path}")
+        self.show(facts, f"{len(dictionary)} atoms: {path}")
 
 
 @dataclass(frozen=True)
-class Steer(Source):
-    """Continue a prompt with an atom added to the model's activations, or taken out of them.
+class Steer(Source, Printed):
+    """Continue a prompt with an atom added to the model's activations, or removed from them.
 
     Example:
 
@@ -58,17 +56,15 @@ class Steer(Source):
     dictionary: Folder
     """A dictionary's folder."""
     prompt: str
-    """What to continue."""
+    """The text to continue."""
     at: str = ""
-    """The hook point, for a folder that does not name it."""
+    """The hook point, if the folder does not name it."""
     atom: int = 0
     """Which atom."""
     strength: float = 6.0
-    """How much of it is added; 0 takes the atom out of the activation's code instead."""
+    """How much of it is added; 0 removes the atom from the activation's code instead."""
     tokens: int = 24
-    """Tokens to write."""
-    json: bool = False
-    """Print JSON."""
+    """Tokens to generate."""
 
     def run(self) -> None:
         from whence.decomp import spliced
@@ -82,20 +78,21 @@ class Steer(Source):
         change = (
             steered(dictionary, self.atom, self.strength) if self.strength else without_atoms(dictionary, [self.atom])
         )
-        words = loaded.corpus.vocabulary
-        before = continuation(loaded.model, words, self.prompt, self.tokens, stop=())
+        words, model = loaded.corpus.vocabulary, loaded.trained.model
+        assert words is not None  # a corpus of text
+        before = continuation(model, words, self.prompt, self.tokens, stop=())
         with spliced(loaded.trained, dictionary.origin.site, change):
-            after = continuation(loaded.model, words, self.prompt, self.tokens, stop=())
+            after = continuation(model, words, self.prompt, self.tokens, stop=())
         facts = {"prompt": self.prompt, "before": before, "after": after, "atom": self.atom, "strength": self.strength}
-        print(json_module.dumps(facts, indent=1) if self.json else f"before: {before!r}\nafter:  {after!r}")
+        self.show(facts, f"before: {before!r}\nafter:  {after!r}")
 
 
 @dataclass(frozen=True)
-class Edit:
-    """Change a dictionary that stands: take out every atom that came from some documents, put in another's atoms.
+class Edit(Printed):
+    """Edit a dictionary: remove the atoms that came from some documents, or add those of another dictionary.
 
-    The atoms that stay are the same bit for bit, and the manifest's log says what was done. Document numbers are
-    those that `compare --diff` and the feature page show.
+    Every other atom stays the same bit for bit, and the manifest's log lists the edits. `compare --diff` and the
+    feature page show document numbers.
 
     Example:
 
@@ -105,13 +102,11 @@ class Edit:
     dictionary: Folder
     """A dictionary's folder."""
     delete_documents: tuple[int, ...] = ()
-    """Documents whose atoms are taken out."""
+    """Documents whose atoms are removed."""
     merge: tuple[Path, ...] = ()
-    """Folders of dictionaries whose atoms are put in, less those that are there already."""
+    """Folders of dictionaries whose atoms are added, unless they are there already."""
     out: Path = Path("out/edited")
     """The folder to write."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
         from whence.decomp import delete_documents, merge, save
@@ -131,9 +126,6 @@ class Edit:
                 )
             edited = delete_documents(edited, self.delete_documents)
         path, done = save(edited, self.out), [dict(note) for note in edited.log[known:]]
-        if self.json:
-            print(json_module.dumps({"folder": str(path), "atoms": len(edited), "log": done}, indent=1))
-            return
-        for note in done:
-            print(", ".join(f"{name} {value}" for name, value in note.items()))
-        print(f"{len(edited)} atoms: {path}")
+        notes = [", ".join(f"{name} {value}" for name, value in note.items()) for note in done]
+        facts = {"folder": str(path), "atoms": len(edited), "log": done}
+        self.show(facts, "\n".join([*notes, f"{len(edited)} atoms: {path}"]))

@@ -1,16 +1,16 @@
 """`whence decomp compare` and `match`: two dictionaries, and the layers of several models."""
 
-import json as json_module
 from dataclasses import dataclass
 
-from ._decomp_source import Folder, Reading, open_dictionary, show
+from ._decomp_source import ActivationOptions, Folder, figures, open_dictionary, table_text
+from ._shared import Printed
 
 
 @dataclass(frozen=True)
-class Compare:
-    """Compare dictionaries by the places that their atoms came from; with --diff, list what changed.
+class Compare(Printed):
+    """Compare dictionaries by the sources of their atoms; with --diff, list what changed.
 
-    The Jaccard index stands beside what sizes alone and chance would give, with and without the seeds.
+    The Jaccard index is given beside the values that sizes alone and chance would give, with and without the seeds.
 
     Example:
 
@@ -20,13 +20,11 @@ class Compare:
     one: Folder
     """A dictionary's folder."""
     other: Folder
-    """Another's."""
+    """The folder of the dictionary to compare with."""
     diff: bool = False
     """List the atoms that were removed, added and moved, with their source text."""
     limit: int = 20
     """Atoms listed of each kind."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
         from whence.decomp import compare
@@ -34,31 +32,29 @@ class Compare:
 
         one, other = open_dictionary(self.one), open_dictionary(self.other)
         found = compare(one, other)
+        facts, lines = {**figures(found), **found.attrs}, [table_text(found)]
         if not self.diff:
-            show(found, self.json)
+            self.show(facts, lines[0])
             return
         changes = difference(one, other)
-        if self.json:
-            columns = {str(name): changes[name].values.tolist() for name in changes}
-            show(found, True, changes=columns)
-            return
-        show(found, False)
         for status in ("removed", "added", "moved"):
             rows = [n for n in range(changes.sizes["atom"]) if changes.status.values[n] == status]
-            print(f"\n{status}: {len(rows)}")
+            lines.append(f"\n{status}: {len(rows)}")
             for n in rows[: self.limit]:
                 row = changes.isel(atom=n)
                 text = f"{row.before.item()}[{row.token.item()}]{row.after.item()}".replace("\n", "⏎")
-                print(f"  {int(row.document)}:{int(row.position):<5} nearest {float(row.nearest):.2f}  {text}")
+                lines.append(f"  {int(row.document)}:{int(row.position):<5} nearest {float(row.nearest):.2f}  {text}")
+        columns = {str(name): changes[name].values.tolist() for name in changes}
+        self.show({"changes": columns, **facts}, "\n".join(lines))
 
 
 @dataclass(frozen=True)
-class Match(Reading):
+class Match(ActivationOptions, Printed):
     """Match the layers of several models, by every measure and with controls; or follow one over its checkpoints.
 
-    A layer is matched to the most similar layer of another model. Pairs of different models are the result; a model
-    with itself stands beside it; then how alike whole models are, by all their layers' atoms. With --checkpoints the
-    models are stages of one training, the last one last.
+    Each layer is matched to the most similar layer of another model. The result is over pairs of different models; a
+    model with itself is the control; then comes the similarity of whole models, by the atoms of all layers. With
+    --checkpoints the models are stages of one training, in order.
 
     Example:
 
@@ -77,8 +73,6 @@ class Match(Reading):
     """Pursuit steps."""
     unexplained: float = 0.2
     """Threshold of the dictionaries."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
         import numpy as np
@@ -87,24 +81,22 @@ class Match(Reading):
 
         builder, models = ITDA(k=self.k, unexplained=self.unexplained), []
         for name in self.models:
-            activations = self.with_model(name).activations(self.at)
+            activations = self.observed(name).activations(self.at)
             cut = {site: acts.select(np.arange(min(self.rows, len(acts)))) for site, acts in activations.items()}
             models.append([layers.Layer(acts, builder.build(acts)) for acts in cut.values()])
         dictionaries = [[layer.dictionary for layer in model] for model in models]
         if self.checkpoints:
             stages = {n: dict(zip(self.at, model)) for n, model in enumerate(dictionaries)}
             curves = layers.convergence(stages)
-            frame = curves.to_dataframe().round(3).to_string()
-            print(json_module.dumps(curves.to_dict(), indent=1) if self.json else frame)
+            self.show(curves.to_dict(), curves.to_dataframe().round(3).to_string())
             return
         found = layers.match_layers(models)
         alike = layers.model_similarity(
             {f"{n}: {name}": d for n, (name, d) in enumerate(zip(self.models, dictionaries))}
         )
-        if self.json:
-            print(json_module.dumps(found.merge(alike).to_dict(), indent=1))
-            return
-        print(f"{found.attrs['trials']} trials between different models, chance {found.attrs['chance']:.2f}")
-        print(found.drop_dims("pair").to_dataframe().round(3).to_string())
-        print("\nall layers of a model together, without seeds")
-        print(alike.to_dataframe().round(3).to_string())
+        text = (
+            f"{found.attrs['trials']} trials between different models, chance {found.attrs['chance']:.2f}\n"
+            f"{found.drop_dims('pair').to_dataframe().round(3).to_string()}\n"
+            f"\nall layers of a model together, without seeds\n{alike.to_dataframe().round(3).to_string()}"
+        )
+        self.show(found.merge(alike).to_dict(), text)

@@ -1,19 +1,19 @@
 """`whence decomp export`: a dictionary for another tool."""
 
-import json as json_module
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ._decomp_source import Folder, open_dictionary
+from ._shared import Printed
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Printed):
     """Write a dictionary for another tool.
 
-    saelens: a matching_pursuit SAE with mirrored atoms, whose codes are the same to rounding. sparsify: its encoder
-    takes all latents at once, so the codes differ unless k is 1; say --one-shot to have it all the same.
+    saelens: a matching_pursuit SAE with mirrored atoms, whose codes are equal up to rounding. sparsify: its
+    encoder takes all latents at once, so the codes differ unless k is 1; --one-shot writes it nevertheless.
 
     Example:
 
@@ -29,9 +29,7 @@ class Export:
     model_name: str = ""
     """The model's name as the other tool knows it."""
     one_shot: bool = False
-    """sparsify: write it although codes will differ."""
-    json: bool = False
-    """Print JSON."""
+    """sparsify: write it although codes differ."""
 
     def run(self) -> None:
         from whence.decomp.interop import saelens, sparsify
@@ -42,4 +40,4 @@ class Export:
         else:
             path = sparsify.save(dictionary, self.out, one_shot=self.one_shot)
         facts = {"folder": str(path), "files": sorted(p.name for p in path.iterdir())}
-        print(json_module.dumps(facts) if self.json else f"{path}: {', '.join(facts['files'])}")
+        self.show(facts, f"{path}: {', '.join(facts['files'])}")

@@ -20,9 +20,9 @@ class MethodOptions:
     method: str = "ekfac"
     """Name of the method; `whence attrib methods` lists all of them with their settings."""
     damping: float = 0.1
-    """Times each site's mean eigenvalue, for methods that have a damping."""
+    """Damping, as a multiple of each site's mean eigenvalue, for methods that have one."""
     seed: int = 0
-    """Of what the method samples."""
+    """Seed of what the method samples."""
     set: tuple[str, ...] = ()
     """Other settings of the method, as name=value (rank=32 labels=true)."""
     checkpoints: tuple[Path, ...] = ()

@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import inspect
-import json as json_module
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +32,7 @@ def with_settings(kind: type, texts: Sequence[str], given: Mapping[str, Any] | N
 
 
 def listed(registry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every registered method with its first docstring line and its settings, for people and for the documents."""
+    """Every registered method with the first line of its docstring and its settings."""
     rows = []
     for name, method in registry.items():
         kind = method if isinstance(method, type) else type(method)
@@ -42,15 +41,13 @@ def listed(registry: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def show_methods(registry: Mapping[str, Any], json: bool) -> None:
-    """Print what `listed` finds."""
-    rows = listed(registry)
-    if json:
-        print(json_module.dumps(rows))
-        return
+def listing(registry: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """What `listed` finds, and the same as text."""
+    rows, lines = listed(registry), []
     for row in rows:
         settings = (f"{name}={value}" if value else name for name, value in row["settings"].items())
-        print(f"{row['name']}: {' '.join(row['what'].split())}\n    {', '.join(settings)}")
+        lines.append(f"{row['name']}: {' '.join(row['what'].split())}\n    {', '.join(settings)}")
+    return rows, "\n".join(lines)
 
 
 def called(kind: Any) -> str:
@@ -78,7 +75,7 @@ def _changed(kind: type, value: Any, inner: str, text: str) -> Any:
 
 
 def _value(text: str, now: Any, annotation: Any = None) -> Any:
-    """The text for a setting that is one; else a number, True, False, None or a tuple if the text is one."""
+    """The text itself for a setting that is a text; else a number, True, False, None or a tuple if the text is one."""
     text = text.strip()
     if isinstance(now, str) or annotation in (str, "str"):
         return text

@@ -1,11 +1,12 @@
-"""A document forgotten by one language model, without training anything again."""
+"""`whence unlearn document`: one language model forgets a document, without retraining."""
 
-import json as json_module
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ._shared import ModelOptions, Printed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,14 +18,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Document:
-    """Let a language model forget a document: EK-FAC predicts what its logits would be had it never read it, and
-    fine-tuning (of everything, or of low-rank updates) takes it there.
+class Document(ModelOptions, Printed):
+    """Remove a document from a language model: EK-FAC predicts the logits of a model trained without it, and
+    fine-tuning (of all weights, or of low-rank updates) matches them.
 
-    The prediction has the right direction and the wrong size, so `--scale` must come from requests whose outcome
-    is known: `--pilots` names other documents, retrains without them and chooses the scale there (embedded models
-    only, whose training is known; the trained models are kept). For your own model, compare with retrainings of
-    your own, or take the scale as a dial.
+    The direction of the prediction is reliable, its size is not, so `--scale` must come from requests with known
+    outcome: `--pilots` names other documents, retrains without them and chooses the scale (embedded models only, whose
+    training is known; retrained models are stored). For your own model, compare with retrainings of your own.
 
     Example:
 
@@ -32,58 +32,44 @@ class Document:
     """
 
     document: str
-    """What to forget: the value of `--column` that its passages share."""
+    """The document to forget: the value of `--column` that its passages share."""
     column: str = "topic"
-    """What is known about passages: topic or title; for your own files, a column."""
-    model: str = "demo"
-    """demo, a hub name, or a folder with a model."""
-    data: str = "language-reference"
-    """What the model was trained on: language-reference, a .txt, .jsonl or .parquet file, or a hub name."""
+    """The property that names documents: topic or title; for your own files, a column."""
     sites: tuple[str, ...] = ("*.mlp.*",)
     """Layers that the prediction moves, by clean name; "*" for every linear map."""
     damping: float = 0.1
-    """Times each site's mean eigenvalue."""
+    """Damping, as a multiple of each site's mean eigenvalue."""
     scale: float | None = None
-    """Of the predicted change: this or --pilots."""
+    """Factor of the predicted change: this or --pilots."""
     pilots: tuple[str, ...] = ()
     """Choose the scale on these documents instead."""
     scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
-    """What is tried on the pilots."""
+    """Scales that are tried on the pilots."""
     steps: int = 16
-    """Of fine-tuning."""
+    """Steps of fine-tuning."""
     batch: int = 8
     """Passages per step."""
     rate: float = 3e-4
-    """Of Adam. Low-rank updates bear ten times as much; more moves what is retained."""
+    """Learning rate of Adam. Low-rank updates allow ten times as much; larger rates change the retained passages."""
     rank: int = 0
     """Train low-rank updates of this rank; 0 trains every weight."""
     epochs: int = 12
-    """Of the training that is not repeated: compute is stated against it."""
+    """Epochs of the training, which compute is compared with."""
     out: Path = Path("out/forgot.safetensors")
     """Weights by parameter name; the deletion log is in the file's metadata."""
-    store: str | None = None
-    """The store; $WHENCE_CACHE or your cache folder by default."""
-    quiet: bool = False
-    """No progress bars."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
-        from whence.cache import LanguageModelling, Store, TrainedModel, UsageError
+        from whence.cache import UsageError
         from whence.cache.model.stateless import named_parameters
-        from whence.inputs import load_data, load_model
         from whence.unlearn.loop import run
         from whence.unlearn.lora import merge
 
         if (self.scale is None) == (not self.pilots):
             raise UsageError(
-                "The size of the prediction is not known: uncalibrated, it can overshoot a removal many times over.",
+                "The size of the prediction is not calibrated: it can exceed the effect of a removal many times.",
                 "Give either --scale, or --pilots to choose it on other documents.",
             )
-        store = Store(self.store)
-        model, vocabulary = load_model(self.model, store, quiet=self.quiet)
-        train = load_data(self.data, vocabulary).train
-        trained = TrainedModel(model, train, LanguageModelling(), sites=self.sites, store=store, quiet=self.quiet)
+        trained = self.load_named(self.model, self.sites).trained
         job = _Forgetting(self, trained)
         scale = job.calibrated() if self.scale is None else self.scale
         request = job.request(self.document)
@@ -97,15 +83,13 @@ class Document:
             "retained before": before[1], "retained after": after[1],
             "stopped": [stop.why for stop in done.stopped], "file": str(self.out),
         }  # fmt: skip
-        if self.json:
-            print(json_module.dumps(facts))
-            return
-        print(
+        self.show(
+            facts,
             f"{len(request.forget)} passages of {self.document!r} forgotten at scale {scale:g}\n"
             f"nats per token: forgotten {before[0]:.3f} -> {after[0]:.3f}, retained {before[1]:.3f} -> {after[1]:.3f}\n"
             f"{done.passes:.0f} example passes, {100 * done.ratio:.1f} % of retraining, beside the factor fit\n"
             + "".join(f"stopped at step {stop.step}: {stop.why}\n" for stop in done.stopped)
-            + f"written: {self.out}"
+            + f"written: {self.out}",
         )
 
 
@@ -153,7 +137,7 @@ class _Forgetting:
         return found[0], found[1]
 
     def calibrated(self) -> float:
-        """The scale at which the pilots' losses rise most nearly as they do when trained again without them.
+        """The scale at which the pilots' losses are nearest to those of models retrained without them.
 
         Raises UsageError when the document is among its pilots, or the model's training is not known.
         """
@@ -174,13 +158,12 @@ class _Forgetting:
             for scale in job.scales:
                 found = self.losses(run(self.method(scale), request).trained(), request)[0]
                 errors[scale] += ((found - goal) / (goal - before)) ** 2
-                say(f"pilot {pilot!r}, scale {scale:g}: {before:.3f} -> {found:.3f}, trained again {goal:.3f}")
+                say(f"pilot {pilot!r}, scale {scale:g}: {before:.3f} -> {found:.3f}, retrained {goal:.3f}")
         return min(errors, key=lambda scale: errors[scale])
 
 
 def retrained(job: _Forgetting, request: "UnlearningRequest") -> "nn.Module":
-    """The demo's model trained again without a document, from the store when it is there. Raises UsageError for
-    another model or data."""
+    """The demo's model retrained without a document, or from the store. Raises UsageError for another model or data."""
     from dataclasses import replace
 
     from whence.cache import UsageError
@@ -190,7 +173,7 @@ def retrained(job: _Forgetting, request: "UnlearningRequest") -> "nn.Module":
 
     if (job.job.model, job.job.data) != ("demo", "language-reference"):
         raise UsageError(
-            "Only the demo's model can be trained again here to calibrate the scale.",
+            "Only the demo's model can be retrained here to calibrate the scale.",
             "Leave --pilots out, and choose --scale by retrainings of your own.",
         )
     words = load_data(job.job.data).vocabulary

@@ -1,4 +1,4 @@
-"""Which training data: influence of every training example on what the model said, planned, stored and reported."""
+"""Which training data: influence of every training example on a model's output: planned, stored and reported."""
 
 import time
 from dataclasses import dataclass
@@ -11,28 +11,20 @@ from whence.cache.errors import UsageError
 
 from ._attrib_evaluate import Evaluate, Probe
 from ._attrib_index import Index, Query
-from ._attrib_job import (
-    Job,
-    Loaded,
-    Precision,
-    Questions,
-    lists,
-    print_json,
-    query_text,
-    save_scores,
-    show_lists,
-    top_of,
-)
+from ._attrib_job import Attribution, Job
 from ._attrib_report import Report
+from ._attrib_select import Select
 from ._attrib_tokens import Tokens
-from ._settings import show_methods
+from ._queries import QueryOptions, entry_of, lists, lists_text, save_scores, top_of
+from ._settings import listing
+from ._shared import Precision, Printed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(Job):
-    """What a fit, and scoring, will cost here: passes, operations, memory, disk, coverage, and time.
+class Plan(Job, Printed):
+    """Estimate what a fit, and scoring, cost here: passes, operations, memory, disk, coverage, and time.
 
-    Time comes from a short measurement of this model on this machine. Where the job does not fit, it says which
+    Time comes from a short measurement of this model on this machine. If the job does not fit, the error names the
     setting to change, and the exit code is 1.
 
     Example:
@@ -47,11 +39,9 @@ class Plan(Job):
     precision: Precision = "float32"
     """Of the products with the training examples' gradients."""
     index: int = 0
-    """Plan an index of this many numbers per example."""
+    """Plan an index of this width."""
     measure: bool = True
     """Run a small batch to estimate the time."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
         from whence.attrib.plan import make_plan, refuse
@@ -61,24 +51,21 @@ class Plan(Job):
             loaded.trained, queries=self.score, rank="auto" if self.rank is None else self.rank,
             precision=self.precision, index_width=self.index, measure=self.measure,
         )  # fmt: skip
-        print_json(plan.to_json()) if self.json else print(plan)
+        self.show(plan.to_json(), str(plan))
         refuse(plan)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit(Job):
-    """Fit an attribution method. What it computes is read from the store afterwards.
+class Fit(Job, Printed):
+    """Fit an attribution method. Later commands read the result from the store.
 
-    A job that is killed resumes when it is run again. One that cannot fit the memory is refused before it starts,
-    with what to change.
+    A job that was killed resumes when it is run again. One that needs more memory than there is is refused before it
+    starts; the error names the setting to change.
 
     Example:
 
         whence attrib fit --method ekfac --sites "*.mlp.*" --damping 0.1
     """
-
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
         from whence.attrib import Factors
@@ -95,16 +82,13 @@ class Fit(Job):
                 "key": fitted.key, "sites": len(fitted.sites), "coverage": fitted.sites.coverage,
                 "damping": fitted.damping.value, "bytes": fitted.nbytes,
             }  # fmt: skip
-        if self.json:
-            print_json(facts)
-            return
-        print(f"{fitted}\n{fitted.sites.summary}" if isinstance(fitted, Factors) else f"{fitted.method}, fitted")
+        head = f"{fitted}\n{fitted.sites.summary}" if isinstance(fitted, Factors) else f"{fitted.method}, fitted"
         key = f"key {facts['key'][:12]}, " if facts.get("key") else ""
-        print(f"{key}{'read from the store' if facts['from_store'] else 'fitted'}, {seconds:.1f} s")
+        self.show(facts, f"{head}\n{key}{'read from the store' if facts['from_store'] else 'fitted'}, {seconds:.1f} s")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Methods:
+class Methods(Printed):
     """List every attribution method with its settings.
 
     Example:
@@ -112,17 +96,14 @@ class Methods:
         whence attrib methods
     """
 
-    json: bool = False
-    """Print JSON."""
-
     def run(self) -> None:
         from whence.attrib.methods import METHODS
 
-        show_methods(METHODS, self.json)
+        self.show(*listing(METHODS))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score(Questions, Job):
+class Score(QueryOptions, Job, Printed):
     """Score every training example for every query, and list the most helpful and the most harmful ones.
 
     Influence is the predicted change of the query's log-probability, in nats, when the example is added to the
@@ -144,11 +125,11 @@ class Score(Questions, Job):
     relative: Literal["loss", "parameters"] | None = None
     """Divide by how far the example alone moves the model's predictions, or its parameters (RelatIF)."""
     group_by: str | None = None
-    """Sum over training examples that share this, such as title."""
+    """Sum over the training examples that share this, such as title."""
     one_query: bool = False
     """Sum over all queries."""
     heads: int | None = None
-    """Split by attention head; give the number of heads (with --sites "*.attn.*")."""
+    """Split by attention head: the number of heads (with --sites "*.attn.*")."""
     key_value_heads: int | None = None
     """Heads of keys and values, if fewer."""
     prefilter: Literal["tfidf-query", "tfidf-document", "bm25"] | None = None
@@ -157,17 +138,15 @@ class Score(Questions, Job):
     """Examples that the prefilter keeps for each query."""
     dictionary: Path | None = None
     """Split the influence by the atoms of this dictionary of a site's inputs (`whence decomp build --at SITE.hook_in`),
-    or, with --atom, score the examples that built one of them."""
+    or, with --atom, score the examples that an atom's activation depends on."""
     atom: int | None = None
-    """Measure this atom's mean activation over each prompt, in place of the completion."""
+    """Measure this atom's mean activation over each prompt instead of the completion."""
     site: str | None = None
-    """The site whose inputs the dictionary decomposes, if its hook point does not say."""
+    """The site whose inputs the dictionary decomposes, if its hook point does not determine it."""
     recall: bool = False
     """Score everything and report what share of the exact top 10 each prefilter would have found."""
     out: Path | None = None
     """Write the scores: .npz, .csv or .parquet."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
         loaded = self.load()
@@ -189,7 +168,7 @@ class Score(Questions, Job):
         else:
             self._scores(loaded, queries)
 
-    def _scores(self, loaded: Loaded, queries: Any) -> None:
+    def _scores(self, loaded: Attribution, queries: Any) -> None:
         from whence.attrib.index.prefilter import RULES, candidates, lexical_scores
         from whence.attrib.index.recall import recall_by_share
 
@@ -209,20 +188,20 @@ class Score(Questions, Job):
             scanned=len(train) / len(loaded.train), notes=[str(curve) for curve in curves],
         )  # fmt: skip
 
-    def _ranked(self, loaded: Loaded) -> dict[str, Any]:
-        """How queries are kept, for methods with curvature."""
+    def _ranked(self, loaded: Attribution) -> dict[str, Any]:
+        """Rank and precision of the queries, for methods with curvature."""
         from whence.attrib import Factors
 
         if not isinstance(loaded.fitted, Factors):
             return {}
         return {"rank": "auto" if self.rank is None else self.rank, "precision": self.precision}
 
-    def _top(self, loaded: Loaded, queries: Any) -> None:
+    def _top(self, loaded: Attribution, queries: Any) -> None:
         found = loaded.fitted.top(queries, self.top, **self._ranked(loaded))
         best = {name: (found[f"{name}_id"].values, found[name].values) for name in ("helpful", "harmful")}
         self._show(lists(loaded, queries, best), None)
 
-    def _groups(self, loaded: Loaded, queries: Any) -> None:
+    def _groups(self, loaded: Attribution, queries: Any) -> None:
         from whence.attrib import groups_by
 
         groups = groups_by(loaded.train, self.group_by) if self.group_by else None
@@ -236,7 +215,7 @@ class Score(Questions, Job):
             entries.append({"query": str(name), "asked": f"query {name}", "groups": found})
         self._show(entries, scores)
 
-    def _heads(self, loaded: Loaded, queries: Any) -> None:
+    def _heads(self, loaded: Attribution, queries: Any) -> None:
         from whence.attrib import find_heads
 
         heads = find_heads(loaded.factors.sites, self.heads or 1, self.key_value_heads)
@@ -246,17 +225,17 @@ class Score(Questions, Job):
             strength = np.abs(scores.values[place]).sum(0)
             order = np.argsort(-strength, kind="stable")[: self.top]
             found = [{"id": heads[h].name, "title": "sum of |influence|", "nats": float(strength[h])} for h in order]
-            entries.append({"query": int(queries.ids[place]), "asked": query_text(queries, place), "heads": found})
+            entries.append(entry_of(queries, place, heads=found))
         self._show(entries, scores)
 
-    def _atoms(self, loaded: Loaded, queries: Any, folder: Path) -> None:
-        from ._attrib_atoms import built, carried, described, opened
+    def _atoms(self, loaded: Attribution, queries: Any, folder: Path) -> None:
+        from ._attrib_atoms import atom_scores, by_atoms, described, opened
 
         dictionary = opened(folder, loaded)
         if self.atom is None:
-            self._show(*carried(loaded, queries, dictionary, self.site, self.top))
+            self._show(*by_atoms(loaded, queries, dictionary, self.site, self.top))
             return
-        active, scores = built(loaded, queries, dictionary, self.atom)
+        active, scores = atom_scores(loaded, queries, dictionary, self.atom)
         about = described(dictionary, self.atom)
         self._show(
             lists(loaded, active, top_of(scores, self.top, ("helpful",))),
@@ -267,18 +246,15 @@ class Score(Questions, Job):
     def _show(self, entries: list[dict[str, Any]], scores: Any, notes: Any = (), **more: Any) -> None:
         if self.out is not None and scores is not None:
             save_scores(self.out, scores)
-        if self.json:
-            print_json({"queries": entries, **{name: value for name, value in more.items() if value}})
-            return
-        show_lists(entries)
+        lines = [lists_text(entries)]
         if more.get("scanned", 1.0) < 1.0:
-            print(f"\n{more['scanned']:.1%} of the training examples scored, by {self.prefilter}")
-        for note in notes:
-            print(f"\n{note}")
+            lines.append(f"{more['scanned']:.1%} of the training examples scored, by {self.prefilter}")
+        facts = {"queries": entries, **{name: value for name, value in more.items() if value}}
+        self.show(facts, "\n\n".join([*lines, *notes]))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Self(Job):
+class Self(Job, Printed):
     """Self-influence: how much each training example changes its own loss. High values are rare or mislabelled.
 
     Example:
@@ -290,8 +266,6 @@ class Self(Job):
     """How many to list."""
     out: Path | None = None
     """Write all of them: .npz, .csv or .parquet."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
         loaded = self.load()
@@ -301,12 +275,9 @@ class Self(Job):
                  "nats": float(found.values[n])} for n in order]  # fmt: skip
         if self.out is not None:
             save_scores(self.out, found)
-        if self.json:
-            print_json({"examples": len(loaded.train), "mean": float(found.values.mean()), "top": rows})
-            return
-        print(f"self-influence of {len(loaded.train)} examples, mean {found.values.mean():.3e} nats")
-        for row in rows:
-            print(f"  {row['nats']:.3e}  {row['id']:>10}  {row['title']}")
+        facts = {"examples": len(loaded.train), "mean": float(found.values.mean()), "top": rows}
+        lines = [f"self-influence of {facts['examples']} examples, mean {facts['mean']:.3e} nats"]
+        self.show(facts, "\n".join(lines + [f"  {r['nats']:.3e}  {r['id']:>10}  {r['title']}" for r in rows]))
 
 
 COMMANDS = {
@@ -315,6 +286,7 @@ COMMANDS = {
     "fit": Fit,
     "score": Score,
     "self": Self,
+    "select": Select,
     "tokens": Tokens,
     "index": Index,
     "query": Query,

@@ -1,11 +1,10 @@
 """The cache: list, inspect, verify, repair, collect, pin, remove and export what was computed."""
 
 import json as json_module
-import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -14,12 +13,13 @@ from whence.cache.jobs.progress import progress
 from whence.cache.store.maintenance import collect, remove, repair, verify
 from whence.cache.store.store import Store, human
 
+from ._shared import Printed, Stored, read_bytes, read_seconds
+
 Key = tyro.conf.Positional[str]
-StorePath = Annotated[str | None, tyro.conf.arg(help="The store; $WHENCE_CACHE or your cache folder by default.")]
 
 
 @dataclass(frozen=True)
-class Ls:
+class Ls(Stored, Printed):
     """List what is in the store.
 
     Example:
@@ -29,31 +29,26 @@ class Ls:
 
     kind: str | None = None
     """Only this kind of artefact."""
-    json: bool = False
-    """Print JSON."""
-    store: StorePath = None
 
     def run(self) -> None:
-        lines = [line for line in Store(self.store).listing() if self.kind in (None, line.kind)]
-        if self.json:
-            _json([asdict(line) for line in lines])
-            return
-        print(f"{'kind':12} {'key':12} {'rows':>10} {'size':>9} {'state':9} {'used':>8}  names")
+        lines = [line for line in self.open_store().listing() if self.kind in (None, line.kind)]
+        text = [f"{'kind':12} {'key':12} {'rows':>10} {'size':>9} {'state':9} {'used':>8}  names"]
         for line in lines:
             state = line.state if line.state != "partial" else f"{line.shards_done}/{line.shards}"
             names = ", ".join([*line.names, *(["(pinned)"] if line.pinned else [])])
-            print(
+            text.append(
                 f"{line.kind:12} {line.key[:12]:12} {line.rows:>10} {human(line.bytes):>9} {state:9} "
                 f"{_ago(line.used):>8}  {names}".rstrip()
             )
-        print(f"{len(lines)} entries, {human(sum(line.bytes for line in lines))}")
+        text.append(f"{len(lines)} entries, {human(sum(line.bytes for line in lines))}")
+        self.show([asdict(line) for line in lines], "\n".join(text))
 
 
 @dataclass(frozen=True)
-class Info:
+class Info(Stored, Printed):
     """Show what an entry was computed from, and how it differs from another.
 
-    Where two entries were computed from different models, the tensors that differ are named.
+    If two entries were computed from different models, the tensors that differ are named.
 
     Example:
 
@@ -64,27 +59,22 @@ class Info:
     """A key, its beginning, or a name."""
     other: tyro.conf.Positional[str | None] = None
     """A second entry to compare with."""
-    json: bool = False
-    """Print JSON."""
-    store: StorePath = None
 
     def run(self) -> None:
-        store = Store(self.store)
+        store = self.open_store()
         kind, key = store.find(self.key)
-        told = _told(store, kind, key)
+        facts = _facts(store, kind, key)
         if self.other is not None:
-            told["differs"] = _differs(store, (kind, key), store.find(self.other))
-        if self.json:
-            _json(told)
-            return
-        print(f"{kind} {key}")
-        for name, value in told.items():
+            facts["differs"] = _differs(store, (kind, key), store.find(self.other))
+        parts = [f"{kind} {key}"]
+        for name, value in facts.items():
             if name not in ("kind", "key"):
-                print(f"\n{name}\n" + "\n".join(f"  {line}" for line in _lines(value)))
+                parts.append(f"{name}\n" + "\n".join(f"  {line}" for line in _lines(value)))
+        self.show(facts, "\n\n".join(parts))
 
 
 @dataclass(frozen=True)
-class Verify:
+class Verify(Stored, Printed):
     """Check entries against the digests of their commits; every byte, unless --quick.
 
     Exit code 1 when something is damaged.
@@ -99,34 +89,28 @@ class Verify:
     quick: bool = False
     """Presence and sizes only."""
     full: bool = False
-    """Every byte: the default, for scripts that want to say so."""
-    json: bool = False
-    """Print JSON."""
-    store: StorePath = None
+    """Every byte: the default, for scripts that state it."""
 
     def run(self) -> None:
         if self.quick and self.full:
             raise UsageError("--quick and --full exclude each other.", "Give one of them.")
-        store = Store(self.store)
+        store = self.open_store()
         targets = _targets(store, self.keys)
         checked = progress(targets, desc="verifying", unit="entry", quiet=self.json)
         faults = [fault for kind, key in checked for fault in verify(store, kind, key, not self.quick)]
-        if self.json:
-            _json({"entries": len(targets), "faults": [asdict(fault) for fault in faults]})
-        else:
-            for fault in faults:
-                print(f"{fault.kind} {fault.key[:12]} {fault.path}: {fault.problem}")
-            print(f"{len(targets)} entries, {len(faults)} faults")
+        lines = [f"{fault.kind} {fault.key[:12]} {fault.path}: {fault.problem}" for fault in faults]
+        lines.append(f"{len(targets)} entries, {len(faults)} faults")
+        self.show({"entries": len(targets), "faults": [asdict(fault) for fault in faults]}, "\n".join(lines))
         if faults:
             raise CorruptEntry(
                 f"{len({fault.key for fault in faults})} entries are damaged.",
-                "Run `whence cache repair`, then the jobs that made them: only what was damaged is computed.",
+                "Run `whence cache repair`, then the jobs that computed them: only what was damaged is computed again.",
             )
 
 
 @dataclass(frozen=True)
-class Repair:
-    """Drop what is damaged, so that the job that made it computes exactly that again.
+class Repair(Stored, Printed):
+    """Drop what is damaged; the job that computed it then computes exactly that again.
 
     Example:
 
@@ -135,31 +119,27 @@ class Repair:
 
     keys: tyro.conf.Positional[tuple[str, ...]] = ()
     """Keys or names; all entries by default."""
-    json: bool = False
-    """Print JSON."""
-    store: StorePath = None
 
     def run(self) -> None:
-        store = Store(self.store)
-        told = []
+        store = self.open_store()
+        repaired = []
         for kind, key in progress(_targets(store, self.keys), desc="repairing", unit="entry", quiet=self.json):
             done = repair(store, kind, key)
             if done.dropped or done.restored or done.unsealed or done.removed:
-                told.append({"kind": kind, "key": key} | asdict(done))
-        if self.json:
-            _json(told)
-            return
-        for line in told:
+                repaired.append({"kind": kind, "key": key} | asdict(done))
+        lines = []
+        for line in repaired:
             what = "removed whole" if line["removed"] else f"{len(line['dropped'])} shards to compute again"
-            print(f"{line['kind']} {line['key'][:12]}: {what}")
-        print(f"{len(told)} entries repaired" if told else "Nothing is damaged.")
+            lines.append(f"{line['kind']} {line['key'][:12]}: {what}")
+        lines.append(f"{len(repaired)} entries repaired" if repaired else "Nothing is damaged.")
+        self.show(repaired, "\n".join(lines))
 
 
 @dataclass(frozen=True)
-class Gc:
-    """Remove what was not used for long, or the least recently used beyond a size.
+class Gc(Stored, Printed):
+    """Remove entries that were not used for long, or the least recently used ones beyond a size.
 
-    Never what is pinned, named, open, being built, or was used within a day.
+    Entries that are pinned, named, open, being written, or were used within a day stay.
 
     Example:
 
@@ -171,27 +151,20 @@ class Gc:
     older_than: str | None = None
     """Remove what was not used for this long: 30d, 12h."""
     dry_run: bool = False
-    """Say what would go, and remove nothing."""
-    json: bool = False
-    """Print JSON."""
-    store: StorePath = None
+    """List what would be removed, and remove nothing."""
 
     def run(self) -> None:
-        size = None if self.max_size is None else int(_measure(self.max_size, SIZES, "--max-size"))
-        age = None if self.older_than is None else _measure(self.older_than, AGES, "--older-than")
-        gone = collect(Store(self.store), size, age, dry_run=self.dry_run)
-        if self.json:
-            _json([asdict(line) for line in gone])
-            return
-        for line in gone:
-            print(f"{line.kind} {line.key[:12]} {human(line.bytes)}, used {_ago(line.used)} ago")
-        verb = "would go" if self.dry_run else "gone"
-        print(f"{len(gone)} entries, {human(sum(line.bytes for line in gone))} {verb}")
+        size, age = read_bytes(self.max_size, "--max-size"), read_seconds(self.older_than, "--older-than")
+        gone = collect(self.open_store(), size, age, dry_run=self.dry_run)
+        lines = [f"{line.kind} {line.key[:12]} {human(line.bytes)}, used {_ago(line.used)} ago" for line in gone]
+        verb = "would be removed" if self.dry_run else "removed"
+        lines.append(f"{len(gone)} entries, {human(sum(line.bytes for line in gone))} {verb}")
+        self.show([asdict(line) for line in gone], "\n".join(lines))
 
 
 @dataclass(frozen=True)
-class Pin:
-    """Protect an entry from collection, by a pin or under a name of its own.
+class Pin(Stored):
+    """Protect an entry from collection, by a pin or by a name.
 
     Example:
 
@@ -201,13 +174,12 @@ class Pin:
     key: Key
     """A key, its beginning, or a name."""
     name: str | None = None
-    """A name that commands accept in place of the key."""
+    """A name that commands accept instead of the key."""
     off: bool = False
-    """Take the pin (or the name, when one is given) away."""
-    store: StorePath = None
+    """Remove the pin (or the name, if one is given)."""
 
     def run(self) -> None:
-        store = Store(self.store)
+        store = self.open_store()
         kind, key = store.find(self.key)
         if self.name is None:
             store.pin(kind, key, not self.off)
@@ -219,8 +191,8 @@ class Pin:
 
 
 @dataclass(frozen=True)
-class Rm:
-    """Remove entries. One that is open or being built stays; a pinned or named one needs --force.
+class Rm(Stored):
+    """Remove entries. One that is open or being written stays; a pinned or named one needs --force.
 
     Example:
 
@@ -231,16 +203,15 @@ class Rm:
     """Keys, their beginnings, or names."""
     force: bool = False
     """Remove pinned and named entries too."""
-    store: StorePath = None
 
     def run(self) -> None:
-        store = Store(self.store)
+        store = self.open_store()
         for kind, key in [store.find(key) for key in self.keys]:
             print(f"{kind} {key[:12]} removed, {human(remove(store, kind, key, self.force))} freed")
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Stored):
     """Write an entry as safetensors or npy files into a new folder.
 
     Example:
@@ -251,36 +222,22 @@ class Export:
     key: Key
     """A key, its beginning, or a name."""
     to: tyro.conf.Positional[Path]
-    """The folder to make."""
+    """The folder to create."""
     format: Literal["safetensors", "npy"] = "safetensors"
-    """One safetensors file, or an npy file an array."""
-    store: StorePath = None
+    """One safetensors file, or one npy file per array."""
 
     def run(self) -> None:
         from whence.cache.store.export import export
 
-        for path in export(Store(self.store).get(self.key), self.to, self.format):
+        for path in export(self.open_store().get(self.key), self.to, self.format):
             print(f"{path} {human(path.stat().st_size)}")
-
-
-SIZES = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
-AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-
-def _measure(text: str, units: dict[str, Any], option: str) -> float:
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)", text.strip())
-    if not found or found[2].lower() not in units:
-        raise UsageError(
-            f"{option} cannot be {text!r}.", f"Write a number and one of {', '.join(u for u in units if u)}."
-        )
-    return float(found[1]) * units[found[2].lower()]
 
 
 def _targets(store: Store, keys: tuple[str, ...]) -> list[tuple[str, str]]:
     return [store.find(key) for key in keys] if keys else list(store.contents())
 
 
-def _told(store: Store, kind: str, key: str) -> dict[str, Any]:
+def _facts(store: Store, kind: str, key: str) -> dict[str, Any]:
     header = store.header(kind, key)
     line = next(line for line in store.listing() if line.key == key)
     return {
@@ -301,13 +258,13 @@ def _differs(store: Store, one: tuple[str, str], two: tuple[str, str]) -> dict[s
     from whence.cache.store.keys import differences
 
     left, right = store.header(*one), store.header(*two)
-    told: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, a, b in differences(left.inputs, right.inputs):
-        told[name] = {"this": a, "other": b}
+        found[name] = {"this": a, "other": b}
         tensors = store.differing_tensors(a, b)
         if tensors is not None:
-            told[name]["tensors"] = list(tensors)
-    return told
+            found[name]["tensors"] = list(tensors)
+    return found
 
 
 def _lines(value: Any) -> list[str]:
@@ -325,10 +282,6 @@ def _ago(when: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f}{unit}"
     return f"{seconds:.0f}s"
-
-
-def _json(value: Any) -> None:
-    print(json_module.dumps(value, indent=1, default=str))
 
 
 COMMANDS = {

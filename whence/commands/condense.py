@@ -1,7 +1,6 @@
 """Fewer data: a small synthetic set that trains like the large one."""
 
 import itertools
-import json as json_module
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +10,8 @@ import tyro
 
 from whence.cache.errors import DataError, UsageError
 
-from ._settings import show_methods
+from ._settings import listing
+from ._shared import Printed, Stored
 
 if TYPE_CHECKING:
     from whence.unlearn.condense import Pool
@@ -20,7 +20,7 @@ Sets = tyro.conf.Positional[tuple[Path, ...]]
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Stored, Printed):
     """Condense labelled data into a few synthetic examples per class.
 
     An interrupted run resumes: its checkpoints are in the store. The set is written with its card (.json) beside it.
@@ -35,7 +35,7 @@ class Run:
     out: Path = Path("out/condensed.npz")
     """The .npz or .safetensors to write; with several seeds, the seed is put before the ending."""
     method: str = "dcc"
-    """What is matched; `whence condense methods` lists all methods."""
+    """The method; `whence condense methods` lists all of them."""
     network: str = "convnet-2-16"
     """mlp-64-64, convnet-2-16 (depth, width), convnet-2-16-none (norm), lenet, resnet."""
     per_class: int = 1
@@ -49,30 +49,25 @@ class Run:
     real_batch: int = 256
     """Real examples per class and step."""
     lr: float = 0.1
-    """Of the synthetic examples, in units of the scaled data."""
+    """Learning rate of the synthetic examples, in units of the scaled data."""
     warm_outer: int = 0
-    """Outer steps that are class by class before classes are contrasted (the papers use 250 of 1000)."""
+    """Outer steps that match class by class before classes are contrasted (the papers use 250 of 1000)."""
     warm_inner: int = 10
     """Inner steps likewise, within each outer step."""
     init: Literal["real", "noise", "means"] = "real"
-    """What to begin at."""
+    """Initial values."""
     soft_labels: bool = False
     """Learn the labels too."""
     augment: tuple[str, ...] = ("colour", "crop", "cutout", "scale", "rotate")
-    """dsa and dsac: operations, of colour, crop, cutout, flip, scale, rotate."""
+    """dsa and dsac: operations among colour, crop, cutout, flip, scale, rotate."""
     groups: int = 2
-    """subgroup: how many groups of like classes."""
+    """subgroup: number of groups of similar classes."""
     seeds: tuple[int, ...] = (0,)
-    """One set each, computed side by side."""
-    store: str | None = None
-    """The cache: a folder or URL; $WHENCE_CACHE or your cache folder by default."""
+    """One set per seed, computed together."""
     quiet: bool = False
     """No progress bar."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
-        from whence.cache import Store
         from whence.unlearn.condense import Settings, condense, network
         from whence.unlearn.condense.condensed import checked_path
 
@@ -81,21 +76,19 @@ class Run:
         names += ["init", "soft_labels", "augment", "groups"]
         settings = Settings(network=network(self.network), **{name: getattr(self, name) for name in names})
         train, _ = load(self.data)
-        made = condense(train, settings, self.seeds, Store(self.store), quiet=self.quiet)
+        sets = condense(train, settings, self.seeds, self.open_store(), quiet=self.quiet)
         paths = []
-        for seed, one in zip(self.seeds, made):
-            stem = self.out.stem if len(made) == 1 else f"{self.out.stem}-{seed}"
+        for seed, one in zip(self.seeds, sets):
+            stem = self.out.stem if len(sets) == 1 else f"{self.out.stem}-{seed}"
             paths.append(one.save(self.out.with_name(stem + self.out.suffix)))
-        if self.json:
-            print(json_module.dumps([{"path": str(p), "loss": float(m.losses[-1])} for p, m in zip(paths, made)]))
-            return
-        for path, one in zip(paths, made):
-            print(f"{path}: {len(one)} examples from {one.about['examples']}, loss {one.losses[-1]:.4g}")
+        pairs = list(zip(paths, sets))
+        lines = [f"{p}: {len(s)} examples from {s.about['examples']}, loss {s.losses[-1]:.4g}" for p, s in pairs]
+        self.show([{"path": str(p), "loss": float(s.losses[-1])} for p, s in pairs], "\n".join(lines))
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """Train networks from scratch on condensed sets and test them, beside real examples of the same number.
+class Evaluate(Printed):
+    """Train networks from scratch on condensed sets, and on as many real examples, and test them.
 
     The mean accuracy is written to the card of each set.
 
@@ -107,19 +100,17 @@ class Evaluate:
     sets: Sets
     """Condensed sets (.npz or .safetensors)."""
     data: str = "digits"
-    """digits, or an .npz with x_train, y_train, x_test and y_test: the data they were made from."""
+    """digits, or an .npz with x_train, y_train, x_test and y_test: the data that was condensed."""
     networks: tuple[str, ...] = ("convnet-2-16",)
-    """What is trained on them."""
+    """The networks to train."""
     count: int = 10
     """Networks trained on each set."""
     passes: int = 300
     """Epochs of training."""
     lr: float = 0.01
-    """Of that training."""
+    """Learning rate of that training."""
     baselines: tuple[str, ...] = ("random", "herding")
     """Real examples to compare with: random, herding, k-centre."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
         from whence.cache.jobs.progress import say
@@ -127,35 +118,32 @@ class Evaluate:
 
         if not self.sets:
             raise UsageError("No set is given.", "Name one or more .npz or .safetensors files.")
-        made = {str(path): Condensed.load(path) for path in self.sets}
-        train, test = load(self.data, next(iter(made.values())))
-        judged: dict[str, Any] = {name: [one] for name, one in made.items()}
-        for name, one in made.items():
+        sets = {str(path): Condensed.load(path) for path in self.sets}
+        train, test = load(self.data, next(iter(sets.values())))
+        sources: dict[str, Any] = {name: [one] for name, one in sets.items()}
+        for name, one in sets.items():
             if one.about.get("data") != train.fingerprint:
-                say(f"{name} was made from other data than {self.data}.")
-        sizes = sorted({len(one) // train.classes for one in made.values()})
+                say(f"{name} was condensed from other data than {self.data}.")
+        sizes = sorted({len(one) // train.classes for one in sets.values()})
         for size, rule in itertools.product(sizes, self.baselines):
             name = rule if len(sizes) == 1 else f"{rule}, {size} per class"
-            judged[name] = [select(train, rule, size, seed) for seed in range(3 if rule == "random" else 1)]
+            sources[name] = [select(train, rule, size, seed) for seed in range(3 if rule == "random" else 1)]
         table = {
             name: {
                 net: evaluate(given, test, network(net), Training(self.passes, self.lr), self.count)
                 for net in self.networks
             }
-            for name, given in judged.items()
+            for name, given in sources.items()
         }
         for path in self.sets:
             figures = {f"accuracy {net}": round(found.mean, 2) for net, found in table[str(path)].items()}
-            made[str(path)].measured(**figures).save(path)
-        if self.json:
-            plain = {n: {net: found.values.tolist() for net, found in row.items()} for n, row in table.items()}
-            print(json_module.dumps(plain))
-            return
+            sets[str(path)].measured(**figures).save(path)
         wide = max(len(name) for name in table)
-        print(f"{'':{wide}}  " + "  ".join(f"{net:>26}" for net in self.networks))
-        for name, row in table.items():
-            print(f"{name:{wide}}  " + "  ".join(f"{found!s:>26}" for found in row.values()))
-        print("accuracy in percent: mean ± standard deviation over networks [95 % interval of the mean]")
+        lines = [f"{'':{wide}}  " + "  ".join(f"{net:>26}" for net in self.networks)]
+        lines += [f"{n:{wide}}  " + "  ".join(f"{found!s:>26}" for found in row.values()) for n, row in table.items()]
+        lines.append("accuracy in percent: mean ± standard deviation over networks [95 % interval of the mean]")
+        plain = {n: {net: found.values.tolist() for net, found in row.items()} for n, row in table.items()}
+        self.show(plain, "\n".join(lines))
 
 
 @dataclass(frozen=True)
@@ -175,8 +163,8 @@ class Report:
     def run(self) -> None:
         from whence.unlearn.condense import Condensed, report
 
-        made = Condensed.load(self.set)
-        print(report(made, self.out or self.set.with_suffix(".html"), f"{self.set.name}: {len(made)} examples"))
+        found = Condensed.load(self.set)
+        print(report(found, self.out or self.set.with_suffix(".html"), f"{self.set.name}: {len(found)} examples"))
 
 
 def load(name: str, like: Any = None) -> "tuple[Pool, Pool]":
@@ -205,7 +193,7 @@ def load(name: str, like: Any = None) -> "tuple[Pool, Pool]":
 
 
 @dataclass(frozen=True)
-class Methods:
+class Methods(Printed):
     """List every condensation method.
 
     Example:
@@ -213,13 +201,10 @@ class Methods:
         whence condense methods
     """
 
-    json: bool = False
-    """Print JSON."""
-
     def run(self) -> None:
         from whence.unlearn.condense import METHODS
 
-        show_methods(METHODS, self.json)
+        self.show(*listing(METHODS))
 
 
 COMMANDS: dict[str, type] = {"run": Run, "methods": Methods, "evaluate": Evaluate, "report": Report}

@@ -1,6 +1,5 @@
-"""What activations are made of: dictionaries whose atoms are activations with a place in the data."""
+"""What activations are made of: dictionaries whose atoms are activations with a source in the data."""
 
-import json as json_module
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,16 +9,18 @@ from whence.cache.errors import UsageError
 from ._decomp_atoms import Edit, Report, Steer
 from ._decomp_compare import Compare, Match
 from ._decomp_export import Export
-from ._decomp_source import Folder, Source, at_site, open_codec, open_dictionary, show
+from ._decomp_probe import Probe
+from ._decomp_source import Folder, Source, at_site, figures, open_codec, open_dictionary, table_text
+from ._shared import Printed
 
 
 @dataclass(frozen=True)
-class Build(Source):
-    """Make a dictionary from a model's activations on data.
+class Build(Source, Printed):
+    """Build a dictionary from a model's activations on data.
 
-    Greedy construction takes an activation whenever the atoms so far leave more than `unexplained` of its squared
-    norm; the others are baselines and neighbours of it. Built once: the same request is answered from the cache; an
-    interrupted one of itda goes on where it stopped.
+    itda adds an activation as an atom if the atoms so far leave more than `unexplained` of its squared norm; the other
+    builders are baselines and relatives of it. A repeated request is answered from the store; an interrupted build of
+    itda resumes.
 
     Example:
 
@@ -33,49 +34,46 @@ class Build(Source):
     builder: str = "itda"
     """How: itda, calibrated, random, partition, kmeans or sae."""
     size: int | None = 2048
-    """Most atoms; for itda and partition 0 means no limit."""
+    """Largest number of atoms; for itda and partition 0 means no limit."""
     k: int = 16
     """Pursuit steps."""
     unexplained: float | None = None
-    """itda: the threshold. By default chosen on a part of the data, so that about `size` are found in it all."""
+    """itda: the threshold. By default chosen on a part of the data so that the whole gives about `size` atoms."""
     seeding: Literal["stream", "lexicographic", "none"] = "stream"
-    """itda: the first atoms; lexicographic is what the published code does."""
+    """itda: the first atoms; lexicographic as in the published code."""
     cosine: float = 0.5
     """partition: a new exemplar starts below this cosine."""
     batch: int | None = None
-    """itda, partition: activations judged together; sae: activations per step. By default the builder's own."""
-    json: bool = False
-    """Print JSON."""
+    """itda, partition: activations compared at once; sae: activations per step. By default the builder's own."""
 
     def run(self) -> None:
         from whence.decomp import Dictionary, save
 
         loaded = self.load()
         stream, _ = loaded.split(self.at)
-        left = {
+        skipped = {
             "skip": [list(self.skip_positions), list(self.skip_tokens)],
             "held_out": self.held_out,
         }
         builder = self._builder()
         checkpoint = self.out / "unfinished.safetensors" if builder.resumes else None
-        built = builder.build(stream, store=loaded.store, selection=left, checkpoint=checkpoint, quiet=self.quiet)
+        built = builder.build(stream, store=loaded.store, selection=skipped, checkpoint=checkpoint, quiet=self.quiet)
         if isinstance(built, Dictionary) and loaded.corpus.vocabulary is not None:
             built = built.with_text(loaded.corpus.train, loaded.decode)
         folder = save(built, self.out)
         facts: dict[str, Any] = {"atoms": len(built), "folder": str(folder), "fingerprint": built.fingerprint}
         if not isinstance(built, Dictionary):
-            print(json_module.dumps(facts, indent=1) if self.json else f"{built!r}: {folder}")
+            self.show(facts, f"{built!r}: {folder}")
             return
         facts |= {name: value for name, value in built.settings.items() if name != "curve"}
-        if self.json:
-            print(json_module.dumps(facts, indent=1))
-            return
-        print(f"{len(built)} atoms of width {built.width} from {facts['rows_read']} activations: {folder}")
         lost = facts["rows_not_finite"] + facts["rows_zero"]
         threshold = f"  threshold {facts['unexplained']:.3f}" if "unexplained" in facts else ""
-        print(
+        self.show(
+            facts,
+            f"{len(built)} atoms of width {built.width} from {facts['rows_read']} activations: {folder}\n"
             f"k={built.k}  {facts['builder']}{threshold}"
-            + (f"  {lost} rows left out as zero or not finite" * (lost > 0))
+            + f"  {lost} rows left out as zero or not finite"
+            * (lost > 0),
         )
 
     def _builder(self) -> Any:
@@ -99,10 +97,10 @@ class Build(Source):
 
 
 @dataclass(frozen=True)
-class Encode(Source):
-    """Write the sparse codes of a model's activations: atoms, coefficients and what is left, for every token.
+class Encode(Source, Printed):
+    """Write the sparse codes of a model's activations: atoms, coefficients and residual of every token.
 
-    The file holds indices and values [tokens, k], residual and energy [tokens] (squared norms of what is left and of
+    The file holds indices and values [tokens, k], residual and energy [tokens] (squared norms of the residual and of
     the activation), and document, position and token of every row.
 
     Example:
@@ -113,17 +111,15 @@ class Encode(Source):
     dictionary: Folder
     """A dictionary's folder."""
     at: str = ""
-    """The hook point, for a folder that does not name it."""
+    """The hook point, if the folder does not name it."""
     out: Path = Path("out/codes.safetensors")
     """The file to write."""
     k: int | None = None
     """Steps; the dictionary's own by default."""
     target: float = 0.0
-    """Stop a token once this share of its squared norm is left."""
+    """Stop a token when at most this share of its squared norm is left."""
     pursuit: Literal["matching", "nonnegative", "refit", "orthogonal", "gradient"] | None = None
-    """Another encoder than the dictionary's own."""
-    json: bool = False
-    """Print JSON."""
+    """The encoder; the dictionary's own by default."""
 
     def run(self) -> None:
         import numpy as np
@@ -143,44 +139,51 @@ class Encode(Source):
         share = float(code.residual.sum() / code.energy.sum())
         facts = {"file": str(self.out), "tokens": len(batch.x), "steps": steps, "unexplained": share}
         text = f"{len(batch.x)} tokens, {steps:.1f} steps each, {share:.2%} of the squared norm left: {self.out}"
-        print(json_module.dumps(facts, indent=1) if self.json else text)
+        self.show(facts, text)
 
 
 @dataclass(frozen=True)
-class Evaluate(Source):
-    """Judge a dictionary, or an autoencoder of SAELens or sparsify, on held-out documents and in the model.
+class Evaluate(Source, Printed):
+    """Evaluate a dictionary, or an autoencoder of SAELens or sparsify, on held-out documents and in the model.
 
-    fvu (about the mean), cosine error, L0, dead and rare atoms; and what share of the loss that an ablation costs is
-    kept when the reconstruction takes the activation's place. Intervals are 95 %, by resampling documents.
+    Metrics: fvu (about the mean), cosine error, L0, dead and rare atoms, and the share of the loss of an ablation that
+    is recovered when the reconstruction replaces the activation. Intervals are 95 %, by resampling documents.
+    --ks gives the metrics of the activations at several numbers of steps instead.
 
     Example:
 
         whence decomp evaluate out/dictionary
+        whence decomp evaluate out/dictionary --ks 4 8 16
     """
 
     dictionary: Folder
     """Its folder."""
     at: str = ""
-    """The hook point, for a folder that does not name it."""
+    """The hook point, if the folder does not name it."""
     k: int | None = None
     """Steps; the dictionary's own by default."""
+    ks: tuple[int, ...] = ()
+    """Numbers of steps for a sparsity curve."""
     loss: bool = True
-    """Run the model with the reconstruction in place too; --no-loss judges activations alone."""
-    json: bool = False
-    """Print JSON."""
+    """Also run the model on the reconstruction; --no-loss evaluates the activations only."""
 
     def run(self) -> None:
         import numpy as np
         import xarray as xr
 
-        from whence.decomp import Dictionary, evaluate, loss_recovered
+        from whence.decomp import Dictionary, evaluate, loss_recovered, sparsity_curve
 
         dictionary = at_site(open_codec(self.dictionary), self.dictionary, self.at)
         loaded = self.load()
         site = dictionary.origin.site
         stream, held = loaded.split(site)
+        if self.ks:
+            curve = sparsity_curve(dictionary, held, self.ks)
+            points = {str(k): figures(curve.sel(k=k)) for k in self.ks}
+            self.show({"ks": points}, curve.value.to_pandas().round(4).to_string())
+            return
         found = evaluate(dictionary, held, k=self.k)
-        examples = loaded.held_out_examples(held)
+        examples = loaded.documents_of(held)
         if self.loss:
             skip, mean = self.skip_positions, stream.whole().x.mean(axis=0)
             recovered = loss_recovered(loaded.trained, dictionary, examples, at=site, k=self.k, skip=skip, mean=mean)
@@ -189,13 +192,14 @@ class Evaluate(Source):
         if isinstance(dictionary, Dictionary):
             seen = int(np.isin(dictionary.provenance.document, examples.ids).sum())
             found = found.assign_attrs(atoms_from_these_documents=seen)
-        show(found, self.json)
+        self.show({**figures(found), **found.attrs}, table_text(found))
 
 
 COMMANDS = {
     "build": Build,
     "encode": Encode,
     "evaluate": Evaluate,
+    "probe": Probe,
     "compare": Compare,
     "match": Match,
     "edit": Edit,

@@ -1,16 +1,18 @@
-"""The whole story on embedded data, to an HTML report."""
+"""All packages on embedded data, in one HTML report."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from ._shared import Stored
+
 
 @dataclass(frozen=True)
-class Demo:
-    """The whole story on embedded data, in one HTML file: which passages of the Python language reference taught a
-    small transformer what it says, which atoms of a dictionary carried that, and, on handwritten digits, what
-    forgetting and condensing come to.
+class Demo(Stored):
+    """Run all packages on embedded data and write one HTML report: which passages of the Python language reference
+    raised the probability of what a small transformer writes, which atoms of a dictionary carried that influence,
+    and, on handwritten digits, the results of unlearning and of condensation.
 
-    Some minutes on two cores the first time; the second time everything comes from the cache. No network is used.
+    The first run takes some minutes on two cores; the next one reads everything from the store. No network is used.
 
     Example:
 
@@ -18,17 +20,14 @@ class Demo:
     """
 
     out: Path = Path("out/report.html")
-    """Where the report goes."""
-    store: str | None = None
-    """The cache: a folder; $WHENCE_CACHE or your cache folder by default."""
+    """The report to write."""
     quiet: bool = False
     """No progress bars."""
 
     def run(self) -> None:
-        from whence.cache import Store
         from whence.demo import demo
 
-        print(demo(Store(self.store), self.out, quiet=self.quiet))
+        print(demo(self.open_store(), self.out, quiet=self.quiet))
 
 
 COMMANDS = {"demo": Demo}

@@ -1,4 +1,4 @@
-"""A batch job from a TOML file: the same commands, the same options, checked before anything runs."""
+"""A batch job from a TOML file: the same commands and options, checked before the first one runs."""
 
 import time
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ import tyro
 class RunJob:
     """Run the command, or the commands one after another, that a TOML file describes.
 
-    The file holds `command = "attrib fit"` and that command's options by name; several commands stand in
-    [[step]] tables. Everything is read and checked before the first one runs. A job that was stopped is
-    run again the same way: what is in the store is not computed twice.
+    The file holds `command = "attrib fit"` and that command's options by name; several commands are
+    [[step]] tables. Everything is checked before the first one runs. A job that was stopped is run again
+    the same way: what is in the store is not computed again.
 
     Example:
 

@@ -1,6 +1,5 @@
 """Without these data: datamodels, unlearning methods, and their evaluation against retrained oracles."""
 
-import json as json_module
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
-from ._settings import show_methods, with_settings
+from ._classifier import ClassifierOptions, forget_ids
+from ._settings import listing, with_settings
+from ._shared import Printed, Stored
 from ._unlearn_document import Document
 
 if TYPE_CHECKING:
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Datamodel:
-    """Fit a datamodel to a bank: every logit of every point as a linear function of who was in the training set.
+class Datamodel(Stored, Printed):
+    """Fit a datamodel to a bank: every logit of every point as a linear function of the training set.
 
-    Prints its linear datamodeling score on held-out masks. `whence unlearn run --datamodel NAME` uses what is kept.
+    It prints the linear datamodeling score on held-out masks. `whence unlearn run --datamodel NAME` uses the stored
+    datamodel.
 
     Example:
 
@@ -32,69 +34,46 @@ class Datamodel:
     bank: tyro.conf.Positional[str]
     """The bank's key or name (`whence bank run`)."""
     method: Literal["ridge", "lasso"] = "ridge"
+    """The penalty of the regression."""
     name: str | None = None
     """A name for the weights in the store."""
-    store: str | None = None
-    """The store; $WHENCE_CACHE or your cache folder by default."""
-    json: bool = False
-    """Print JSON."""
 
     def run(self) -> None:
-        from whence.cache import Store
         from whence.cache.retrain.retrained import retrained_from
         from whence.unlearn.datamodels import lasso, ridge
 
-        store = Store(self.store)
+        store = self.open_store()
         entry = store.get(self.bank)
         found = {"ridge": ridge, "lasso": lasso}[self.method](retrained_from(entry))
         same = {name: entry.inputs[name] for name in ("train", "points")}
         key = found.save(store, {"bank": entry.key, "method": self.method, **same})
         if self.name:
             store.name(self.name, store.get(key))
-        if self.json:
-            lds = {name: getattr(found.lds, name) for name in ("value", "low", "high", "subsets")}
-            print(json_module.dumps({"key": key, "penalty": found.penalty, "lds": lds}))
-            return
-        print(f"{self.method} on {found.trainings} models: penalty {found.penalty:g}, {found.lds}")
-        for penalty, score in found.choices.items():
-            print(f"  penalty {penalty:<10g} LDS {score:.3f} on the masks it was chosen by")
-        print(f"weights: {key}")
+        lds = {name: getattr(found.lds, name) for name in ("value", "low", "high", "subsets")}
+        lines = [f"{self.method} on {found.trainings} models: penalty {found.penalty:g}, {found.lds}"]
+        lines += [f"  penalty {p:<10g} LDS {score:.3f} on the validation masks" for p, score in found.choices.items()]
+        facts = {"key": key, "penalty": found.penalty, "lds": lds}
+        self.show(facts, "\n".join([*lines, f"weights: {key}"]))
 
 
-@dataclass(frozen=True)
-class _Setting:
+@dataclass(frozen=True, kw_only=True)
+class _Setting(ClassifierOptions):
     forget: str = "random:20"
     """random:20, random:20:3 (a seed), neighbours:17:20 (of example 17, in its class), class:8:20, 3,17,29, a file."""
-    data: str = "digits"
-    """digits, or an .npz with x_train, y_train, x_test and y_test."""
-    network: str = "mlp-32"
-    """mlp-32, mlp-64-32 (hidden widths) or conv-8-16 (channels)."""
     models: int = 32
-    """Trained models that forget; distances need an ensemble."""
+    """Models in the ensemble that unlearns; distances need several."""
     bank: int = 512
     """Models retrained on random subsets for the datamodel of dmm and dm-direct."""
     datamodel: str | None = None
-    """One that `whence unlearn datamodel` stored, by name or key, instead."""
-    share: float = 0.75
-    """Of the training examples that each subset keeps."""
-    epochs: int = 40
-    batch: int = 50
-    rate: float = 0.02
-    optimiser: Literal["sgd", "adamw"] = "sgd"
+    """A datamodel that `whence unlearn datamodel` stored, by name or key, instead."""
     steps: int = 80
-    """Of matching, for dmm and oracle-matching."""
-    store: str | None = None
-    """The store; $WHENCE_CACHE or your cache folder by default."""
+    """Steps of matching, for dmm and oracle-matching."""
 
     def prepared(self) -> "Prepared":
-        from whence.cache import Store
-        from whence.classifiers import make_bank
         from whence.unlearn import UnlearningRequest
 
-        from ._classifier import forget_ids
-
-        store = Store(self.store)
-        bank = make_bank(self.data, self.network, self.epochs, self.batch, self.rate, self.optimiser, "logits,margins")
+        store = self.open_store()
+        bank = self.make_bank()
         ids = forget_ids(self.forget, bank.train)
         return Prepared(self, bank, store, UnlearningRequest.of_bank(bank, ids, self.models, store=store))
 
@@ -116,7 +95,7 @@ class Prepared:
         return self.bank.run(masks, 20_000 + np.arange(count), self.store)
 
     def datamodel(self) -> Any:
-        """The one that was named, or one fitted for this data. Raises DataError if it was fitted on other data."""
+        """The datamodel that was named, or one fitted now. Raises DataError if it was fitted on other data."""
         from whence.cache import DataError
         from whence.cache.jobs.progress import say
         from whence.cache.retrain.retrained import subset_masks
@@ -163,7 +142,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Run(_Setting):
-    """Let trained models forget, and write their weights with the deletion log.
+    """Remove a forget set from trained models, and write their weights with the deletion log.
 
     Example:
 
@@ -195,11 +174,11 @@ class Run(_Setting):
 
 
 @dataclass(frozen=True)
-class Plan(_Setting):
-    """What a no-op, a Newton step, DMM and retraining will cost and leave for a forget set, and which one to take.
+class Plan(_Setting, Printed):
+    """Predict cost and KLoM of a no-op, a Newton step, DMM and retraining for a forget set, and choose one.
 
-    Learned on pilot requests of the same size that share no example with it, half random, half neighbours, whose
-    oracles are trained for it (and stored).
+    The prediction is calibrated on pilot requests of the same size that share no example with the forget set, half
+    random, half neighbours. Their oracles are trained and stored.
 
     Example:
 
@@ -209,9 +188,7 @@ class Plan(_Setting):
     pilots: int = 2
     """Pilot requests."""
     slack: float = 1.0
-    """Nats above noise that are accepted."""
-    json: bool = False
-    """Print JSON."""
+    """Accepted nats above noise."""
 
     def run(self) -> None:
         from dataclasses import replace
@@ -234,9 +211,6 @@ class Plan(_Setting):
         ways = candidates(prepared.request, newton=newton, dmm=dmm)
         factors = pilot_factors(splits, ways, datamodel)
         plan = plan_deletion(prepared.request, ways, factors, datamodel, slack=self.slack)
-        if not self.json:
-            print(plan)
-            return
         options = {
             o.candidate.name: {
                 "p95": o.klom,
@@ -247,7 +221,8 @@ class Plan(_Setting):
             }
             for o in plan.options
         }
-        print(json_module.dumps({"chosen": plan.chosen, "why": plan.why, "floor": plan.floor, "options": options}))
+        facts = {"chosen": plan.chosen, "why": plan.why, "floor": plan.floor, "options": options}
+        self.show(facts, str(plan))
 
 
 def pilot_set(train: "Examples", size: int, seed: int) -> np.ndarray:
@@ -260,8 +235,8 @@ def pilot_set(train: "Examples", size: int, seed: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Evaluate(_Setting):
-    """Judge methods against retrained oracles: KLoM with its null row, U-LiRA, energy distance, compute.
+class Evaluate(_Setting, Printed):
+    """Evaluate unlearning methods against retrained oracles: KLoM with its null row, U-LiRA, energy distance, compute.
 
     Example:
 
@@ -271,12 +246,11 @@ class Evaluate(_Setting):
     methods: str = "dmm,oracle-matching,descent-ascent,fine-tune"
     """Names, with commas; `whence unlearn methods` lists all of them."""
     direction: Literal["unlearned||oracle", "oracle||unlearned"] = "unlearned||oracle"
+    """Of the divergence of KLoM."""
     bins: int | None = None
-    """Of the histograms; a fifth of the models, at most 20, by default."""
+    """Bins of the histograms; a fifth of the models, at most 20, by default."""
     out: Path = Path("out/unlearning.json")
-    """The numbers; a page is written beside it."""
-    json: bool = False
-    """Print JSON."""
+    """The file of results; a page is written beside it."""
 
     def run(self) -> None:
         from whence.unlearn.evaluate import OracleSplit, evaluate
@@ -296,7 +270,7 @@ class Evaluate(_Setting):
 
 
 @dataclass(frozen=True)
-class Methods:
+class Methods(Printed):
     """List every unlearning method with its settings.
 
     Example:
@@ -304,18 +278,15 @@ class Methods:
         whence unlearn methods
     """
 
-    json: bool = False
-    """Print JSON."""
-
     def run(self) -> None:
         from whence.unlearn import METHODS
 
-        show_methods(METHODS, self.json)
+        self.show(*listing(METHODS))
 
 
 @dataclass(frozen=True)
 class Report:
-    """One page for several evaluations: KLoM against compute for every method, the null row drawn in.
+    """Write one page for several evaluations: KLoM against compute for every method, with the null row.
 
     Example:
 
@@ -323,8 +294,9 @@ class Report:
     """
 
     evaluations: tyro.conf.Positional[tuple[Path, ...]]
-    """What `whence unlearn evaluate` wrote."""
+    """Files that `whence unlearn evaluate` wrote."""
     out: Path = Path("out/unlearning.html")
+    """The page to write."""
 
     def run(self) -> None:
         from whence.cache import DataError, UsageError

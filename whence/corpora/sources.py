@@ -69,8 +69,10 @@ def load(
 def load_queries(source: str | Path, vocabulary: Vocabulary) -> Examples:
     """Queries from a JSONL or Parquet file with the columns `prompt` and `completion`."""
     rows = list(_rows(source, "train", None))
-    if not rows or not {"prompt", "completion"} <= rows[0].keys():
-        raise DataError(f"{source} holds no queries.", "Give rows with a `prompt` and a `completion`.")
+    wrong = [number for number, row in enumerate(rows, 1) if not {"prompt", "completion"} <= row.keys()]
+    if not rows or wrong:
+        cause = f"{source}, row {wrong[0]} is no query." if wrong else f"{source} holds no queries."
+        raise DataError(cause, "Give rows with a `prompt` and a `completion`.")
     return _prompted(str(source), rows, vocabulary).train
 
 

@@ -1,4 +1,4 @@
-"""Running the judges of attrib.evaluate over methods on one problem, a row of numbers each."""
+"""Run the evaluations of attrib.evaluate over methods on one problem: one row per method and test."""
 
 import time
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import xarray
 
 TESTS = ("lds", "leave-out", "qld", "brittleness", "recall", "pbrf", "mislabelled")
-ABSOLUTE = 0.01  # damping of the proximal response, and of the scores held against it
+ABSOLUTE = 0.01  # damping of the proximal response, and of the scores compared with it
 
 
 class Row(NamedTuple):
-    """One number of one method: value with its interval (NaN where there is none), seconds of fit and scoring."""
+    """One number of one method: value with its interval (NaN if there is none), seconds of fit and scoring."""
 
     test: str
     method: str
@@ -55,8 +55,8 @@ def judge(
     curve: Path | None = None,
     quiet: bool = False,
 ) -> list[Row]:
-    """Every method under every test, in order. Raises UsageError for a test or method that is none, or that the problem
-    has no data for, before anything is trained."""
+    """Every method under every test, in order. Raises UsageError, before anything is trained, for an unknown test or
+    method, or one that the problem has no data for."""
     for test in tests:
         missing = {"recall": not problem.truth, "pbrf": "input_ids" in problem.train.columns}
         if test not in TESTS or missing.get(test):
@@ -83,7 +83,7 @@ def judge(
         elif test == "pbrf":
             rows += _pbrf(problem, named, quiet)
         else:
-            rows += _mislabelled(named, curve, quiet)
+            rows += _mislabelled(problem, named, curve, quiet)
     return rows
 
 
@@ -127,8 +127,8 @@ def _removals(problem: Problem, scored: Any, test: str, store: Store | None, qui
 
 
 def _pbrf(problem: Problem, named: Any, quiet: bool) -> list[Row]:
-    """Pearson correlation with the proximal response, 100 training examples by 10 queries, damping the same on both
-    sides. Methods without a damping of their own are held against it as they are."""
+    """Pearson correlation with the proximal response, 100 training examples by 10 queries, the same damping on
+    both sides. Methods without a damping are compared as they are."""
     rows = np.random.default_rng(0).permutation(len(problem.train))[:100]
     queries = problem.queries.select(range(min(10, len(problem.queries))))
     response, seconds = timed(lambda: judges.pbrf(problem.trained(quiet=quiet), queries, rows, ABSOLUTE))
@@ -143,7 +143,7 @@ def _pbrf(problem: Problem, named: Any, quiet: bool) -> list[Row]:
 
 
 def with_damping(method: Any) -> Any:
-    """The method with the proximal response's damping, where it has one."""
+    """The method with the proximal response's damping, if it has one."""
     absolute = attrib.Damping(ABSOLUTE, "absolute")
     if hasattr(method, "ekfac"):
         return replace(method, ekfac=attrib.EKFAC(damping=absolute))
@@ -152,9 +152,9 @@ def with_damping(method: Any) -> Any:
     return method
 
 
-def _mislabelled(named: Any, curve: Path | None, quiet: bool) -> list[Row]:
+def _mislabelled(problem: Problem, named: Any, curve: Path | None, quiet: bool) -> list[Row]:
     """A tenth of the digits' labels flipped; ranked by self-influence, or by a method's own score of an example."""
-    problem = digits_problem(flipped=0.1)
+    problem = replace(digits_problem(flipped=0.1), device=problem.device, dtype=problem.dtype)
     trained, rows = problem.trained(quiet=quiet), []
     for name, method in methods_for(problem, list(named)).items():
         fitted, seconds = timed(partial(method.fit, trained))
@@ -164,7 +164,7 @@ def _mislabelled(named: Any, curve: Path | None, quiet: bool) -> list[Row]:
             suspicion = fitted.self_influence().values
         else:
             continue
-        assert problem.flipped is not None  # asked for above
+        assert problem.flipped is not None  # of this problem
         found = judges.detection(suspicion, problem.flipped)
         if curve is not None:
             from matplotlib.figure import Figure

@@ -1,10 +1,10 @@
-"""The planted-facts protocol: does a score put the passages that state a fact before all others?
+"""The planted-facts protocol: whether scores rank the passages that state a fact first.
 
 A model reads generated biographies until it answers questions about them; each question it answers has known right
 passages, among passages about the same person and passages with the same value. Every method's ranking of the whole
 training set is judged by recall@1, recall@10 and mean reciprocal rank, with intervals from resampling questions.
-Normalised means divided by the root of the passage's self-influence in the same metric, which takes back the lead of
-passages that are influential for everything.
+Normalised means divided by the root of the passage's self-influence in the same metric, which corrects for
+passages that are influential for every question.
 
 Where an answer is one token, the gradient of its margin is that of its log-probability over 1 - p: both measurements
 then rank the passages of a question alike, and only their sizes differ.
@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """answered: share of the questions that the model answers; rows: one a method, measurement and normalisation."""
+    """answered: share of the questions that the model answers; rows: one per method, measurement and normalisation."""
 
     answered: float
     questions: int
@@ -109,7 +109,7 @@ def planted_facts(
 
 def interval(values: Float[np.ndarray, " q"], seed: int = 0) -> tuple[float, float, float]:
     """Mean, and its bootstrap interval over questions."""
-    drawn = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    means = values[drawn].mean(1)
+    resampled = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    means = values[resampled].mean(1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(values.mean()), float(low), float(high)

@@ -1,7 +1,7 @@
 """Problems on which attribution is judged: embedded data, a small model, and how it is trained again.
 
 Every copy starts from the same weights and sees the examples in the same order. A mask is a weight in the loss, so
-retrained models differ by their data alone.
+retrained models differ by their data only.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,8 +25,11 @@ from .small_transformer import SmallTransformer as SmallTransformer
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """build: seed -> untrained model. sites: patterns of the sites that are attributed. truth: query id -> ids of the
-    training examples that hold its answer, where that is known. flipped: which labels are wrong, likewise."""
+    """A model, its data, and its training.
+
+    build: seed -> untrained model. patterns: the sites that are attributed. truth: query id -> ids of the training
+    examples that state its answer, if known. flipped: which labels are wrong, if known. device: of all models, the CPU
+    by default. dtype: name of the type of the parameters in attribution."""
 
     name: str
     build: Callable[[int], nn.Module]
@@ -37,6 +40,8 @@ class Problem:
     patterns: tuple[str, ...] = ("*",)
     truth: Mapping[int, list[int]] = field(default_factory=dict)
     flipped: np.ndarray | None = None
+    device: str | None = None
+    dtype: str | None = None
 
     @cached_property
     def start(self) -> nn.Module:
@@ -50,7 +55,13 @@ class Problem:
     def bank(self, start: nn.Module | None = None, epochs: int | None = None, task: Task | None = None) -> Bank:
         recipe = self.recipe if epochs is None else replace(self.recipe, epochs=epochs)
         return Bank(
-            start or self.start, task or self.task, self.train, self.queries, recipe, keep=("measurements", "losses")
+            start or self.start,
+            task or self.task,
+            self.train,
+            self.queries,
+            recipe,
+            keep=("measurements", "losses"),
+            device=self.device or "cpu",
         )
 
     def model_of(self, seed: int = 0, epochs: int | None = None) -> nn.Module:
@@ -66,7 +77,10 @@ class Problem:
 
     def trained(self, store: Store | None = None, quiet: bool = True) -> TrainedModel:
         """The trained model with its data and task."""
-        return TrainedModel(self.model, self.train, self.task, sites=list(self.patterns), store=store, quiet=quiet)
+        return TrainedModel(
+            self.model, self.train, self.task, sites=list(self.patterns), store=store, quiet=quiet, device=self.device,
+            dtype=None if self.dtype is None else getattr(torch, self.dtype),
+        )  # fmt: skip
 
 
 def digits_problem(train: int = 400, queries: int = 40, flipped: float = 0.0) -> Problem:
@@ -107,7 +121,7 @@ def language_problem(train: int = 256, queries: int = 24, length: int = 32, voca
 
 
 def facts_problem(people: int = 40, asked: int = 20) -> Problem:
-    """A two-layer transformer that has read generated biographies; what a query asks for stands in known passages."""
+    """A two-layer transformer that has read generated biographies; known passages state the answer of each query."""
     corpus = biographies(people=people, asked=asked, values=6)
     facts = np.asarray(corpus.train.about["fact"])
     truth = {
@@ -138,7 +152,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 
 
 def methods_for(problem: Problem, names: list[str] | None = None) -> dict[str, Any]:
-    """The methods that apply to a problem, ready to fit, given its training run where they need one.
+    """The methods that apply to a problem, ready to fit, given its training run if they need one.
 
     Raises UsageError for a name that is no method."""
     whole, half = problem.recipe.epochs, max(1, problem.recipe.epochs // 2)

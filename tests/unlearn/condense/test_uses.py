@@ -207,8 +207,8 @@ def test_commands_condense_judge_and_report(tmp_path, capsys, store, monkeypatch
     COMMANDS["evaluate"]((out, two), networks=("mlp-4",), count=1, passes=1, baselines=("herding",), **common).run()
     said = capsys.readouterr()
     assert set(json.loads(said.out)) == {str(out), str(two), "herding, 1 per class", "herding, 2 per class"}
-    assert f"{two} was made from other data" in said.err
-    assert f"{out} was made" not in said.err
+    assert f"{two} was condensed from other data" in said.err
+    assert f"{out} was condensed" not in said.err
     assert "accuracy mlp-4" in Condensed.load(out).about["measured"]
     COMMANDS["report"](set=out).run()
     assert out.with_suffix(".html").exists()

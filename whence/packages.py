@@ -1,4 +1,4 @@
-"""What commands there are, told without importing any of them: `whence --help` must not wait for torch."""
+"""The groups of commands, read from source without importing them: `whence --help` must not wait for torch."""
 
 import ast
 import importlib
@@ -11,8 +11,8 @@ ORDER = ("demo", "cache", "attrib", "decomp", "bank", "unlearn", "condense", "ru
 
 
 @dataclass(frozen=True)
-class Room:
-    """A module of commands. summary: first line of its docstring; commands: names, in its order."""
+class CommandGroup:
+    """A module of commands. summary: first line of its docstring; commands: their names, in its order."""
 
     name: str
     summary: str
@@ -20,22 +20,22 @@ class Room:
 
     @property
     def single(self) -> bool:
-        """Whether the room is one command of its own name."""
+        """Whether the group is one command of the same name."""
         return self.commands == (self.name,)
 
     def load(self) -> dict[str, type[Any]]:
-        """Import the room and return its commands."""
+        """Import the module and return its commands."""
         return importlib.import_module(f"whence.commands.{self.name}").COMMANDS
 
 
-def rooms() -> dict[str, Room]:
-    """Every room there is, by name, read from the source of its module."""
+def command_groups() -> dict[str, CommandGroup]:
+    """Every group by name, in the order of the help."""
     found = {path.stem: path for path in COMMANDS_DIR.glob("*.py") if not path.stem.startswith("_")}
     order = [name for name in ORDER if name in found] + sorted(set(found) - set(ORDER))
     return {name: _read(name, found[name]) for name in order}
 
 
-def _read(name: str, path: Path) -> Room:
+def _read(name: str, path: Path) -> CommandGroup:
     tree = ast.parse(path.read_text("utf-8"))
     summary = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
     commands: tuple[str, ...] = ()
@@ -44,4 +44,4 @@ def _read(name: str, path: Path) -> Room:
         value = getattr(node, "value", None)
         if any(getattr(t, "id", "") == "COMMANDS" for t in targets) and isinstance(value, ast.Dict):
             commands = tuple(key.value for key in value.keys if isinstance(key, ast.Constant))  # type: ignore[misc]
-    return Room(name, summary, commands)
+    return CommandGroup(name, summary, commands)

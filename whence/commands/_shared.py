@@ -1,0 +1,144 @@
+"""What every group of commands shares: common options, the loaded model with its data, sizes, and printed results."""
+
+import json as json_module
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from whence.cache.errors import UsageError
+
+if TYPE_CHECKING:
+    from whence.cache import Examples, Store, TrainedModel
+    from whence.corpora import Corpus
+
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+Precision = Literal["float32", "tf32", "bfloat16"]
+SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printed:
+    """A command that prints text, or JSON."""
+
+    json: bool = False
+    """Print JSON."""
+
+    def show(self, facts: Any, text: str) -> None:
+        """Print the facts as JSON if --json is given, else the text."""
+        print(json_module.dumps(facts, indent=1, default=str) if self.json else text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A command that reads or writes a store."""
+
+    store: str | None = None
+    """The store: a folder or URL; $WHENCE_CACHE or your cache folder by default."""
+
+    def open_store(self) -> "Store":
+        from whence.cache import Store
+
+        return Store(self.store)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Stored):
+    """Training data, and where models run."""
+
+    data: str = "language-reference"
+    """language-reference, biographies, a .txt, .jsonl or .parquet file, or a hub name."""
+    memory: str | None = None
+    """Most memory to use at once, such as 4GB; half of what is free by default."""
+    positions: int | None = None
+    """Positions in a batch; from the memory by default."""
+    device: str | None = None
+    """The device of the model: cpu, cuda, cuda:1."""
+    dtype: Dtype | None = None
+    """Type of the model's parameters; as loaded by default."""
+    cluster: str = "inline"
+    """inline, local:2, dask:ADDRESS or slurm:FILE."""
+    log: Path | None = None
+    """Append a line of JSON for every partition that is computed."""
+    quiet: bool = False
+    """No progress bars."""
+
+    def load_named(self, name: str, sites: tuple[str, ...] = ("*",)) -> "Loaded":
+        """A model by name with its data. Raises ModelError, DataError or UsageError when one cannot be loaded."""
+        import torch
+
+        from whence.cache import Classification, LanguageModelling, TrainedModel
+        from whence.inputs import load_data, load_model
+
+        store = self.open_store()
+        model, vocabulary = load_model(name, store, quiet=self.quiet)
+        corpus = load_data(self.data, vocabulary)
+        trained = TrainedModel(
+            model, corpus.train, Classification() if corpus.vocabulary is None else LanguageModelling(),
+            sites=list(sites), store=store, device=self.device,
+            dtype=None if self.dtype is None else getattr(torch, self.dtype), memory=read_bytes(self.memory),
+            positions=self.positions, quiet=self.quiet, cluster=self.cluster,
+            log=None if self.log is None else str(self.log),
+        )  # fmt: skip
+        return Loaded(trained, corpus)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(DataOptions):
+    """Model, data, and where they run."""
+
+    model: str = "demo"
+    """demo, biographies, a hub name, or a folder with a model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A trained model and its data."""
+
+    trained: "TrainedModel"
+    corpus: "Corpus"
+
+    @property
+    def train(self) -> "Examples":
+        return self.trained.train
+
+    @property
+    def store(self) -> "Store":
+        assert self.trained.store is not None  # a command has one
+        return self.trained.store
+
+    def title(self, identity: int) -> str:
+        """The title of a training example."""
+        return title_of(self.train, identity)
+
+
+def title_of(examples: "Examples", identity: int) -> str:
+    """The title of an example, or the beginning of its text, or its id."""
+    row = int(examples.rows_of([identity])[0])
+    for name in ("title", "text"):
+        if name in examples.about:
+            return " ".join(str(examples.about[name][row]).split())[:60]
+    return f"example {identity}"
+
+
+def read_bytes(text: str | None, option: str = "--memory") -> int | None:
+    """4GB, 500 MiB or 1e9 as a number of bytes; None stays None. Raises UsageError for other texts."""
+    if text is None:
+        return None
+    return int(
+        _amount(re.sub(r"i?b$", "", text.strip().lower()), SIZES, f"{option} cannot be {text!r}.", "4GB or 500MB")
+    )
+
+
+def read_seconds(text: str | None, option: str) -> float | None:
+    """30d, 12h or 90s as seconds; None stays None. Raises UsageError for other texts."""
+    return None if text is None else _amount(text.lower(), AGES, f"{option} cannot be {text!r}.", "30d or 12h")
+
+
+def _amount(text: str, units: Mapping[str, int], cause: str, examples: str) -> float:
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([a-z]*)\s*", text)
+    if not found or found[2] not in units:
+        raise UsageError(cause, f"Write it as {examples}.")
+    return float(found[1]) * units[found[2]]
