@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests import cases
-from whence.cache import LanguageModelling, Sites, Store, activations, capture, find_sites
+from whence.cache import LanguageModelling, Sites, Store, TrainedModel, activations, capture, find_sites
 from whence.cache.model.capture import called_sites
 from whence.cache.model.sites import matrices_of
 from whence.cache.model.stateless import call_with, named_parameters
@@ -57,7 +57,8 @@ def test_bridge_from_transformers(gpt2: nn.Module, tmp_path) -> None:
     called = called_sites(model, sites, examples.batch([0]), task.loss)
     assert "blocks.0.mlp.c_fc" in called
     check(model, sites.only(called))
-    entry = activations(model, examples, "blocks.1.hook_out", store=Store(tmp_path / "store"), quiet=True)
+    trained = TrainedModel(model, examples, task, store=Store(tmp_path / "store"), quiet=True)
+    entry = activations(trained, "blocks.1.hook_out")
     assert entry.read("blocks.1.hook_out").shape == (int(examples.lengths.sum()), 8)
 
 

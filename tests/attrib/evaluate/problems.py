@@ -47,4 +47,4 @@ def small_bank(keep: tuple[str, ...] = ("measurements", "losses")) -> Bank:
 
 def trained_net(bank: Bank) -> nn.Module:
     """The bank's model, trained on everything."""
-    return bank.train_lanes(np.ones((1, len(bank.train)), bool), np.array([0])).module(0)
+    return bank.train_replicas(np.ones((1, len(bank.train)), bool), np.array([0])).module(0)
