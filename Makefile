@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint docs bench notebook faults clean
+.PHONY: demo test lint docs bench gpu notebook faults clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "whence needs Python 3.11 or newer; try: make PYTHON=python3.12")'
@@ -31,6 +31,11 @@ docs: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# skips its tests, and measures nothing, where torch sees no CUDA device
+gpu: $(READY)
+	$(BIN)/python -m pytest $(wildcard tests/decomp/test_gpu.py tests/test_devices.py)
+	$(BIN)/python -m benchmarks.gpu
 
 notebook: $(READY)
 	$(BIN)/jupyter lab notebooks

@@ -5,99 +5,49 @@ compilation counted. kronfluence passes over the training data once for every 32
 those of the pairwise job, multiplied up. The Markov-chain data need no download.
 """
 
-import json
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from .harness import Benchmark, Run
-from .peers import KRONFLUENCE, Kronfluence, peak_bytes
-from .timing import best, product_rate, timed
-from .transformer import Decoder, Size, briefly_trained, decoder, sequences
+from .timing import product_rate
+from .transformer import Side, Size, bound, briefly_trained, correlation, outcomes, sequences
 
 bench = Benchmark(__file__, __doc__, example="--many 512")
 
 
-class Side:
-    """One process: the saved model, seconds by name, and the arrays to compare."""
-
-    def __init__(self, folder: Path) -> None:
-        problem = json.loads((folder / "problem.json").read_text())
-        self.folder, self.many, self.size = folder, problem.pop("many"), Size(**problem)
-        self.model: Decoder = decoder(self.size)
-        self.model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
-        self.model.eval()
-        self.seconds: dict[str, float] = {}
-
-    def time(self, name: str, work: Callable[[], Any]) -> Any:
-        self.seconds[name], result = timed(work)
-        return result
-
-    def finish(self, name: str, **arrays: np.ndarray) -> None:
-        np.savez(self.folder / f"{name}.npz", **arrays)
-        record = {"seconds": self.seconds, "peak": peak_bytes()}
-        (self.folder / f"{name}.json").write_text(json.dumps(record))
-
-
 def whence_side(folder: Path) -> None:
     from whence import attrib
-    from whence.attrib import FitOptions
-    from whence.attrib.index import build_index, recall_of
-    from whence.attrib.method import make_run
-    from whence.cache import Examples, LanguageModelling, Store, find_sites, gradients
+    from whence.attrib.index.recall import recall_of
+    from whence.cache import Examples, Store, gradients
 
-    side = Side(folder)
-    size, model, store = side.size, side.model, Store(folder / "cache")
-    train, queries, many = (
-        Examples.of({"input_ids": sequences(n, size, seed)})
-        for seed, n in enumerate((size.train, size.queries, side.many))
-    )
-    task, sites = LanguageModelling(), find_sites(model, ["*.up", "*.down"])
-
-    def fit(method: attrib.EKFAC) -> Any:
-        return method.fit(model, task, train, sites=sites, store=store)
-
-    def score(of: Any, some: Examples, **options: Any) -> Any:
-        return attrib.score(of, model, task, some, train, **options)
-
-    def self_scores(**options: Any) -> Any:
-        return attrib.self_influence(factors, model, task, train, **options)
-
-    factors = side.time("fit", lambda: fit(attrib.EKFAC()))
+    side, store = Side(folder), Store(folder / "cache")
+    trained, queries = bound(side.model, side.size, store=store)
+    factors = side.time("fit", lambda: attrib.EKFAC().fit(trained))
+    unstored = factors.on(trained.replace(store=None))
     found = {
-        "scores": side.time("pairwise", lambda: score(factors, queries)),
-        "self_scores": side.time("self", self_scores),
+        "scores": side.time("pairwise", lambda: unstored.score(queries)),
+        "self_scores": side.time("self", lambda: unstored.self_influence()),
     }
-    run = make_run(model, task, train, sites, "loss", 0, FitOptions())
-    side.time("store gradients", lambda: gradients(run, store))
-    side.time("pairwise, stored", lambda: score(factors, queries, store=store))
-    side.time("self, stored", lambda: self_scores(store=store))
-    part = side.time("fit, basis from an eighth", lambda: fit(attrib.EKFAC(basis_examples=size.train // 8)))
-    found["basis"] = score(part, queries, store=store)
+    side.time("store gradients", lambda: gradients(trained.run("loss", factors.sites), store))
+    side.time("pairwise, stored", lambda: factors.score(queries))
+    side.time("self, stored", lambda: factors.self_influence())
+    method = attrib.EKFAC(basis_examples=side.size.train // 8)
+    found["basis"] = side.time("fit, basis from an eighth", lambda: method.fit(trained)).score(queries)
     arrays = {name: scores.values for name, scores in found.items()}
-    if side.many:
-        exact = side.time("many", lambda: score(factors, many, rank=None))
-        side.time("many, stored", lambda: score(factors, many, rank=None, store=store))
-        index = side.time("index", lambda: build_index(factors, model, task, train, store))
-        hits = side.time("index, queried", lambda: index.search(model, task, many, 100))
+    if count := side.options["many"]:
+        many = Examples.of({"input_ids": sequences(count, side.size, 2)})
+        exact = side.time("many", lambda: unstored.score(many, rank=None))
+        side.time("many, stored", lambda: factors.score(many, rank=None))
+        index = side.time("index", lambda: attrib.build_index(factors))
+        hits = side.time("index, queried", lambda: index.search(many, 100))
         arrays["recall"] = np.array([recall_of(hits.ids[:, :k], exact, 10).mean() for k in (10, 100)])
     side.finish("whence", **arrays)
 
 
 def kronfluence_side(folder: Path) -> None:
     side = Side(folder)
-    size = side.size
-    train, queries = (torch.as_tensor(sequences(n, size, s)) for n, s in ((size.train, 0), (size.queries, 1)))
-    modules = [f"blocks.{i}.{name}" for i in range(size.layers) for name in ("up", "down")]
-
-    def outputs(model: Any, batch: Any) -> tuple[Any, Any]:
-        return model(batch)[:, :-1].flatten(0, 1), batch[:, 1:].flatten()
-
-    peer = Kronfluence(side.model, outputs, modules, folder, 32)
+    peer, train, queries = side.kronfluence()
     side.time("fit", lambda: peer.fit(train))
     scores = side.time("pairwise", lambda: peer.pairwise(queries, train))
     rank = side.time("pairwise rank 32", lambda: peer.pairwise(queries, train, rank=32))
@@ -109,38 +59,6 @@ bench.side("whence", whence_side)
 bench.side("kronfluence", kronfluence_side)
 
 
-def shapes(size: Size) -> list[tuple[int, int]]:
-    """Inputs (with bias) and outputs of the two sites of a layer."""
-    return [(size.d + 1, 4 * size.d), (4 * size.d + 1, size.d)]
-
-
-def fit_operations(size: Size) -> float:
-    """Floating-point operations of the fit: model passes, both moments, rotation of positions, contraction."""
-    layer = sum(4.0 * (i * i + o * o) + 2 * i * o for i, o in shapes(size))
-    model = 2 * 2 * (12 * size.d**2 * size.layers + size.d * size.vocabulary)  # forward, backward of activations
-    return size.train * size.length * (size.layers * layer + model)
-
-
-def score_operations(size: Size) -> tuple[float, float, float]:
-    """Floating-point operations of preconditioning a query, of forming an example's gradients, and of the product of
-    the two."""
-    s, layers = size.length, size.layers
-    precondition = sum(2.0 * (s * (i * i + o * o) + s * i * o + o * i * (o + i)) for i, o in shapes(size))
-    product = sum(2.0 * i * o for i, o in shapes(size))
-    return layers * precondition, layers * s * product, layers * product
-
-
-def forming_rate(size: Size) -> float:
-    """Operations per second of forming per-example gradients of the first site."""
-    import jax
-
-    from whence.attrib import kernels
-
-    i, o = shapes(size)[0]
-    a, g = (jax.numpy.ones((64, size.length, width)) for width in (i, o))
-    return 2 * 64 * size.length * i * o / best(lambda: jax.block_until_ready(kernels.gradients(a, g)), 5)
-
-
 @bench.case(quick={"train": 128, "queries": 16})
 def kronfluence(run: Run, train: int = 512, queries: int = 64, many: int = 0) -> None:
     """Fit, pairwise scores, self-influence, many queries; memory; agreement; share of the machine's rate.
@@ -150,16 +68,12 @@ def kronfluence(run: Run, train: int = 512, queries: int = 64, many: int = 0) ->
         queries: queries of the pairwise job.
         many: score as many queries besides, and build and query an index of 2048 dimensions.
     """
+    from whence.attrib import make_plan
+
     size = Size(train=train, queries=queries)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "problem.json").write_text(json.dumps({**size.__dict__, "many": many}))
-        torch.save(briefly_trained(size).state_dict(), folder / "model.pt")
-        for side in ("kronfluence", "whence"):
-            bench.run_side(side, folder, KRONFLUENCE)
-        record = {n: json.loads((folder / f"{n}.json").read_text()) for n in ("whence", "kronfluence")}
-        arrays = {n: dict(np.load(folder / f"{n}.npz")) for n in record}
-    ours, theirs = record["whence"]["seconds"], record["kronfluence"]["seconds"]
+    model = briefly_trained(size)
+    found = outcomes(bench, size, model, ("kronfluence", "whence"), many=many)
+    ours, theirs = found["whence"].seconds, found["kronfluence"].seconds
     pairwise = min(theirs["pairwise"], theirs["pairwise rank 32"])
     times = many / size.queries
     rivals = {
@@ -173,26 +87,26 @@ def kronfluence(run: Run, train: int = 512, queries: int = 64, many: int = 0) ->
             table.row(name, ours[name], other, other / ours[name])
     run.say(f"\nkronfluence pairwise: full {theirs['pairwise']:.1f} s, rank 32 {theirs['pairwise rank 32']:.1f} s")
     if many:
-        alone, among = arrays["whence"]["recall"]
+        alone, among = found["whence"].arrays["recall"]
         run.say(f"many: {many} queries; kronfluence's seconds are its pairwise ones times {times:g}")
         run.say(f"index: built in {ours['index']:.1f} s, queried in {ours['index, queried']:.1f} s; "
                 f"recall@10 {alone:.3f}, among its 100 best {among:.3f}")  # fmt: skip
-    peaks = ", ".join(f"{n} {one['peak'] / 1e9:.2f} GB" for n, one in record.items())
+    peaks = ", ".join(f"{n} {one.peak / 1e9:.2f} GB" for n, one in found.items())
     run.say(f"peak memory: {peaks}; storing the gradients took {ours['store gradients']:.1f} s")
-    w, k = arrays["whence"], arrays["kronfluence"]
+    w, k = found["whence"].arrays, found["kronfluence"].arrays
     for text, a, b in (
         ("correlation of scores, basis from an eighth with full", w["scores"], w["basis"]),
         ("correlation of scores", w["scores"], k["scores"]),
         ("correlation of self_scores", w["self_scores"], k["self_scores"]),
         ("kronfluence's rank 32 with its own full", k["scores"], k["rank"]),
     ):
-        run.say(f"{text}: {np.corrcoef(a.ravel(), b.ravel())[0, 1]:.4f}")
-    rate, work = product_rate(2048), fit_operations(size)
-    run.say(f"fit: {work / 1e12:.2f} T operations, {work / ours['fit'] / 1e9:.0f} G/s, {work / ours['fit'] / rate:.0%} "
-            f"of this machine's product rate ({rate / 1e9:.0f} G/s)")  # fmt: skip
-    query, form, product = score_operations(size)
-    run.say(f"scores: {query / 1e9:.1f} G operations to precondition a query, {form / 1e9:.2f} G to form an example's "
-            f"gradients (at {forming_rate(size) / 1e9:.0f} G/s), {product / 1e9:.3f} G per pair")  # fmt: skip
+        run.say(f"{text}: {correlation(a, b):.4f}")
+    plan = make_plan(bound(model, size)[0], queries, measure=False)
+    operations, rate = {stage.name: stage.operations for stage in plan.stages}, product_rate(2048)
+    score = operations.pop("score")
+    for name, work, seconds in (("fit", sum(operations.values()), ours["fit"]), ("pairwise", score, ours["pairwise"])):
+        run.say(f"{name}: {work / 1e12:.2f} T operations by the planner, {work / seconds / 1e9:.0f} G/s, "
+                f"{work / seconds / rate:.0%} of this machine's product rate ({rate / 1e9:.0f} G/s)")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -57,11 +57,8 @@ def loaded(out: Path) -> Saved:
 
 def whence(name: str) -> Callable[[Saved, Path], Side]:
     def build(saved: Saved, out: Path) -> Side:
-        from whence.attrib.states import scores_of
-
-        from whence.attrib import EKFAC, KFAC, Damping
-        from whence.attrib.methods import CG, TRAK, DataInf, LoGra
-        from whence.cache import Classification, Examples, find_sites
+        from whence.attrib import CG, EKFAC, KFAC, TRAK, Damping, DataInf, LoGra
+        from whence.cache import Classification, Examples, TrainedModel
 
         damping = Damping(saved.damping, "absolute")
         method: Any = {
@@ -73,11 +70,8 @@ def whence(name: str) -> Callable[[Saved, Path], Side]:
             "TRAK": TRAK(width=WIDTH),
         }[name]
         train, queries = (Examples.of((x.numpy(), y.numpy())) for x, y in (saved.train, saved.queries))
-        task, sites = Classification(), find_sites(saved.model, "*", quiet=True)
-        return Side(
-            lambda: method.fit(saved.model, task, train, sites=sites),
-            lambda state: scores_of(state, saved.model, task, queries, train).values,
-        )
+        trained = TrainedModel(saved.model, train, Classification(), quiet=True)
+        return Side(lambda: method.fit(trained), lambda fitted: fitted.score(queries).values)
 
     return build
 

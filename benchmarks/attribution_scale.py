@@ -9,86 +9,65 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from whence.attrib.lowrank import LowRank, truncated
-from whence.attrib.prefilter import RULES, lexical_scores, recall_by_share
-from whence.attrib.queries import prepared_queries
-from whence.attrib.scores import row_source
-from whence.attrib.sketches import Sketch
 
 from whence import attrib
-from whence.attrib import contraction, kernels
-from whence.attrib.index import build_index, recall_of
-from whence.attrib.method import make_run
-from whence.cache import Examples, LanguageModelling, Store, find_sites, gradients
+from whence.attrib import kernels
+from whence.attrib.index.prefilter import RULES, lexical_scores
+from whence.attrib.index.recall import recall_by_share, recall_of
+from whence.attrib.scoring import contraction
+from whence.attrib.scoring.lowrank import LowRank, truncated
+from whence.attrib.scoring.queries import exact_queries
+from whence.attrib.scoring.rows import row_source
+from whence.cache import Examples, LanguageModelling, Store, TrainedModel, gradients
 from whence.corpora import language_reference
 
 from .harness import Benchmark, Run
 from .timing import best, paired
+from .transformer import correlation
 
 bench = Benchmark(__file__, __doc__, example="--examples 300 --completions 56")
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 
 
-def pearson(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
-
-
 class Problem(NamedTuple):
-    """A fitted model with the examples and queries that are scored."""
+    """The queries, and factors bound to the examples that are scored."""
 
-    factors: Any
-    model: Any
-    task: Any
+    factors: attrib.Factors
     queries: Examples
-    train: Examples
-    store: Store
-
-    def scores(self, **options: Any) -> Any:
-        return attrib.score(
-            self.factors, self.model, self.task, self.queries, self.train, store=self.store, rank=None, **options
-        )
-
-    def index(self, kind: Any, width: int) -> tuple[Any, np.ndarray, np.ndarray]:
-        """Index, its scores [query, train] and the ids of its 100 best."""
-        index = build_index(self.factors, self.model, self.task, self.train, self.store, Sketch(kind, width))
-        return index, index.scores(self.model, self.task, self.queries), index.search(
-            self.model, self.task, self.queries, 100
-        ).ids  # fmt: skip
 
     def truncated_scores(self, rank: int, weighted: bool) -> np.ndarray:
         """[query, train], with the preconditioned query gradients truncated to this rank."""
-        whole = prepared_queries(self.factors, self.model, self.task, self.queries)
-        low = {n: truncated(self.factors, n, value, rank, weighted).dense() for n, value in whole.items()}
-        source = row_source(self.factors, self.model, self.task, self.train, self.store, attrib.FitOptions())
-        out = np.empty((len(self.queries), len(self.train)), np.float32)
-        for batch in source.frames(desc=f"rank {rank}"):
-            parts = [
-                contraction.products(low[n], batch.inputs[n], batch.grads[n], "tiles")[:, : len(batch.rows)]
-                for n in low
-            ]
-            out[:, batch.rows] = -np.asarray(sum(parts[1:], parts[0])) / len(self.train)
-        return out
+        whole, per_site = exact_queries(self.factors, self.queries), self.factors.per_site
+        low = {n: truncated(value, per_site[n], rank, weighted).dense() for n, value in whole.items()}
+        train = self.factors.trained.train
+        out = np.zeros((len(self.queries), len(train)), np.float32)
+        for batch in row_source(self.factors, train).batches(desc=f"rank {rank}"):
+            for n, query in low.items():
+                found = kernels.pair_products(query, batch.inputs[n], batch.grads[n])
+                out[:, batch.rows] -= np.asarray(found)[:, : len(batch.rows)]
+        return out / self.factors.train_size
 
 
 def problem(store: Store, tiny: bool, examples: int | None, completions: int) -> Problem:
-    from whence.demo_model import reference_model
+    from whence.corpora import reference_model
     from whence.language_model import Shape, new_model
 
-    docs, task = language_reference(), LanguageModelling()
-    model, train, queries = None, docs.train, docs.queries
+    docs = language_reference()
+    train, queries = docs.train, docs.queries
     if tiny:
         assert docs.vocabulary is not None
         model = new_model(Shape(layers=1, width=32, heads=2, vocabulary=len(docs.vocabulary)))
         train, queries = train.select(range(48)), queries.select(range(4))
-    model = model or reference_model(store)
-    sites = find_sites(model, "*.mlp.*")
-    factors = attrib.EKFAC().fit(model, task, train, sites=sites, store=store)
+    else:
+        model = reference_model(store)
+    trained = TrainedModel(model, train, LanguageModelling(), sites="*.mlp.*", store=store)
+    factors = attrib.EKFAC().fit(trained)
     if examples:
         order = np.random.default_rng(1).permutation(len(train))
         queries = with_completions(queries, train.select(order[examples:]), completions)
-        train = train.select(np.sort(order[:examples]))
-    gradients(make_run(model, task, train, sites, "loss", 0, attrib.FitOptions()), store)
-    return Problem(factors, model, task, queries, train, store)
+        trained = trained.replace(train=train.select(np.sort(order[:examples])))
+    gradients(trained.run("loss", factors.sites), store)
+    return Problem(factors.on(trained), queries)
 
 
 def with_completions(queries: Examples, passages: Examples, count: int) -> Examples:
@@ -112,28 +91,31 @@ def agreement(run: Run, tiny: bool = False, examples: int | None = None, complet
         completions: as many more queries, of passages that are not scored.
     """
     on = problem(run.store, tiny, examples, completions)
-    exact = on.scores()
-    run.say(f"{len(on.train)} examples, {len(on.queries)} queries, {len(on.factors.sites)} sites")
+    factors, queries, train = *on, on.factors.trained.train
+    exact = factors.score(queries, rank=None)
+    run.say(f"{len(train)} examples, {len(queries)} queries, {len(factors.sites)} sites")
     table = run.table("rank", "weighted|.5f", "plain|.5f", title="Pearson of low-rank with exact scores")
     for rank in RANKS:
-        table.row(rank, *(pearson(on.truncated_scores(rank, weighted), exact.values) for weighted in (True, False)))
+        found = (on.truncated_scores(rank, weighted) for weighted in (True, False))
+        table.row(rank, *(correlation(scores, exact.values) for scores in found))
     run.say()
     for precision in ("tf32", "bfloat16"):
-        found = on.scores(precision=precision)
-        run.say(f"{precision} against float32 products: Pearson {pearson(found.values, exact.values):.5f}")
+        found = factors.score(queries, rank=None, precision=precision)
+        run.say(f"{precision} against float32 products: Pearson {correlation(found.values, exact.values):.5f}")
     table = run.table(
         "index", "width", "MB|.1f", "Pearson|.4f", "recall@10|.3f", "in 50|.3f", "in 100|.3f",
         title="An index alone, and its 50 and 100 best, which a rerank would order exactly",
     )  # fmt: skip
     for width in (512, 2048, 8192):
         for kind in ("rank", "largest", "random"):
-            index, scores, hits = on.index(kind, width)
+            index = attrib.build_index(factors, sketch=attrib.Sketch(kind, width))
+            hits = index.search(queries, 100).ids
             recall = [recall_of(hits[:, :k], exact, 10).mean() for k in (10, 50, 100)]
-            used = index.entry.arrays["rows"].shape[1]
-            table.row(kind, used, index.entry.nbytes / 1e6, pearson(scores, exact.values), *recall)
+            used, agreed = index.entry.arrays["rows"].shape[1], correlation(index.scores(queries), exact.values)
+            table.row(kind, used, index.entry.nbytes / 1e6, agreed, *recall)
     run.say()
     for rule in RULES:
-        run.say(recall_by_share(lexical_scores(on.queries, on.train, rule), exact, rule=rule))
+        run.say(recall_by_share(lexical_scores(queries, train, rule), exact, rule=rule))
 
 
 @bench.case()
@@ -149,11 +131,11 @@ def rates(run: Run) -> None:
     table = run.table("queries", "positions, ms|.0f", "rank, ms|.0f", "tiles, ms|.0f", "chosen")
     for q in (2, 8) if run.quick else (2, 8, 64, 256):
         low = LowRank(normal(q, o, r), normal(q, i, r))
-        forms = {"positions": low, "rank": low, "tiles": low.dense()}
-        seconds = [
-            best(lambda query=query, form=form: jax.block_until_ready(contraction.products(query, a, g, form)))
-            for form, query in forms.items()
-        ]
+        forms = (
+            (kernels.rank_products, tuple(low)), (kernels.rebuilt_products, tuple(low)),
+            (kernels.pair_products, (low.dense(),)),
+        )  # fmt: skip
+        seconds = [best(lambda of=of, query=query: jax.block_until_ready(of(*query, a, g))) for of, query in forms]
         chosen = min(contraction.options(q, s, b, o, i, r), key=lambda work: work.operations).form
         table.row(q, *(1e3 * t for t in seconds), chosen)
     run.say()

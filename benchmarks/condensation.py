@@ -51,10 +51,10 @@ SIZES = {
 def data_of(size: Size, path: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Real images [n h w c] if a file or scikit-learn has them, else random ones."""
     if size.side == 8:
-        from sklearn.datasets import load_digits
+        from .condense_common import digit_images
 
-        x, y = load_digits(return_X_y=True)
-        return ((x.reshape(-1, 8, 8, 1) - x.mean()) / x.std()).astype(np.float32)[: size.train], y[: size.train]
+        x, y = digit_images()
+        return x[: size.train, ..., None], y[: size.train]
     if path is not None:
         with np.load(path) as file:
             chosen = np.random.default_rng(0).permutation(len(file["y_train"]))[: size.train]

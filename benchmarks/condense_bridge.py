@@ -10,27 +10,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from whence.cache import Classification, Examples
-from whence.cache.retrain.bank import Bank
-from whence.cache.retrain.recipe import SGD, AdamW, Recipe
-from whence.cache.retrain.replicas import Replicas
-from whence.cache.retrain.retrained import oracle_masks, subset_masks
+from whence.cache.retrain.recipe import AdamW
+from whence.cache.retrain.retrained import subset_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.condense import Pool, Settings, Training, condensed_retain, network, select
 from whence.unlearn.datamodels import Regression, ridge
 from whence.unlearn.evaluate import OracleSplit, sweep
 from whence.unlearn.loop import run
 from whence.unlearn.methods import DMM, DescentAscent, Matching, NegGradPlus, UnlearningMethod
-from whence.unlearn.metrics import KLoM
-from whence.unlearn.request import UnlearningRequest
 from whence.unlearn.results import PARTS
 
-from .condense_common import Sweep, best, digit_images, spread
+from .condense_common import Sweep, best, spread
+from .forgetting import POINTS, TRAIN, Forgetting, digits, forgetting_digits
 from .harness import Run
-from .unlearning_digits import mlp
 
-TRAIN, POINTS, JUDGING, FORGOTTEN, TUNING = 400, 800, 300, 20, 99
-RECIPE = Recipe(40, 50, SGD(0.02, 0.9))
+JUDGING, FORGOTTEN, TUNING = 300, 20, 99
 
 
 def candidates(datamodel: Regression) -> dict[str, list[UnlearningMethod]]:
@@ -54,23 +48,18 @@ class Bridge:
     subsets: int = 512
 
     def show(self, report: Run) -> None:
-        x, y = digit_images()
-        x, y = x.reshape(-1, 64), y.astype(np.int64)
-        points = Examples.of((x[:POINTS], y[:POINTS]))
-        train = points.select(np.arange(TRAIN))
-        bank = Bank(mlp, Classification(), train, points, RECIPE)
-        models = bank.train_replicas(np.ones((self.models, TRAIN), bool), self.seeds)
-        methods = candidates(ridge(bank.run(subset_masks(TRAIN, self.subsets, 0.6), quiet=True)))
-        settings = self.condensing(train, x[POINTS:], y[POINTS:])
+        models = forgetting_digits(self.models)
+        methods = candidates(ridge(models.bank.run(subset_masks(TRAIN, self.subsets, 0.6), quiet=True)))
+        settings = self.condensing(Pool.of(models.bank.train))
         chosen = {
             (name, kept): sweep(split, grid).method or grid[0]
-            for kept, split in self.splits(bank, models, settings, TUNING).items()
+            for kept, split in self.splits(models, settings, TUNING).items()
             for name, grid in methods.items()
         }
         found: dict[tuple[str, str], list[list[float]]] = {}
         sizes: dict[str, int] = {}
         for seed in range(self.sets):
-            splits = self.splits(bank, models, settings, seed)
+            splits = self.splits(models, settings, seed)
             whole = splits["real, all"]
             rows = {("oracles (null)", ""): whole.null(), ("no-op", ""): whole.no_op()}
             for (name, kept), method in chosen.items():
@@ -93,25 +82,18 @@ class Bridge:
             text = f"{name}: validation KLoM of condensed ({part}) within 1 of all real data"
             report.claim(text, max(gap) <= 1, f"{spread(gap, 2)}, above 1 on {sum(g > 1 for g in gap)} of {len(gap)}")
 
-    @property
-    def seeds(self) -> np.ndarray:
-        return 10_000 + np.arange(self.models)
-
-    def condensing(self, train: Examples, x: np.ndarray, y: np.ndarray) -> Settings:
+    def condensing(self, pool: Pool) -> Settings:
         """How to condense: the rate is the best for accuracy on digits of no other use."""
         settings = Settings("dcc", network("mlp-32"), self.per_class, self.outer, 10, 5, 64, warm_outer=0)
-        pool = Pool.of(train)
-        judging = Pool.of((x[:JUDGING], y[:JUDGING]), pool.classes, pool.scaling)
+        x, y = (values[POINTS : POINTS + JUDGING] for values in digits())
+        judging = Pool.of((x.reshape(-1, 64).astype(np.float32), y), pool.classes, pool.scaling)
         return replace(settings, lr=best(self.sweep.of(settings, pool, judging, Training(100))))
 
-    def splits(self, bank: Bank, models: Replicas, settings: Settings, seed: int) -> dict[str, OracleSplit]:
-        """One forget set's panel with each of the three kinds of retained data."""
-        forget = forget_sets.random_set(bank.train, FORGOTTEN, seed)
-        masks = oracle_masks(bank.train.ids, forget, 2 * self.models)
-        oracles = bank.run(masks, 20_000 + np.arange(2 * self.models), quiet=True)
-        plain = UnlearningRequest(models, Classification(), bank.train, forget, RECIPE, mlp, self.seeds)
+    def splits(self, models: Forgetting, settings: Settings, seed: int) -> dict[str, OracleSplit]:
+        """One forget set's comparison with each of the three kinds of retained data."""
+        whole, _ = models.split(forget_sets.random_set(models.bank.train, FORGOTTEN, seed))
+        plain = whole.request
         sampled = plain.kept.rows_of(select(Pool.of(plain.kept), "random", self.per_class, seed).ids)
-        whole = OracleSplit.of(plain, oracles, bank.points, KLoM(bins=10))
         return {
             "real, all": whole,
             "real, random": replace(whole, request=replace(plain, retain=plain.kept.select(sampled))),

@@ -13,6 +13,8 @@ from whence.unlearn.condense.condensing import Diverged
 from whence.unlearn.condense.evaluate import Accuracies
 from whence.unlearn.condense.selection import select
 
+from .forgetting import digits
+
 PATTERNS = ((1, 0), (0, 1), (1, 1), (1, 2))
 PUBLISHED = 0.1  # rate of DC and of DCC in their papers, in the same units
 
@@ -21,11 +23,7 @@ def digit_images(strength: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.n
     """Digits [n 8 8], in units of their standard deviation, in an order of their own; plus four smooth patterns, the
     same for all classes, each with a normal coefficient of its own for every image: together, their standard deviation
     is `strength`."""
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(x))
-    x, y = x[order].reshape(-1, 8, 8), y[order]
+    x, y = digits()
     rng = np.random.default_rng([seed, 7])
     waves = [np.cos(np.pi * np.arange(8)[:, None] * a / 8 + np.pi * np.arange(8) * b / 8) for a, b in PATTERNS]
     patterns = np.stack([wave / np.sqrt(len(PATTERNS) * np.mean(wave**2)) for wave in waves])

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from whence.cache import Examples, LanguageModelling, Store
+from whence.cache import Examples, LanguageModelling, Store, TrainedModel
+from whence.decomp.evaluate import losses
 
 RATE, BATCH = 3e-3, 16
 LENGTH = 128  # characters of an example
@@ -106,15 +107,5 @@ def trained(plan: Plan, width: int, seed: int, read: Data, store: Store) -> Trai
         entry = store.open("model", inputs(epoch))
         states[epoch] = {name: torch.from_numpy(np.array(entry.read(name))) for name in entry.arrays}
     model.load_state_dict(states[plan.epochs])
-    return Trained(model, states, held_out_loss(model, read.held_out))
-
-
-def held_out_loss(model: nn.Module, examples: Examples) -> float:
-    """Mean loss per token, in nats."""
-    task, total, counted = LanguageModelling(), 0.0, 0.0
-    with torch.no_grad():
-        for start in range(0, len(examples), 32):
-            batch = examples.batch(np.arange(start, min(start + 32, len(examples))))
-            total += float(task.loss(model, batch).sum())
-            counted += float(task.targets(batch)[1].sum())
-    return total / counted
+    bound = TrainedModel(model, read.held_out, LanguageModelling(), quiet=True)
+    return Trained(model, states, float(losses(bound).mean()) / (LENGTH - 1))

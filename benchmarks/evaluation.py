@@ -27,9 +27,7 @@ def ekfac_scores(problem: Any, seed: int, redraw: bool) -> Any:
     """EK-FAC's scores [query, train] with labels sampled from this seed, anew for the second pass or once."""
     from whence import attrib
 
-    method = attrib.EKFAC(seed=seed, redraw=redraw)
-    factors = method.fit(problem.model, problem.task, problem.train, sites=problem.sites)
-    return attrib.score(factors, problem.model, problem.task, problem.queries, problem.train)
+    return attrib.EKFAC(seed=seed, redraw=redraw).fit(problem.trained()).score(problem.queries)
 
 
 def kronfluence_scores(problem: Any, seed: int) -> np.ndarray:
@@ -42,7 +40,8 @@ def kronfluence_scores(problem: Any, seed: int) -> np.ndarray:
         batch = examples.batch(range(len(examples)))
         return (batch["input_ids"], batch["input_ids"]) if language else (batch["x"], batch["y"])
 
-    saved = {"model": problem.model, "language": language, "modules": list(problem.sites.names), "seed": seed,
+    modules = list(problem.trained().find().names)
+    saved = {"model": problem.model, "language": language, "modules": modules, "seed": seed,
              "train": columns(problem.train), "queries": columns(problem.queries)}  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 import transformers
 from torch import nn
-from whence.attrib.room import fit_bytes
 
-from whence.attrib import contraction
-from whence.attrib.plan import Stage, duration, everything, fit_stages, size
+from whence.attrib.memory import fit_bytes
+from whence.attrib.plan import Stage, duration, fit_stages, model_operations
+from whence.attrib.scoring import contraction
 from whence.cache import Sites, find_sites
+from whence.cache.store.store import human
 
 from .harness import Benchmark, Run
 from .timing import product_rate
@@ -55,21 +56,20 @@ def site_groups(sites: Sites, memory: float) -> int:
     return max(1, math.ceil(fit_bytes(sites) / memory))
 
 
-def stages(job: Paper, queries: int, rank: int, memory: float) -> list[Stage]:
+def stages(job: Paper, queries: int, rank: int, limit: float) -> list[Stage]:
     """Fit, score and top-level index of the job, repeated passes of site groups counted."""
     sites = find_sites(job.model, job.sites, quiet=True)
-    examples, tokens, model = int(job.tokens / job.length), int(job.tokens), everything(job.model)
-    groups = site_groups(sites, memory)
+    examples, tokens, model = int(job.tokens / job.length), int(job.tokens), model_operations(job.model)
+    groups = site_groups(sites, limit)
     fit = [
         Stage(s.name, s.passes * groups, s.operations + (groups - 1) * s.passes * model * tokens,
               math.ceil(s.memory / groups), s.disk)
         for s in fit_stages(sites, examples, tokens, job.length, model)
     ]  # fmt: skip
-    works = contraction.choose(sites, queries, job.length, max(1, 8192 // job.length), rank, int(memory) // 2)
-    per_example = sum(work.operations for work in works.values())
-    values = queries * examples * 4
-    score = Stage("score", 1, model * tokens + per_example * examples, contraction.total_bytes(works), values)
-    return [*fit, score]
+    works = contraction.choose(sites, queries, job.length, max(1, 8192 // job.length), rank, int(limit) // 2)
+    operations = model * tokens + sum(work.operations for work in works.values()) * examples
+    memory = sum(work.nbytes for work in works.values())
+    return [*fit, Stage("score", 1, operations, memory, queries * examples * 4)]
 
 
 @bench.case()
@@ -86,7 +86,7 @@ def paper(
         rank: of the preconditioned queries.
     """
     here = product_rate(2048)
-    run.say(f"one device: {rate:.3g} operations/s, {size(memory)}, {price} an hour (assumed); "
+    run.say(f"one device: {rate:.3g} operations/s, {human(memory)}, {price} an hour (assumed); "
             f"here: {here:.3g} operations/s (measured)")  # fmt: skip
     for job in jobs():
         sites = find_sites(job.model, job.sites, quiet=True)
@@ -106,7 +106,7 @@ def paper(
         for s in (*found, whole):
             seconds = s.operations / rate
             cost, days = seconds / 3600 * price, s.operations / here / 86400
-            table.row(s.name, s.passes, s.operations, size(s.memory), size(s.disk), duration(seconds), cost, days)
+            table.row(s.name, s.passes, s.operations, human(s.memory), human(s.disk), duration(seconds), cost, days)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ class Kronfluence:
         modules: names of the layers.
         folder: where it writes.
         batch: examples and queries per batch.
+        cpu: whether it runs on the CPU though there is a GPU.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Kronfluence:
         modules: Sequence[str],
         folder: Path,
         batch: int,
+        cpu: bool = True,
     ) -> None:
         import torch
         import torch.nn.functional as F
@@ -92,15 +94,17 @@ class Kronfluence:
         task, self.batch = Loss(), batch
         where = str(folder / "kronfluence_results")
         self.analyzer = Analyzer(
-            "bench", prepare_model(model, task), task, cpu=True, output_dir=where, disable_tqdm=True
+            "bench", prepare_model(model, task), task, cpu=cpu, output_dir=where, disable_tqdm=True
         )
         self.analyzer.set_dataloader_kwargs(DataLoaderKwargs(num_workers=0))
 
     def fit(self, train: Any) -> None:
         from kronfluence.arguments import FactorArguments
 
-        strategy = FactorArguments(strategy="ekfac")
-        self.analyzer.fit_all_factors("ekfac", train, per_device_batch_size=self.batch, factor_args=strategy)
+        self.analyzer.fit_all_factors(
+            "ekfac", train, per_device_batch_size=self.batch, factor_args=FactorArguments(strategy="ekfac"),
+            overwrite_output_dir=True,
+        )  # fmt: skip
 
     def pairwise(self, queries: Any, train: Any, damping: float | None = None, rank: int | None = None) -> np.ndarray:
         """[query, train]. damping: None is the paper's, a tenth of the mean eigenvalue."""
@@ -116,8 +120,8 @@ class Kronfluence:
     def self_scores(self, train: Any) -> np.ndarray:
         from kronfluence.arguments import ScoreArguments
 
-        options = ScoreArguments(damping_factor=None)
         self.analyzer.compute_self_scores(
-            "self", "ekfac", train, per_device_train_batch_size=self.batch, score_args=options
-        )
+            "self", "ekfac", train, per_device_train_batch_size=self.batch,
+            score_args=ScoreArguments(damping_factor=None), overwrite_output_dir=True,
+        )  # fmt: skip
         return self.analyzer.load_self_scores("self")["all_modules"].numpy()

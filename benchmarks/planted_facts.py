@@ -7,8 +7,7 @@ reciprocal rank with 95 % bootstrap intervals over questions; at the end the dif
 
 from dataclasses import replace
 
-from whence.corpora import biographies
-from whence.demo_model import biographies_model
+from whence.corpora import biographies, biographies_model
 from whence.problems.planted_facts import planted_facts
 
 from .harness import Benchmark, Run

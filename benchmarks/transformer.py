@@ -1,11 +1,25 @@
-"""A small decoder of plain torch layers, and the sequences with structure that attribution is timed on."""
+"""The decoder and the sequences with structure that attribution is timed on, and one side of such a comparison."""
 
-from dataclasses import dataclass
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+
+from whence.problems.small_transformer import SmallTransformer
+
+from .harness import Benchmark
+from .peers import KRONFLUENCE, Kronfluence, peak_bytes
+from .timing import timed
+
+SITES = ("up", "down")  # of every block
+BATCH = 32  # of kronfluence's passes
 
 
 @dataclass(frozen=True)
@@ -18,42 +32,8 @@ class Size:
     train: int = 512
     queries: int = 64
 
-
-class Block(nn.Module):
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, s, d = x.shape
-        q, k, v = (t.view(b, s, self.heads, -1).transpose(1, 2) for t in self.qkv(self.ln1(x)).chunk(3, -1))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, s, d)
-        x = x + self.out(mixed)
-        return x + self.down(F.gelu(self.up(self.ln2(x))))
-
-
-class Decoder(nn.Module):
-    """Learned positions start at zero; a bank can train copies of it side by side."""
-
-    def __init__(self, vocabulary: int, width: int, layers: int, heads: int, length: int):
-        super().__init__()
-        self.embed, self.place = nn.Embedding(vocabulary, width), nn.Parameter(torch.zeros(length, width))
-        nn.init.normal_(self.embed.weight, std=0.05)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
-        self.ln, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        x = self.embed(input_ids) + self.place[: input_ids.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.ln(x))
-
-
-def decoder(size: Size) -> Decoder:
-    return Decoder(size.vocabulary, size.d, size.layers, size.heads, size.length)
+    def model(self) -> SmallTransformer:
+        return SmallTransformer(self.vocabulary, self.d, self.length, self.layers, self.heads)
 
 
 def sequences(count: int, size: Size, seed: int) -> np.ndarray:
@@ -68,13 +48,10 @@ def sequences(count: int, size: Size, seed: int) -> np.ndarray:
     return tokens
 
 
-def briefly_trained(size: Size, steps: int = 60) -> Decoder:
+def briefly_trained(size: Size, steps: int = 60) -> SmallTransformer:
     """A model after a few steps: its gradients are not those of random weights."""
     torch.manual_seed(0)
-    model = decoder(size)
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.02)
+    model = size.model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(steps):
         batch = torch.as_tensor(sequences(16, size, 1000 + step))
@@ -82,3 +59,89 @@ def briefly_trained(size: Size, steps: int = 60) -> Decoder:
         F.cross_entropy(model(batch)[:, :-1].flatten(0, 1), batch[:, 1:].flatten()).backward()
         optimizer.step()
     return model.eval()
+
+
+class Side:
+    """A process of its own: the saved model, seconds by name, and the arrays to compare. Training sequences have seed
+    0, queries seed 1."""
+
+    def __init__(self, folder: Path) -> None:
+        saved = json.loads((folder / "problem.json").read_text())
+        self.folder, self.size, self.options = folder, Size(**saved["size"]), saved["options"]
+        self.device: str = self.options.get("device", "cpu")
+        self.model = self.size.model()
+        self.model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+        self.model.eval()
+        self.seconds: dict[str, float] = {}
+
+    def time(self, name: str, work: Callable[[], Any]) -> Any:
+        def finished() -> Any:
+            result = work()
+            if self.device != "cpu":
+                torch.cuda.synchronize()
+            return result
+
+        self.seconds[name], result = timed(finished)
+        return result
+
+    def finish(self, name: str, **arrays: np.ndarray) -> None:
+        devices = sys.modules["jax"].devices() if "jax" in sys.modules else []
+        peak = peak_bytes()
+        if self.device != "cpu":
+            used = (d.memory_stats()["peak_bytes_in_use"] for d in devices if d.platform == "gpu")
+            peak = torch.cuda.max_memory_allocated() + sum(used)
+        np.savez(self.folder / f"{name}.npz", **arrays)  # type: ignore[arg-type]
+        record = {"seconds": self.seconds, "peak": peak, "jax": ", ".join(map(str, devices))}
+        (self.folder / f"{name}.json").write_text(json.dumps(record))
+
+    def kronfluence(self) -> tuple[Kronfluence, torch.Tensor, torch.Tensor]:
+        """kronfluence on the model, with training sequences and queries."""
+
+        def outputs(model: Any, batch: Any) -> tuple[Any, Any]:
+            return model(batch)[:, :-1].flatten(0, 1), batch[:, 1:].flatten()
+
+        modules = [f"blocks.{i}.{name}" for i in range(self.size.layers) for name in SITES]
+        peer = Kronfluence(self.model, outputs, modules, self.folder, BATCH, cpu=self.device == "cpu")
+        train, queries = (sequences(n, self.size, s) for s, n in enumerate((self.size.train, self.size.queries)))
+        return peer, torch.as_tensor(train), torch.as_tensor(queries)
+
+
+def bound(model: SmallTransformer, size: Size, **options: Any) -> tuple[Any, Any]:
+    """The model, bound to its training sequences, and queries."""
+    from whence.cache import Examples, LanguageModelling, TrainedModel
+
+    train, queries = (
+        Examples.of({"input_ids": sequences(n, size, s)}) for s, n in enumerate((size.train, size.queries))
+    )
+    sites = [f"*.{name}" for name in SITES]
+    return TrainedModel(model, train, LanguageModelling(), sites=sites, quiet=True, **options), queries
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a side wrote. peak: bytes, of its process or on the GPU (torch's and JAX's). jax: the devices of JAX."""
+
+    seconds: Mapping[str, float]
+    peak: float
+    jax: str
+    arrays: Mapping[str, np.ndarray]
+
+
+def outcomes(
+    bench: Benchmark, size: Size, model: SmallTransformer, names: Iterable[str], **options: Any
+) -> dict[str, Outcome]:
+    """Run these sides, one after the other, on one saved model."""
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "problem.json").write_text(json.dumps({"size": asdict(size), "options": options}))
+        torch.save(model.state_dict(), folder / "model.pt")
+        for side in names:
+            bench.run_side(side, folder, KRONFLUENCE)
+            record = json.loads((folder / f"{side}.json").read_text())
+            found[side] = Outcome(**record, arrays=dict(np.load(folder / f"{side}.npz")))
+    return found
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])

@@ -8,6 +8,7 @@ approaches, then moves away; matching targets has no gradient left at the optimu
 
 import numpy as np
 
+from .forgetting import digits
 from .harness import Run
 
 STEPS, SEEDS, BATCH = 5000, 3, 32
@@ -81,12 +82,10 @@ def newton_ridge(p: dict[str, np.ndarray]) -> float:
 
 def newton_logistic(steps: int = 2) -> list[float]:
     """Digits 3 against 8, 20 forgotten: relative distance |θ - θ_R| / |θ_R| after each Newton step."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    chosen = np.isin(data.target, (3, 8))
-    x = np.c_[data.data[chosen] / 16, np.ones(chosen.sum())]
-    y = (data.target[chosen] == 8).astype(float)
+    images, labels = digits()
+    chosen = np.isin(labels, (3, 8))
+    x = np.c_[images[chosen].reshape(-1, 64), np.ones(chosen.sum())]
+    y = (labels[chosen] == 8).astype(float)
     forget = np.random.default_rng(0).permutation(len(y))[:20]
     kept = np.setdiff1d(np.arange(len(y)), forget)
     penalty = 1e-2 * len(y)

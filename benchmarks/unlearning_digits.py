@@ -16,16 +16,13 @@ from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
-from torch import nn
 
-from whence.cache import Classification, Examples, Store, say
-from whence.cache.retrain.bank import Bank
-from whence.cache.retrain.recipe import SGD, AdamW, Recipe
-from whence.cache.retrain.replicas import Replicas
-from whence.cache.retrain.retrained import Retrained, oracle_masks, subset_masks
+from whence.cache import Examples, Store, say
+from whence.cache.retrain.recipe import AdamW
+from whence.cache.retrain.retrained import Retrained, subset_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import Datamodel, grouped, nearest, neighbourhood_masks, ridge
-from whence.unlearn.evaluate import OracleSplit, Selected, evaluate, sweep
+from whence.unlearn.evaluate import Selected, evaluate, sweep
 from whence.unlearn.methods import (
     DMM,
     DescentAscent,
@@ -41,10 +38,9 @@ from whence.unlearn.methods import (
     Scrub,
     UnlearningMethod,
 )
-from whence.unlearn.metrics import KLoM
-from whence.unlearn.request import UnlearningRequest
 from whence.unlearn.results import Evaluation
 
+from .forgetting import Forgetting, forgetting_digits
 from .harness import Run
 
 MODELS, SUBSETS, SIZE = 64, 4096, 20
@@ -53,12 +49,6 @@ PENALTIES = (10.0, 100.0)  # λ's, of Gram matrices whose diagonal is about a th
 MATCHING = Matching(steps=80, batch_size=128, optimiser=AdamW(1e-2))
 BLIND = "DM-Direct, no such mask"
 RATES = (3e-4, 1e-3, 3e-3)
-METRIC = KLoM(bins=10)
-RECIPE = Recipe(40, 50, SGD(0.02, 0.9))
-
-
-def mlp(seed: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,37 +67,18 @@ class Fitted:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """Data, bank, the models that are to forget, datamodels by the name of their subsets, and pilots by kind."""
+    """The models that are to forget, datamodels by the name of their subsets, and pilots by kind."""
 
-    train: Examples
-    points: Examples
-    bank: Bank
-    models: Replicas
-    store: Store
+    models: Forgetting
     datamodels: dict[str, Fitted]
     pilots: dict[str, list[np.ndarray]]
 
-    def request(self, forget: np.ndarray) -> UnlearningRequest:
-        seeds = 10_000 + np.arange(MODELS)
-        return UnlearningRequest(self.models, Classification(), self.train, forget, RECIPE, mlp, seeds)
-
-    def split(self, forget: np.ndarray) -> tuple[OracleSplit, Retrained]:
-        masks = oracle_masks(self.train.ids, forget, 2 * MODELS)
-        oracles = self.bank.run(masks, 20_000 + np.arange(2 * MODELS), self.store, quiet=True)
-        return OracleSplit.of(self.request(forget), oracles, self.points, METRIC), oracles
-
 
 def setting(store: Store, subsets: int = SUBSETS) -> Setting:
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    order = np.random.default_rng(0).permutation(len(data.target))[:800]
-    points = Examples.of(((data.data[order] / 16).astype(np.float32), data.target[order].astype(np.int64)))
-    train = points.select(np.arange(400))
-    bank = Bank(mlp, Classification(), train, points, RECIPE)
-    models = bank.train_replicas(np.ones((MODELS, 400), bool), 10_000 + np.arange(MODELS))
+    models = forgetting_digits(MODELS, store)
+    bank, train = models.bank, models.bank.train
     datamodels: dict[str, Fitted] = {}
-    near = nearest(train, points, within="y")
+    near = nearest(train, bank.points, within="y")
     for name, masks in designs(train, subsets).items():
         retrained = bank.run(masks, store=store, quiet=True)
         for penalty in PENALTIES:
@@ -117,7 +88,7 @@ def setting(store: Store, subsets: int = SUBSETS) -> Setting:
             scores = [fitted.datamodel.lds for fitted in (plain, terms)]  # type: ignore[attr-defined]
             say(f"{subsets} models on {name}, λ = {penalty:g}: {scores[0]}; with group terms {scores[1]}")
     pilots = {kind: [forget_set(train, kind, k, pilot=True) for k in range(PILOTS)] for kind in KINDS}
-    return Setting(train, points, bank, models, store, datamodels, pilots)
+    return Setting(models, datamodels, pilots)
 
 
 def designs(train: Examples, count: int) -> dict[str, np.ndarray]:
@@ -163,7 +134,7 @@ def candidates(on: Setting) -> dict[str, list[UnlearningMethod]]:
 
 def tuned(on: Setting, kind: str) -> dict[str, Selected]:
     """What the rule chooses on the pilots of this kind."""
-    splits = [on.split(forget)[0] for forget in on.pilots[kind]]
+    splits = [on.models.split(forget)[0] for forget in on.pilots[kind]]
     return {name: sweep(splits, grid) for name, grid in candidates(on).items()}
 
 
@@ -174,7 +145,7 @@ def evaluations(run: Run, on: Setting, seeds: int) -> list[Evaluation]:
         selected = tuned(on, kind)
         report_choices(run, on, kind, selected)
         for seed in range(seeds):
-            split, oracles = on.split(forget_set(on.train, kind, seed))
+            split, oracles = on.models.split(forget_set(on.models.bank.train, kind, seed))
             methods = [choice.on(split.request) or choice.candidates[0] for choice in selected.values()]
             dmm = methods[0]
             assert isinstance(dmm, DMM)
@@ -200,7 +171,7 @@ def report_choices(run: Run, on: Setting, kind: str, selected: dict[str, Selecte
             table.row(f"{name}{mark}", _settings(on, method), p95)
 
 
-def _settings(on: Setting, method: Method) -> str:
+def _settings(on: Setting, method: UnlearningMethod) -> str:
     """What was varied, as text."""
     if isinstance(method, DMM):
         return next(name for name, fitted in on.datamodels.items() if fitted.datamodel is method.datamodel)

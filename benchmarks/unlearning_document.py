@@ -19,6 +19,7 @@ from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import AdamW, Recipe, Schedule
 from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import Retrained, oracle_masks
+from whence.problems.small_transformer import SmallTransformer
 from whence.unlearn import audit, forget_sets
 from whence.unlearn.datamodels import Influence
 from whence.unlearn.evaluate import OracleSplit, evaluate
@@ -30,7 +31,6 @@ from whence.unlearn.request import UnlearningRequest
 from whence.unlearn.results import NO_OP, NULL, Evaluation, table
 
 from .harness import Run
-from .transformer import Decoder
 
 LENGTH, VOCABULARY, WIDTH = 64, 512, 64
 PILOT_MODELS = 2
@@ -94,7 +94,7 @@ def library(store: Store, models: int) -> Library:
     retained = train.select(np.sort(np.random.default_rng(1).permutation(kept)[:PROBE]))
     read = np.isin(chosen.about["topic"], DOCUMENTS) | np.isin(chosen.ids, np.r_[retained.ids, validation.ids])
     points = chosen.select(read)
-    bank = Bank(lambda seed: Decoder(VOCABULARY, WIDTH, 2, 2, LENGTH), TASK, train, points, RECIPE,
+    bank = Bank(lambda seed: SmallTransformer(VOCABULARY, WIDTH, LENGTH), TASK, train, points, RECIPE,
                 keep=("margins", "weights"))  # fmt: skip
     say(f"{len(train)} pieces of text to read, {len(validation)} held out; training {models} models")
     everyone = bank.run(np.ones((models, len(train)), bool), np.arange(models), store, quiet=True)

@@ -9,38 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
 
 from whence.cache import Classification, DataError, Examples, UsageError, say
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule
-from whence.cache.retrain.retrained import oracle_masks, subset_masks
+from whence.cache.retrain.retrained import subset_masks
+from whence.classifiers import Convolutions
 from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import ridge
-from whence.unlearn.evaluate import OracleSplit, evaluate
+from whence.unlearn.evaluate import evaluate
 from whence.unlearn.methods import DMM, DescentAscent, DMDirect, FineTune, Matching, OracleMatching, UnlearningMethod
-from whence.unlearn.metrics import KLoM
-from whence.unlearn.request import UnlearningRequest
 from whence.unlearn.results import Evaluation
 
+from .forgetting import Forgetting
 from .harness import Run
 
 CLASSES, KEPT = (3, 5), 400
 MATCHING = Matching(steps=60, batch_size=128, optimiser=AdamW(3e-3))
-
-
-class Network(nn.Module):
-    """Three 3x3 convolutions of 16 channels, each normalised and halved."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for channels in (3, 16, 16):
-            layers += [nn.Conv2d(channels, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(), nn.AvgPool2d(2)]
-        self.features, self.head = nn.Sequential(*layers), nn.Linear(64, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x).flatten(1))
 
 
 def images(path: str | None) -> tuple[Examples, Examples]:
@@ -57,7 +43,7 @@ def images(path: str | None) -> tuple[Examples, Examples]:
             parts.append((x[rows], np.searchsorted(CLASSES, y[rows])))
     x = np.concatenate([p[0] for p in parts]).astype(np.float32) / 255 - 0.5
     x = x if x.shape[1] == 3 else np.moveaxis(x, -1, 1)
-    small = nn.functional.interpolate(torch.as_tensor(x), (16, 16), mode="area").numpy()
+    small = F.interpolate(torch.as_tensor(x), (16, 16), mode="area").numpy()
     points = Examples.of((small, np.concatenate([p[1] for p in parts]).astype(np.int64)))
     return points.select(np.arange(len(parts[0][0]))), points
 
@@ -66,23 +52,20 @@ def evaluations(run: Run, data: str | None, count: int, subsets: int) -> Iterato
     """One per forget set, with `count` models per side."""
     train, points = images(data)
     recipe = Recipe(12, 64, SGD(0.05, 0.9, 5e-4), Schedule("linear", 0.2))
-    bank = Bank(lambda seed: Network(), Classification(), train, points, recipe)
+    bank = Bank(lambda seed: Convolutions([16, 16, 16], (3, 16, 16), 2), Classification(), train, points, recipe)
     say(f"{len(train)} images to train on, {len(points) - len(train)} held out; {subsets} models on subsets")
     datamodel = ridge(bank.run(subset_masks(len(train), subsets, 0.6), store=run.store))
     run.say(f"datamodel: penalty {datamodel.penalty:g}, LDS {datamodel.lds}")
-    seeds = 10_000 + np.arange(count)
-    models = bank.train_replicas(np.ones((count, len(train)), bool), seeds)
+    models = Forgetting(bank, count, run.store)
     for title, forget in {
         "10 at random": forget_sets.random_set(train, 10),
         "40 at random": forget_sets.random_set(train, 40),
         "30 of the first principal direction": forget_sets.principal(datamodel, 30),
     }.items():
-        masks = oracle_masks(train.ids, forget, 2 * count)
-        oracles = bank.run(masks, 20_000 + np.arange(2 * count), run.store)
-        request = UnlearningRequest(models, Classification(), train, forget, recipe, bank.build, seeds)
+        split, oracles = models.split(forget)
         matching = DMM(datamodel, MATCHING), DMDirect(datamodel), OracleMatching(oracles, MATCHING)
         methods: list[UnlearningMethod] = [*matching, DescentAscent(20), FineTune(2)]
-        yield evaluate(OracleSplit.of(request, oracles, points, KLoM(bins=10)), methods, title=title)
+        yield evaluate(split, methods, title=title)
 
 
 def verdicts(evaluation: Evaluation) -> dict[str, bool]:

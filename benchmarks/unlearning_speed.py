@@ -65,7 +65,7 @@ def methods(run: Run) -> None:
     """Every method once, on 64 models that forget 20 random digits (a small bank: its size costs a method nothing)."""
     with tempfile.TemporaryDirectory() as folder:
         on = setting(Store(folder), subsets=256)
-        split, oracles = on.split(forget_set(on.train, "random", 0))
+        split, oracles = on.models.split(forget_set(on.models.bank.train, "random", 0))
         grids = candidates(on)
         first = [grid[0] for grid in grids.values()]
         dmm = next(method for method in first if isinstance(method, DMM))

@@ -35,6 +35,7 @@ from .evaluate import evaluate as evaluate
 from .evaluate import loss_recovered as loss_recovered
 from .evaluate import sparsity_curve as sparsity_curve
 from .features import features as features
+from .features import top_contexts as top_contexts
 from .overlap import compare as compare
 from .splice import spliced as spliced
 

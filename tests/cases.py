@@ -78,11 +78,13 @@ class Attention(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         b, s = input_ids.shape
-        x = self.embed(input_ids) + self.place(torch.arange(s)[None])
+        x = self.embed(input_ids) + self.place(torch.arange(s, device=input_ids.device)[None])
         q, k, v = self.qkv(self.ln(x)).chunk(3, -1)
-        allowed = torch.ones(s, s, dtype=torch.bool).tril()[None].expand(b, s, s)
+        allowed = torch.ones(s, s, dtype=torch.bool, device=input_ids.device).tril()[None].expand(b, s, s)
         if attention_mask is not None:
-            allowed = allowed & (attention_mask[:, None, :].bool() | torch.eye(s, dtype=torch.bool))
+            allowed = allowed & (
+                attention_mask[:, None, :].bool() | torch.eye(s, dtype=torch.bool, device=input_ids.device)
+            )
         weights = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).masked_fill(~allowed, float("-inf")).softmax(-1)
         x = x + self.out(weights @ v)
         x = x + self.down(torch.nn.functional.gelu(self.up(self.rms(x))))

@@ -7,10 +7,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 # circles that are still there: this list only ever shrinks
-CIRCLES = {
-    ("whence.unlearn.condense.condensed", "whence.unlearn.condense.report"),
-    ("whence.unlearn.evaluate", "whence.unlearn.report"),
-}
+CIRCLES: set[tuple[str, ...]] = set()
 
 
 def circles(graph: grimp.ImportGraph) -> set[tuple[str, ...]]:

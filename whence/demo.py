@@ -26,9 +26,9 @@ from whence.unlearn.results import from_json, shown
 
 from .corpora import Corpus, language_reference
 from .corpora.corpus import query_examples
+from .corpora.models import REFERENCE_SHAPE, REFERENCE_TRAINING
 from .demo_atoms import AtomsPlan, Subject, atoms_of
 from .demo_digits import CondensingPlan, ForgettingPlan, condensed, forgotten
-from .demo_model import REFERENCE_SHAPE, REFERENCE_TRAINING
 from .language_model import Shape, Training, continuation, model_inputs, trained_model
 
 FORMAT = 4  # of the stored parts; raised when their values or how they are computed change

@@ -14,7 +14,16 @@ from torch import nn
 
 from whence.cache import ModelError, Store, UsageError
 
-from .corpora import Corpus, Vocabulary, biographies, digits, language_reference, load
+from .corpora import (
+    Corpus,
+    Vocabulary,
+    biographies,
+    biographies_model,
+    digits,
+    language_reference,
+    load,
+    reference_model,
+)
 
 MODELS = ("demo", "biographies")
 CORPORA: dict[str, Callable[[], Corpus]] = {
@@ -29,8 +38,6 @@ def load_model(name: str, store: Store | None = None, quiet: bool = False) -> tu
 
     Raises ModelError when it cannot be loaded.
     """
-    from .demo_model import biographies_model, reference_model
-
     if name == "demo":
         return reference_model(store, quiet=quiet), language_reference().vocabulary
     if name == "biographies":

@@ -36,7 +36,7 @@ def activations(
     at: str | Sequence[str],
     examples: Examples | None = None,
     *,
-    store: Store,
+    store: Store | None = None,
     dtype: str = "float32",
 ) -> Entry:
     """Outputs of the named modules or hook points on every real position of the examples: opened, resumed or computed.
@@ -44,7 +44,7 @@ def activations(
     Args:
         trained: the model; examples default to its training data.
         at: one hook point or several, all filled in one pass, with the forward pass cut short after the deepest.
-        store: where the entry is.
+        store: where the entry is; by default the trained model's store, or the user's if it has none.
         dtype: as stored; "bfloat16" halves the size.
 
     Raises ModelError for a name that the model does not have, with near names; NumericalError if an activation is not
@@ -54,6 +54,7 @@ def activations(
     (12, 8)
     """
     examples = trained.train if examples is None else examples
+    store = store or trained.store or Store()
     check_examples(examples)
     names = [at] if isinstance(at, str) else list(at)
     inputs = {"model": trained.fingerprint(), "data": examples.fingerprint, "at": names, "dtype": dtype}

@@ -1,4 +1,4 @@
-"""Capture: what the layers of a borrowed model saw and were asked to change, in one forward and one backward.
+"""Capture: the inputs of a model's layers and the gradients at their outputs, in one forward and one backward pass.
 
 Hooks live in a context manager; parameters are frozen for the time, so no parameter gradient is computed or
 kept; and the model comes back as it was (training mode, requires_grad, hooks), after an exception too.
@@ -67,8 +67,8 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
 def capture(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective) -> Captured:
     """Run `objective(model, batch) -> [b]` forward and backward once and return what the sites saw.
 
-    Raises ModelError where a site is never called or a layer's rows cannot be told apart by example;
-    NumericalError (with the example ids) where the objective is not finite.
+    Raises ModelError if a site is never called or a layer's rows cannot be assigned to examples;
+    NumericalError (with the example ids) if the objective is not finite.
 
     >>> seen = capture(model, find_sites(model, quiet=True), train.batch([0, 1]), task.loss)
     >>> seen.inputs["2"].shape, seen.grads["2"].shape
@@ -179,7 +179,7 @@ def _by_example(t: Tensor, size: int, site: Site) -> Tensor:
         return t.reshape(size, len(t) // size, -1)
     raise ModelError(
         f"{site.name} is called on a tensor of shape {tuple(t.shape)} for a batch of {size} examples.",
-        "Its rows cannot be told apart by example; leave the site out, or use a batch size of 1.",
+        "Its rows cannot be assigned to examples. Leave the site out (exclude=...).",
     )
 
 
@@ -206,7 +206,7 @@ def called_sites(model: nn.Module, sites: Sequence[Site], batch: Batch, objectiv
 
 
 class _Enough(Exception):
-    """Every hook point asked for has been seen; the rest of the forward is not needed."""
+    """Every requested hook point has been seen; the rest of the forward pass is not needed."""
 
 
 def hook_points(model: nn.Module) -> dict[str, str]:
@@ -234,8 +234,8 @@ def outputs_at(model: nn.Module, names: Sequence[str], run: Callable[[], Any]) -
 
 
 def live_outputs_at(model: nn.Module, names: Sequence[str], run: Callable[[], Any]) -> dict[str, Tensor]:
-    """The same with the graph they hang on, the model run to its end in whatever mode it is: what is made of them has
-    gradients, zero at whatever comes after. Raises as `outputs_at`."""
+    """The same with their autograd graph, the model run to its end in its present mode: what is computed from them has
+    gradients, which are zero at later layers. Raises ModelError for the names that `outputs_at` refuses."""
     return _watched(model, names, run, lambda seen: None)
 
 
@@ -270,7 +270,7 @@ def _watched(
 
 
 def position_mask(positions: Bool[Tensor, "b s"], rows: int) -> Bool[Tensor, "b r"]:
-    """The task's position mask for a site with `rows` rows an example: repeated calls repeat it; a site whose
+    """The task's position mask for a site with `rows` rows per example: repeated calls repeat it; a site whose
     rows are not the task's positions (patches, one vector) counts all of them."""
     size, width = positions.shape
     if rows % width == 0 and width > 1:

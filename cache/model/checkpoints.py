@@ -15,7 +15,7 @@ def models_at(model: nn.Module, checkpoints: Sequence[Checkpoint]) -> list[nn.Mo
     """The model at each checkpoint: a module as it is, saved weights (a state_dict) in a copy of `model`.
 
     Raises ModelError for weights of other names or shapes than the model's, before anything is run; UsageError
-    where there is no checkpoint.
+    if there is no checkpoint.
     """
     if not checkpoints:
         raise UsageError("There is no checkpoint.", "Give at least one: a model or its state_dict().")

@@ -19,7 +19,7 @@ from ..errors import DataError
 
 Column: TypeAlias = np.ndarray | Sequence[np.ndarray]
 
-# what a padded position holds, by column; positions are masked by `attention_mask` whatever stands here
+# the value of a padded position, by column; `attention_mask` masks padded positions in any case
 PADDING = {"labels": -100}
 
 
@@ -28,7 +28,7 @@ class Examples:
     """Rows of data with ids.
 
     columns: name -> array [n ...] or list of n 1-D arrays. The field's names are used: `input_ids` (and
-        optionally `labels`, -100 where masked) for language, `x` and `y` for anything else.
+        optionally `labels`, -100 if masked) for language, `x` and `y` for anything else.
     ids: int64 [n], unique.
     about: name -> n values for people (title, text); no part of the fingerprint.
 
@@ -97,7 +97,7 @@ class Examples:
         return np.array([where[int(i)] for i in np.asarray(ids).ravel()], np.int64)
 
     def select(self, rows: Any) -> "Examples":
-        """The examples at these row numbers (or where a mask is true), with their ids kept."""
+        """The examples at these row numbers (or at which a mask is true), with their ids."""
         if isinstance(rows, slice):
             rows = np.arange(len(self))[rows]
         rows = np.asarray(rows)
@@ -134,8 +134,8 @@ class Examples:
         return self.select(keep)
 
     def joined(self, other: "Examples") -> "Examples":
-        """These and then those, in the columns and `about` values that both have. Raises DataError where an id is in
-        both, or a column is ragged in one only."""
+        """These examples and then the others, in the columns and `about` values that both have. Raises DataError if an
+        id is in both, or a column is ragged in one only."""
 
         def both(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
             return {name: _end_to_end(mine[name], theirs[name]) for name in mine if name in theirs}
@@ -145,7 +145,7 @@ class Examples:
 
     def batch(self, rows: Any, pad_to: int | None = None, device: Any = "cpu") -> dict[str, torch.Tensor]:
         """These rows as tensors: ragged columns padded on the right (to `pad_to` positions when given), with
-        `attention_mask` [b s] where there is anything to mask and `example_id` [b] always."""
+        `attention_mask` [b s] if there is anything to mask and `example_id` [b] always."""
         rows = np.asarray(rows, np.int64)
         out: dict[str, torch.Tensor] = {}
         for name, values in self.columns.items():
@@ -191,10 +191,10 @@ class Examples:
     def _repr_html_(self) -> str:
         from ..display import table
 
-        told = [name for name in self.about if len(self.about[name]) == len(self)]
-        head = ("id", "length", *told)
+        shown = [name for name in self.about if len(self.about[name]) == len(self)]
+        head = ("id", "length", *shown)
         rows = [
-            (int(self.ids[n]), int(self.lengths[n]), *(str(self.about[name][n])[:120] for name in told))
+            (int(self.ids[n]), int(self.lengths[n]), *(str(self.about[name][n])[:120] for name in shown))
             for n in range(min(len(self), SHOWN))
         ]
         more = f"; the first {SHOWN}" if len(self) > SHOWN else ""

@@ -1,6 +1,6 @@
-"""Fingerprints of models: one sha256 per tensor, one over all of them, so two models can be told apart by
-tensor. Parameters and buffers count, and so does the module tree (classes and their settings): the same weights
-under another activation function are another model.
+"""Fingerprints of models: one sha256 per tensor, one over all of them, so the tensors in which two models
+differ can be named. Parameters and buffers count, and so does the module tree (classes and their settings): the same
+weights under another activation function are another model.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 ARCHITECTURE = "(architecture)"
-# where an address in memory stands in a printed module, it says nothing about the model
+# an address in memory in a printed module says nothing about the model
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+")
 
 

@@ -1,6 +1,6 @@
 """Gradients in the store: per site the inputs a and output gradients g of every example, in the store.
 
-The pair is smaller than the formed gradient wherever sequences are shorter than o i / (o + i), and serves every
+The pair is smaller than the formed gradient if sequences are shorter than o i / (o + i), and serves every
 question afterwards (moments, eigenvalues, scores, self-influence) without the model. Examples of one padded width
 make one entry, so shapes are the model's own; sites that read the same input share one array.
 """
@@ -50,7 +50,7 @@ class StoredBatches:
         return self.run.trained
 
     def batches(self, rows: Any = None, desc: str = "") -> Iterator[CapturedBatch]:
-        """Frames of these rows (all by default), in the order and batches of the run."""
+        """Batches of these rows (all by default), in the order and batches of the run."""
         rows = np.arange(len(self.examples)) if rows is None else np.asarray(rows, np.int64)
         for planned in progress(
             self.run.plan(rows), desc=desc or "stored gradients", unit="batch", quiet=self.trained.quiet

@@ -223,5 +223,5 @@ KINDS: tuple[Layer, ...] = (Linear(), TransposedLinear(), Convolution(), Embeddi
 
 
 def layer_of(module: nn.Module) -> Layer | None:
-    """The kind of layer this module is, or None where it is none of KINDS."""
+    """The kind of layer this module is, or None if it is none of KINDS."""
     return next((layer for layer in KINDS if layer.matches(module)), None)

@@ -1,6 +1,6 @@
-"""Random numbers that depend on what they are for, not on when they are drawn.
+"""Random numbers that depend on what they are for, not on when they are sampled.
 
-A draw is a hash of (seed, example id, position): the same example draws the same labels under any batch size,
+A sample is a hash of (seed, example id, position): the same example gets the same labels under any batch size,
 order, resume or number of workers, so curvature factors do too. The hash is SplitMix64 (Steele, Lea and
 Flood 2014, "Fast splittable pseudorandom number generators"), applied once per key component.
 """

@@ -138,7 +138,7 @@ def find_sites(
     several of them. `kinds` says which layers: linear, conv, embedding, norm. Says what share of the parameters
     is covered, on standard error, unless `quiet`.
 
-    Raises ModelError where a pattern matches nothing, with the nearest names.
+    Raises ModelError if a pattern matches nothing, with the nearest names.
 
     >>> sites = find_sites(model, quiet=True)
     >>> [(site.name, site.shape) for site in sites]  # the bias is one more input

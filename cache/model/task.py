@@ -1,9 +1,9 @@
-"""What is differentiated: a task gives the training loss, the loss under labels drawn from the model, and the
+"""What is differentiated: a task gives the training loss, the loss under labels sampled from the model, and the
 measurement whose change a query asks about.
 
 All three return one number per example, summed (never averaged) over positions, in nats, and skip the same
-positions: padding and labels of -100. Labels that the model draws are masked exactly as the true ones are; an
-unmasked draw would put the loss of padding and of prompts into the curvature.
+positions: padding and labels of -100. Labels sampled from the model are masked exactly as the true ones are; an
+unmasked sample would put the loss of padding and of prompts into the curvature.
 
 A task of one's own is a class with these methods; being a frozen dataclass of plain values makes its settings
 part of every key.
@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import DataError
-from . import rng as draws
+from . import rng
 
 Batch = dict[str, Tensor]
 IGNORED = -100
@@ -35,7 +35,7 @@ class Task(Protocol):
         ...
 
     def sampled_loss(self, model: nn.Module, batch: Batch, seed: int) -> Tensor:
-        """The same loss [b] with labels drawn from the model's own predictions, keyed by (seed, example id,
+        """The same loss [b] with labels sampled from the model's own predictions, keyed by (seed, example id,
         position): its gradients have the Fisher matrix as their second moment."""
         ...
 
@@ -90,7 +90,7 @@ class _Settings:
 class LanguageModelling(_Settings):
     """Next-token prediction for causal language models: Hugging Face, TransformerLens bridges, plain modules.
 
-    Batches have `input_ids` [b s], optionally `attention_mask` [b s] and `labels` [b s] (-100 where a token
+    Batches have `input_ids` [b s], optionally `attention_mask` [b s] and `labels` [b s] (-100 if a token
     is not to be predicted, such as a prompt). The measurement is the log-probability of the labelled tokens, or
     their margin: the sum over tokens of log p/(1-p), whose gradient does not vanish where p is near 1
     (Park et al. 2023, TRAK).
@@ -139,8 +139,8 @@ class LanguageModelling(_Settings):
         _, counted = self.targets(batch)
         real = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
         place = (real.cumsum(1) - 1)[:, :-1].cpu().numpy()  # counted from the first real token
-        u = draws.uniforms(seed, column(batch, "example_id").cpu().numpy(), place)
-        return self._nll(logits, draws.categorical(logits[:, :-1].detach(), u), counted)
+        u = rng.uniforms(seed, column(batch, "example_id").cpu().numpy(), place)
+        return self._nll(logits, rng.categorical(logits[:, :-1].detach(), u), counted)
 
     def measurement(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
         targets, counted = self.targets(batch)
@@ -173,8 +173,8 @@ class Classification(_Settings):
     def sampled_loss(self, model: nn.Module, batch: Batch, seed: int) -> Float[Tensor, " b"]:
         logits = self.logits(model, batch)
         ids = column(batch, "example_id").cpu().numpy()
-        u = draws.uniforms(seed, ids, np.zeros((len(ids), 1), np.int64))
-        drawn = draws.categorical(logits.detach()[:, None], u)[:, 0]
+        u = rng.uniforms(seed, ids, np.zeros((len(ids), 1), np.int64))
+        drawn = rng.categorical(logits.detach()[:, None], u)[:, 0]
         return F.cross_entropy(logits.to(_wide(logits)), drawn, reduction="none")
 
     def measurement(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
@@ -190,7 +190,7 @@ class Regression(_Settings):
     """Half the squared error on `x` and `y` [b] or [b c]: the negative log-likelihood, up to a constant, of a
     unit normal around the prediction. The measurement is the prediction (summed over outputs), or the loss.
 
-    `noise` draws the model's labels: "normal" as the likelihood says, or "sign", plus or minus one, which has
+    `noise` of the sampled labels: "normal" as the likelihood says, or "sign", plus or minus one, which has
     the same second moment and, for one output, no sampling error in it at all.
     """
 
@@ -213,9 +213,9 @@ class Regression(_Settings):
         ids = column(batch, "example_id").cpu().numpy()
         outputs = np.broadcast_to(np.arange(out.shape[1]), tuple(out.shape))
         if self.noise == "sign":
-            noise = np.where(draws.uniforms(seed, ids, outputs) < 0.5, -1.0, 1.0)
+            noise = np.where(rng.uniforms(seed, ids, outputs) < 0.5, -1.0, 1.0)
         else:
-            noise = draws.normals(seed, ids, outputs)
+            noise = rng.normals(seed, ids, outputs)
         drawn = out.detach() + torch.as_tensor(noise, dtype=out.dtype, device=out.device)
         return 0.5 * (out - drawn).square().sum(1)
 

@@ -9,6 +9,7 @@ from whence.cache import DataError, Store, UsageError
 from whence.classifiers import builder, labelled
 from whence.commands import bank, unlearn
 from whence.commands._classifier import forget_ids
+from whence.unlearn import METHODS
 
 SMALL = {"models": 8, "bank": 40, "epochs": 1, "steps": 4, "network": "mlp-8"}
 
@@ -22,7 +23,7 @@ def test_a_bank_a_datamodel_and_an_evaluation(tmp_path, capsys):
     assert "kept by each" in capsys.readouterr().out
     unlearn.Datamodel("subsets", name="weights", store=root, json=True).run()
     assert -1 <= json.loads(capsys.readouterr().out)["lds"]["value"] <= 1
-    assert Store(root).ref("weights").kind == "scores"
+    assert Store(root).ref("weights").kind == "datamodel"
     out = tmp_path / "out" / "forgot.npz"
     unlearn.Run(method="dmm", forget="random:5", out=out, store=root, **SMALL).run()
     with np.load(out) as kept:
@@ -64,3 +65,17 @@ def test_commands_name_what_is_wrong(tmp_path):
     with pytest.raises(DataError, match="no evaluation"):
         unlearn.Report((tmp_path / "x.json",)).run()
     assert builder("conv-4-4", points)(0)(points.batch([0, 1])["x"]).shape == (2, 10)
+
+
+def test_every_method_is_reached_by_its_name(tmp_path, capsys):
+    out, root = tmp_path / "forgot.npz", str(tmp_path / "store")
+    unlearn.Methods(json=True).run()
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == list(METHODS)
+    settings = {"rmu": ("layer=1", "steps=2"), "scrub": ("epochs=1", "optimiser.lr=0.01"), "dmm": ("matching.steps=2",)}
+    for name, method in METHODS.items():
+        unlearn.Run(method=name, set=settings.get(name, ()), forget="random:5", out=out, store=root, **SMALL).run()
+        assert capsys.readouterr().out.startswith(f"{method.title}: 5 examples")
+    for wrong, words in (({"method": "dm"}, "no unlearning method"), ({"set": ("stepps=2",)}, "no setting 'stepps=2'"),
+                         ({"method": "rmu"}, "--set layer=VALUE")):  # fmt: skip
+        with pytest.raises(UsageError, match=words):
+            unlearn.Run(**{"forget": "random:5", "out": out, "store": root, **SMALL, **wrong}).run()

@@ -6,9 +6,8 @@ import numpy as np
 
 from whence import attrib
 from whence.attrib.evaluate import lds
-from whence.cache import Store, find_sites
+from whence.cache import Store, oracle_masks, subset_masks
 from whence.cache.retrain import bank
-from whence.cache.retrain.retrained import oracle_masks, subset_masks
 from whence.unlearn.datamodels import ridge
 from whence.unlearn.evaluate import OracleSplit
 from whence.unlearn.metrics import KLoM
@@ -19,7 +18,7 @@ SUBSETS, ORACLES = 40, 2 * cases.MODELS
 
 
 def test_three_uses_train_once(store: Store, monkeypatch) -> None:
-    model = cases.models().module(0)
+    trained_model = cases.request().trained(quiet=True)
     everything = replace(cases.bank(), keep=("logits", "margins", "measurements"))
     masks = np.concatenate([
         subset_masks(cases.TRAIN, SUBSETS, 0.7), oracle_masks(cases.train().ids, cases.FORGET, ORACLES)
@@ -44,11 +43,8 @@ def test_three_uses_train_once(store: Store, monkeypatch) -> None:
     trained.clear()
     again = Store(store.root)
     kept = everything.run(masks, seeds, again, quiet=True)
-    task = everything.task
     queries = cases.points().select(np.arange(cases.TRAIN, cases.TRAIN + 6))
-    options = attrib.FitOptions(quiet=True)
-    factors = attrib.EKFAC().fit(model, task, cases.train(), sites=find_sites(model, quiet=True), options=options)
-    scores = attrib.score(factors, model, task, queries, cases.train(), options=options)
+    scores = attrib.EKFAC().fit(trained_model).score(queries)
     assert lds(scores, kept.select(subsets)).subsets == SUBSETS
 
     # the third for oracles

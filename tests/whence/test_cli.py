@@ -103,7 +103,7 @@ def test_wrong_usage_is_2(arguments: list[str], said: str, capsys) -> None:
     [
         ("whence", 1, "The store is full.\n  Empty it."),
         ("bug", 1, "ZeroDivisionError: nothing to divide by"),
-        ("interrupt", 130, "goes on where it stopped"),
+        ("interrupt", 130, "the same command resumes"),
         ("scheduler", 130, "Run it again."),
     ],
 )

@@ -72,8 +72,8 @@ UNLEARNED: dict[str, Callable[[], Any]] = {
     "models": cases.models,
     "recipe": lambda: cases.RECIPE,
     "subsets": cases.subsets,
-    "deletion": cases.request,
-    "panel": lambda: OracleSplit.of(cases.request(), cases.oracles(), cases.points()),
+    "request": cases.request,
+    "split": lambda: OracleSplit.of(cases.request(), cases.oracles(), cases.points()),
 }
 
 

@@ -1,27 +1,39 @@
 """The project's own files agree with each other."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-ROOMS = ("cache", "attrib", "decomp", "unlearn", "whence")
+FOLDERS = ("cache", "attrib", "decomp", "unlearn", "whence")  # the first four are whence.cache, ... when imported
+
+
+def files() -> list[tuple[str, Path]]:
+    """Every file of the packages with the name of the package that it is in."""
+    found = []
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*"):
+            inside = path.relative_to(ROOT)
+            if path.is_file() and path.suffix != ".pyc" and not any(p.is_symlink() for p in path.parents):
+                name = ".".join(inside.parent.parts)
+                found.append((name if folder == "whence" else f"whence.{name}", path))
+    return found
 
 
 def test_every_package_is_shipped() -> None:
     """Packages are listed by hand so that tests and notebooks are not; none may be forgotten."""
-    there = {str(p.parent.relative_to(ROOT)).replace("/", ".") for room in ROOMS for p in (ROOT / room).rglob("*.py")}
+    there = {package for package, path in files() if path.suffix == ".py"}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == there
 
 
 def test_every_data_file_is_shipped() -> None:
     shipped = PROJECT["tool"]["setuptools"]["package-data"]
-    for room in ROOMS:
-        for path in (ROOT / room).rglob("*"):
-            if path.is_file() and path.suffix not in (".py", ".pyc"):
-                assert path.parent == ROOT / room / "templates", path
-                assert "templates/*" in shipped[room]
+    others = [(package, path) for package, path in files() if path.suffix != ".py"]
+    assert others
+    for package, path in others:
+        assert "templates/*" in shipped[package.removesuffix(".templates")], path
 
 
 def test_every_requirement_is_pinned() -> None:
@@ -36,3 +48,21 @@ def test_every_requirement_is_pinned() -> None:
     for requirement in [*PROJECT["project"]["dependencies"], *(r for rs in extras.values() for r in rs)]:
         name = normal(re.match(r"[\w.-]+", requirement)[0])  # type: ignore[index]
         assert name in known | {"whence"}, f"{name} is not in constraints.txt"
+
+
+def test_every_requirement_is_imported() -> None:
+    """A package that nothing imports is not required."""
+    own = {"google-crc32c": "google_crc32c", "scikit-learn": "sklearn", "ml-dtypes": "ml_dtypes", "dask[array]": "dask"}
+    loaded = {"dask-jobqueue", "bokeh"}  # by dask.distributed, by name
+    imported = set()
+    for package, path in files():
+        if path.suffix == ".py":
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+                imported |= {name.partition(".")[0] for name in names}
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [*PROJECT["project"]["dependencies"], *extras["cluster"], *extras["remote"]]
+    for requirement in wanted:
+        name = re.match(r"[\w.\[\]-]+", requirement)[0]  # type: ignore[index]
+        assert name in loaded or own.get(name, name.replace("-", "_")) in imported, f"nothing imports {name}"

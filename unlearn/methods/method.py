@@ -14,7 +14,7 @@ FORGET, RETAIN = 0, 1  # parts of a request's pool
 
 
 def not_a_setting(why: str, **options: Any) -> Any:
-    """A field that is no part of `settings`: `why` says for what reason. options: of `dataclasses.field`."""
+    """A field that is no part of `settings`: `why` gives the reason. options: of `dataclasses.field`."""
     return field(metadata={"why": why}, **options)
 
 

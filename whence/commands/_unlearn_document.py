@@ -182,7 +182,7 @@ def retrained(job: _Forgetting, request: "UnlearningRequest") -> "nn.Module":
     from dataclasses import replace
 
     from whence.cache import UsageError
-    from whence.demo_model import REFERENCE_SHAPE, REFERENCE_TRAINING
+    from whence.corpora.models import REFERENCE_SHAPE, REFERENCE_TRAINING
     from whence.inputs import load_data
     from whence.language_model import trained_model
 

@@ -1,4 +1,4 @@
-"""The models of the embedded corpora, trained on first use and kept in the store."""
+"""Small language models of the embedded corpora, trained on first use and read from the store afterwards."""
 
 from dataclasses import replace
 
@@ -6,8 +6,10 @@ from torch import nn
 
 from whence.cache import Store
 
-from .corpora import Corpus, biographies, language_reference
-from .language_model import Shape, Training, trained_model
+from ..language_model import Shape, Training, trained_model
+from .biographies import biographies
+from .corpus import Corpus
+from .language_reference import language_reference
 
 REFERENCE_SHAPE = Shape(layers=4, width=128, heads=4, context=128, vocabulary=2048)
 REFERENCE_TRAINING = Training(epochs=12, batch=8, rate=2e-3, decay=0.1, seed=0)
