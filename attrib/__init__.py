@@ -10,26 +10,11 @@ from .factors import load as load
 from .fitted import Fitted as Fitted
 from .method import CurvatureMethod as CurvatureMethod
 from .method import Method as Method
-from .methods import ASTRA as ASTRA
-from .methods import BM25 as BM25
-from .methods import CG as CG
 from .methods import EKFAC as EKFAC
-from .methods import EL2N as EL2N
 from .methods import KFAC as KFAC
 from .methods import MAGIC as MAGIC
 from .methods import METHODS as METHODS
-from .methods import SOURCE as SOURCE
-from .methods import TRAK as TRAK
-from .methods import DataInf as DataInf
-from .methods import Diagonal as Diagonal
-from .methods import GraNd as GraNd
 from .methods import Identity as Identity
-from .methods import LiSSA as LiSSA
-from .methods import LoGra as LoGra
-from .methods import Representation as Representation
-from .methods import Segment as Segment
-from .methods import Shampoo as Shampoo
-from .methods import TracIn as TracIn
 
 # what scores are split by, and what is measured
 from .measurement import ActivationMeasurement as ActivationMeasurement
@@ -41,7 +26,6 @@ from .scoring.heads import find_heads as find_heads
 
 # at scale
 from .finite import finite_examples as finite_examples
-from .index.search import Index as Index
 from .index.search import build_index as build_index
 from .index.sketches import Sketch as Sketch
 from .plan import make_plan as make_plan

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from whence.cache import DataError, Examples, Site, Sites
+from whence.cache import DataError, Examples, Sites
 from whence.cache.display import facts, table
+from whence.cache.model.sites import Site
 
 from . import kernels
 from .fitted import Fitted

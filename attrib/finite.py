@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from whence.cache import Examples, TrainedModel, say
+from whence.cache import Examples, TrainedModel
+from whence.cache.jobs.progress import say
 from whence.cache.model.capture import nonfinite
 
 POSITIONS = 2048  # positions in a batch

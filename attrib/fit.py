@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from whence.cache import ArraySpec, DataError, NumericalError, Shard, TrainedModel, UsageError, ordered_sum, run_job
+from whence.cache import ArraySpec, DataError, NumericalError, TrainedModel, UsageError
 from whence.cache.jobs.cluster import INLINE
+from whence.cache.jobs.partitions import ordered_sum, run_job
 from whence.cache.model.batches import BatchSource, CapturedBatch
+from whence.cache.store.layout import Shard
 
 from . import kernels
 from .memory import check_fit_fits

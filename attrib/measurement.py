@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from whence.cache import DataError, Task, live_outputs_at
+from whence.cache import DataError, Task
+from whence.cache.model.capture import live_outputs_at
 
 
 @runtime_checkable

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from whence.cache import ResourceError, Site
+from whence.cache import ResourceError
+from whence.cache.model.sites import Site
 
 PAIR, WHOLE, BASIS = 8, 8, 4  # bytes of a number in a running sum, a finished sum, an eigenvector
 

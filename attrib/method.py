@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from whence.cache import ModelPass, Sites, TrainedModel
+from whence.cache import Sites, TrainedModel
 from whence.cache.model.checkpoints import Checkpoint, models_at
+from whence.cache.model.trained import ModelPass
 
 from .curvature import Damping, SiteFactors
 from .factors import Factors

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 from torch import nn
 
-from whence.cache import Examples, ModelPass, ResourceError, Site, Sites, Store, TrainedModel, find_sites
+from whence.cache import Examples, ResourceError, Sites, Store, TrainedModel, find_sites
 from whence.cache.model.batches import BATCH_POSITIONS, CapturedBatch, padded_widths, plan_batches
-from whence.cache.model.trained import GRAPH
+from whence.cache.model.sites import Site
+from whence.cache.model.trained import GRAPH, ModelPass
 from whence.cache.store.store import human
 
 from . import kernels

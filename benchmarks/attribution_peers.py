@@ -57,7 +57,8 @@ def loaded(out: Path) -> Saved:
 
 def whence(name: str) -> Callable[[Saved, Path], Side]:
     def build(saved: Saved, out: Path) -> Side:
-        from whence.attrib import CG, EKFAC, KFAC, TRAK, Damping, DataInf, LoGra
+        from whence.attrib import EKFAC, KFAC, Damping
+        from whence.attrib.methods import CG, TRAK, DataInf, LoGra
         from whence.cache import Classification, Examples, TrainedModel
 
         damping = Damping(saved.damping, "absolute")

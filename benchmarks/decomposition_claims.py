@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from whence.cache import Examples, LanguageModelling, Store, TrainedModel, progress
+from whence.cache import Examples, LanguageModelling, Store, TrainedModel
+from whence.cache.jobs.progress import progress
 from whence.decomp import ITDA, SAE, Activations, Dictionary, Random, calibrate, layers, observe
 from whence.decomp.evaluate import baselines, evaluate, loss_recovered
 

@@ -11,8 +11,8 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from whence.cache import progress
 from whence.cache.display.interval import Interval
+from whence.cache.jobs.progress import progress
 from whence.decomp import layers
 
 from . import decomposition_claims as claims

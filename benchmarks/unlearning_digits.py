@@ -17,7 +17,8 @@ from functools import partial
 
 import numpy as np
 
-from whence.cache import Examples, Store, say
+from whence.cache import Examples, Store
+from whence.cache.jobs.progress import say
 from whence.cache.retrain.recipe import AdamW
 from whence.cache.retrain.retrained import Retrained, subset_masks
 from whence.unlearn import forget_sets

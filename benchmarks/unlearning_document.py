@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from whence.cache import Examples, LanguageModelling, Store, TrainedModel, say
+from whence.cache import Examples, LanguageModelling, Store, TrainedModel
+from whence.cache.jobs.progress import say
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import AdamW, Recipe, Schedule
 from whence.cache.retrain.replicas import Replicas

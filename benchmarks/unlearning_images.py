@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from whence.cache import Classification, DataError, Examples, UsageError, say
+from whence.cache import Classification, DataError, Examples, UsageError
+from whence.cache.jobs.progress import say
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule
 from whence.cache.retrain.retrained import subset_masks

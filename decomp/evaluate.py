@@ -10,10 +10,11 @@ import numpy as np
 import torch
 import xarray as xr
 
-from whence.cache import Examples, TrainedModel, borrowed
+from whence.cache import Examples, TrainedModel
 from whence.cache.display.interval import Interval
 from whence.cache.errors import DataError
 from whence.cache.model.bridge import to_numpy
+from whence.cache.model.capture import borrowed
 
 from . import intervals
 from .activations import Activations, Origin, finite

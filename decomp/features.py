@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from whence.cache import progress
+from whence.cache.jobs.progress import progress
 
 from .activations import Activations, finite
 from .dictionary import Dictionary

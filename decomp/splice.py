@@ -17,9 +17,10 @@ from jax import Array
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whence.cache import TrainedModel, hook_points
+from whence.cache import TrainedModel
 from whence.cache.errors import ModelError, NumericalError, near_names
 from whence.cache.model.bridge import to_jax, to_torch
+from whence.cache.model.capture import hook_points
 
 from . import kernels
 from .codec import Codec

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whence.cache import Examples, Sites, matrices_of, named_parameters
+from whence.cache import Examples, Sites
+from whence.cache.model.sites import matrices_of
+from whence.cache.model.stateless import named_parameters
 
 
 def gradients(model: nn.Module, examples: Examples, objective: Callable[[nn.Module, dict], Tensor]) -> list[dict]:

@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whence.cache import Examples, TrainedModel, progress, say
+from whence.cache import Examples, TrainedModel
 from whence.cache.display import facts
+from whence.cache.jobs.progress import progress, say
 from whence.cache.retrain.loop import LastGood, descend
 from whence.cache.retrain.replicas import Replicas, margins_of, mode, why_not_stacked
 

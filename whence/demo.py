@@ -18,8 +18,9 @@ import numpy as np
 
 from whence import attrib
 from whence.attrib.reporting import Report, Table, coverage, report, shown_passages
-from whence.cache import Examples, LanguageModelling, Store, TrainedModel, say
+from whence.cache import Examples, LanguageModelling, Store, TrainedModel
 from whence.cache.display import signed, write_page
+from whence.cache.jobs.progress import say
 from whence.cache.store.store import human
 from whence.unlearn.report import chart
 from whence.unlearn.results import from_json, shown

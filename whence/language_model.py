@@ -13,17 +13,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from whence.cache import (
-    Entry,
-    Examples,
-    LanguageModelling,
-    NumericalError,
-    Store,
-    UsageError,
-    model_fingerprint,
-    named_parameters,
-    progress,
-)
+from whence.cache import Entry, Examples, LanguageModelling, NumericalError, Store, UsageError
+from whence.cache.jobs.progress import progress
+from whence.cache.model.fingerprint import model_fingerprint
+from whence.cache.model.stateless import named_parameters
 from whence.cache.retrain.loop import descend
 from whence.cache.retrain.optimisers import AdamW
 

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whence.cache import DataError, Examples, ModelError, NumericalError, Task, TrainedModel, progress
+from whence.cache import DataError, Examples, ModelError, NumericalError, Task, TrainedModel
+from whence.cache.jobs.progress import progress
 from whence.cache.retrain.replicas import Replicas, mode
 
 from ..solvers.gauss_newton import Answered, parameter_names

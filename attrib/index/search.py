@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int64
 
-from whence.cache import ArraySpec, Entry, Examples, Shard, UsageError, run_job
+from whence.cache import ArraySpec, Entry, Examples, UsageError
+from whence.cache.jobs.partitions import run_job
 from whence.cache.model.batches import BatchSource, CapturedBatch
+from whence.cache.store.layout import Shard
 
 from ..curvature import Curvature
 from ..scoring.queries import check_gradients

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from whence.cache import Sites, TrainedModel, say
+from whence.cache import Sites, TrainedModel
+from whence.cache.jobs.progress import say
 
 from ..method import CurvatureMethod, Method, in_key, not_in_key
 from ..solvers.krylov import Solution, conjugate_gradient

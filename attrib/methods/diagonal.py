@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from whence.cache import ModelPass
+from whence.cache.model.trained import ModelPass
 
 from .. import kernels
 from ..curvature import SiteFactors

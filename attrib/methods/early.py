@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whence.cache import DataError, Examples, ModelPass, Sites, TrainedModel
+from whence.cache import DataError, Examples, Sites, TrainedModel
 from whence.cache.model.batches import CapturedBatch
 from whence.cache.model.task import Batch
+from whence.cache.model.trained import ModelPass
 
 from .. import kernels
 from ..fitted import Fitted

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from whence.cache import ModelPass, Sites, Store, TrainedModel, connect, gradients
-from whence.cache.jobs.cluster import INLINE
+from whence.cache import Sites, Store, TrainedModel, gradients
+from whence.cache.jobs.cluster import INLINE, connect
 from whence.cache.model.batches import BatchSource
 from whence.cache.model.gradients import stored_bytes
-from whence.cache.model.trained import KeptBatches
+from whence.cache.model.trained import KeptBatches, ModelPass
 
 from .. import kernels
 from ..curvature import SiteFactors, sites_to_json

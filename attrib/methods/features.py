@@ -11,20 +11,12 @@ import torch
 from jaxtyping import Array, Float
 from torch import Tensor, nn
 
-from whence.cache import (
-    Classification,
-    Examples,
-    LanguageModelling,
-    ModelPass,
-    ResourceError,
-    Site,
-    Task,
-    TrainedModel,
-    UsageError,
-    borrowed,
-)
+from whence.cache import Classification, Examples, LanguageModelling, ResourceError, Task, TrainedModel, UsageError
 from whence.cache.model.batches import CapturedBatch
 from whence.cache.model.bridge import to_numpy
+from whence.cache.model.capture import borrowed
+from whence.cache.model.sites import Site
+from whence.cache.model.trained import ModelPass
 
 from ..kernels import gradients
 from ..scoring.scores import site_products

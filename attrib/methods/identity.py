@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from whence.cache import ModelPass, Sites
+from whence.cache import Sites
+from whence.cache.model.trained import ModelPass
 
 from ..curvature import Damping, SiteFactors
 from ..method import CurvatureMethod, Labels, not_in_key

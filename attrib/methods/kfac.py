@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from whence.cache import ModelPass
+from whence.cache.model.trained import ModelPass
 
 from ..curvature import SiteFactors
 from ..fit import bases_of, moments

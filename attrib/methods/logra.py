@@ -7,7 +7,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from whence.cache import ArraySpec, Examples, ModelPass, Shard, Sites, TrainedModel, UsageError, run_job
+from whence.cache import ArraySpec, Examples, Sites, TrainedModel, UsageError
+from whence.cache.jobs.partitions import run_job
+from whence.cache.model.trained import ModelPass
+from whence.cache.store.layout import Shard
 
 from ..curvature import Damping
 from ..fit import bases_of, moments

@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from whence.cache import DataError, Examples, ModelError, Sites, TrainedModel, named_parameters, progress
+from whence.cache import DataError, Examples, ModelError, Sites, TrainedModel
+from whence.cache.jobs.progress import progress
 from whence.cache.model.bridge import to_numpy
 from whence.cache.model.checkpoints import Checkpoint
-from whence.cache.model.stateless import stateless
+from whence.cache.model.stateless import named_parameters, stateless
 from whence.cache.retrain.recipe import Recipe
 from whence.cache.retrain.replicas import why_not_stacked
 from whence.cache.retrain.trajectory import Trajectory

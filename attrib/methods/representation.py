@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from whence.cache import Examples, ModelPass, Sites, TrainedModel
+from whence.cache import Examples, Sites, TrainedModel
 from whence.cache.model.batches import CapturedBatch
+from whence.cache.model.trained import ModelPass
 
 from ..fitted import Fitted
 from ..method import Method, not_in_key

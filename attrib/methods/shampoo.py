@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from whence.cache import ModelPass
 from whence.cache.model.batches import BatchSource
+from whence.cache.model.trained import ModelPass
 
 from .. import kernels
 from ..curvature import SiteFactors

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from whence.cache import Examples, ModelPass, Sites, TrainedModel, UsageError
+from whence.cache import Examples, Sites, TrainedModel, UsageError
 from whence.cache.model.checkpoints import Checkpoint, models_at
+from whence.cache.model.trained import ModelPass
 
 from .. import kernels
 from ..curvature import Curvature, SiteFactors

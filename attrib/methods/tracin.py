@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from whence.cache import Examples, ModelPass, Sites, TrainedModel, UsageError
+from whence.cache import Examples, Sites, TrainedModel, UsageError
+from whence.cache.model.trained import ModelPass
 
 from ..factors import Factors
 from ..fitted import Fitted

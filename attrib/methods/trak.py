@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whence.cache import Examples, ModelPass, Sites, Task, TrainedModel, UsageError
+from whence.cache import Examples, Sites, Task, TrainedModel, UsageError
 from whence.cache.model.task import Batch
+from whence.cache.model.trained import ModelPass
 
 from ..fitted import Fitted
 from ..method import CheckpointMethod, in_key

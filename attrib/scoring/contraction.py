@@ -9,7 +9,7 @@ rank: as tiles, but the queries are rebuilt from their rank-r factors: a little 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from whence.cache import Site
+from whence.cache.model.sites import Site
 
 from .lowrank import worth_it
 

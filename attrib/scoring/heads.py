@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from whence.cache import Examples, ModelError, Site, Sites
+from whence.cache import Examples, ModelError, Sites
 from whence.cache.model.batches import BatchSource, CapturedBatch
+from whence.cache.model.sites import Site
 
 from .. import kernels
 from ..curvature import Curvature

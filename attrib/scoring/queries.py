@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int64
 
-from whence.cache import DataError, Examples, NumericalError, ResourceError, UsageError, say
+from whence.cache import DataError, Examples, NumericalError, ResourceError, UsageError
+from whence.cache.jobs.progress import say
 from whence.cache.model.batches import BATCH_POSITIONS, CapturedBatch
 
 from .. import kernels

@@ -9,18 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from whence.cache import (
-    ArraySpec,
-    Examples,
-    ModelPass,
-    NotCached,
-    NumericalError,
-    Shard,
-    open_gradients,
-    run_job,
-)  # fmt: skip
+from whence.cache import ArraySpec, Examples, NotCached, NumericalError
+from whence.cache.jobs.partitions import run_job
 from whence.cache.model.batches import BatchSource, CapturedBatch
-from whence.cache.model.gradients import stored_dtype
+from whence.cache.model.gradients import open_gradients, stored_dtype
+from whence.cache.model.trained import ModelPass
+from whence.cache.store.layout import Shard
 
 from ..curvature import Curvature
 from .precision import products_in

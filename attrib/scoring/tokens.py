@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from whence.cache import DataError, Examples, ModelError, Task, borrowed, clean_name, named_parameters, parameters_of
+from whence.cache import DataError, Examples, ModelError, Task
 from whence.cache.model.bridge import to_numpy, to_torch
-from whence.cache.model.stateless import call_with
+from whence.cache.model.capture import borrowed
+from whence.cache.model.sites import clean_name, parameters_of
+from whence.cache.model.stateless import call_with, named_parameters
 
 from .. import kernels
 from ..curvature import Curvature

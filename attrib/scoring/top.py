@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whence.cache import ArraySpec, Examples, Shard, TrainedModel, UsageError, run_job
+from whence.cache import ArraySpec, Examples, TrainedModel, UsageError
+from whence.cache.jobs.partitions import run_job
+from whence.cache.store.layout import Shard
 
 from ..curvature import Curvature
 from ..fitted import extremes

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from whence.cache import ModelPass, Sites, Task, borrowed, matrices_of, named_parameters, parameters_of
-from whence.cache.model.stateless import call_with
+from whence.cache import Sites, Task
+from whence.cache.model.capture import borrowed
+from whence.cache.model.sites import matrices_of, parameters_of
+from whence.cache.model.stateless import call_with, named_parameters
+from whence.cache.model.trained import ModelPass
 
 Vectors = Mapping[str, Tensor]  # site -> [q o i]
 TANGENT_POSITIONS = 1 << 15  # positions times vectors that are in memory at once

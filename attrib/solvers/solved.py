@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Array, Float
 from torch import Tensor
 
-from whence.cache import DataError, ModelPass, UsageError
+from whence.cache import DataError, UsageError
 from whence.cache.model.bridge import to_jax, to_torch
+from whence.cache.model.trained import ModelPass
 
 from .. import kernels
 from ..curvature import Curvature, Damping

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from whence.cache import progress
 from whence.cache.errors import UsageError
+from whence.cache.jobs.progress import progress
 
 from ..activations import Activations
 from ..dictionary import Dictionary

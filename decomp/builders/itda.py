@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from whence.cache import progress
 from whence.cache.errors import DataError, UsageError
+from whence.cache.jobs.progress import progress
 
 from .. import kernels
 from ..activations import ActivationBatch

@@ -10,8 +10,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from whence.cache import progress
 from whence.cache.errors import DataError
+from whence.cache.jobs.progress import progress
 
 from ..dictionary import Dictionary
 from ..kernels import Basis

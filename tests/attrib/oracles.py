@@ -7,7 +7,9 @@ from torch.func import functional_call, hessian, jacrev
 
 from tests import cases, reference
 from whence.attrib.solvers.gauss_newton import Answered
-from whence.cache import Examples, Sites, Task, matrices_of, named_parameters
+from whence.cache import Examples, Sites, Task
+from whence.cache.model.sites import matrices_of
+from whence.cache.model.stateless import named_parameters
 
 
 def jacobian(model: nn.Module, task: Task, sites: Sites, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

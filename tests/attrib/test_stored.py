@@ -9,7 +9,9 @@ import pytest
 from tests import cases
 from whence import attrib
 from whence.attrib import EKFAC
-from whence.cache import Store, connect, gradients, open_gradients
+from whence.cache import Store, gradients
+from whence.cache.jobs.cluster import connect
+from whence.cache.model.gradients import open_gradients
 
 from .deadly import DiesTwice
 

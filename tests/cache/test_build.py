@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests import cases
-from whence.cache import Classification, DataError, Examples, ModelError, ModelPass, ResourceError
+from whence.cache import Classification, DataError, Examples, ModelError, ResourceError
 from whence.cache.model.batches import plan_batches, widths
-from whence.cache.model.trained import KeptBatches
+from whence.cache.model.trained import KeptBatches, ModelPass
 
 
 def make(case: cases.Case, **more) -> ModelPass:

@@ -6,16 +6,9 @@ import torch
 from torch import nn
 
 from tests import cases, reference
-from whence.cache import (
-    LanguageModelling,
-    ModelError,
-    NumericalError,
-    capture,
-    find_sites,
-    matrices_of,
-    named_parameters,
-    parameters_of,
-)
+from whence.cache import LanguageModelling, ModelError, NumericalError, capture, find_sites
+from whence.cache.model.sites import matrices_of, parameters_of
+from whence.cache.model.stateless import named_parameters
 
 
 @pytest.mark.parametrize("name", cases.TABLE)

@@ -7,18 +7,10 @@ import torch
 from torch import nn
 
 from tests import cases
-from whence.cache import (
-    LanguageModelling,
-    Sites,
-    Store,
-    activations,
-    called_sites,
-    capture,
-    find_sites,
-    matrices_of,
-    named_parameters,
-)
-from whence.cache.model.stateless import call_with
+from whence.cache import LanguageModelling, Sites, Store, activations, capture, find_sites
+from whence.cache.model.capture import called_sites
+from whence.cache.model.sites import matrices_of
+from whence.cache.model.stateless import call_with, named_parameters
 
 
 @pytest.fixture(scope="module")

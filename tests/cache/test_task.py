@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from tests import cases
-from whence.cache import Classification, DataError, Examples, LanguageModelling, Regression, margin
+from whence.cache import Classification, DataError, Examples, LanguageModelling, Regression
 from whence.cache.model import rng as draws
+from whence.cache.model.task import margin
 
 
 def test_loss_is_the_sum_over_counted_tokens() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from whence.cache import ArraySpec, Shard, Store, errors
+from whence.cache import ArraySpec, Store, errors
+from whence.cache.store.layout import Shard
 
 from .world import SHARD_ROWS, SPECS, check, content, orphans, part, scratch, system
 

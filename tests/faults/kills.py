@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from whence.cache import ArraySpec, Store, ordered_sum
+from whence.cache import ArraySpec, Store
+from whence.cache.jobs.partitions import ordered_sum
 from whence.cache.store.writer import open_writer
 
 from .world import (
@@ -84,8 +85,8 @@ def two_worker_kills(long: bool) -> str:
 
 def _prepared(store: Store, seed: int) -> str:
     """The key of an entry whose header exists, created if need be."""
-    from whence.cache import key_of
     from whence.cache.store.header import new_header
+    from whence.cache.store.keys import key_of
     from whence.cache.store.layout import Grid
     from whence.cache.store.writer import create_or_resume
 
@@ -197,8 +198,8 @@ FIT = {"a": ArraySpec((16, 8, 8), "float64")}
 
 
 def _fit_worker(root: Path, seed: int, number: int, of: int, pause: float | None) -> None:
-    from whence.cache import key_of
     from whence.cache.store.header import new_header
+    from whence.cache.store.keys import key_of
     from whence.cache.store.layout import Grid
     from whence.cache.store.writer import create_or_resume
 

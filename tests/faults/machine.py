@@ -8,7 +8,8 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from whence.cache import Entry, Store, errors, key_of
+from whence.cache import Entry, Store, errors
+from whence.cache.store.keys import key_of
 from whence.cache.store.layout import entry_path
 from whence.cache.store.maintenance import collect, remove
 

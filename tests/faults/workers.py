@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from whence.cache import ArraySpec, Shard, Store, connect, ordered_sum, run_job
+from whence.cache import ArraySpec, Store
+from whence.cache.jobs.cluster import connect
+from whence.cache.jobs.partitions import ordered_sum, run_job
+from whence.cache.store.layout import Shard
 
 from .world import scratch
 

@@ -17,7 +17,8 @@ import ml_dtypes
 import numpy as np
 
 import whence.cache.store.local
-from whence.cache import ArraySpec, Shard, Store
+from whence.cache import ArraySpec, Store
+from whence.cache.store.layout import Shard
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 ROWS, SHARD_ROWS = 96, 8

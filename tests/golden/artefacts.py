@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from whence import attrib, decomp
-from whence.cache import Store, key_of
+from whence.cache import Store
+from whence.cache.store.keys import key_of
 from whence.corpora import Corpus
 from whence.decomp import BUILDERS
 from whence.demo import Plan

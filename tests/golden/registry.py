@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence.cache import Store, canonical
+from whence.cache import Store
+from whence.cache.store.keys import canonical
 from whence.cache.store.layout import FORMERLY
 
 HERE = Path(__file__).parent

@@ -10,7 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from whence.cache import Store, key_of
+from whence.cache import Store
+from whence.cache.store.keys import key_of
 from whence.cache.store.layout import FORMERLY, KINDS
 from whence.cache.store.maintenance import verify
 

@@ -81,7 +81,7 @@ def test_score_through_a_dictionary_and_who_built_an_atom(capsys, tmp_path, load
     )
     assert f"mean activation of atom {atom}" in capsys.readouterr().out
     assert main(["attrib", "score", "--atom", "3", "--quiet"]) == 2
-    assert "of which dictionary" in capsys.readouterr().err
+    assert "needs a dictionary" in capsys.readouterr().err
 
 
 def test_index_and_query(capsys) -> None:
@@ -145,10 +145,10 @@ def test_plan_and_report(capsys, tmp_path) -> None:
 
 def test_what_is_asked_wrongly(capsys, tmp_path) -> None:
     for arguments, cause in [
-        (["score", "--prompt", "x"], "two halves"),
-        (["score", "--only-top", "--heads", "2"], "do not go together"),
+        (["score", "--prompt", "x"], "a prompt and a completion"),
+        (["score", "--only-top", "--heads", "2"], "exclude each other"),
         (["query", "--candidates", "2"], "2 candidates for a list of 10"),
-        (["fit", "--memory", "lots"], "no amount of memory"),
+        (["fit", "--memory", "lots"], "is not an amount of memory"),
     ]:
         assert main(["attrib", *arguments, "--quiet"]) == 2
         assert cause in capsys.readouterr().err

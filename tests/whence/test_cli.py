@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import pytest
 
 from whence import cli
-from whence.cache import Interrupted, StoreError
+from whence.cache import Interrupted
+from whence.cache.errors import StoreError
 from whence.rooms import rooms
 
 

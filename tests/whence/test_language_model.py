@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from whence.cache import Examples, NumericalError, Store, UsageError, model_fingerprint
+from whence.cache import Examples, NumericalError, Store, UsageError
+from whence.cache.model.fingerprint import model_fingerprint
 from whence.corpora import Vocabulary
 from whence.language_model import (
     Shape,

@@ -55,7 +55,7 @@ def test_every_requirement_is_imported() -> None:
     own = {"google-crc32c": "google_crc32c", "scikit-learn": "sklearn", "ml-dtypes": "ml_dtypes", "dask[array]": "dask"}
     loaded = {"dask-jobqueue", "bokeh"}  # by dask.distributed, by name
     imported = set()
-    for package, path in files():
+    for _, path in files():
         if path.suffix == ".py":
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -23,9 +23,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whence.attrib import Factors
 from whence.attrib.solvers.gauss_newton import gauss_newton_product
-from whence.cache import DataError, Examples, NumericalError, TrainedModel, borrowed, named_parameters
+from whence.cache import DataError, Examples, NumericalError, TrainedModel
 from whence.cache.model.bridge import to_numpy
-from whence.cache.model.stateless import stateless
+from whence.cache.model.capture import borrowed
+from whence.cache.model.stateless import named_parameters, stateless
 from whence.cache.retrain.retrained import member_rows
 
 from .base import Cost

@@ -18,17 +18,11 @@ from whence.attrib import Factors
 from whence.attrib.methods.features import margin_task, random_projection
 from whence.attrib.methods.trak import projected_margins
 from whence.attrib.solvers.gauss_newton import gauss_newton_product
-from whence.cache import (
-    DataError,
-    Examples,
-    TrainedModel,
-    borrowed,
-    matrices_of,
-    named_parameters,
-    parameters_of,
-)
+from whence.cache import DataError, Examples, TrainedModel
 from whence.cache.model.bridge import to_jax, to_torch
-from whence.cache.model.stateless import stateless
+from whence.cache.model.capture import borrowed
+from whence.cache.model.sites import matrices_of, parameters_of
+from whence.cache.model.stateless import named_parameters, stateless
 
 EXAMPLES_AT_ONCE, VECTORS_AT_ONCE = 32, 64
 LARGEST_EXACT = 20_000  # parameters

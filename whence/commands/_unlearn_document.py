@@ -69,7 +69,8 @@ class Document:
     """Print JSON."""
 
     def run(self) -> None:
-        from whence.cache import LanguageModelling, Store, TrainedModel, UsageError, named_parameters
+        from whence.cache import LanguageModelling, Store, TrainedModel, UsageError
+        from whence.cache.model.stateless import named_parameters
         from whence.inputs import load_data, load_model
         from whence.unlearn.loop import run
         from whence.unlearn.lora import merge
@@ -156,7 +157,8 @@ class _Forgetting:
 
         Raises UsageError when the document is among its pilots, or the model's training is not known.
         """
-        from whence.cache import UsageError, say
+        from whence.cache import UsageError
+        from whence.cache.jobs.progress import say
         from whence.unlearn.loop import run
 
         job = self.job

@@ -48,7 +48,8 @@ class Run:
     """Print JSON."""
 
     def run(self) -> None:
-        from whence.cache import Store, say
+        from whence.cache import Store
+        from whence.cache.jobs.progress import say
         from whence.cache.retrain.retrained import oracle_masks, subset_masks
         from whence.classifiers import make_bank
 

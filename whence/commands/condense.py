@@ -122,7 +122,7 @@ class Evaluate:
     """Print JSON."""
 
     def run(self) -> None:
-        from whence.cache import say
+        from whence.cache.jobs.progress import say
         from whence.unlearn.condense import Condensed, Training, evaluate, network, select
 
         if not self.sets:

@@ -27,7 +27,7 @@ class RunJob:
     """Check it and print the plan, but run nothing."""
 
     def run(self) -> None:
-        from whence.cache import say
+        from whence.cache.jobs.progress import say
         from whence.jobs import plan, read_job
 
         steps = read_job(self.job)

@@ -117,7 +117,8 @@ class Prepared:
 
     def datamodel(self) -> Any:
         """The one that was named, or one fitted for this data. Raises DataError if it was fitted on other data."""
-        from whence.cache import DataError, say
+        from whence.cache import DataError
+        from whence.cache.jobs.progress import say
         from whence.cache.retrain.retrained import subset_masks
         from whence.unlearn.datamodels import Regression, ridge
 

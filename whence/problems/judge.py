@@ -12,7 +12,8 @@ import numpy as np
 from whence import attrib
 from whence.attrib import evaluate as judges
 from whence.attrib.methods.early import EarlyScores
-from whence.cache import Store, UsageError, say
+from whence.cache import Store, UsageError
+from whence.cache.jobs.progress import say
 from whence.cache.retrain.retrained import Retrained, subset_masks
 
 from .problem import Problem, digits_problem, methods_for

@@ -8,7 +8,8 @@ from tests import cases
 from whence.attrib import EKFAC, Factors, Sketch, build_index
 from whence.attrib.index.recall import recall_of
 from whence.attrib.index.search import index_inputs
-from whence.cache import DataError, Examples, Store, TrainedModel, UsageError, key_of
+from whence.cache import DataError, Examples, Store, TrainedModel, UsageError
+from whence.cache.store.keys import key_of
 
 
 @pytest.fixture(scope="module")

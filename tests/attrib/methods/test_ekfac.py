@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from tests import cases, reference
-from whence.attrib import EKFAC, KFAC, Damping, Diagonal, Identity, Method
+from whence.attrib import EKFAC, KFAC, Damping, Identity, Method
+from whence.attrib.methods import Diagonal
 from whence.cache import Classification, Examples, capture
 
 

@@ -8,7 +8,8 @@ import torch
 from tests import cases
 from tests.attrib import oracles
 from whence import attrib
-from whence.attrib import KFAC, Damping, Diagonal
+from whence.attrib import KFAC, Damping
+from whence.attrib.methods import Diagonal
 from whence.attrib.methods.cg import CG
 from whence.attrib.methods.datainf import DataInf
 from whence.attrib.methods.ekfac import EKFAC

@@ -2,8 +2,8 @@
 
 import pytest
 
-from whence.cache import connect, errors
-from whence.cache.jobs.cluster import slurm_cluster, slurm_settings
+from whence.cache import errors
+from whence.cache.jobs.cluster import connect, slurm_cluster, slurm_settings
 
 
 @pytest.mark.parametrize("address", ["local", "local:", "local:0", "local:x", "mpi:3", "inline:2"])

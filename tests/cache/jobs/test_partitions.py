@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from tests import cases
-from whence.cache import ArraySpec, Store, activations, connect, errors, ordered_sum, run_job
+from whence.cache import ArraySpec, Store, activations, errors
+from whence.cache.jobs.cluster import connect
+from whence.cache.jobs.partitions import ordered_sum, run_job
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import Recipe
 from whence.cache.retrain.retrained import subset_masks
@@ -132,7 +134,7 @@ def test_activations_and_banks_on_workers(quick, workers, monkeypatch):
     found = []
     for name, cluster in (("one", "inline"), ("two", workers)):
         store = Store(quick / name)
-        seen = activations(case.model, case.examples, "up", store=store, cluster=cluster, quiet=True)
+        seen = activations(case.trained(store=store, cluster=cluster), "up")
         models = bank.run(masks, store=store, cluster=cluster, quiet=True)
         found.append((seen.read("up").tobytes(), models["logits"][:].tobytes()))
     assert found[0] == found[1]

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from whence.cache import progress, say
+from whence.cache.jobs.progress import progress, say
 
 
 @pytest.fixture

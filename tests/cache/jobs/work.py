@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from whence.cache import Shard
+from whence.cache.store.layout import Shard
 
 
 def rows_of(start: int, stop: int, width: int = 5) -> np.ndarray:

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from tests import cases
-from whence.cache import Bank, Classification, UsageError, key_of, model_fingerprint
+from whence.cache import Bank, Classification, UsageError
+from whence.cache.model.fingerprint import model_fingerprint
 from whence.cache.retrain.functions import function_key
+from whence.cache.store.keys import key_of
 
 SEEDS = np.array([3, 1, 3, 2])
 

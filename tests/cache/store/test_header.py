@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whence.cache import errors, key_of
+from whence.cache import errors
 from whence.cache.store.commit import check, sign
+from whence.cache.store.keys import key_of
 from whence.cache.store.layout import entry_path
 from whence.cache.store.maintenance import remove, verify
 

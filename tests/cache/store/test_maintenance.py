@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from whence.cache import Store, errors, model_fingerprint
+from whence.cache import Store, errors
+from whence.cache.model.fingerprint import model_fingerprint
 from whence.cache.store.export import export
 from whence.cache.store.maintenance import collect, remove, repair, verify
 from whence.cli import main

@@ -6,7 +6,8 @@ import threading
 import numpy as np
 import pytest
 
-from whence.cache import ArraySpec, Store, errors, ordered_sum, run_job
+from whence.cache import ArraySpec, Store, errors
+from whence.cache.jobs.partitions import ordered_sum, run_job
 from whence.cache.store.maintenance import collect, remove, repair, verify
 
 from ..jobs.work import Covariance

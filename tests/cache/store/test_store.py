@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import zarr
 
-from whence.cache import ArraySpec, Store, canonical, errors, key_of
+from whence.cache import ArraySpec, Store, errors
+from whence.cache.store.keys import canonical, key_of
 from whence.cache.store.layout import FORMERLY
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
