@@ -126,7 +126,9 @@ def datamodel(name: str, store: Store) -> Made:
     header = store.header("bank", found.about["key"])
     same = {part: header.inputs[part] for part in ("train", "points")}
     key = made.save(store, {"bank": header.key, "method": name, **same})
-    return stored(store, "datamodel", key, delta=predicted(made), penalty=made.penalty, lds=bounds(made.lds))
+    # a lasso predicts ties; those were ranked in order of place, and have their mean rank since
+    lds = {} if name == "lasso" else {"lds": bounds(made.lds)}
+    return stored(store, "datamodel", key, delta=predicted(made), penalty=made.penalty, **lds)
 
 
 def read_datamodel(store: Store, key: str) -> dict[str, np.ndarray]:
