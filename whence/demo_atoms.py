@@ -20,8 +20,8 @@ WINDOW = 7  # tokens of context on either side
 
 @dataclass(frozen=True)
 class AtomsPlan:
-    """site: the layer whose inputs are decomposed. size, steps, unexplained: of the dictionary. shown: atoms on the page.
-    built: for how many of them the page lists the passages that their activation depends on."""
+    """site: the layer whose inputs are decomposed. size, steps, unexplained: of the dictionary. shown: atoms on the
+    page. built: for how many of them the page lists the passages that their activation depends on."""
 
     site: str = "blocks.3.mlp.fc_in"
     size: int = 512

@@ -144,8 +144,8 @@ class Probe(ModelOptions, Printed):
             found["errors"] = str(error_bars(EKFAC(), trained, queries))
         lines = []
         for name, values in found.items():
-            parts = values.items() if isinstance(values, dict) else [("", values)]
-            lines += [name, *(f"  {key}: {value}" if key else f"  {value}" for key, value in parts)]
+            items = values.items() if isinstance(values, dict) else [("", values)]
+            lines += [name, *(f"  {key}: {value}" if key else f"  {value}" for key, value in items)]
         self.show(found, "\n".join(lines))
 
 
