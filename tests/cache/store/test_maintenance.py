@@ -218,7 +218,7 @@ def test_commands(place, capsys, tmp_path):
     assert run("repair")[1] == "Nothing is damaged.\n"
     fill(place, {"n": 1, "model": "a"}).close()
     assert run("export", "best", str(tmp_path / "out"))[0] == 0
-    assert run("gc", "--older-than", "30d")[1] == "0 entries, 0 B gone\n"
+    assert run("gc", "--older-than", "30d")[1] == "0 entries, 0 B removed\n"
     assert run("gc", "--older-than", "soon")[0] == 2
     assert run("rm", "best") == (1, f"whence: gradients {entry.key[:12]} is called 'best'.\n"
                                     "  To remove it all the same, add --force.\n")  # fmt: skip
