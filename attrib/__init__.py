@@ -14,6 +14,21 @@ from .methods import EKFAC as EKFAC
 from .methods import KFAC as KFAC
 from .methods import MAGIC as MAGIC
 from .methods import METHODS as METHODS
+from .methods import TracIn as TracIn
+from .methods import Shampoo as Shampoo
+from .methods import Segment as Segment
+from .methods import Representation as Representation
+from .methods import LoGra as LoGra
+from .methods import LiSSA as LiSSA
+from .methods import GraNd as GraNd
+from .methods import Diagonal as Diagonal
+from .methods import DataInf as DataInf
+from .methods import TRAK as TRAK
+from .methods import SOURCE as SOURCE
+from .methods import EL2N as EL2N
+from .methods import CG as CG
+from .methods import BM25 as BM25
+from .methods import ASTRA as ASTRA
 from .methods import Identity as Identity
 
 # what scores are split by, and what is measured
