@@ -21,7 +21,7 @@ from whence.cache.retrain.loop import descend
 from whence.cache.retrain.optimisers import AdamW
 
 if TYPE_CHECKING:
-    from .corpora import Vocabulary
+    from .corpora.vocabulary import Vocabulary
 
 SORTED_BATCHES = 8  # batches whose examples are sorted by length together: little padding, still shuffled
 
