@@ -5,7 +5,6 @@ question afterwards (moments, eigenvalues, scores, self-influence) without the m
 make one entry, so shapes are the model's own; sites that read the same input share one array.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,51 +12,28 @@ import numpy as np
 
 from ..errors import NotCached
 from ..jobs.partitions import run_partitions
-from ..jobs.progress import progress
 from ..store.bfloat16 import BFLOAT16
 from ..store.entry import Entry
 from ..store.layout import ArraySpec
 from ..store.store import Store
 from .batches import CapturedBatch, PlannedBatch, padded_widths
-from .examples import Examples
-from .sites import Sites
-from .trained import ModelPass, TrainedModel
+from .trained import ModelPass, PassBatches
 
 DTYPES = ("float32", "bfloat16")  # that gradients are stored in, the first preferred
 
 
 @dataclass(frozen=True)
-class StoredBatches:
-    """Frames of a run read from the store: the same arrays as the run's own, to the precision they are stored in.
+class StoredBatches(PassBatches):
+    """Batches of a pass read from the store: the same arrays as the pass's own, to the precision they are stored in.
 
-    entries: padded width -> entry. members: padded width -> the row numbers it holds, in their order.
+    entries: padded width -> entry. members: padded width -> the row numbers in it, in their order.
     """
 
     run: ModelPass
     entries: dict[int, Entry]
     members: dict[int, np.ndarray]
 
-    @property
-    def examples(self) -> Examples:
-        return self.run.examples
-
-    @property
-    def sites(self) -> Sites:
-        return self.run.sites
-
-    @property
-    def trained(self) -> TrainedModel:
-        return self.run.trained
-
-    def batches(self, rows: Any = None, desc: str = "") -> Iterator[CapturedBatch]:
-        """Batches of these rows (all by default), in the order and batches of the run."""
-        rows = np.arange(len(self.examples)) if rows is None else np.asarray(rows, np.int64)
-        for planned in progress(
-            self.run.plan(rows), desc=desc or "stored gradients", unit="batch", quiet=self.trained.quiet
-        ):
-            yield self._captured(planned)
-
-    def _captured(self, planned: PlannedBatch) -> CapturedBatch:
+    def captured(self, planned: PlannedBatch) -> CapturedBatch:
         import jax.numpy as jnp
 
         entry = self.entries[planned.width]

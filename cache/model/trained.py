@@ -4,6 +4,7 @@
 sites see under one objective.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
@@ -212,9 +213,13 @@ class ModelPass:
 
     def batches(self, rows: Any = None, desc: str = "") -> Iterator[CapturedBatch]:
         """Captured batches of these rows (all by default), under a progress bar."""
-        rows = np.arange(len(self.examples)) if rows is None else np.asarray(rows, np.int64)
-        for planned in progress(self.plan(rows), desc=desc or self.objective, unit="batch", quiet=self.trained.quiet):
+        for planned in self.walk(rows, desc or self.objective):
             yield self.captured(planned)
+
+    def walk(self, rows: Any, desc: str) -> Iterator[PlannedBatch]:
+        """The batches that these rows (None: all) are run in, under a progress bar."""
+        rows = np.arange(len(self.examples)) if rows is None else np.asarray(rows, np.int64)
+        yield from progress(self.plan(rows), desc=desc, unit="batch", quiet=self.trained.quiet)
 
     def plan(self, rows: Int64[np.ndarray, " k"]) -> list[PlannedBatch]:
         """The batches that these rows are run in."""
@@ -227,19 +232,10 @@ class ModelPass:
         return to_captured_batch(planned, seen, self.trained.task.positions(tensors), self.sites)
 
 
-class KeptBatches:
-    """Batches of a pass, kept after they are first captured as far as `limit` bytes reach.
+class PassBatches(ABC):
+    """The batches of a pass, in its order and sizes. A subclass says where a batch comes from (`captured`)."""
 
-    The passes of a fit see the same inputs and gradients, so what is not computed twice decides its time.
-    """
-
-    def __init__(self, run: ModelPass, limit: int):
-        self.run, self.limit = run, limit
-        self._kept: dict[bytes, CapturedBatch] = {}
-        self._bytes = 0
-
-    def __reduce__(self) -> Any:  # another process captures its own
-        return KeptBatches, (self.run, self.limit)
+    run: ModelPass
 
     @property
     def examples(self) -> Examples:
@@ -253,18 +249,39 @@ class KeptBatches:
     def trained(self) -> TrainedModel:
         return self.run.trained
 
+    @abstractmethod
+    def captured(self, planned: PlannedBatch) -> CapturedBatch:
+        """One planned batch of the pass."""
+
     def batches(self, rows: Any = None, desc: str = "") -> Iterator[CapturedBatch]:
-        rows = np.arange(len(self.examples)) if rows is None else np.asarray(rows, np.int64)
-        for planned in progress(self.run.plan(rows), desc=desc, unit="batch", quiet=self.trained.quiet):
-            key = planned.rows.tobytes()
-            if key in self._kept:
-                yield self._kept[key]
-                continue
-            batch = self.run.captured(planned)
-            if self._bytes + batch.nbytes <= self.limit:
-                self._kept[key] = batch
-                self._bytes += batch.nbytes
-            yield batch
+        """Batches of these rows (all by default), under a progress bar."""
+        for planned in self.run.walk(rows, desc):
+            yield self.captured(planned)
+
+
+class KeptBatches(PassBatches):
+    """Batches of a pass, kept after they are first captured as far as `limit` bytes reach.
+
+    The passes of a fit see the same inputs and gradients, so what is not computed twice decides its time.
+    """
+
+    def __init__(self, run: ModelPass, limit: int):
+        self.run, self.limit = run, limit
+        self._kept: dict[bytes, CapturedBatch] = {}
+        self._bytes = 0
+
+    def __reduce__(self) -> Any:  # another process captures its own
+        return KeptBatches, (self.run, self.limit)
+
+    def captured(self, planned: PlannedBatch) -> CapturedBatch:
+        key = planned.rows.tobytes()
+        if key in self._kept:
+            return self._kept[key]
+        batch = self.run.captured(planned)
+        if self._bytes + batch.nbytes <= self.limit:
+            self._kept[key] = batch
+            self._bytes += batch.nbytes
+        return batch
 
 
 def memory_limit(limit: int | None, device: Any = "cpu") -> int:
