@@ -18,6 +18,7 @@ from .. import kernels
 from ..curvature import SiteFactors, sites_to_json
 from ..factors import Factors, factors_of_entry
 from ..fit import Moments, bases_of, first_batch, fold_sites, moments
+from ..memory import fit_bytes
 from ..method import CurvatureMethod, Eigen, in_key, not_in_key
 from ..scoring.precision import products_in
 
@@ -73,7 +74,7 @@ class EKFAC(CurvatureMethod):
         anew, shared = self._redraws(run), run.inputs()
         with connect(run.trained.cluster) as workers, products_in(self.products):
             run = replace(run, trained=run.trained.replace(cluster=workers))
-            first = KeptBatches(run, 0) if anew else batches_twice(run)
+            first = KeptBatches(run, 0) if anew else batches_twice(run, self.products == "float32")
             second = replace(run, seed=run.seed + FRESH) if anew else first
             precise = {} if self.products == "float32" else {"products": self.products}
             found, _ = moments(first, {**shared, **precise}, self.basis_examples)
@@ -90,10 +91,12 @@ class EKFAC(CurvatureMethod):
         return int(run.examples.lengths.sum()) < REDRAW * widest
 
 
-def batches_twice(run: ModelPass) -> BatchSource:
-    """Batches for two passes: kept in memory if they fit, else in the store if they fit, else captured again."""
-    trained, limit = run.trained, run.trained.memory_limit() // 2
-    if trained.store is not None and trained.spill > 0 and trained.cluster == INLINE:
+def batches_twice(run: ModelPass, storable: bool = True) -> BatchSource:
+    """Batches for two passes: kept in memory if they fit, else in the store if they fit and may be stored, else
+    captured again. A quarter of the memory limit is for the batch at hand, and the sums and bases come first."""
+    trained = run.trained
+    limit = max(0, trained.memory_limit() * 3 // 4 - fit_bytes(run.sites))
+    if storable and trained.store is not None and trained.spill > 0 and trained.cluster == INLINE:
         needed = stored_bytes(run)
         if limit < needed <= trained.spill:
             return gradients(run, trained.store)

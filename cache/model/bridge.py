@@ -6,13 +6,20 @@ activations and gradients, fresh results) may cross this way; `copy=True` makes 
 """
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from ..errors import UsageError
+
 # JAX and torch share one GPU: JAX takes memory as it needs it instead of three quarters at the start
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# products by cuBLAS, whose own choice of algorithm is good: XLA's Triton kernels need autotuning, which at first use
+# takes longer than a whole fit, and without it they are five times slower. Flags of the user's own come later and win.
+GPU_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+os.environ["XLA_FLAGS"] = f"{GPU_FLAGS} {os.environ.get('XLA_FLAGS', '')}".rstrip()
 
 if TYPE_CHECKING:
     import jax
@@ -20,13 +27,21 @@ if TYPE_CHECKING:
 
 def to_jax(tensor: torch.Tensor, *, copy: bool = False) -> "jax.Array":
     """A torch tensor as a JAX array on the same device. float64 needs `jax.enable_x64`; without it, it is narrowed
-    to float32, as everywhere in JAX."""
+    to float32, as everywhere in JAX.
+
+    Raises UsageError for a tensor on a GPU if JAX has none: through the host, each batch would cross twice.
+    """
     import jax
     import jax.numpy as jnp
 
     tensor = tensor.detach()
     if copy:
         tensor = tensor.clone()
+    if tensor.device.type == "cuda" and jax.default_backend() == "cpu":
+        raise UsageError(
+            f"The model is on {tensor.device}, but JAX sees no GPU.",
+            "Install JAX with CUDA (pip install 'whence[cuda]'), unset JAX_PLATFORMS, or use device='cpu'.",
+        )
     if tensor.dtype in (torch.float64, torch.int64, torch.bool) or tensor.device.type not in ("cpu", "cuda"):
         return jnp.asarray(tensor.cpu().numpy())
     return jax.dlpack.from_dlpack(tensor.contiguous())
@@ -43,3 +58,15 @@ def to_numpy(array: "jax.Array | torch.Tensor | np.ndarray") -> np.ndarray:
     if isinstance(array, torch.Tensor):
         return array.detach().cpu().numpy()
     return np.asarray(array)
+
+
+def idle_bytes(device: torch.device) -> int:
+    """Bytes of a GPU that JAX has taken and does not use at present; 0 before JAX has used it."""
+    if "jax" not in sys.modules:
+        return 0
+    import jax
+
+    stats = [
+        d.memory_stats() or {} for d in jax.devices() if d.platform == "gpu" and d.local_hardware_id == device.index
+    ]
+    return sum(max(0, s.get("pool_bytes", 0) - s.get("bytes_in_use", 0)) for s in stats)

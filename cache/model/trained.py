@@ -20,6 +20,7 @@ from ..jobs.cluster import Cluster
 from ..jobs.progress import progress, say
 from ..store.store import Store
 from .batches import BATCH_POSITIONS, CapturedBatch, PlannedBatch, check_examples, plan_batches, to_captured_batch
+from .bridge import idle_bytes
 from .capture import called_sites, capture
 from .checkpoints import models_at
 from .examples import Examples
@@ -285,9 +286,11 @@ class KeptBatches(PassBatches):
 
 
 def memory_limit(limit: int | None, device: Any = "cpu") -> int:
-    """Bytes that a job may hold on a device: as given, else half of what is free there now."""
+    """Bytes that a job may hold on a device: as given, else half of what is free there now. What torch and JAX have
+    taken from a GPU and no longer use is free."""
     if limit is not None:
         return int(limit)
-    if torch.device(device).type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] // 2)
-    return int(psutil.virtual_memory().available // 2)
+    if torch.device(device).type != "cuda":
+        return int(psutil.virtual_memory().available // 2)
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int((free + idle_bytes(torch.device(device))) // 2)
