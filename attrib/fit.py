@@ -19,6 +19,7 @@ from whence.cache import ArraySpec, DataError, NumericalError, TrainedModel, Usa
 from whence.cache.jobs.cluster import INLINE
 from whence.cache.jobs.partitions import ordered_sum, run_job
 from whence.cache.model.batches import BatchSource, CapturedBatch
+from whence.cache.model.bridge import to_accelerator, to_numpy
 from whence.cache.store.layout import Shard
 
 from . import kernels
@@ -120,12 +121,15 @@ class MomentSums:
         counts: dict[str, list[jax.Array]] = {name: [] for name in self.owner}  # read at the end: reading one waits
         rows = self.rows[partition_rows(len(self.rows), partition, self.count)]
         for batch in self.source.batches(rows, "moments"):
+            counted: dict[int, jax.Array] = {}  # sites of one width share their weights
             for name, owner in self.owner.items():
                 weight = batch.weights[name]
                 if owner == name:
                     _fold(sums, f"{name}/A", kernels.add_moment, batch.inputs[name], weight)
                 _fold(sums, f"{name}/S", kernels.add_moment, batch.grads[name], weight)
-                counts[name].append(jnp.sum(weight[: len(batch.rows)]))
+                if id(weight) not in counted:
+                    counted[id(weight)] = jnp.sum(weight[: len(batch.rows)])
+                counts[name].append(counted[id(weight)])
         positions = {f"{name}/positions": np.asarray(sum(map(float, each), 0.0)) for name, each in counts.items()}
         return finished(sums) | positions
 
@@ -174,7 +178,7 @@ def _fold(sums: dict[str, kernels.Sum], name: str, add: Callable[..., kernels.Su
 
 
 def to_float64(total: kernels.Sum) -> np.ndarray:
-    return np.add(np.asarray(total.high), np.asarray(total.low), dtype=np.float64)
+    return np.add(to_numpy(total.high), to_numpy(total.low), dtype=np.float64)
 
 
 def finished(sums: Mapping[str, kernels.Sum]) -> dict[str, np.ndarray]:
@@ -237,8 +241,8 @@ def _eigh(matrix: Float[np.ndarray, "n n"]) -> tuple[np.ndarray, np.ndarray, flo
     if jax.default_backend() == "cpu":
         values, vectors = scipy.linalg.eigh((matrix + matrix.T) / 2, driver="evd", overwrite_a=True)
         return values, vectors, float(np.abs(vectors.T @ vectors - np.eye(len(vectors), dtype=np.float32)).max())
-    values, vectors, error = kernels.checked_eigh(jnp.asarray(matrix))
-    return np.asarray(values), np.asarray(vectors), float(error)
+    values, vectors, error = kernels.checked_eigh(to_accelerator(matrix))
+    return np.asarray(values), to_numpy(vectors), float(error)
 
 
 @runtime_checkable

@@ -21,6 +21,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 GPU_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 os.environ["XLA_FLAGS"] = f"{GPU_FLAGS} {os.environ.get('XLA_FLAGS', '')}".rstrip()
 
+STAGED = 1 << 20  # bytes, from which a transfer goes through page-locked memory
+
 if TYPE_CHECKING:
     import jax
 
@@ -54,10 +56,28 @@ def to_torch(array: "jax.Array", *, copy: bool = True) -> torch.Tensor:
 
 
 def to_numpy(array: "jax.Array | torch.Tensor | np.ndarray") -> np.ndarray:
-    """Either library's array as numpy on the host."""
-    if isinstance(array, torch.Tensor):
-        return array.detach().cpu().numpy()
-    return np.asarray(array)
+    """Either library's array as numpy on the host. Large ones leave a GPU through page-locked memory, which is some ten
+    times as fast as through ordinary memory."""
+    if not isinstance(array, torch.Tensor):
+        staged = array.nbytes >= STAGED and array.dtype == np.float32 and not isinstance(array, np.ndarray)
+        if not staged or next(iter(array.devices())).platform != "gpu":
+            return np.asarray(array)
+        array = to_torch(array, copy=False)
+    array = array.detach()
+    if array.device.type != "cuda" or array.nbytes < STAGED:
+        return array.cpu().numpy()
+    return torch.empty_like(array, device="cpu", pin_memory=True).copy_(array).numpy().copy()
+
+
+def to_accelerator(array: np.ndarray) -> "jax.Array":
+    """A host array on JAX's default device; large ones reach a GPU through page-locked memory, as in `to_numpy`."""
+    import jax
+    import jax.numpy as jnp
+
+    if array.nbytes < STAGED or array.dtype != np.float32 or jax.default_backend() != "gpu":
+        return jnp.asarray(array)
+    host = torch.from_numpy(np.ascontiguousarray(array))
+    return to_jax(torch.empty_like(host, pin_memory=True).copy_(host).to("cuda"))
 
 
 def idle_bytes(device: torch.device) -> int:
