@@ -278,8 +278,8 @@ def _rows(
         if not parts:
             raise ModelError(
                 f"The site {site.name} was never called on this batch.",
-                "Leave it out (exclude=...): the model does not use this layer in its forward pass, or, as a model with "
-                "routed experts does, for some examples only.",
+                "Leave it out (exclude=...): the model does not use this layer in its forward pass, or uses it "
+                "for some examples only (routed experts).",
             )
         inputs[site.name] = parts[0][0] if len(parts) == 1 else torch.cat([a for a, _ in parts], dim=1)
         grads[site.name] = parts[0][1] if len(parts) == 1 else torch.cat([g for _, g in parts], dim=1)
