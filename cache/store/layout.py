@@ -31,6 +31,7 @@ VERSION_DIR = f"v{FORMAT}"
 # a new kind of artefact goes here; the store refuses any other
 KINDS = (
     "activations", "gradients", "factors", "bank", "dictionary", "scores", "model", "datamodel", "condensed", "report",
+    "checks",
 )  # fmt: skip
 # kinds that earlier versions stored under another name, which is still read
 FORMERLY = {"datamodel": "scores", "condensed": "model", "report": "scores"}
