@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from ..errors import DataError, ModelError
+from ..model.bridge import to_numpy
 from ..model.examples import Examples
 from ..model.stateless import copied, named_parameters, stateless
 from ..model.task import Task, margin
@@ -194,9 +195,9 @@ class Replicas:
                 rows = np.arange(start, min(start + POINTS_AT_ONCE, len(points)))
                 batch = points.batch(rows, pad_to=width, device=self.flat.device)
                 parts.append(self.apply(_measured(task, measures), batch, shared=True))
-        out = {name: torch.cat([part[name] for part in parts], 1).cpu().numpy() for name in measures}
+        out = {name: to_numpy(torch.cat([part[name] for part in parts], 1)) for name in measures}
         if "weights" in keep:
-            out["weights"] = self.flat.detach().cpu().numpy()
+            out["weights"] = to_numpy(self.flat)
         return out
 
 

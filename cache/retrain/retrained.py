@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int64
 
 from ..display import facts
 from ..errors import CorruptEntry, DataError
+from ..model.examples import rows_named
 from ..store.entry import Entry
 
 
@@ -50,16 +51,10 @@ def oracle_masks(
 
 
 def member_rows(ids: Int64[np.ndarray, " n"], forget: Sequence[int] | np.ndarray) -> Bool[np.ndarray, " n"]:
-    """Which rows a forget set names. Raises DataError when that is none, all, or an id that is not there."""
-    wanted = np.asarray(forget, np.int64).ravel()
-    unknown = wanted[~np.isin(wanted, ids)]
-    if len(unknown):
-        raise DataError(
-            f"{len(unknown)} ids of the forget set are not among the {len(ids)} training examples, "
-            f"for instance {unknown[:3].tolist()}.",
-            "Use ids of the training examples (their .ids).",
-        )
-    rows = np.isin(ids, wanted)
+    """Which rows a forget set names, by ids or as a mask. Raises DataError when that is none or all, and as
+    `Examples.rows_of` does."""
+    rows = np.zeros(len(ids), bool)
+    rows[rows_named(ids, forget)] = True
     if not rows.any() or rows.all():
         raise DataError(
             f"The forget set is {'empty' if not rows.any() else 'the whole training set'}.",
