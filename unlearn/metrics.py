@@ -289,13 +289,13 @@ def two_sample_test(
     return TwoSample(float(accuracy[0]), float((accuracy >= accuracy[0]).mean()))
 
 
-def accuracy(logits: Float[np.ndarray, "e p c"], y: Int64[np.ndarray, " p"]) -> float:
+def accuracy(logits: Float[np.ndarray, "e p c"], y: np.ndarray) -> float:
     """Mean accuracy over models and points. Raises DataError as `checked_labels`."""
     logits, y = checked_labels(logits, y)
     return float((logits.argmax(-1) == y).mean())
 
 
-def checked_labels(logits: Float[np.ndarray, "e p c"], y: Int64[np.ndarray, " p"]) -> tuple[np.ndarray, np.ndarray]:
+def checked_labels(logits: Float[np.ndarray, "e p c"], y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both as float32 and int64. Raises DataError for logits that are not finite or not [models, points, classes], and
     labels that are not one class a point."""
     logits, y = np.asarray(logits, np.float32), np.asarray(y)
