@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whence.cache import Examples, LanguageModelling, TrainedModel, UsageError
+from whence.cache.jobs.signals import stop_if_signalled
 from whence.cache.model.bridge import to_numpy
 from whence.cache.model.capture import borrowed
 from whence.cache.retrain.loop import descend, weighted_loss
@@ -67,6 +68,7 @@ def relearning_curve(
 
     def batches() -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         for _ in range(steps):
+            stop_if_signalled()
             rows = generator.permutation(len(shown))[: min(batch_size, len(shown))]
             yield rate, first.batch(shown, rows, int(shown.lengths.max()))
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from whence.cache import Examples, TrainedModel
 from whence.cache.display import facts
 from whence.cache.jobs.progress import progress, say
+from whence.cache.jobs.signals import stop_if_signalled
 from whence.cache.model.bridge import to_numpy
 from whence.cache.retrain.loop import LastGood, descend
 from whence.cache.retrain.replicas import Replicas, margins_of, mode, why_not_stacked
@@ -186,6 +187,7 @@ def _run_phase(
     def steps() -> Iterator[tuple[Any, ...]]:
         bar = progress(enumerate(rows_of_steps), total=len(rows_of_steps), desc="unlearning", unit="step", quiet=quiet)
         for at, rows in bar:
+            stop_if_signalled()
             extra = {name: table[index, rows] for name, table in phase.tables.items()}
             extra["forget"] = rows < forgotten
             extra["progress"] = torch.full((count,), at / len(rows_of_steps), device=device)

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 
 from whence.cache.display.interval import Interval
 from whence.cache.errors import DataError, UsageError

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whence.cache import Examples, ModelError, Task
+from whence.cache import Examples, Task
 from whence.cache.retrain.recipe import AdamW, Optimiser, Schedule
 from whence.cache.retrain.replicas import PerReplica, Replicas, mode
 
@@ -107,19 +107,12 @@ def check_single(models: Replicas, task: Task, batch: dict[str, Tensor]) -> None
         task: of its outputs.
         batch: [b ...], the examples of one step.
     """
-    normalised = [n for n, part in models.template.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    normalised = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in models.template.modules())
     if not normalised or len(next(iter(batch.values()))) > 1:
         return
     alone = models.select([0])  # whose running statistics may move
     with mode(alone, training=True), torch.no_grad():
-        try:
-            alone.apply(lambda model, b, extra: task.logits(model, b), batch, shared=True)
-        except ValueError as error:  # torch refuses one value a channel; several positions of one example are enough
-            raise ModelError(
-                f"Steps of one example cannot train through batch normalisation ({normalised[0]}): one value has no "
-                "variance.",
-                "Use batches of two or more examples, or a method whose steps see retained examples as well.",
-            ) from error
+        alone.apply(lambda model, b, extra: task.logits(model, b), batch, shared=True)
 
 
 def logits_table(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.unlearn import cases
-from whence.cache import Classification, Examples, ModelError
+from whence.cache import Classification, Examples, ModelError, Store
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import SGD, Recipe
 from whence.cache.retrain.replicas import Replicas
@@ -82,6 +82,12 @@ def test_the_no_op_is_within_noise_of_the_oracles():
     noise = split.null().klom["retain"].mean
     assert split.no_op().klom["retain"].mean < 1.2 * noise
     assert blind.no_op().klom["retain"].mean > 1.5 * noise
+
+
+def test_copies_taken_from_a_bank_have_its_statistics(tmp_path):
+    for _ in range(2):  # trained, then read
+        asked = UnlearningRequest.of_bank(BANK, cases.FORGET, 8, seed=100, store=Store(tmp_path))
+        np.testing.assert_allclose(statistics(asked.models), statistics(models()), atol=1e-6)
 
 
 METHODS = {

@@ -19,6 +19,7 @@ from whence.attrib.methods.features import margin_task, random_projection
 from whence.attrib.methods.trak import projected_margins
 from whence.attrib.solvers.gauss_newton import gauss_newton_product
 from whence.cache import DataError, Examples, TrainedModel
+from whence.cache.jobs.signals import stop_if_signalled
 from whence.cache.model.bridge import to_jax, to_numpy, to_torch
 from whence.cache.model.capture import borrowed
 from whence.cache.model.sites import matrices_of, parameters_of
@@ -149,6 +150,7 @@ def batches(trained: TrainedModel, examples: Examples) -> Iterator[dict[str, Ten
     """All of some examples in blocks of one width, on the model's device."""
     width = int(examples.lengths.max())
     for start in range(0, len(examples), EXAMPLES_AT_ONCE):
+        stop_if_signalled()
         rows = np.arange(start, min(start + EXAMPLES_AT_ONCE, len(examples)))
         yield trained.batch(examples, rows, pad_to=width)
 
