@@ -145,7 +145,8 @@ def train(
             rate = recipe.optimiser.lr * recipe.schedule.factor(torch.full_like(total, number), total)
             yield rate if bool(live.all()) else rate * live.to(dtype), batch, weights
 
-    gradient_of = Traced(gradient_at) if len(copies) > 1 else gradient_at
+    # recording runs a step again, which would move running statistics once more
+    gradient_of = Traced(gradient_at) if len(copies) > 1 and copies.stackable else gradient_at
     flat = copies.flat
     with mode(copies, training=True), _seeded(copies, seeds), freed_memory_kept():
         for point in descend(flat, gradient_of, steps(), recipe.optimiser, clip=recipe.clip):
