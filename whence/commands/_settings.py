@@ -14,8 +14,13 @@ def with_settings(kind: type, texts: Sequence[str], given: Mapping[str, Any] | N
 
     Raises UsageError for an unknown name, a text without "=", and a field without a value.
     """
+    return kind(**values_of(kind, texts, given or {}))
+
+
+def values_of(kind: type, texts: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of that instance, by name. Raises UsageError likewise."""
     own = {field.name: field for field in dataclasses.fields(kind)}
-    values = dict(given or {})
+    values = dict(given)
     for text in texts:
         name, equals, value = text.partition("=")
         name, _, inner = name.strip().replace("-", "_").partition(".")
@@ -28,7 +33,7 @@ def with_settings(kind: type, texts: Sequence[str], given: Mapping[str, Any] | N
     missing = [name for name, field in own.items() if name not in values and _default(field) is dataclasses.MISSING]
     if missing:
         raise UsageError(f"{called(kind)} needs a value for {missing[0]!r}.", f"Give --set {missing[0]}=VALUE.")
-    return kind(**values)
+    return values
 
 
 def listed(registry: Mapping[str, Any]) -> list[dict[str, Any]]:
