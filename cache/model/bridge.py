@@ -39,7 +39,8 @@ def to_torch(array: "jax.Array", *, copy: bool = True) -> torch.Tensor:
 
 
 def to_numpy(array: "jax.Array | torch.Tensor | np.ndarray") -> np.ndarray:
-    """Either library's array as numpy on the host."""
+    """Either library's array as numpy on the host; a bfloat16 tensor, which numpy does not have, as float32."""
     if isinstance(array, torch.Tensor):
-        return array.detach().cpu().numpy()
+        array = array.detach().cpu()
+        return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
     return np.asarray(array)
