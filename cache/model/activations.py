@@ -7,6 +7,7 @@ Padding is never stored.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -50,7 +51,7 @@ def activations(
 
     Raises ModelError for a name that the model does not have, with near names, for an output of another shape, and if a
     few examples alone do not give the rows that they give in a batch; NumericalError if an activation is not finite,
-    with the example's id; DataError for no data.
+    with the example's id; DataError for no data, and for an example that the model cannot run, with its id.
 
     >>> activations(trained, "1", store=store).read("1").shape  # one position per example
     (12, 8)
@@ -59,7 +60,7 @@ def activations(
     store = store or trained.store or Store()
     check_examples(examples)
     names = [at] if isinstance(at, str) else list(at)
-    inputs = {"model": trained.fingerprint(), "data": examples.fingerprint, "at": names, "dtype": dtype}
+    inputs: dict[str, Any] = {"model": trained.fingerprint(), "data": examples.fingerprint, "at": names, "dtype": dtype}
     if type(trained.task) not in STANDARD:  # a task of one's own may run the model in its own way
         inputs["task"] = trained.task.settings
     if store.has("activations", inputs):

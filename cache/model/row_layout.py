@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import DataError, ModelError
 from .batches import BATCH_POSITIONS
 from .bridge import to_numpy
 from .capture import borrowed, hook_points, outputs_at, tensor_of
@@ -69,8 +69,38 @@ def forward(trained: TrainedModel, batch: dict[str, Tensor]) -> Any:
 
 
 def outputs(trained: TrainedModel, names: Sequence[str], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Outputs of the hook points on a batch, the forward pass cut short after the deepest."""
-    return outputs_at(trained.model, names, partial(forward, trained, batch))
+    """Outputs of the hook points on a batch, the forward pass cut short after the deepest.
+
+    Raises DataError with the id of the first example that the model cannot run.
+    """
+    try:
+        return outputs_at(trained.model, names, partial(forward, trained, batch))
+    except (IndexError, RuntimeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        if "example_id" in batch and len(batch["example_id"]) > 1:
+            for row in range(len(batch["example_id"])):  # one of them raises with its id
+                outputs(trained, names, _alone(batch, row))
+            raise
+        size = "" if _size(batch)[1] is None else f" of {_size(batch)[1]} positions"
+        raise DataError(
+            f"The model cannot run example {_id(batch)}{size}: {type(error).__name__}: {str(error).splitlines()[0]}",
+            "Look at this example: a token beyond the vocabulary, more positions than the model has, or a column of "
+            "another type or shape. Leave it out (Examples.without) or cut it.",
+        ) from error
+
+
+def _alone(batch: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+    """One example of a batch, without its padding."""
+    real = real_positions(batch)
+    one = {name: column[row : row + 1] for name, column in batch.items()}
+    if real is None:
+        return one
+    return {n: t[:, real[row]] if t.ndim > 1 and t.shape[1] == real.shape[1] else t for n, t in one.items()}
+
+
+def _id(batch: dict[str, Tensor]) -> Any:
+    return batch["example_id"][0].item() if "example_id" in batch else 0
 
 
 def layouts(trained: TrainedModel, examples: Examples, names: Sequence[str]) -> dict[str, Layout]:

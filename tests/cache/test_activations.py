@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tests import cases
 from whence.cache import (
     Classification,
+    DataError,
     Examples,
     LanguageModelling,
     ModelError,
@@ -237,6 +238,14 @@ def test_images_give_one_row_each(tmp_path) -> None:
     assert activations(trained, "0", store=Store(tmp_path)).read("0").shape == (5, 8)
     with pytest.raises(ModelError, match="no module or hook point"):
         activations(trained, "9", store=Store(tmp_path))
+
+
+@pytest.mark.parametrize(("text", "size"), [([1, 30], 2), ([1] * 41, 41)], ids=["token", "length"])
+def test_an_example_that_the_model_cannot_run_is_named(tmp_path, text: list[int], size: int) -> None:
+    examples = Examples.of({"input_ids": [*texts(4, 2, 6, 3, 5, 7, 3, 2, 4), np.array(text)]}, ids=range(20, 30))
+    trained = TrainedModel(Shapes(), examples, LanguageModelling(), quiet=True)
+    with pytest.raises(DataError, match=rf"example 29 of {size} positions: IndexError"):
+        activations(trained, "pair", store=Store(tmp_path))
 
 
 def test_a_value_that_is_not_finite_names_its_example(tmp_path) -> None:
