@@ -381,6 +381,23 @@ def hook_points(model: nn.Module) -> dict[str, str]:
     return {clean_name(name): name for name, _ in reversed(list(model.named_modules())) if name}
 
 
+def tensor_of(out: Any, name: str) -> Tensor:
+    """The activation in what a module returned: a tensor, or the first of a tuple, list or output of transformers.
+
+    Raises ModelError for anything else.
+    """
+    first = out
+    while not isinstance(first, Tensor) and (isinstance(first, (tuple, list)) or hasattr(first, "to_tuple")):
+        parts = first.to_tuple() if hasattr(first, "to_tuple") else first
+        first = parts[0] if len(parts) else None
+    if not isinstance(first, Tensor):
+        raise ModelError(
+            f"{name} returns a {type(out).__name__}, which does not begin with a tensor.",
+            "Choose a hook point that returns a tensor, or a tuple whose first element is one.",
+        )
+    return first
+
+
 def outputs_at(model: nn.Module, names: Sequence[str], run: Callable[[], Any]) -> dict[str, Tensor]:
     """Outputs of the named modules (TransformerLens hook points are modules too) while `run()` runs the model,
     without gradients, the forward cut short once all have been seen.
@@ -416,7 +433,7 @@ def _watched(
 
     def hook(name: str) -> Callable[..., None]:
         def keep(_module: nn.Module, _args: Any, out: Any) -> None:
-            seen.setdefault(name, (out[0] if isinstance(out, tuple) else out).clone())  # it may be written into later
+            seen.setdefault(name, tensor_of(out, name).clone())  # it may be written into later
             then(seen)
 
         return keep
