@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from whence.cache import DataError
+from whence.cache.model.examples import named_rows
 from whence.cache.retrain.retrained import mask_hash, member_rows
 
 
@@ -22,8 +23,8 @@ def named(train_ids: Int64[np.ndarray, " n"], forget: np.ndarray) -> Int64[np.nd
     Raises DataError if it is empty or everything, for a mask of another length, for ids that are unknown or named
     twice, and for values that are no ids.
     """
-    rows, given = member_rows(train_ids, forget), np.asarray(forget)
-    return train_ids[rows] if given.dtype == bool else given.ravel().astype(np.int64)
+    member_rows(train_ids, forget)
+    return train_ids[named_rows(train_ids, forget)]
 
 
 class DeletionEntry(NamedTuple):

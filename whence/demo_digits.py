@@ -23,7 +23,6 @@ from whence.unlearn.condense import (
     network,
     select,
 )
-from whence.unlearn.condense.selection import by_influence
 from whence.unlearn.datamodels import Influence, InverseProduct, exact
 from whence.unlearn.evaluate import OracleSplit
 from whence.unlearn.evaluate import evaluate as judged
@@ -118,7 +117,7 @@ def condensed(plan: CondensingPlan, store: Store) -> dict[str, Any]:
     sets: dict[str, list[Pool] | list[Condensed]] = {
         "drawn at random": [select(pool, "random", plan.per_class, seed) for seed in seeds],
         "chosen by herding": [select(pool, "herding", plan.per_class)],
-        "chosen by influence": [by_influence(pool, _influence(train, queried, store), plan.per_class)],
+        "chosen by influence": [select(pool, "influence", plan.per_class, scores=_influence(train, queried, store))],
         "condensed": list(condense(pool, settings, seeds, store, quiet=True)),
     }
     rows = []

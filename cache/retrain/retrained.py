@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int64
 
 from ..display import facts
 from ..errors import CorruptEntry, DataError
+from ..model.examples import named_rows
 from ..store.entry import Entry
 
 
@@ -60,47 +61,14 @@ def member_rows(ids: Int64[np.ndarray, " n"], forget: Sequence[Any] | np.ndarray
     Raises DataError when that is none or all, for values that are neither ids nor a mask of this length, and for an id
     that is not there or is named twice.
     """
-    wanted = _as_ids(ids, forget)
-    unknown = wanted[~np.isin(wanted, ids)]
-    if len(unknown):
-        raise DataError(
-            f"{len(unknown)} ids of the forget set are not among the {len(ids)} training examples, "
-            f"for instance {unknown[:3].tolist()}.",
-            "Use ids of the training examples (their .ids).",
-        )
-    each, times = np.unique(wanted, return_counts=True)
-    if (times > 1).any():
-        raise DataError(
-            f"{int((times > 1).sum())} ids of the forget set are named twice, for instance "
-            f"{each[times > 1][:3].tolist()}.",
-            "Name each example once.",
-        )
-    rows = np.isin(ids, wanted)
+    rows = np.zeros(len(ids), bool)
+    rows[named_rows(ids, forget)] = True
     if not rows.any() or rows.all():
         raise DataError(
             f"The forget set is {'empty' if not rows.any() else 'the whole training set'}.",
             "Name at least one example to forget and leave at least one to keep.",
         )
     return rows
-
-
-def _as_ids(ids: np.ndarray, given: Any) -> np.ndarray:
-    """The ids that are given, as ids or as booleans [n]. Raises DataError for other values."""
-    given = np.asarray(given)
-    if given.dtype == bool:
-        if given.shape != ids.shape:
-            raise DataError(
-                f"Booleans of shape {list(given.shape)} for {len(ids)} examples.",
-                "Give one boolean per example, or the ids of the examples.",
-            )
-        return ids[given]
-    if given.size and given.dtype.kind not in "iu":
-        raise DataError(
-            f"Values of type {given.dtype} are no ids: {given.ravel()[:3].tolist()}.", "Give whole numbers."
-        )
-    if given.dtype.kind == "u" and given.size and given.max() > np.iinfo(np.int64).max:
-        raise DataError(f"No example has the id {int(given.max())}.", "Use ids of the examples (their .ids).")
-    return given.astype(np.int64).ravel()
 
 
 @dataclass(frozen=True, eq=False)
