@@ -136,6 +136,18 @@ def _tap(calls: list[_Call], name: str, size: int) -> Callable[..., Tensor]:
     return hook
 
 
+def layer_calls(
+    model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective
+) -> list[tuple[str, Tensor, Tensor]]:
+    """Every call of the sites' modules in one forward and one backward pass of `objective(model, batch) -> [b]`, in
+    order: the module's name, its input, and the gradient at its output, both in the shapes of the call. A call that the
+    objective does not depend on is left out."""
+    with borrowed(model), torch.enable_grad():
+        calls, value = _run(model, sites, batch, objective)
+        torch.autograd.backward(value.sum())
+    return [(call.module, call.x, call.g) for call in calls if call.g is not None]
+
+
 def _batch_size(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
