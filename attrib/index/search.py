@@ -126,7 +126,7 @@ class Index:
                 parts[name].append(np.asarray(found, np.float32)[: len(batch.rows)])
         back = np.argsort(np.concatenate(order))
         out = {name: np.concatenate(arrays)[back] for name, arrays in parts.items()}
-        check_gradients(queries, np.sum([np.abs(array).sum(1) for array in out.values()], 0))
+        check_gradients(self.factors, queries, np.sum([np.abs(array).sum(1) for array in out.values()], 0))
         return out
 
     def _blocks(self, queries: Mapping[str, np.ndarray]) -> Iterator[tuple[int, Float[np.ndarray, "q b"]]]:

@@ -112,7 +112,7 @@ def test_layers_on_heads_are_summed_over_heads(transposed: bool) -> None:
 
 
 def test_a_layer_without_positions_is_refused() -> None:
-    with pytest.raises(ModelError, match="mix gives vectors of shape .* no axis"):
+    with pytest.raises(ModelError, match=r"mix gives vectors of shape .* no axis"):
         Identity().fit(trained(Pooled())).token_scores(TRAIN)
 
 
