@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -11,11 +11,13 @@ from jaxtyping import Float
 from whence.cache import Examples, ModelError, Task, TrainedModel, UsageError
 
 from .annotations import annotated, impossible, impossible_text, logprobs, titled, warned
+from .chosen import chosen
 
 if TYPE_CHECKING:
     import xarray
 
 NATS = "nats"
+Train: TypeAlias = Any  # Examples, or ids of the training data; None: all of it
 F = TypeVar("F", bound="Fitted")  # typing.Self is refused by beartype on methods
 
 
@@ -39,32 +41,32 @@ class Fitted(ABC):
     def pairwise(self, queries: Examples, train: Examples) -> Float[np.ndarray, "q n"]:
         """Scores of every training example for every query; larger means that the example raises the measurement."""
 
-    def score(self, queries: Examples, train: Examples | None = None) -> "xarray.DataArray":
+    def score(self, queries: Examples, train: Train = None) -> "xarray.DataArray":
         """Scores [query, train], with ids as coordinates; stored under their key, and read when it is there.
 
         Args:
             queries: the examples whose measurement is explained.
-            train: the examples that are scored; by default the training data.
+            train: the examples that are scored, or ids of the training data; by default all of it.
 
         Raises ModelError if the model is not the one that was fitted; DataError for examples that do not fit the task.
         """
-        train = self.trained.train if train is None else train
+        train = chosen(self.trained.train, train)
         self.check_model()
         values = self.stored(self.score_inputs(queries, train), lambda: self.pairwise(queries, train), queries, train)
         return self.labelled(values, queries, train)
 
-    def top(self, queries: Examples, k: int = 10, train: Examples | None = None) -> "xarray.Dataset":
+    def top(self, queries: Examples, k: int = 10, train: Train = None) -> "xarray.Dataset":
         """The k highest and k lowest scores of each query, [query, place]: `helpful` and `harmful`, with the
         examples' ids `helpful_id` and `harmful_id`. Raises UsageError for k below 1, and the errors of `score`."""
         scores = self.score(queries, train)
         if k < 1:
             raise UsageError(f"k = {k}.", "Give a k of at least 1.")
         order = np.argsort(-scores.values, axis=1, kind="stable")
-        chosen = {"helpful": order[:, :k], "harmful": np.argsort(scores.values, axis=1, kind="stable")[:, :k]}
-        values = {name: np.take_along_axis(scores.values, rows, axis=1) for name, rows in chosen.items()}
-        return self.extremes(values, chosen, queries, self.trained.train if train is None else train)
+        rows = {"helpful": order[:, :k], "harmful": np.argsort(scores.values, axis=1, kind="stable")[:, :k]}
+        values = {name: np.take_along_axis(scores.values, found, axis=1) for name, found in rows.items()}
+        return self.extremes(values, rows, queries, chosen(self.trained.train, train))
 
-    def self_influence(self, train: Examples | None = None) -> "xarray.DataArray":
+    def self_influence(self, train: Train = None) -> "xarray.DataArray":
         """Influence of each example on its own loss, [train]. Raises UsageError if the method has none."""
         raise UsageError(
             f"{self.method} has no self-influence.", "Use EKFAC, KFAC, Diagonal, Shampoo or Identity for it."

@@ -34,7 +34,7 @@ def influences(scores: "xarray.DataArray", docs: Docs, query: int = 0, top: int 
     lines = []
     for n, row in zip(chosen, rows):
         texts = (str(about[name][row])[:200] for name in named)
-        lines.append([int(n) + 1, float(values[order[n]]), int(docs.train.ids[row]), *texts])
+        lines.append([int(n) + 1, float(values[order[n]]), str(docs.train.ids[row]), *texts])
     return table(head, lines, _query(docs, int(scores["query"].values[query])))
 
 
