@@ -14,6 +14,7 @@ from .curvature import Curvature, Damping, SiteFactors, sites_from_json
 from .fitted import Train
 from .scoring import groups, heads, relative, tokens, top
 from .scoring.atoms import Encoder, through_atoms
+from .scoring.heads import Head, find_heads
 from .scoring.precision import Precision
 from .scoring.queries import Rank, resolved_rank
 from .scoring.rows import over_rows
@@ -68,7 +69,8 @@ class Factors(Curvature):
             precision: of the products with the training examples' gradients.
             per_site: split by site, [query, train, site]; the sum over sites is the influence.
             through: a dictionary of the inputs of one site: split by its atoms, [query, train, atom]. The atom axis
-                has the atoms that occur, then RESIDUAL (-1) and CONSTANT (-2); its sum is the influence at the site.
+                has the atoms that occur, then -1, the residual that no atom explains, and -2, the constant; its sum is
+                the influence at the site.
             site: the site whose input `through` decomposes; by default the one that it was built at.
 
         Raises UsageError for a rank below 1, or for `through` together with `per_site`.
@@ -157,10 +159,20 @@ class Factors(Curvature):
             raise UsageError(f"There are no token scores by {by!r}.", f"Choose from {', '.join(TOKEN_VIEWS)}.")
         return TOKEN_VIEWS[by](self, queries, chosen(self.trained.train, train), **options)
 
-    def head_scores(
-        self, queries: Examples, attention: Sequence[heads.Head], train: Train = None
-    ) -> "xarray.DataArray":
-        """Influence by attention head, [query, train, head], in nats; `find_heads` lists the heads. Raises ModelError
+    def heads(self, heads: int, key_value_heads: int | None = None, width: int | None = None) -> list[Head]:
+        """The heads of every attention map among the sites, by the maps' usual names (TransformerLens, Hugging Face).
+
+        Args:
+            heads: query heads of a layer.
+            key_value_heads: heads of keys and values, if fewer.
+            width: of one head, if it is not the map's width over its heads.
+
+        Raises ModelError if there is no attention map, or if its width does not divide into the heads.
+        """
+        return find_heads(self.sites, heads, key_value_heads, width)
+
+    def head_scores(self, queries: Examples, attention: Sequence[Head], train: Train = None) -> "xarray.DataArray":
+        """Influence by attention head, [query, train, head], in nats; `heads` lists them. Raises ModelError
         for a head at a site that was not fitted."""
         return heads.head_scores(self, queries, chosen(self.trained.train, train), attention)
 

@@ -148,7 +148,8 @@ def report(
     Args:
         scores: [query train] or [query train site], nats.
         docs: the examples and queries that were scored.
-        tokens: [query train position] of at least the passages shown (`shown_passages`), from `attrib.token_scores`.
+        tokens: [query train position] from `Factors.token_scores`, of at least the passages shown
+            (`attrib.show.shown_passages`).
         top: passages shown that help a query.
         bottom: passages shown that hinder it.
         title: of the page.
@@ -205,12 +206,6 @@ def coverage(sites: Sites) -> Table:
     rows = [(s.name, s.kind, f"{s.shape[0]} × {s.shape[1]}", f"{s.count:,}") for s in sites]
     head = ("site", "kind", "out × in", "parameters")
     return Table(title="What was looked at", rows=rows, head=head, note=sites.summary)
-
-
-def shown_passages(scores: "xarray.DataArray", top: int = 8, bottom: int = 3) -> np.ndarray:
-    """Positions along `train` that a report of these scores shows for some query: score their tokens."""
-    order = np.argsort(-summed(scores).values, axis=1, kind="stable")
-    return np.unique(np.concatenate([order[:, :top], order[:, order.shape[1] - bottom :]], axis=1))
 
 
 def summed(scores: "xarray.DataArray") -> "xarray.DataArray":

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import xarray
 
-from whence.attrib import report, shown_passages
+from whence.attrib import report
 from whence.attrib.reporting import Report, Table
+from whence.attrib.show import shown_passages
 from whence.cache import DataError, ResourceError
 from whence.corpora import Corpus, Vocabulary, digits
 from whence.corpora.corpus import query_examples, ragged, stable_ids

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from tests.pages import HOSTILE, Tags, harmless
 from whence import attrib
-from whence.attrib import influences, plot_sites, plot_tail, token_map
+from whence.attrib.show import influences, plot_sites, plot_tail, token_map
 from whence.cache import DataError, Examples
 
 
