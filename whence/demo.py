@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from whence import attrib
-from whence.attrib.reporting import Report, Table, coverage, report, shown_passages
+from whence.attrib.reporting import Report, Table, coverage, report
+from whence.attrib.show import shown_passages
 from whence.cache import Examples, LanguageModelling, Store, TrainedModel
 from whence.cache.display import signed, write_page
 from whence.cache.jobs.progress import say

@@ -118,7 +118,7 @@ def check_rows(values: np.ndarray, ids: np.ndarray) -> None:
     if bad.any():
         raise NumericalError(
             f"The gradients of the examples with ids {ids[bad][:5].tolist()} are not finite.",
-            "Look at these examples, or leave them out: attrib.finite_examples(...) finds and drops all such.",
+            "Look at these examples, or leave them out: attrib.finite.finite_examples(...) finds and drops all such.",
         )
 
 

@@ -120,11 +120,16 @@ def _seen(
         return _passes(model, sites, batch, objective, of)
     except _Ambiguous:  # with one example more, a table for all has another length than the batch
         size = _batch_size(batch)
-        more = {name: torch.cat([value, value[-1:]]) if len(value) == size else value for name, value in batch.items()}
-        seen = _passes(model, sites, more, objective, of, certain=True)
+        seen = _passes(model, sites, _one_more(batch), objective, of, certain=True)
         first: dict[int, Tensor] = {}  # what sites share stays shared
         inputs = {name: first.setdefault(id(a), a[:size]) for name, a in seen.inputs.items()}
         return Captured(seen.value[:size], inputs, {name: g[:size] for name, g in seen.grads.items()})
+
+
+def _one_more(batch: Batch) -> Batch:
+    """The batch with its last example once more."""
+    size = _batch_size(batch)
+    return {name: torch.cat([value, value[-1:]]) if len(value) == size else value for name, value in batch.items()}
 
 
 def _passes(
@@ -135,6 +140,19 @@ def _passes(
     of: Callable[[Tensor], Tensor],
     certain: bool = False,
 ) -> Captured:
+    calls, value = _traced(model, sites, batch, objective, of, certain)
+    return _rows(model, sites, calls, value.detach(), batch, objective)
+
+
+def _traced(
+    model: nn.Module,
+    sites: Sequence[Site],
+    batch: Batch,
+    objective: Objective,
+    of: Callable[[Tensor], Tensor],
+    certain: bool,
+) -> tuple["_Calls", Tensor]:
+    """The calls of the sites' modules, with the gradients at their outputs, and the objective."""
     for started in (False, True):  # a checkpointed block has gradients only if its input does
         calls = _Calls(_batch_size(batch))
         with torch.enable_grad(), ExitStack() as hooks:
@@ -156,7 +174,7 @@ def _passes(
             "The objective does not depend on any of the sites.",
             "Choose sites that the loss passes through (an unused copy of a layer never is).",
         )
-    return _rows(model, sites, calls, value.detach(), batch, objective)
+    return calls, value
 
 
 def _check_value(value: Any, size: int) -> None:
@@ -236,6 +254,26 @@ def _spread(x: Tensor, out: Tensor, size: int, certain: bool) -> tuple[Tensor, T
     if x.ndim == 1 and len(x) != size:
         return x.expand(size, -1), out.expand(size, *out.shape)
     return x, out
+
+
+def layer_calls(
+    model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective
+) -> list[tuple[str, Tensor, Tensor]]:
+    """Every call of the sites' modules in one forward and one backward pass of `objective(model, batch) -> [b]`, in
+    order: the module's name, its input, and the gradient at its output, both in the shapes of the call. A call that the
+    objective does not depend on is left out."""
+    model, size = unwrapped(model), _batch_size(batch)
+    with borrowed(model):
+        try:
+            calls, _ = _traced(model, sites, batch, objective, lambda value: value, certain=False)
+        except _Ambiguous:
+            more = _one_more(batch)
+            calls, _ = _traced(model, sites, more, objective, lambda value: value, certain=True)
+
+    def own(rows: Tensor) -> Tensor:
+        return rows[: len(rows) // calls.size * size] if calls.size > size else rows
+
+    return [(call.module, own(call.x), own(call.g)) for call in calls.live if call.g is not None]
 
 
 def _batch_size(batch: Batch) -> int:

@@ -54,7 +54,7 @@ def strongest(dictionary: "Dictionary", atoms: np.ndarray, values: np.ndarray, t
 
 def described(dictionary: "Dictionary", atom: int) -> str:
     """An atom as text: its token in its context; or the name of a part that is no atom."""
-    from whence.attrib import CONSTANT, RESIDUAL
+    from whence.attrib.scoring.atoms import CONSTANT, RESIDUAL
 
     if atom in (RESIDUAL, CONSTANT):
         return "what no atom explains" if atom == RESIDUAL else "the bias and the centre"

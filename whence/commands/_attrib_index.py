@@ -28,7 +28,7 @@ class Compressed:
     """Values per example, 16 bits each."""
 
     def build_index(self, loaded: Attribution) -> "Built":
-        from whence.attrib import Sketch, build_index
+        from whence.attrib.index import Sketch, build_index
 
         return build_index(loaded.factors, sketch=Sketch(self.kind, self.width, loaded.job.seed))
 

@@ -202,7 +202,7 @@ class Score(QueryOptions, Job, Printed):
         self._show(lists(loaded, queries, best), None)
 
     def _groups(self, loaded: Attribution, queries: Any) -> None:
-        from whence.attrib import groups_by
+        from whence.attrib.scoring.groups import groups_by
 
         groups = groups_by(loaded.train, self.group_by) if self.group_by else None
         each = None if self.one_query else {str(i): [i] for i in queries.ids}
@@ -216,9 +216,7 @@ class Score(QueryOptions, Job, Printed):
         self._show(entries, scores)
 
     def _heads(self, loaded: Attribution, queries: Any) -> None:
-        from whence.attrib import find_heads
-
-        heads = find_heads(loaded.factors.sites, self.heads or 1, self.key_value_heads)
+        heads = loaded.factors.heads(self.heads or 1, self.key_value_heads)
         scores = loaded.factors.head_scores(queries, heads)
         entries = []
         for place in range(len(queries)):
