@@ -16,7 +16,7 @@ from whence.commands._shared import read_bytes, read_seconds
 def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path, request):
     model, corpus = request.getfixturevalue("loaded")
     monkeypatch.setattr(whence.inputs, "load_model", lambda name, store, quiet=False: (model, corpus.vocabulary))
-    monkeypatch.setattr(whence.inputs, "load_data", lambda name, vocabulary: corpus)
+    monkeypatch.setattr(whence.inputs, "load_data", lambda name, vocabulary=None, **_: corpus)
     monkeypatch.setenv("WHENCE_CACHE", str(tmp_path))
 
 
@@ -186,7 +186,7 @@ def test_wrong_usage(capsys, tmp_path) -> None:
     lines = tmp_path / "queries.jsonl"
     lines.write_text('{"prompt": "a", "completion": " b"}\n\n{"prompt": "c"}\n')
     assert main(["attrib", "score", "--queries", str(lines), "--quiet"]) == 1
-    assert "row 2" in capsys.readouterr().err
+    assert "line 3" in capsys.readouterr().err
     assert main(["attrib", "score", "--queries", str(tmp_path / "none.jsonl"), "--quiet"]) == 2
     assert "There is no file" in capsys.readouterr().err
     lines.write_text('{"prompt": "a", "completion": " b"}\n')

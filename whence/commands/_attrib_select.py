@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from whence.options import Count
+
 from ._attrib_job import Job
 from ._queries import QueryOptions, save_ids
 from ._shared import Printed
@@ -23,7 +25,7 @@ class Select(QueryOptions, Job, Printed):
 
     how: Literal["top", "bids", "dsir"] = "top"
     """The rule."""
-    k: int = 100
+    k: Count = 100
     """How many examples to choose."""
     by: Literal["mean", "max"] = "mean"
     """top: rank by the mean or by the largest influence over the queries."""

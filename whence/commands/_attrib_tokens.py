@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from whence.options import Count
+
 from ._attrib_job import Attribution, Job
 from ._queries import QueryOptions, entry_of
 from ._shared import Printed
@@ -31,7 +33,7 @@ class Tokens(QueryOptions, Job, Printed):
 
     view: Literal["output", "input", "position"] = "output"
     """The role of a token."""
-    top: int = 3
+    top: Count = 3
     """Examples of each query."""
     strongest: int = 6
     """Tokens listed of each."""

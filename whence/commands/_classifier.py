@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from whence.cache import Examples, UsageError
+from whence.options import Count, Device, Positive, Share
 
 from ._shared import Stored
 
@@ -22,17 +23,17 @@ class ClassifierOptions(Stored):
     """digits, or an .npz with x_train, y_train, x_test and y_test."""
     network: str = "mlp-32"
     """mlp-32, mlp-64-32 (hidden widths) or conv-8-16 (channels)."""
-    share: float = 0.75
+    share: Share = 0.75
     """Share of the training examples in each random subset."""
-    epochs: int = 40
+    epochs: Count = 40
     """Epochs of each training."""
-    batch: int = 50
+    batch: Count = 50
     """Examples per step."""
-    rate: float = 0.02
+    rate: Positive = 0.02
     """Learning rate."""
     optimiser: Literal["sgd", "adamw"] = "sgd"
     """sgd has momentum 0.9."""
-    device: str = "cpu"
+    device: Device = "cpu"
     """The device of the models: cpu, cuda, cuda:1."""
 
     def make_bank(self, keep: str = "logits,margins") -> "Bank":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whence.cache.errors import UsageError
+from whence.options import Count
 
 from ._shared import Loaded, title_of
 
@@ -26,7 +27,7 @@ class QueryOptions:
     """... and its completion. Begin it with the space that it needs."""
     queries: Path | None = None
     """A .jsonl or .parquet file with a prompt and a completion per row. By default the data's own queries."""
-    first: int | None = None
+    first: Count | None = None
     """Only the first queries."""
 
     def read_queries(self, corpus: "Corpus") -> "Examples":

@@ -1,13 +1,12 @@
 """What every group of commands shares: common options, the loaded model with its data, sizes, and printed results."""
 
 import json as json_module
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from whence.cache.errors import UsageError
+from whence.options import AGES, SIZES, Count, Device, Size, Workers, amount
 
 if TYPE_CHECKING:
     from whence.cache import Examples, Store, TrainedModel
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 Precision = Literal["float32", "tf32", "bfloat16"]
-SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +46,18 @@ class DataOptions(Stored):
     """Training data, and where models run."""
 
     data: str = "language-reference"
-    """language-reference, biographies, a .txt, .jsonl or .parquet file, or a hub name."""
-    memory: str | None = None
+    """language-reference, biographies, a .txt, .jsonl, .csv or .parquet file, a folder of such files, or a hub name."""
+    length: Count | None = None
+    """Tokens at which texts are cut: 128, or as many as the model reads if these are fewer, by default."""
+    memory: Size | None = None
     """Most memory to use at once, such as 4GB; half of what is free by default."""
-    positions: int | None = None
+    positions: Count | None = None
     """Positions in a batch; from the memory by default."""
-    device: str | None = None
+    device: Device | None = None
     """The device of the model: cpu, cuda, cuda:1."""
     dtype: Dtype | None = None
     """Type of the model's parameters; as loaded by default."""
-    cluster: str = "inline"
+    cluster: Workers = "inline"
     """inline, local:2, dask:ADDRESS or slurm:FILE."""
     log: Path | None = None
     """Append a line of JSON for every partition that is computed."""
@@ -71,10 +70,11 @@ class DataOptions(Stored):
 
         from whence.cache import Classification, LanguageModelling, TrainedModel
         from whence.inputs import load_data, load_model
+        from whence.pretrained import context_of
 
         store = self.open_store()
         model, vocabulary = load_model(name, store, quiet=self.quiet)
-        corpus = load_data(self.data, vocabulary)
+        corpus = load_data(self.data, vocabulary, length=self.length, context=context_of(model))
         trained = TrainedModel(
             model, corpus.train, Classification() if corpus.vocabulary is None else LanguageModelling(),
             sites=list(sites), store=store, device=self.device,
@@ -125,20 +125,15 @@ def title_of(examples: "Examples", identity: int) -> str:
 
 def read_bytes(text: str | None, option: str = "--memory") -> int | None:
     """4GB, 500 MiB or 1e9 as a number of bytes; None stays None. Raises UsageError for other texts."""
-    if text is None:
-        return None
-    return int(
-        _amount(re.sub(r"i?b$", "", text.strip().lower()), SIZES, f"{option} cannot be {text!r}.", "4GB or 500MB")
-    )
+    found = None if text is None else amount(text, SIZES)
+    if text is not None and found is None:
+        raise UsageError(f"{option} cannot be {text!r}.", "Write it as 4GB or 500MB.")
+    return None if found is None else int(found)
 
 
 def read_seconds(text: str | None, option: str) -> float | None:
     """30d, 12h or 90s as seconds; None stays None. Raises UsageError for other texts."""
-    return None if text is None else _amount(text.lower(), AGES, f"{option} cannot be {text!r}.", "30d or 12h")
-
-
-def _amount(text: str, units: Mapping[str, int], cause: str, examples: str) -> float:
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([a-z]*)\s*", text)
-    if not found or found[2] not in units:
-        raise UsageError(cause, f"Write it as {examples}.")
-    return float(found[1]) * units[found[2]]
+    found = None if text is None else amount(text, AGES)
+    if text is not None and found is None:
+        raise UsageError(f"{option} cannot be {text!r}.", "Write it as 30d or 12h.")
+    return found

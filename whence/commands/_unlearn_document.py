@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whence.options import Count, Positive
+
 from ._shared import ModelOptions, Printed
 
 if TYPE_CHECKING:
@@ -45,15 +47,15 @@ class Document(ModelOptions, Printed):
     """Choose the scale on these documents instead."""
     scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
     """Scales that are tried on the pilots."""
-    steps: int = 16
+    steps: Count = 16
     """Steps of fine-tuning."""
-    batch: int = 8
+    batch: Count = 8
     """Passages per step."""
-    rate: float = 3e-4
+    rate: Positive = 3e-4
     """Learning rate of Adam. Low-rank updates allow ten times as much; larger rates change the retained passages."""
     rank: int = 0
     """Train low-rank updates of this rank; 0 trains every weight."""
-    epochs: int = 12
+    epochs: Count = 12
     """Epochs of the training, which compute is compared with."""
     out: Path = Path("out/forgot.safetensors")
     """Weights by parameter name; the deletion log is in the file's metadata."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from whence.cache.errors import UsageError
+from whence.options import Count
 
 from ._attrib_evaluate import Evaluate, Probe
 from ._attrib_index import Index, Query
@@ -34,7 +35,7 @@ class Plan(Job, Printed):
 
     score: int = 0
     """Plan to score as many queries too."""
-    rank: int | None = None
+    rank: Count | None = None
     """Keep queries at this rank; exact if they fit, else 32, by default."""
     precision: Precision = "float32"
     """Of the products with the training examples' gradients."""
@@ -118,7 +119,7 @@ class Score(QueryOptions, Job, Printed):
     """How many of the most helpful and most harmful examples to list."""
     only_top: bool = False
     """Keep the top-k only, never every score: memory does not grow with the data."""
-    rank: int | None = None
+    rank: Count | None = None
     """Keep queries at this rank; exact if they fit, else 32, by default."""
     precision: Precision = "float32"
     """Of the products with the training examples' gradients."""
@@ -128,13 +129,13 @@ class Score(QueryOptions, Job, Printed):
     """Sum over the training examples that share this, such as title."""
     one_query: bool = False
     """Sum over all queries."""
-    heads: int | None = None
+    heads: Count | None = None
     """Split by attention head: the number of heads (with --sites "*.attn.*")."""
-    key_value_heads: int | None = None
+    key_value_heads: Count | None = None
     """Heads of keys and values, if fewer."""
     prefilter: Literal["tfidf-query", "tfidf-document", "bm25"] | None = None
     """Score only the examples that share words with a query."""
-    keep: int = 100
+    keep: Count = 100
     """Examples that the prefilter keeps for each query."""
     dictionary: Path | None = None
     """Split the influence by the atoms of this dictionary of a site's inputs (`whence decomp build --at SITE.hook_in`),

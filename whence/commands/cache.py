@@ -12,6 +12,7 @@ from whence.cache.errors import CorruptEntry, UsageError
 from whence.cache.jobs.progress import progress
 from whence.cache.store.maintenance import collect, remove, repair, verify
 from whence.cache.store.store import Store, human
+from whence.options import Age, Size
 
 from ._shared import Printed, Stored, read_bytes, read_seconds
 
@@ -146,9 +147,9 @@ class Gc(Stored, Printed):
         whence cache gc --max-size 500GB --older-than 30d --dry-run
     """
 
-    max_size: str | None = None
+    max_size: Size | None = None
     """Keep at most this much: 500GB, 20MB."""
-    older_than: str | None = None
+    older_than: Age | None = None
     """Remove what was not used for this long: 30d, 12h."""
     dry_run: bool = False
     """List what would be removed, and remove nothing."""

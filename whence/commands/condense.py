@@ -9,6 +9,7 @@ import numpy as np
 import tyro
 
 from whence.cache.errors import DataError, UsageError
+from whence.options import Count, Positive
 
 from ._settings import listing
 from ._shared import Printed, Stored
@@ -38,17 +39,17 @@ class Run(Stored, Printed):
     """The method; `whence condense methods` lists all of them."""
     network: str = "convnet-2-16"
     """mlp-64-64, convnet-2-16 (depth, width), convnet-2-16-none (norm), lenet, resnet."""
-    per_class: int = 1
+    per_class: Count = 1
     """Synthetic examples per class."""
-    outer: int = 100
+    outer: Count = 100
     """Fresh networks."""
-    inner: int | None = None
+    inner: Count | None = None
     """Matching steps with each; the published number for this many per class by default."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Training of the network between them; the published number by default."""
-    real_batch: int = 256
+    real_batch: Count = 256
     """Real examples per class and step."""
-    lr: float = 0.1
+    lr: Positive = 0.1
     """Learning rate of the synthetic examples, in units of the scaled data."""
     warm_outer: int = 0
     """Outer steps that match class by class before classes are contrasted (the papers use 250 of 1000)."""
@@ -60,7 +61,7 @@ class Run(Stored, Printed):
     """Learn the labels too."""
     augment: tuple[str, ...] = ("colour", "crop", "cutout", "scale", "rotate")
     """dsa and dsac: operations among colour, crop, cutout, flip, scale, rotate."""
-    groups: int = 2
+    groups: Count = 2
     """subgroup: number of groups of similar classes."""
     seeds: tuple[int, ...] = (0,)
     """One set per seed, computed together."""
@@ -103,11 +104,11 @@ class Evaluate(Printed):
     """digits, or an .npz with x_train, y_train, x_test and y_test: the data that was condensed."""
     networks: tuple[str, ...] = ("convnet-2-16",)
     """The networks to train."""
-    count: int = 10
+    count: Count = 10
     """Networks trained on each set."""
-    passes: int = 300
+    passes: Count = 300
     """Epochs of training."""
-    lr: float = 0.01
+    lr: Positive = 0.01
     """Learning rate of that training."""
     baselines: tuple[str, ...] = ("random", "herding")
     """Real examples to compare with: random, herding, k-centre."""

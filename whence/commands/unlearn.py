@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
+from whence.options import Count
+
 from ._classifier import ClassifierOptions, forget_ids
-from ._settings import listing, with_settings
+from ._settings import listing, registered, with_settings
 from ._shared import Printed, Stored
 from ._unlearn_document import Document
 
@@ -60,13 +62,13 @@ class Datamodel(Stored, Printed):
 class _Setting(ClassifierOptions):
     forget: str = "random:20"
     """random:20, random:20:3 (a seed), neighbours:17:20 (of example 17, in its class), class:8:20, 3,17,29, a file."""
-    models: int = 32
+    models: Count = 32
     """Models in the ensemble that unlearns; distances need several."""
-    bank: int = 512
+    bank: Count = 512
     """Models retrained on random subsets for the datamodel of dmm and dm-direct."""
     datamodel: str | None = None
     """A datamodel that `whence unlearn datamodel` stored, by name or key, instead."""
-    steps: int = 80
+    steps: Count = 80
     """Steps of matching, for dmm and oracle-matching."""
 
     def prepared(self) -> "Prepared":
@@ -121,13 +123,10 @@ class Prepared:
         for a name or setting that is not known."""
         from dataclasses import fields
 
-        from whence.cache import UsageError
-        from whence.cache.errors import did_you_mean
         from whence.cache.retrain.recipe import AdamW
         from whence.unlearn import METHODS, Matching
 
-        if name not in METHODS:
-            raise UsageError(f"There is no unlearning method {name!r}.", did_you_mean(name, METHODS, "There are"))
+        registered(METHODS, name, settings)
         sources: dict[str, Callable[[], Any]] = {
             "datamodel": self.datamodel,
             "oracles": self.oracles,
@@ -155,6 +154,11 @@ class Run(_Setting):
     """Settings of the method, as name=value (epochs=4 optimiser.lr=0.01)."""
     out: Path = Path("out/unlearned.npz")
     """Weights by parameter name, [models, ...], and the deletion log as JSON."""
+
+    def precheck(self) -> None:
+        from whence.unlearn import METHODS
+
+        registered(METHODS, self.method, self.set)
 
     def run(self) -> None:
         from whence.unlearn.loop import run
@@ -185,7 +189,7 @@ class Plan(_Setting, Printed):
         whence unlearn plan --forget neighbours:17:20
     """
 
-    pilots: int = 2
+    pilots: Count = 2
     """Pilot requests."""
     slack: float = 1.0
     """Accepted nats above noise."""
@@ -247,10 +251,16 @@ class Evaluate(_Setting, Printed):
     """Names, with commas; `whence unlearn methods` lists all of them."""
     direction: Literal["unlearned||oracle", "oracle||unlearned"] = "unlearned||oracle"
     """Of the divergence of KLoM."""
-    bins: int | None = None
+    bins: Count | None = None
     """Bins of the histograms; a fifth of the models, at most 20, by default."""
     out: Path = Path("out/unlearning.json")
     """The file of results; a page is written beside it."""
+
+    def precheck(self) -> None:
+        from whence.unlearn import METHODS
+
+        for name in self.methods.split(","):
+            registered(METHODS, name.strip())
 
     def run(self) -> None:
         from whence.unlearn.evaluate import OracleSplit, evaluate
