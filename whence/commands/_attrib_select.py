@@ -52,7 +52,9 @@ class Select(QueryOptions, Job, Printed):
             ids = top_k(loaded.fitted.score(queries), self.k, self.by)
         if self.out is not None:
             save_ids(self.out, ids)
-        rows = [{"id": int(i), "title": loaded.title(int(i))} for i in ids]
+        rows = [loaded.titled.line(int(i), 0.0) for i in ids]
+        for row in rows:
+            del row["nats"]
         lines = [f"  {row['id']:>10}  {row['title']}" for row in rows[:10]]
         head = f"{len(ids)} of {len(loaded.train)} examples by {self.how}" + (f": {self.out}" if self.out else "")
         more = ["  ..."] if len(rows) > len(lines) else []

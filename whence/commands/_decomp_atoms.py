@@ -113,6 +113,9 @@ class Edit(Printed):
     def run(self) -> None:
         from whence.decomp import delete_documents, merge, save
 
+        twice = [n for n in self.delete_documents if self.delete_documents.count(n) > 1]
+        if twice:
+            raise UsageError(f"The document {twice[0]} is named twice.", "Name every document once.")
         if not self.delete_documents and not self.merge:
             raise UsageError("Nothing to change.", "Give --delete-documents, --merge, or both.")
         edited = open_dictionary(self.dictionary)

@@ -1,7 +1,9 @@
 """What every group of commands shares: common options, the loaded model with its data, sizes, and printed results."""
 
 import json as json_module
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +27,16 @@ class Printed:
 
     def show(self, facts: Any, text: str) -> None:
         """Print the facts as JSON if --json is given, else the text."""
-        print(json_module.dumps(facts, indent=1, default=str) if self.json else text)
+        print(json_module.dumps(plain(facts), indent=1, default=str) if self.json else text)
+
+
+def plain(facts: Any) -> Any:
+    """The same with null for numbers that are not finite, which JSON has not."""
+    if isinstance(facts, dict):
+        return {name: plain(value) for name, value in facts.items()}
+    if isinstance(facts, (list, tuple)):
+        return [plain(value) for value in facts]
+    return None if isinstance(facts, float) and not math.isfinite(facts) else facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,18 +120,50 @@ class Loaded:
         assert self.trained.store is not None  # a command has one
         return self.trained.store
 
+    @cached_property
+    def titled(self) -> "Titled":
+        """What is known about the training examples."""
+        return Titled(self.train)
+
+
+@dataclass(frozen=True, eq=False)
+class Titled:
+    """What results say about examples: document, title and the beginning of the text, by id."""
+
+    examples: "Examples"
+
+    @cached_property
+    def rows(self) -> dict[int, int]:
+        return {int(i): row for row, i in enumerate(self.examples.ids)}
+
     def title(self, identity: int) -> str:
-        """The title of a training example."""
-        return title_of(self.train, identity)
+        """The title of an example, or the beginning of its text, or its id."""
+        for name in ("title", "text"):
+            if name in self.examples.about:
+                return beginning(self.examples.about[name][self.rows[identity]], 60)
+        return f"example {identity}"
+
+    def line(self, identity: int, nats: float) -> dict[str, Any]:
+        """An example with a value: what a list has of it. `document`, the file's own id, if it is another."""
+        about, row = self.examples.about, self.rows[identity]
+        own = about["document"][row] if "document" in about else identity
+        text = {"text": beginning(about["text"][row], 80)} if "text" in about else {}
+        named = {"document": own} if own != identity else {}
+        return {"id": identity, **named, "title": self.title(identity), **text, "nats": nats}
+
+    def columns(self, ids: Any) -> dict[str, list[str]]:
+        """Document, title and beginning of the text of these ids, where they are known."""
+        about = self.examples.about
+        return {
+            name: [beginning(about[name][self.rows[int(i)]], 80) for i in ids]
+            for name in ("document", "title", "text")
+            if name in about
+        }
 
 
-def title_of(examples: "Examples", identity: int) -> str:
-    """The title of an example, or the beginning of its text, or its id."""
-    row = int(examples.rows_of([identity])[0])
-    for name in ("title", "text"):
-        if name in examples.about:
-            return " ".join(str(examples.about[name][row]).split())[:60]
-    return f"example {identity}"
+def beginning(text: Any, characters: int) -> str:
+    """The beginning of a text, in one line."""
+    return " ".join(str(text)[: 4 * characters].split())[:characters]
 
 
 def read_bytes(text: str | None, option: str = "--memory") -> int | None:

@@ -34,9 +34,9 @@ class Document(ModelOptions, Printed):
     """
 
     document: str
-    """The document to forget: the value of `--column` that its passages share."""
-    column: str = "topic"
-    """The property that names documents: topic or title; for your own files, a column."""
+    """The document to forget: the value of `--column` that its passages share; of your own files, an id."""
+    column: str | None = None
+    """The property that names documents; topic by default, or of your own files `document`: the file's ids."""
     sites: tuple[str, ...] = ("*.mlp.*",)
     """Layers that the prediction moves, by clean name; "*" for every linear map."""
     damping: float = 0.1
@@ -115,7 +115,10 @@ class _Forgetting:
         from whence.unlearn.forget_sets import document as passages
 
         trained = self.trained
-        forget = passages(trained.train, document, self.job.column)
+        about = trained.train.about
+        column = self.job.column or ("topic" if "topic" in about else "document")
+        same = [value for value in about.get(column, ()) if str(value) == document]  # an id may be a number
+        forget = passages(trained.train, same[:1] or document, column)
         recipe = Recipe(self.job.epochs, self.job.batch, AdamW(self.job.rate))
         return UnlearningRequest(self.replicas(), trained.task, trained.train, forget, recipe)
 

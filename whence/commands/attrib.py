@@ -16,7 +16,7 @@ from ._attrib_job import Attribution, Job
 from ._attrib_report import Report
 from ._attrib_select import Select
 from ._attrib_tokens import Tokens
-from ._queries import QueryOptions, entry_of, lists, lists_text, save_scores, top_of
+from ._queries import QueryOptions, entry_of, line_text, lists, lists_text, save_scores, top_of
 from ._settings import listing
 from ._shared import Precision, Printed
 
@@ -154,6 +154,8 @@ class Score(QueryOptions, Job, Printed):
         queries = self.read_queries(loaded.corpus)
         if self.atom is not None and self.dictionary is None:
             raise UsageError("--atom needs a dictionary.", "Give --dictionary FOLDER.")
+        if self.only_top and self.out is not None:
+            raise UsageError("--only-top keeps no scores that --out could write.", "Give one of them.")
         ways = ("only_top", "group_by", "heads", "dictionary", "prefilter", "relative")
         special = [name for name in ways if getattr(self, name)]
         if len(special) > 1 and special != ["prefilter", "relative"]:
@@ -184,7 +186,8 @@ class Score(QueryOptions, Job, Printed):
         if self.relative is not None:
             scores = loaded.factors.relative(scores, train, self.relative)
         self._show(
-            lists(loaded, queries, top_of(scores, self.top)), scores,
+            loaded,
+            lists(loaded, queries, top_of(scores, self.top), scores), scores,
             recall={x.rule: dict(zip(x.shares.tolist(), x.recall.tolist())) for x in curves},
             scanned=len(train) / len(loaded.train), notes=[str(curve) for curve in curves],
         )  # fmt: skip
@@ -199,8 +202,13 @@ class Score(QueryOptions, Job, Printed):
 
     def _top(self, loaded: Attribution, queries: Any) -> None:
         found = loaded.fitted.top(queries, self.top, **self._ranked(loaded))
-        best = {name: (found[f"{name}_id"].values, found[name].values) for name in ("helpful", "harmful")}
-        self._show(lists(loaded, queries, best), None)
+        best = {
+            name: tuple(
+                found[f"{name}{part}"].values for part in ("_id", "", "_impossible") if f"{name}{part}" in found
+            )
+            for name in ("helpful", "harmful")
+        }
+        self._show(loaded, lists(loaded, queries, best, found), found)
 
     def _groups(self, loaded: Attribution, queries: Any) -> None:
         from whence.attrib import groups_by
@@ -212,9 +220,12 @@ class Score(QueryOptions, Job, Printed):
         for place, name in enumerate(scores["query"].values):
             order = np.argsort(-scores.values[place], kind="stable")[: self.top]
             names, values = scores["train"].values[order], scores.values[place, order]
-            found = [{"id": str(n)[:60], "title": "", "nats": float(v)} for n, v in zip(names, values)]
-            entries.append({"query": str(name), "asked": f"query {name}", "groups": found})
-        self._show(entries, scores)
+            found = [{"id": str(n), "title": "", "nats": float(v)} for n, v in zip(names, values)]
+            if each is None:
+                entries.append({"query": str(name), "asked": "all queries", "groups": found})
+            else:
+                entries.append(entry_of(queries, place, groups=found))
+        self._show(loaded, entries, scores)
 
     def _heads(self, loaded: Attribution, queries: Any) -> None:
         from whence.attrib import find_heads
@@ -226,28 +237,34 @@ class Score(QueryOptions, Job, Printed):
             strength = np.abs(scores.values[place]).sum(0)
             order = np.argsort(-strength, kind="stable")[: self.top]
             found = [{"id": heads[h].name, "title": "sum of |influence|", "nats": float(strength[h])} for h in order]
-            entries.append(entry_of(queries, place, heads=found))
-        self._show(entries, scores)
+            entries.append(entry_of(queries, place, scores, heads=found))
+        self._show(loaded, entries, scores)
 
     def _atoms(self, loaded: Attribution, queries: Any, folder: Path) -> None:
         from ._attrib_atoms import atom_scores, by_atoms, described, opened
 
         dictionary = opened(folder, loaded)
         if self.atom is None:
-            self._show(*by_atoms(loaded, queries, dictionary, self.site, self.top))
+            self._show(loaded, *by_atoms(loaded, queries, dictionary, self.site, self.top))
             return
         active, scores = atom_scores(loaded, queries, dictionary, self.atom)
         about = described(dictionary, self.atom)
         self._show(
+            loaded,
             lists(loaded, active, top_of(scores, self.top, ("helpful",))),
             scores,
             [f"measured: mean activation of atom {self.atom}, {about}"],
         )
 
-    def _show(self, entries: list[dict[str, Any]], scores: Any, notes: Any = (), **more: Any) -> None:
-        if self.out is not None and scores is not None:
-            save_scores(self.out, scores)
+    def _show(
+        self, loaded: Attribution, entries: list[dict[str, Any]], scores: Any, notes: Any = (), **more: Any
+    ) -> None:
+        if self.out is not None and not self.only_top:
+            save_scores(self.out, scores, loaded.titled)
         lines = [lists_text(entries)]
+        if scores.attrs.get("warning"):
+            more["warning"] = scores.attrs["warning"]
+            lines.append(f"warning: {more['warning']}")
         if more.get("scanned", 1.0) < 1.0:
             lines.append(f"{more['scanned']:.1%} of the training examples scored, by {self.prefilter}")
         facts = {"queries": entries, **{name: value for name, value in more.items() if value}}
@@ -272,13 +289,12 @@ class Self(Job, Printed):
         loaded = self.load()
         found = loaded.fitted.self_influence()
         order = np.argsort(-found.values, kind="stable")[: self.top]
-        rows = [{"id": int(loaded.train.ids[n]), "title": loaded.title(int(loaded.train.ids[n])),
-                 "nats": float(found.values[n])} for n in order]  # fmt: skip
+        rows = [loaded.titled.line(int(loaded.train.ids[n]), float(found.values[n])) for n in order]
         if self.out is not None:
-            save_scores(self.out, found)
+            save_scores(self.out, found, loaded.titled)
         facts = {"examples": len(loaded.train), "mean": float(found.values.mean()), "top": rows}
         lines = [f"self-influence of {facts['examples']} examples, mean {facts['mean']:.3e} nats"]
-        self.show(facts, "\n".join(lines + [f"  {r['nats']:.3e}  {r['id']:>10}  {r['title']}" for r in rows]))
+        self.show(facts, "\n".join(lines + [f"  {line_text(row)}" for row in rows]))
 
 
 COMMANDS = {

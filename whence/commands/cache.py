@@ -207,7 +207,7 @@ class Rm(Stored):
 
     def run(self) -> None:
         store = self.open_store()
-        for kind, key in [store.find(key) for key in self.keys]:
+        for kind, key in dict.fromkeys(store.find(key) for key in self.keys):
             print(f"{kind} {key[:12]} removed, {human(remove(store, kind, key, self.force))} freed")
 
 
@@ -235,7 +235,7 @@ class Export(Stored):
 
 
 def _targets(store: Store, keys: tuple[str, ...]) -> list[tuple[str, str]]:
-    return [store.find(key) for key in keys] if keys else list(store.contents())
+    return list(dict.fromkeys(store.find(key) for key in keys)) if keys else list(store.contents())
 
 
 def _facts(store: Store, kind: str, key: str) -> dict[str, Any]:

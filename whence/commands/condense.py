@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 
 from whence.cache.errors import DataError, UsageError
-from whence.options import Count, Positive
+from whence.options import Count, Device, Positive
 
 from ._settings import listing
 from ._shared import Printed, Stored
@@ -65,6 +65,8 @@ class Run(Stored, Printed):
     """subgroup: number of groups of similar classes."""
     seeds: tuple[int, ...] = (0,)
     """One set per seed, computed together."""
+    device: Device | None = None
+    """The device of the computation: cpu, cuda, cuda:1; JAX's own by default."""
     quiet: bool = False
     """No progress bar."""
 
@@ -77,7 +79,8 @@ class Run(Stored, Printed):
         names += ["init", "soft_labels", "augment", "groups"]
         settings = Settings(network=network(self.network), **{name: getattr(self, name) for name in names})
         train, _ = load(self.data)
-        sets = condense(train, settings, self.seeds, self.open_store(), quiet=self.quiet)
+        where = {} if self.device is None else {"device": self.device}
+        sets = condense(train, settings, self.seeds, self.open_store(), quiet=self.quiet, **where)
         paths = []
         for seed, one in zip(self.seeds, sets):
             stem = self.out.stem if len(sets) == 1 else f"{self.out.stem}-{seed}"
