@@ -8,12 +8,16 @@ import csv
 import io
 import json
 import math
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from whence.cache.errors import DataError, UsageError
 
+LABELLED = ("x_train", "y_train", "x_test", "y_test")
 READABLE = (".txt", ".md", ".jsonl", ".csv", ".parquet")
 
 
@@ -85,6 +89,24 @@ def text_of(row: Row, column: str) -> str:
         f"{row.place}: {column!r} is a {type(value).__name__}, not a text.",
         "Write chat messages and other structures as one text first, with the model's own template.",
     )
+
+
+def labelled_arrays(name: str) -> dict[str, np.ndarray]:
+    """x_train, y_train, x_test and y_test of an .npz file. Raises DataError if it, or one of them, is not there, or it
+    holds Python objects."""
+    path = Path(name)
+    if path.suffix != ".npz" or not path.is_file():
+        raise DataError(f"There is no labelled data set {name!r}.", "Give digits, or the path of an .npz file.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [array for array in LABELLED if array not in file]
+            if missing:
+                raise DataError(f"{path} has no array {missing[0]}.", f"It needs {', '.join(LABELLED)}.")
+            return {array: file[array] for array in LABELLED}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}.", "Write plain arrays of numbers with numpy.savez."
+        ) from error
 
 
 def _blocks(path: Path) -> Iterator[Row]:

@@ -49,12 +49,13 @@ def pretrained(name: str) -> tuple[nn.Module, Vocabulary]:
     with _explained(name, "tokenizer"):
         vocabulary = Vocabulary(AutoTokenizer.from_pretrained(name, **safe))
     with _explained(name, "weights"):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        own: Any = AutoModelForCausalLM  # its own type has no report of the loading
+        model, found = own.from_pretrained(
             name, **safe, weights_only=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     _check_complete(name, found)
-    own = getattr(config, "dtype", None) or torch.float32
-    return _bridge(name, model, vocabulary) or model.to(own).eval(), vocabulary
+    dtype = getattr(config, "dtype", None) or torch.float32
+    return _bridge(name, model, vocabulary) or model.to(dtype).eval(), vocabulary
 
 
 def context_of(model: nn.Module) -> int | None:

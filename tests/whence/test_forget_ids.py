@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from whence.cache import UsageError
+from whence.cache import DataError, UsageError
 from whence.cli import main
 from whence.commands._classifier import listed_ids
+from whence.files import LABELLED, labelled_arrays
 
 
 @pytest.mark.parametrize("name", ["ids.txt", "ids.csv", "ids.json"])
@@ -41,3 +43,21 @@ def test_settings_are_checked_before_anything_is_trained(monkeypatch, capsys) ->
     for arguments in (["run", "--method", "scrub", "--set", "epoks=3"], ["evaluate", "--methods", "dmm,skrub"]):
         assert main(["unlearn", *arguments]) == 2
         assert "Did you mean" in capsys.readouterr().err
+
+
+def test_labelled_arrays_are_numbers_in_a_sound_file(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    arrays = {name: np.ones((2, 3)) for name in LABELLED}
+    np.savez(path, **arrays)
+    assert list(labelled_arrays(str(path))) == list(LABELLED)
+    np.savez(path, **arrays | {"x_test": np.array([{}, None], object)})
+    with pytest.raises(DataError, match="cannot be read"):
+        labelled_arrays(str(path))
+    np.savez(path, **{name: arrays[name] for name in LABELLED[:3]})
+    with pytest.raises(DataError, match="has no array y_test"):
+        labelled_arrays(str(path))
+    path.write_bytes(b"PK\x03\x04 not a zip")
+    with pytest.raises(DataError, match="cannot be read"):
+        labelled_arrays(str(path))
+    with pytest.raises(DataError, match="There is no labelled data set"):
+        labelled_arrays("nothing.npz")

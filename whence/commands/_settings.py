@@ -2,11 +2,14 @@
 
 import ast
 import dataclasses
+import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from whence.cache.errors import UsageError, did_you_mean
+
+from ._shared import Printed
 
 
 def with_settings(kind: type, texts: Sequence[str], given: Mapping[str, Any] | None = None) -> Any:
@@ -65,6 +68,18 @@ def listing(registry: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
         settings = (f"{name}={value}" if value else name for name, value in row["settings"].items())
         lines.append(f"{row['name']}: {' '.join(row['what'].split())}\n    {', '.join(settings)}")
     return rows, "\n".join(lines)
+
+
+def methods_command(kind: str, example: str, module: str) -> type:
+    """The command that lists the METHODS of a package, which is imported when it runs."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Methods(Printed):
+        def run(self) -> None:
+            self.show(*listing(importlib.import_module(module).METHODS))
+
+    Methods.__doc__ = f"List every {kind} method with its settings.\n\nExample:\n\n    {example}\n"
+    return Methods
 
 
 def called(kind: Any) -> str:

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from whence.cache.errors import UsageError
 from whence.options import AGES, SIZES, Count, Device, Size, Workers, amount
@@ -74,6 +74,8 @@ class DataOptions(Stored):
     """Append a line of JSON for every partition that is computed."""
     quiet: bool = False
     """No progress bars."""
+    no_check: bool = False
+    """Do not check the model on a few examples first; results then say that they are unchecked."""
 
     def load_named(self, name: str, sites: tuple[str, ...] = ("*",)) -> "Loaded":
         """A model by name with its data. Raises ModelError, DataError or UsageError when one cannot be loaded."""
@@ -83,7 +85,7 @@ class DataOptions(Stored):
         from whence.inputs import load_data, load_model
         from whence.pretrained import context_of
 
-        store = self.open_store()
+        store, unchecked = self.open_store(), cast(Any, {"check": False} if self.no_check else {})
         model, vocabulary = load_model(name, store, quiet=self.quiet)
         corpus = load_data(self.data, vocabulary, length=self.length, context=context_of(model))
         trained = TrainedModel(
@@ -91,7 +93,7 @@ class DataOptions(Stored):
             sites=list(sites), store=store, device=self.device,
             dtype=None if self.dtype is None else getattr(torch, self.dtype), memory=read_bytes(self.memory),
             positions=self.positions, quiet=self.quiet, cluster=self.cluster,
-            log=None if self.log is None else str(self.log),
+            log=None if self.log is None else str(self.log), **unchecked,
         )  # fmt: skip
         return Loaded(trained, corpus)
 

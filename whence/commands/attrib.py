@@ -17,7 +17,7 @@ from ._attrib_report import Report
 from ._attrib_select import Select
 from ._attrib_tokens import Tokens
 from ._queries import QueryOptions, entry_of, line_text, lists, lists_text, save_scores, top_of
-from ._settings import listing
+from ._settings import methods_command
 from ._shared import Precision, Printed
 
 
@@ -88,19 +88,7 @@ class Fit(Job, Printed):
         self.show(facts, f"{head}\n{key}{'read from the store' if facts['from_store'] else 'fitted'}, {seconds:.1f} s")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Methods(Printed):
-    """List every attribution method with its settings.
-
-    Example:
-
-        whence attrib methods
-    """
-
-    def run(self) -> None:
-        from whence.attrib.methods import METHODS
-
-        self.show(*listing(METHODS))
+Methods = methods_command("attribution", "whence attrib methods", "whence.attrib")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import tyro
 
-from whence.cache.errors import DataError, UsageError
+from whence.cache.errors import UsageError
+from whence.files import labelled_arrays
 from whence.options import Count, Device, Positive
 
-from ._settings import listing
+from ._settings import methods_command
 from ._shared import Printed, Stored
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Run(Stored, Printed):
         names += ["init", "soft_labels", "augment", "groups"]
         settings = Settings(network=network(self.network), **{name: getattr(self, name) for name in names})
         train, _ = load(self.data)
-        where = {} if self.device is None else {"device": self.device}
+        where: dict[str, Any] = {} if self.device is None else {"device": self.device}
         sets = condense(train, settings, self.seeds, self.open_store(), quiet=self.quiet, **where)
         paths = []
         for seed, one in zip(self.seeds, sets):
@@ -185,30 +185,10 @@ def load(name: str, like: Any = None) -> "tuple[Pool, Pool]":
         corpus = digits(images=True)
         train = Pool.of(corpus.train, scaling=scaling)
         return train, Pool.of(corpus.queries, train.classes, train.scaling)
-    path = Path(name)
-    if path.suffix != ".npz" or not path.exists():
-        raise DataError(f"{name!r} is no data set to condense.", "Use digits, or the path of an .npz file.")
-    with np.load(path) as file:
-        missing = [array for array in ("x_train", "y_train", "x_test", "y_test") if array not in file]
-        if missing:
-            raise DataError(f"{name} has no array {missing[0]}.", "It needs x_train, y_train, x_test and y_test.")
-        train = Pool.of((file["x_train"], file["y_train"]), scaling=scaling)
-        return train, Pool.of((file["x_test"], file["y_test"]), train.classes, train.scaling)
+    file = labelled_arrays(name)
+    train = Pool.of((file["x_train"], file["y_train"]), scaling=scaling)
+    return train, Pool.of((file["x_test"], file["y_test"]), train.classes, train.scaling)
 
 
-@dataclass(frozen=True)
-class Methods(Printed):
-    """List every condensation method.
-
-    Example:
-
-        whence condense methods
-    """
-
-    def run(self) -> None:
-        from whence.unlearn.condense import METHODS
-
-        self.show(*listing(METHODS))
-
-
+Methods = methods_command("condensation", "whence condense methods", "whence.unlearn.condense")
 COMMANDS: dict[str, type] = {"run": Run, "methods": Methods, "evaluate": Evaluate, "report": Report}

@@ -11,7 +11,7 @@ import tyro
 from whence.options import Count
 
 from ._classifier import ClassifierOptions, forget_ids
-from ._settings import listing, registered, with_settings
+from ._settings import methods_command, registered, with_settings
 from ._shared import Printed, Stored
 from ._unlearn_document import Document
 
@@ -279,19 +279,7 @@ class Evaluate(_Setting, Printed):
         print(to_json(found) if self.json else f"{table(found)}\n\nwritten: {self.out}, {page}")
 
 
-@dataclass(frozen=True)
-class Methods(Printed):
-    """List every unlearning method with its settings.
-
-    Example:
-
-        whence unlearn methods
-    """
-
-    def run(self) -> None:
-        from whence.unlearn import METHODS
-
-        self.show(*listing(METHODS))
+Methods = methods_command("unlearning", "whence unlearn methods", "whence.unlearn")
 
 
 @dataclass(frozen=True)

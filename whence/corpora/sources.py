@@ -189,9 +189,8 @@ def _exact(row: Row) -> int | str | None:
 def _named(own: Sequence[Any] | None, numbers: Sequence[int], texts: Sequence[str]) -> tuple[np.ndarray, list[Any]]:
     """Ids of the examples, and the ids of the texts that they are pieces of."""
     if own is None:
-        ids = stable_ids([f"{number} {text}" for number, text in zip(numbers, texts)])
-        first = {number: int(ids[n]) for n, number in reversed(list(enumerate(numbers)))}
-        return ids, [first[number] for number in numbers]
+        plain = stable_ids([f"{number} {text}" for number, text in zip(numbers, texts)])
+        return plain, [int(plain[n]) for n in np.searchsorted(numbers, numbers)]
     fit = {number for number in numbers if isinstance(own[number], int) and -(2**63) <= own[number] < 2**63}
     whole = {number for number, count in zip(*np.unique(numbers, return_counts=True)) if count == 1} & fit
     piece = np.arange(len(numbers)) - np.searchsorted(numbers, numbers)  # of its text: the numbers ascend
