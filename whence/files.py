@@ -98,7 +98,7 @@ def labelled_arrays(name: str) -> dict[str, np.ndarray]:
     if path.suffix != ".npz" or not path.is_file():
         raise DataError(f"There is no labelled data set {name!r}.", "Give digits, or the path of an .npz file.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             missing = [array for array in LABELLED if array not in file]
             if missing:
                 raise DataError(f"{path} has no array {missing[0]}.", f"It needs {', '.join(LABELLED)}.")
