@@ -39,7 +39,7 @@ def to_torch(array: "jax.Array", *, copy: bool = True) -> torch.Tensor:
 
 
 def to_numpy(array: "jax.Array | torch.Tensor | np.ndarray") -> np.ndarray:
-    """Either library's array as numpy on the host."""
+    """Either library's array as numpy on the host; bfloat16, which numpy lacks, as float32."""
     if isinstance(array, torch.Tensor):
-        return array.detach().cpu().numpy()
+        return (array.float() if array.dtype == torch.bfloat16 else array).detach().cpu().numpy()
     return np.asarray(array)

@@ -6,6 +6,7 @@ its id through every selection and under any batching.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -86,15 +87,8 @@ class Examples:
         return np.full(len(self), 1 if tokens is None else np.shape(tokens)[1], np.int64)
 
     def rows_of(self, ids: Any) -> Int64[np.ndarray, " k"]:
-        """Row numbers of these ids, in their order. Raises DataError for an id that is not here."""
-        where = {int(i): row for row, i in enumerate(self.ids)}
-        unknown = [int(i) for i in np.asarray(ids).ravel() if int(i) not in where]
-        if unknown:
-            raise DataError(
-                f"{len(unknown)} ids are not among these {len(self)} examples, for instance {unknown[:3]}.",
-                "Use the ids of this data set (its .ids).",
-            )
-        return np.array([where[int(i)] for i in np.asarray(ids).ravel()], np.int64)
+        """Row numbers of these ids, in their order, or of the rows where a mask is true (`rows_named`)."""
+        return rows_named(self.ids, ids)
 
     def select(self, rows: Any) -> "Examples":
         """The examples at these row numbers (or at which a mask is true), with their ids."""
@@ -199,6 +193,39 @@ class Examples:
         ]
         more = f"; the first {SHOWN}" if len(self) > SHOWN else ""
         return table(head, rows, f"{self!r}{more}").html
+
+
+def rows_named(known: np.ndarray, ids: Any) -> Int64[np.ndarray, " k"]:
+    """Rows of `known` that these ids name, in their order. A boolean array is a mask over the rows.
+
+    Raises DataError for a mask of another length, ids that are not whole numbers, named twice or not there."""
+    wanted = np.asarray(ids)
+    if wanted.dtype == bool:
+        if wanted.shape != (len(known),):
+            raise DataError(
+                f"A mask of shape {list(wanted.shape)} cannot choose among {len(known)} examples.",
+                "Give one boolean an example, in the examples' order, or give ids.",
+            )
+        return np.flatnonzero(wanted)
+    wanted = wanted.ravel()
+    if len(wanted) and wanted.dtype.kind not in "iu":
+        raise DataError(
+            f"Ids of type {wanted.dtype} cannot name examples: ids are whole numbers.",
+            "Use the ids of this data set (its .ids), or a boolean mask over its rows.",
+        )
+    where = {int(i): row for row, i in enumerate(known)}
+    named = [int(i) for i in wanted]
+    unknown = [i for i in named if i not in where]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} ids are not among these {len(known)} examples, for instance {unknown[:3]}.",
+            "Use the ids of this data set (its .ids).",
+        )
+    if repeated := [i for i, times in Counter(named).items() if times > 1]:
+        raise DataError(
+            f"{len(repeated)} ids are named more than once, for instance {repeated[:3]}.", "Name each example once."
+        )
+    return np.array([where[i] for i in named], np.int64)
 
 
 SHOWN = 8  # examples that a notebook is shown

@@ -109,6 +109,7 @@ def condense(
         count, kept = 1, time.perf_counter()
         try:
             while at.done < settings.outer:
+                stop.check()
                 upto = min(settings.outer, (at.done // checkpoint + 1) * checkpoint)
                 count, clock = min(count, upto - at.done, MOST_AT_ONCE), time.perf_counter()
                 at = _advance(job, at, parts, reals, keys, count, ids, store, stop)

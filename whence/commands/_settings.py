@@ -17,15 +17,20 @@ def with_settings(kind: type, texts: Sequence[str], given: Mapping[str, Any] | N
 
     Raises UsageError for an unknown name, a text without "=", and a field without a value.
     """
+    return kind(**values_of(kind, texts, given or {}))
+
+
+def values_of(kind: type, texts: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of that instance, by name. Raises UsageError likewise."""
     own = {field.name: field for field in dataclasses.fields(kind)}
-    values = dict(given or {})
+    values = dict(given)
     for name, inner, value in split_settings(kind, texts):
         now = values.get(name, _default(own[name]))
         values[name] = _changed(kind, now, inner, value) if inner else _value(value, now, own[name].type)
     missing = [name for name, field in own.items() if name not in values and _default(field) is dataclasses.MISSING]
     if missing:
         raise UsageError(f"{called(kind)} needs a value for {missing[0]!r}.", f"Give --set {missing[0]}=VALUE.")
-    return kind(**values)
+    return values
 
 
 def split_settings(kind: type, texts: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -58,7 +58,7 @@ class Document(ModelOptions, Printed):
     epochs: Count = 12
     """Epochs of the training, which compute is compared with."""
     out: Path = Path("out/forgot.safetensors")
-    """Weights by parameter name; the deletion log is in the file's metadata."""
+    """Weights and buffers by name; the deletion log is in the file's metadata."""
 
     def run(self) -> None:
         from whence.cache import UsageError
@@ -78,12 +78,13 @@ class Document(ModelOptions, Printed):
         done = run(job.method(scale), request, quiet=self.quiet)
         before, after = job.losses(trained, request), job.losses(done.trained(), request)
         forgot = merge(done.module()) if self.rank else done.module()
-        _save(self.out, named_parameters(forgot), done.log.to_json())
+        buffers = {name: b for name, b in forgot.named_buffers() if name in forgot.state_dict()}
+        _save(self.out, named_parameters(forgot) | buffers, done.log.to_json())
         facts = {
             "passages": len(request.forget), "scale": scale, "passes": done.passes, "of retraining": done.ratio,
             "forgotten before": before[0], "forgotten after": after[0],
             "retained before": before[1], "retained after": after[1],
-            "stopped": [stop.why for stop in done.stopped], "file": str(self.out),
+            "stopped": [stop.why for stop in done.stopped], "warnings": list(done.warnings), "file": str(self.out),
         }  # fmt: skip
         self.show(
             facts,
@@ -91,6 +92,7 @@ class Document(ModelOptions, Printed):
             f"nats per token: forgotten {before[0]:.3f} -> {after[0]:.3f}, retained {before[1]:.3f} -> {after[1]:.3f}\n"
             f"{done.passes:.0f} example passes, {100 * done.ratio:.1f} % of retraining, beside the factor fit\n"
             + "".join(f"stopped at step {stop.step}: {stop.why}\n" for stop in done.stopped)
+            + "".join(f"warning: {text}\n" for text in done.warnings)
             + f"written: {self.out}",
         )
 
