@@ -23,7 +23,6 @@ from whence.unlearn.condense import (
     network,
     select,
 )
-from whence.unlearn.condense.selection import by_influence
 from whence.unlearn.datamodels import Influence, InverseProduct, exact
 from whence.unlearn.evaluate import OracleSplit
 from whence.unlearn.evaluate import evaluate as judged
@@ -118,8 +117,10 @@ def condensed(plan: CondensingPlan, store: Store, device: str = "cpu") -> dict[s
     sets: dict[str, list[Pool] | list[Condensed]] = {
         "drawn at random": [select(pool, "random", plan.per_class, seed) for seed in seeds],
         "chosen by herding": [select(pool, "herding", plan.per_class)],
-        "chosen by influence": [by_influence(pool, _influence(train, queried, store, device), plan.per_class)],
-        "condensed": list(condense(pool, settings, seeds, store, quiet=True)),
+        "chosen by influence": [
+            select(pool, "influence", plan.per_class, scores=_influence(train, queried, store, device))
+        ],
+        "condensed": list(condense(pool, settings, seeds, store, device=device, quiet=True)),
     }
     rows = []
     for name, given in sets.items():

@@ -33,6 +33,8 @@ class Run(Stored, Printed):
 
     data: str = "digits"
     """digits, or an .npz with x_train, y_train, x_test and y_test."""
+    layout: Literal["nhwc", "nchw"] | None = None
+    """Where the channels of images are; by default the axis that is 1 or 3 long."""
     out: Path = Path("out/condensed.npz")
     """The .npz or .safetensors to write; with several seeds, the seed is put before the ending."""
     method: str = "dcc"
@@ -78,9 +80,8 @@ class Run(Stored, Printed):
         names = ["method", "per_class", "outer", "inner", "epochs", "real_batch", "lr", "warm_outer", "warm_inner"]
         names += ["init", "soft_labels", "augment", "groups"]
         settings = Settings(network=network(self.network), **{name: getattr(self, name) for name in names})
-        train, _ = load(self.data)
-        where: dict[str, Any] = {} if self.device is None else {"device": self.device}
-        sets = condense(train, settings, self.seeds, self.open_store(), quiet=self.quiet, **where)
+        train, _ = load(self.data, layout=self.layout)
+        sets = condense(train, settings, self.seeds, self.open_store(), device=self.device, quiet=self.quiet)
         paths = []
         for seed, one in zip(self.seeds, sets):
             stem = self.out.stem if len(sets) == 1 else f"{self.out.stem}-{seed}"
@@ -165,13 +166,13 @@ class Report:
     """The page; beside the set by default."""
 
     def run(self) -> None:
-        from whence.unlearn.condense import Condensed, report
+        from whence.unlearn.condense import Condensed
 
         found = Condensed.load(self.set)
-        print(report(found, self.out or self.set.with_suffix(".html"), f"{self.set.name}: {len(found)} examples"))
+        print(found.report(self.out or self.set.with_suffix(".html"), f"{self.set.name}: {len(found)} examples"))
 
 
-def load(name: str, like: Any = None) -> "tuple[Pool, Pool]":
+def load(name: str, like: Any = None, layout: str | None = None) -> "tuple[Pool, Pool]":
     """Training and test pools of named or stored data, in the scaling of `like` when given.
 
     Raises DataError if the file or one of its arrays is missing.
@@ -186,7 +187,7 @@ def load(name: str, like: Any = None) -> "tuple[Pool, Pool]":
         train = Pool.of(corpus.train, scaling=scaling)
         return train, Pool.of(corpus.queries, train.classes, train.scaling)
     file = labelled_arrays(name)
-    train = Pool.of((file["x_train"], file["y_train"]), scaling=scaling)
+    train = Pool.of((file["x_train"], file["y_train"]), scaling=scaling, layout=layout)
     return train, Pool.of((file["x_test"], file["y_test"]), train.classes, train.scaling)
 
 
