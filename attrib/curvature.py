@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from whence.cache import DataError, Examples, Sites
 from whence.cache.display import facts, table
+from whence.cache.model.bridge import to_accelerator
 from whence.cache.model.sites import Site
 
 from . import kernels
@@ -104,11 +105,11 @@ class Curvature(Fitted):
         found = {}
         for site, a in inputs.items():
             g, factors = grads[site], self.per_site[site]
-            scale = jnp.asarray(self.inverse(site), a.dtype)
+            scale = to_accelerator(self.inverse(site).astype(a.dtype))
             if factors.qa is None or factors.qs is None:
                 found[site] = kernels.gradients(a, g) * scale
                 continue
-            qa, qs = jnp.asarray(factors.qa, a.dtype), jnp.asarray(factors.qs, a.dtype)
+            qa, qs = (to_accelerator(q.astype(a.dtype, copy=False)) for q in (factors.qa, factors.qs))
             order = kernels.rotation_order(a.shape[1], g.shape[2], a.shape[2])
             found[site] = kernels.preconditioned(a, g, qa, qs, scale, order)
         return found

@@ -85,7 +85,8 @@ class Factors(Curvature):
         work = Pairwise(self, queries, rank, precision, per_site)
         inputs = {**work.inputs(train), "per_site": per_site, "what": "pairwise"}
         shape = (len(queries), len(self.sites) if per_site else 1)
-        values = over_rows(self, train, inputs, shape, work, "scores").transpose(1, 0, 2)
+        passes: Precision = "tf32" if precision == "tf32" else "float32"  # bfloat16 is for the contraction alone
+        values = over_rows(self, train, inputs, shape, work, "scores", passes).transpose(1, 0, 2)
         array = self.labelled(values / np.float32(self.train_size), queries, train)
         return array.assign_coords(site=list(self.sites.names)) if per_site else array[..., 0]
 

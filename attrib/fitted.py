@@ -135,7 +135,8 @@ class Fitted(ABC):
                 "units": self.score_units,
                 "method": self.method,
                 "measurement": str(self.trained.task.settings.get("measure", "")),
-            },
+            }
+            | ({} if self.trained.checks else {"checked": "no"}),
         )
 
 

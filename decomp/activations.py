@@ -9,9 +9,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int
 
 from whence.cache.errors import DataError, ModelError, NotCached, UsageError
+from whence.cache.model.bridge import to_numpy
+
+SMALLEST, LARGEST = 1e-30, 1e37  # squared norms that float32 arithmetic carries
 
 
 class ActivationBatch(NamedTuple):
@@ -79,12 +83,16 @@ class Activations:
         token: Sequence[int] | np.ndarray | None = None,
         origin: Origin | None = None,
     ) -> "Activations":
-        """From arrays. Without documents each row is its own; [n s d] arrays are read example by example."""
+        """From arrays or tensors. Without documents each row is its own; [n s d] arrays are read example by example.
+
+        Raises DataError for another shape, for values that are no numbers, and for ids that are no whole numbers.
+        """
         if isinstance(x, Activations):
             return x
+        x = numbers(x)
         if len(np.shape(x)) == 3:
             n, s, d = np.shape(x)
-            x = np.asarray(x).reshape(n * s, d)
+            x = x.reshape(n * s, d)
             ids = np.arange(n) if document is None else np.asarray(document)
             document = np.repeat(ids, s) if len(ids) == n else ids
             position = np.tile(np.arange(s), n) if position is None else position
@@ -93,14 +101,11 @@ class Activations:
             raise DataError(f"Activations have shape {np.shape(x)}.", "Give [rows, width] or [n, s, width].")
         t = np.shape(x)[0]
 
-        def column(values: Any, default: np.ndarray) -> np.ndarray:
-            return default if values is None else np.asarray(values, np.int64)
-
         return Activations(
             x,
-            column(document, np.arange(t)),
-            column(position, np.zeros(t, np.int64)),
-            column(token, np.full(t, -1)),
+            _whole("document", np.arange(t) if document is None else document),
+            _whole("position", np.zeros(t, np.int64) if position is None else position),
+            _whole("token", np.full(t, -1) if token is None else token),
             origin or Origin(),
         )
 
@@ -172,10 +177,40 @@ class Activations:
         return self.select(~inside), self.select(inside)
 
 
+def numbers(x: Any) -> Any:
+    """Activations as an array of numbers: tensors of any device and type, and lists, as numpy; arrays as they are.
+
+    Raises DataError for values that are no numbers.
+    """
+    if isinstance(x, torch.Tensor):
+        return to_numpy(x)
+    x = x if hasattr(x, "dtype") and hasattr(x, "shape") else np.asarray(x)
+    if getattr(x.dtype, "kind", "f") in "OSUMmc":
+        raise DataError(f"Activations of type {x.dtype}.", "Give real numbers, every row of one length.")
+    return x
+
+
+def _whole(name: str, values: Any) -> np.ndarray:
+    """A column of int64, exactly. Raises DataError for what would change."""
+    values = np.asarray(to_numpy(values) if isinstance(values, torch.Tensor) else values)
+    if values.dtype.kind in "iub" and not (values.dtype.kind == "u" and (values > np.iinfo(np.int64).max).any()):
+        return values.astype(np.int64)
+    if not values.size:
+        return np.zeros(0, np.int64)
+    raise DataError(
+        f"The {name} column has the type {values.dtype}, for instance {values.ravel()[0]!r}.",
+        "Number the rows with whole numbers below 2^63, and keep other names beside them.",
+    )
+
+
 def finite(batch: ActivationBatch) -> tuple[ActivationBatch, int, int]:
-    """The rows that can be decomposed, and how many were left out as not finite and as zero."""
+    """The rows that can be decomposed, and how many were left out as not finite and as zero.
+
+    Squares are summed in float32, so a row with a squared norm above 1e37 counts as not finite, below 1e-30 as zero.
+    """
     energy = np.einsum("bd,bd->b", batch.x, batch.x, dtype=np.float64)
-    bad, zero = ~np.isfinite(energy), energy == 0
+    zero = energy < SMALLEST
+    bad = ~zero & ~(energy <= LARGEST)
     if not bad.any() and not zero.any():
         return batch, 0, 0
     keep = ~bad & ~zero
@@ -198,7 +233,8 @@ def from_entry(entry: Any, site: str | None = None) -> Activations:
         raise UsageError(f"{name} is not in these activations.", f"Choose one of {', '.join(names)}.")
     example, position, token = (entry.read(key) for key in ("example", "position", "token"))
     origin = Origin(name, str(entry.inputs.get("model", "")), str(entry.inputs.get("data", "")))
-    return Activations.of(entry.read(name), example, position, token, origin)
+    x = entry.read(name)
+    return Activations.of(x.reshape(len(x), -1), example, position, token, origin)
 
 
 def as_stream(source: "Activations | Iterable[ActivationBatch] | Any") -> tuple[Iterable[ActivationBatch], Origin]:
@@ -208,6 +244,6 @@ def as_stream(source: "Activations | Iterable[ActivationBatch] | Any") -> tuple[
     if hasattr(source, "sealed"):
         acts = from_entry(source)
         return acts, acts.origin
-    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
-        return Activations.of(np.asarray(source)), Origin()
+    if isinstance(source, (np.ndarray, list)) or hasattr(source, "__array__"):
+        return Activations.of(source), Origin()
     return source, Origin()

@@ -10,6 +10,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from whence.cache.errors import UsageError
+
 from .activations import Origin
 from .codec import Codec, bucketed
 from .kernels import Code
@@ -48,6 +50,8 @@ class SparseAutoencoder(Codec):
         return digest.hexdigest()
 
     def encode_array(self, x: Float[Array, "b d"], k: int | None = None) -> Code:
+        if k is not None and not 1 <= k <= len(self):
+            raise UsageError(f"{k} of {len(self)} latents.", f"Choose k from 1 to {len(self)}.")
         weights = jnp.asarray(self.encoder), jnp.asarray(self.bias), jnp.asarray(self.threshold, jnp.float32)
         centred = bucketed(x - jnp.asarray(self.centre))
         if k is None and self.kind != "topk":

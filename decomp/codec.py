@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from whence.cache.errors import DataError
 
-from .activations import Origin
+from .activations import LARGEST, SMALLEST, Origin, numbers
 from .kernels import Code
 
 ENCODE_ROWS = 1024  # signals in one compiled call from the host
@@ -57,14 +57,23 @@ class Codec(ABC):
     def encode(self, x: Any, k: int | None = None, **how: Any) -> Code:
         """The sparse code of signals [b d], as numpy arrays [b k].
 
-        Raises DataError for another width or for values that are not finite, UsageError for a k that cannot be.
+        Raises DataError for another width, for values that are not finite and for signals of a size that float32
+        cannot square, UsageError for a k that cannot be.
         """
-        x = np.asarray(x, np.float32)
+        x = np.asarray(numbers(x), np.float32)
         if x.ndim != 2 or x.shape[1] != self.width:
             raise DataError(f"Signals of shape {x.shape}.", f"Give signals of shape [b, {self.width}].")
         bad = int((~np.isfinite(x).all(axis=1)).sum())
         if bad:
             raise DataError(f"{bad} of {len(x)} signals are not finite.", "Leave them out before encoding.")
+        energy = np.einsum("bd,bd->b", x, x, dtype=np.float64)
+        bad = int(((energy > 0) & (energy < SMALLEST) | (energy > LARGEST)).sum())
+        if bad:
+            raise DataError(
+                f"{bad} of {len(x)} signals have a squared norm outside {SMALLEST:g} to {LARGEST:g}, where float32 "
+                "loses it.",
+                "Multiply them by a constant first; coefficients scale with them.",
+            )
         return joined([self._encoded(x[i : i + ENCODE_ROWS], k, how) for i in range(0, max(len(x), 1), ENCODE_ROWS)])
 
     def _encoded(self, x: np.ndarray, k: int | None, how: dict[str, Any]) -> Code:

@@ -65,12 +65,13 @@ class Coefficient:
         }
 
     def __call__(self, x: Float[Tensor, "p d"]) -> Float[Tensor, " p"]:
-        code = self.dictionary.encode_array(signals(x), self.k, pursuit=self._pursuit)
+        given, x = x.dtype, x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        code = self.dictionary.encode_array(signals(x, self.dictionary.width), self.k, pursuit=self._pursuit)
         indices, taken = to_torch(code.indices).long(), to_torch(code.values) != 0
         here = ((indices == self.atom) & taken).any(1).nonzero()[:, 0]
         values = x.new_zeros(len(x))
         if not len(here):
-            return values + 0 * x.sum(1)  # zero, and differentiable
+            return (values + 0 * x.sum(1)).to(given)  # zero, and differentiable
         indices, taken = indices[here], taken[here]
         signal = x[here]
         if self.dictionary.centre is not None:
@@ -84,4 +85,4 @@ class Coefficient:
         else:
             found = (torch.linalg.pinv(gram, hermitian=True) @ found[..., None])[..., 0]
         own = (found * ((indices == self.atom) & taken).to(x)).sum(1)
-        return values.index_add(0, here, own)
+        return values.index_add(0, here, own).to(given)

@@ -26,7 +26,7 @@ from . import kernels
 from .activations import Origin
 from .codec import Codec, bucketed
 from .kernels import Basis, Code, Pursuit
-from .provenance import Provenance, Text, context
+from .provenance import Provenance, Text, context, real_tokens
 
 PURSUITS: Mapping[str, Callable[..., Pursuit]] = {
     "matching": kernels.matching_pursuit,
@@ -136,7 +136,8 @@ class Dictionary(Codec):
             target: stop a signal once this share of its squared norm is left.
             pursuit: another encoder, a name of PURSUITS.
 
-        Raises DataError for another width or for values that are not finite, UsageError for k beyond the dictionary.
+        Raises DataError for another width, for values that are not finite and for signals of a size that float32
+        cannot square, UsageError for k beyond the dictionary.
         """
         return super().encode(x, k, target=target, pursuit=pursuit, **how)
 
@@ -176,8 +177,8 @@ class Dictionary(Codec):
         examples: `cache.Examples` with token ids; decode: token ids -> text (a tokenizer's).
         Raises DataError for a document that is not among them.
         """
-        row = {int(i): n for n, i in enumerate(examples.ids)}
-        found = [context(examples.columns[column], row, *place, decode, window) for place in self.provenance.places]
+        row, tokens = {int(i): n for n, i in enumerate(examples.ids)}, real_tokens(examples, column)
+        found = [context(tokens, row, *place, decode, window) for place in self.provenance.places]
         return replace(self, text=tuple(found))
 
 

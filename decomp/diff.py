@@ -33,8 +33,8 @@ def difference(before: Dictionary, after: Dictionary, moved: float = MOVED) -> x
         )
     if before.width != after.width:
         raise DataError(f"Widths {before.width} and {after.width}.", "Compare dictionaries of one model.")
-    rows_before = {p: n for n, p in enumerate(before.provenance.places) if p[0] >= 0}
-    rows_after = {p: n for n, p in enumerate(after.provenance.places) if p[0] >= 0}
+    rows_before = {p: n for n, p in enumerate(before.provenance.places) if p[1] >= 0}
+    rows_after = {p: n for n, p in enumerate(after.provenance.places) if p[1] >= 0}
     everywhere = sorted({*rows_before, *rows_after})
     near_before, near_after = _nearest(before, after), _nearest(after, before)
     status, cosine, nearest, norm, texts = [], [], [], [], []

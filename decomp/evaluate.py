@@ -24,6 +24,7 @@ from .splice import Change, constant, spliced, through, zeros
 
 RARE = 1e-5  # fires on fewer than this share of the activations, but fires
 ROWS = 4096
+SAME = 1e-12  # of the squared norm: a spread below it is rounding
 
 
 def table(rows: dict[str, Interval], /, **attrs: Any) -> xr.Dataset:
@@ -36,10 +37,10 @@ def table(rows: dict[str, Interval], /, **attrs: Any) -> xr.Dataset:
 def evaluate(codec: Codec, activations: Any, k: int | None = None) -> xr.Dataset:
     """Reconstruction on activations that the dictionary was not built from.
 
-    Variables value, low, high over `metric`: fvu, Σ‖x − x̂‖² / Σ‖x − mean‖², the mean over these activations;
-    cosine_error, the mean of 1 − cos(x, x̂); l0, the mean number of different atoms; dead, the share of atoms that never
-    fire here; rare, the share that fire, on fewer than one activation in 10^5. Rows that are not finite or zero are
-    left out and counted in the attributes.
+    Variables value, low, high over `metric`: fvu, Σ‖x − x̂‖² / Σ‖x − mean‖², the mean over these activations (NaN if
+    they are all the same, which leaves no variance); cosine_error, the mean of 1 − cos(x, x̂); l0, the mean
+    number of different atoms; dead, the share of atoms that never fire here; rare, the share that fire, on fewer than
+    one activation in 10^5. Rows that are not finite or zero are left out and counted in the attributes.
 
     Raises ModelError for another model's activations, DataError when no usable row is there.
 
@@ -51,7 +52,11 @@ def evaluate(codec: Codec, activations: Any, k: int | None = None) -> xr.Dataset
     codec.origin.check_same(acts.origin)
     total, counts = _sums(codec, acts, k)
     if not total["rows"]:
-        raise DataError("No usable activation to judge by.", "Check the hook point, and what was excluded.")
+        raise DataError(
+            f"No usable activation to judge by ({total['not_finite']} not finite or too large for float32, "
+            f"{total['zero']} zero or too small).",
+            "Check the hook point, and what was excluded.",
+        )
     document = total["document"]
 
     def per(name: str) -> np.ndarray:
@@ -95,7 +100,9 @@ def _sums(codec: Codec, acts: Activations, k: int | None) -> tuple[dict[str, Any
         columns["document"].append(usable.document[start : start + ROWS])
         columns["one"].append(np.ones(len(x)))
     total: dict[str, Any] = {name: np.concatenate(parts or [np.zeros(0)]) for name, parts in columns.items()}
-    total["spread"] = np.sum((usable.x - centre) ** 2, axis=1)
+    spread = np.sum((usable.x - centre) ** 2, axis=1)
+    varies = spread.sum() > SAME * np.sum(usable.x**2, dtype=np.float64)
+    total["spread"] = spread if varies else np.full(len(spread), np.nan)
     return {**total, "rows": len(usable.x), "not_finite": not_finite, "zero": zero}, counts
 
 

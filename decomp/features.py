@@ -12,7 +12,7 @@ from whence.cache.jobs.progress import progress
 from .activations import Activations, finite
 from .dictionary import Dictionary
 from .evaluate import ROWS
-from .provenance import Text, context
+from .provenance import Text, context, real_tokens
 
 BINS = 16
 
@@ -109,13 +109,13 @@ def top_contexts(
     column: str = "input_ids",
 ) -> list[list[Text]]:
     """The text around the rows in `top`, for each atom. Raises DataError for documents not among the examples."""
-    row = {int(i): n for n, i in enumerate(examples.ids)}
+    row, tokens = {int(i): n for n, i in enumerate(examples.ids)}, real_tokens(examples, column)
     known: dict[int, Text] = {}
 
     def look(number: int) -> Text:
         if number not in known:
             place = (row, int(found.document[number]), int(found.position[number]))
-            known[number] = context(examples.columns[column], *place, decode, window)
+            known[number] = context(tokens, *place, decode, window)
         return known[number]
 
     return [[look(int(n)) for n in rows if n >= 0] for rows in found.top]

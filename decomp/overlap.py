@@ -31,7 +31,7 @@ def places(dictionaries: Dictionary | Iterable[Dictionary], seeds: bool = True) 
     parts = [dictionaries] if isinstance(dictionaries, Dictionary) else list(dictionaries)
     found: set[Place] = set()
     for part in parts:
-        keep = (part.provenance.document >= 0) & (seeds | ~part.provenance.seed)
+        keep = (part.provenance.position >= 0) & (seeds | ~part.provenance.seed)
         found |= set(part.provenance.rows(keep).places)
     if not found:
         raise DataError("No atom with a place to compare.", "Compare dictionaries whose atoms are activations.")

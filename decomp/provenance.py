@@ -72,6 +72,14 @@ class Provenance(NamedTuple):
         return list(zip(self.document.tolist(), self.position.tolist()))
 
 
+def real_tokens(examples: Any, column: str) -> Sequence[Any]:
+    """The tokens of each example, without those that its own attention mask leaves out: what positions count."""
+    tokens, mask = examples.columns[column], examples.columns.get("attention_mask")
+    if mask is None or np.ndim(mask[0]) != 1:
+        return tokens
+    return [np.asarray(row)[np.asarray(real) != 0] for row, real in zip(tokens, mask)]
+
+
 def context(
     tokens: Any,
     row: Mapping[int, int],
@@ -81,7 +89,7 @@ def context(
     window: int,
 ) -> Text:
     """The text around one place; empty for an atom that has none. Raises DataError for an unknown document."""
-    if document < 0:
+    if position < 0:
         return Text("", "", "")
     if document not in row:
         raise DataError(

@@ -54,9 +54,13 @@ def spliced(trained: TrainedModel, at: str, change: Change, skip: Sequence[int] 
         if new.shape != x.shape:
             raise ModelError(f"The change gave {tuple(new.shape)} for {tuple(x.shape)} at {at}.", "Keep the shape.")
         if skip:
+            if x.ndim < 3:
+                raise ModelError(
+                    f"{at} has shape {list(x.shape)}: no positions to skip.", "Leave out skip, or choose another point."
+                )
             keep = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
             keep[[s for s in skip if s < x.shape[1]]] = True
-            new = torch.where(keep[None, :, None], x, new)
+            new = torch.where(keep.reshape(1, -1, *(1 for _ in x.shape[2:])), x, new)
         return (new, *out[1:]) if isinstance(out, tuple) else new
 
     handle = trained.model.get_submodule(full).register_forward_hook(hook)
@@ -66,19 +70,36 @@ def spliced(trained: TrainedModel, at: str, change: Change, skip: Sequence[int] 
         handle.remove()
 
 
-def signals(x: Tensor) -> Float[Array, "b d"]:
-    """A tensor [... d] as rows for a codec, on its device. Raises NumericalError for values that are not finite."""
-    flat = x.detach().reshape(-1, x.shape[-1]).float()
-    if not torch.isfinite(flat).all():
-        raise NumericalError("An activation that is to be encoded is not finite.", "Run the model in float32.")
+def signals(x: Tensor, width: int) -> Float[Array, "b d"]:
+    """A tensor [... d] or [... h d] as rows of `width` for a codec, on its device.
+
+    Raises ModelError if the last axes do not make up the width, NumericalError for values that are not finite or of a
+    size that float32 cannot square.
+    """
+    flat = _rows(x.detach(), width).float()
+    if not torch.isfinite(flat.square().sum(1)).all():
+        raise NumericalError(
+            "An activation that is to be encoded is not finite, or its square is not.", "Run the model in float32."
+        )
     return to_jax(flat)
+
+
+def _rows(x: Tensor, width: int) -> Tensor:
+    """[... d] as [rows width], the last axes taken together until they make up the width."""
+    sizes = np.cumprod(x.shape[::-1])
+    if width not in sizes.tolist():
+        raise ModelError(
+            f"An activation of shape {list(x.shape)} does not end in rows of width {width}.",
+            "Use a dictionary of this hook point.",
+        )
+    return x.reshape(-1, width)
 
 
 def through(codec: Codec, k: int | None = None) -> Change:
     """x -> decode(encode(x)), with any dictionary or autoencoder, on the device of x. No gradient passes."""
 
     def change(x: Tensor) -> Tensor:
-        return to_torch(codec.reconstruct_array(signals(x), k)).reshape(x.shape)
+        return to_torch(codec.reconstruct_array(signals(x, codec.width), k)).reshape(x.shape)
 
     return change
 
@@ -91,7 +112,7 @@ def zeros(x: Tensor) -> Tensor:
 def constant(value: np.ndarray) -> Change:
     """Mean ablation: every position becomes `value` [d]."""
     fixed = torch.from_numpy(np.asarray(value, np.float32).copy())
-    return lambda x: fixed.to(x.device, x.dtype).expand_as(x)
+    return lambda x: fixed.to(x.device, x.dtype).expand_as(_rows(x, len(fixed))).reshape(x.shape)
 
 
 def steered(dictionary: Codec, atom: int, strength: float, keep_norm: bool = True) -> Change:
@@ -99,8 +120,11 @@ def steered(dictionary: Codec, atom: int, strength: float, keep_norm: bool = Tru
     direction = torch.from_numpy(np.asarray(dictionary.atoms[atom], np.float32).copy())
 
     def change(x: Tensor) -> Tensor:
-        new = x + strength * direction.to(x.device, x.dtype)
-        return new * (x.norm(dim=-1, keepdim=True) / new.norm(dim=-1, keepdim=True)) if keep_norm else new
+        rows = _rows(x, len(direction))
+        new = rows + strength * direction.to(x.device, x.dtype)
+        if keep_norm:
+            new = new * (rows.norm(dim=1, keepdim=True) / new.norm(dim=1, keepdim=True).clamp(min=1e-30))
+        return new.reshape(x.shape)
 
     return change
 
@@ -110,7 +134,7 @@ def without_atoms(dictionary: Dictionary, atoms: Sequence[int], k: int | None = 
     listed = np.asarray(list(atoms))
 
     def change(x: Tensor) -> Tensor:
-        code = dictionary.encode_array(signals(x), k)
+        code = dictionary.encode_array(signals(x, dictionary.width), k)
         part = code._replace(values=jnp.where(jnp.isin(code.indices, listed), code.values, 0.0))
         return x - to_torch(kernels.decode(part, dictionary.basis.atoms)).to(x.dtype).reshape(x.shape)
 

@@ -49,8 +49,9 @@ def check_code(expected: str, found: str, worker: str) -> None:
         )
 
 
-class Broadcast(distributed.WorkerPlugin):
-    """A worker's own copy of some work, unpickled at its first use. code: `installed_code` of the sender."""
+class CheckedBroadcast(distributed.WorkerPlugin):
+    """A worker's own copy of some work, unpickled at its first use. code: `installed_code` of the sender, which each
+    worker compares with its own."""
 
     def __init__(self, name: str, payload: bytes, code: str):
         self.name, self.payload, self.code = name, payload, code
@@ -59,10 +60,13 @@ class Broadcast(distributed.WorkerPlugin):
     def __getstate__(self) -> dict[str, Any]:
         return {"name": self.name, "payload": self.payload, "code": self.code, "_work": None}
 
+    def setup(self, worker: Any) -> None:
+        check_code(self.code, installed_code(), worker.address)
+
     @property
     def work(self) -> Any:
         if self._work is None:
-            check_code(self.code, installed_code(), distributed.get_worker().address)
+            self.setup(distributed.get_worker())  # of a worker that came later, Dask only logs a failed setup
             self._work = cloudpickle.loads(self.payload)
         return self._work
 
@@ -79,16 +83,7 @@ def broadcast(client: Any, name: str, work: Callable[..., Any], limit: int) -> N
             f"This job's task carries {len(payload) >> 20} MiB to every worker.",
             "Give it names and settings, and let it load models and data by them.",
         )
-    code = installed_code()
-    try:
-        found = client.run(installed_code)
-    except AttributeError as error:  # before workers had this function
-        raise ResourceError(
-            f"A worker runs an older version of whence than this process ({code}).", "Install the same version there."
-        ) from error
-    for worker, its in found.items():
-        check_code(code, its, worker)
-    plugin = Broadcast(name, payload, code)
+    plugin = CheckedBroadcast(name, payload, installed_code())
     for attempt in range(TRIES):
         try:
             client.register_plugin(plugin, name=name)
@@ -96,6 +91,14 @@ def broadcast(client: Any, name: str, work: Callable[..., Any], limit: int) -> N
         except OSError as error:  # a worker is just being lost
             log.info("broadcasting %s: %s", name, error)
             time.sleep(attempt)
+        except (ResourceError, AttributeError) as error:
+            withdraw(client, name)
+            if isinstance(error, ResourceError):
+                raise
+            raise ResourceError(  # it has no class of this name
+                f"A worker runs an older version of whence than this process ({plugin.code}).",
+                "Install the same version there.",
+            ) from error
     raise ResourceError("The cluster's workers cannot be reached.", "Look at its dashboard; start it again.")
 
 

@@ -5,30 +5,28 @@ An entry holds, for every hook point, an array [positions d] in the order of the
 Padding is never stored.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import NumericalError
 from ..jobs.partitions import run_job
 from ..store.entry import Entry
 from ..store.layout import ArraySpec, Shard
 from ..store.store import Store
-from .batches import check_examples
+from .batches import BATCH_POSITIONS, check_examples
 from .bridge import to_numpy
-from .capture import outputs_at
 from .examples import Examples
-from .task import Classification, LanguageModelling
+from .row_layout import Layout, layouts, outputs, real_positions
+from .task import Classification, LanguageModelling, Regression
 from .trained import TrainedModel
 
 SHARD_BYTES = 64 << 20
-BATCH_POSITIONS = 8192
 COORDINATES = ("example", "position", "token")
+STANDARD = (LanguageModelling, Classification, Regression)
 
 
 def activations(
@@ -41,14 +39,19 @@ def activations(
 ) -> Entry:
     """Outputs of the named modules or hook points on every real position of the examples: opened, resumed or computed.
 
+    What a row is depends on the shape of the output, for b examples of s positions: [b s d] and [b s h d] give a row of
+    d or h*d numbers per real position, as does [b*s d]; [b d] and [b c h w] give a row per example, flattened; [b m d]
+    where m does not depend on the text (patches, latents) gives m rows per example.
+
     Args:
         trained: the model; examples default to its training data.
         at: one hook point or several, all filled in one pass, with the forward pass cut short after the deepest.
         store: where the entry is; by default the trained model's store, or the user's if it has none.
         dtype: as stored; "bfloat16" halves the size.
 
-    Raises ModelError for a name that the model does not have, with near names; NumericalError if an activation is not
-    finite, with the example's id; DataError for no data.
+    Raises ModelError for a name that the model does not have, with near names, for an output of another shape, and if a
+    few examples alone do not give the rows that they give in a batch; NumericalError if an activation is not finite,
+    with the example's id; DataError for no data, and for an example that the model cannot run, with its id.
 
     >>> activations(trained, "1", store=store).read("1").shape  # one position per example
     (12, 8)
@@ -57,22 +60,36 @@ def activations(
     store = store or trained.store or Store()
     check_examples(examples)
     names = [at] if isinstance(at, str) else list(at)
-    inputs = {"model": trained.fingerprint(), "data": examples.fingerprint, "at": names, "dtype": dtype}
+    inputs: dict[str, Any] = {"model": trained.fingerprint(), "data": examples.fingerprint, "at": names, "dtype": dtype}
+    if type(trained.task) not in STANDARD:  # a task of one's own may run the model in its own way
+        inputs["task"] = trained.task.settings
     if store.has("activations", inputs):
         return store.open("activations", inputs)
-    per_example, shapes = _probe(trained, examples, names)
-    ends = np.cumsum(per_example)
+    found = layouts(trained, examples, names)
+    (block,) = _blocks(trained, examples, found, np.arange(1))
+    widths = {name: block[name].shape[1] for name in names}
+    ends = np.cumsum(_rows_each(examples, found[names[0]].each))
     total = int(ends[-1])
-    specs = {name: ArraySpec((total, *shapes[name]), dtype) for name in names}
+    specs = {name: ArraySpec((total, widths[name]), dtype) for name in names}
     specs |= {name: ArraySpec((total,), "int64") for name in COORDINATES}
-    width = sum(int(np.prod(shapes[name])) for name in names) * (2 if dtype in ("bfloat16", "float16") else 4)
+    width = sum(widths.values()) * (2 if dtype in ("bfloat16", "float16") else 4)
     shard = int(min(total, max(1, SHARD_BYTES // max(width, 1))))
     about = {"ids": examples.ids.tolist(), "ends": ends.tolist(), "at": names}
-    work = _Rows(trained, examples, names, ends, dtype, tuple(specs))
+    work = _Rows(trained, examples, found, ends, dtype, tuple(specs))
     return run_job(
         store, "activations", inputs, specs, work, shard_rows=shard, about=about,
         cluster=trained.cluster, log=trained.log, desc="activations", quiet=trained.quiet,
     )  # fmt: skip
+
+
+def _rows_each(examples: Examples, each: int | None) -> np.ndarray:
+    """Rows that each example gives: `each`, or its real positions, by its own mask where it has one."""
+    if each is not None:
+        return np.full(len(examples), each, np.int64)
+    mask = examples.columns.get("attention_mask")
+    if mask is None or np.ndim(mask[0]) != 1:
+        return examples.lengths
+    return np.array([np.count_nonzero(row) for row in mask], np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +98,7 @@ class _Rows:
 
     trained: TrainedModel
     examples: Examples
-    names: list[str]
+    found: Mapping[str, Layout]
     ends: np.ndarray
     dtype: str
     arrays: tuple[str, ...]
@@ -89,7 +106,7 @@ class _Rows:
     def __call__(self, shard: Shard) -> dict[str, np.ndarray]:
         starts = self.ends - np.diff(self.ends, prepend=0)
         first, last = np.searchsorted(self.ends, shard.start, "right"), np.searchsorted(starts, shard.stop, "left")
-        blocks = list(_blocks(self.trained, self.examples, self.names, np.arange(first, last)))
+        blocks = list(_blocks(self.trained, self.examples, self.found, np.arange(first, last)))
         skip = shard.start - int(starts[first])
         rows = {}
         for name in self.arrays:
@@ -107,7 +124,7 @@ def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _blocks(
-    trained: TrainedModel, examples: Examples, names: list[str], rows: np.ndarray
+    trained: TrainedModel, examples: Examples, found: Mapping[str, Layout], rows: np.ndarray
 ) -> Iterator[dict[str, np.ndarray]]:
     """Consecutive examples' rows, real positions only, as numpy."""
     lengths, place = examples.lengths, 0
@@ -116,49 +133,29 @@ def _blocks(
         batch_rows = rows[place : place + count]
         place += count
         batch = trained.batch(examples, batch_rows)
-        seen = outputs_at(trained.model, names, partial(_forward, trained.model, batch))
-        mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
-        block = {name: to_numpy(_rows(value, mask).float()) for name, value in seen.items()}
-        for name in names:
-            if not np.isfinite(block[name]).all():
+        seen, real = outputs(trained, list(found), batch), real_positions(batch)
+        block = {name: to_numpy(found[name].rows(value, real).float()) for name, value in seen.items()}
+        where = _coordinates(examples, batch_rows, batch, real, next(iter(found.values())).each)
+        for name, values in block.items():
+            bad = ~np.isfinite(values).all(axis=1)
+            if bad.any():
+                ids = list(dict.fromkeys(where["example"][bad].tolist()))
                 raise NumericalError(
-                    f"{name} is not finite for some of the examples with ids {examples.ids[batch_rows][:5].tolist()}.",
+                    f"{name} is not finite for {len(ids)} examples, ids {ids[:5]}.",
                     "Leave these examples out, or run the model in float32.",
                 )
-        yield block | _coordinates(examples, batch_rows, batch, mask, len(block[names[0]]))
+        yield block | where
 
 
 def _coordinates(
-    examples: Examples, rows: np.ndarray, batch: dict[str, Tensor], mask: Tensor | None, count: int
+    examples: Examples, rows: np.ndarray, batch: dict[str, Tensor], real: Tensor | None, each: int | None
 ) -> dict[str, np.ndarray]:
-    each = count // len(rows)
-    position = np.tile(np.arange(each), len(rows))
-    example, token = np.repeat(examples.ids[rows], each), np.full(count, -1, np.int64)
-    if "input_ids" in batch:
-        real = torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask
-        token = to_numpy(batch["input_ids"][real])
-        example = np.repeat(examples.ids[rows], to_numpy(real.sum(1)))
-        position = to_numpy((real.cumsum(1) - 1)[real])
-    return {"example": example.astype(np.int64), "position": position.astype(np.int64), "token": token}
-
-
-def _rows(value: Tensor, mask: Tensor | None) -> Tensor:
-    """[positions ...]: real positions of sequences, every row of [b s d], one row of anything else."""
-    if mask is not None and value.ndim >= 3 and value.shape[:2] == mask.shape:
-        return value[mask]
-    return value.flatten(0, 1) if value.ndim == 3 else value.flatten(1)
-
-
-def _forward(model: nn.Module, batch: dict[str, Tensor]) -> Any:
-    task = LanguageModelling() if "input_ids" in batch else Classification()
-    return task.logits(model, batch)
-
-
-def _probe(
-    trained: TrainedModel, examples: Examples, names: list[str]
-) -> tuple[np.ndarray, dict[str, tuple[int, ...]]]:
-    """Rows each example yields, and the shape of one row at every hook point."""
-    (block,) = _blocks(trained, examples, names, np.arange(1))
-    each = len(block[names[0]])
-    per_example = examples.lengths if "input_ids" in examples.columns else np.full(len(examples), each, np.int64)
-    return per_example, {name: block[name].shape[1:] for name in names}
+    """Example, position and token (-1 where a row is no token) of every row."""
+    if each is not None:
+        example, position = np.repeat(examples.ids[rows], each), np.tile(np.arange(each), len(rows))
+        return {"example": example, "position": position, "token": np.full(len(position), -1, np.int64)}
+    assert real is not None
+    position = to_numpy((real.cumsum(1) - 1)[real])
+    example = np.repeat(examples.ids[rows], to_numpy(real.sum(1)))
+    token = to_numpy(batch["input_ids"][real]) if "input_ids" in batch else np.full(len(position), -1, np.int64)
+    return {"example": example, "position": position, "token": token}

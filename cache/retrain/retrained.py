@@ -109,7 +109,8 @@ class Retrained:
 
     outputs: name -> array with leading axis e: "logits" [e p c] (or [e p s c]), "margins" [e p] (or [e p t],
         NaN where nothing is predicted), "losses" and "measurements" [e p], "weights" [e P] and, beside them,
-        "buffers" (uint8 [e B], the bytes of running statistics and other buffers). Arrays may be lazy; `self[name]` reads one whole, `self.rows(name, models)` some of it.
+        "buffers" (uint8 [e B], the bytes of running statistics and other buffers). Arrays may be lazy; `self[name]`
+        reads one whole, `self.rows(name, models)` some of it.
     about: provenance for people (recipe, why training was sequential, seconds).
     """
 

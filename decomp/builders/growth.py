@@ -11,14 +11,17 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from whence.cache.errors import DataError
+
 from .. import kernels
-from ..activations import ActivationBatch, finite
+from ..activations import SMALLEST, ActivationBatch, finite
 from ..kernels import Basis, Pursuit
 from ..kernels.forms import BLOCK
 from ..kernels.growth import judge, put_rows, with_capacity
 from ..provenance import Provenance
 
 FIRST_CAPACITY = 1024
+ROUNDING = 1e-12  # share of a row's squared norm that is left of it by subtracting the same row
 SMALL_BATCH = 64  # rows judged together while the dictionary is small, where most of a batch is news
 
 
@@ -48,14 +51,38 @@ class Rows:
             batch = next(self._stream, None)
             if batch is None:
                 return None
-            x = np.asarray(batch.x, np.float32)
-            kept, not_finite, zero = finite(
-                ActivationBatch(x if self._centre is None else x - self._centre, *batch[1:])
-            )
+            kept, not_finite, zero = finite(ActivationBatch(np.asarray(batch.x, np.float32), *batch[1:]))
             self.not_finite, self.zero = self.not_finite + not_finite, self.zero + zero
+            if self._centre is not None:
+                kept = self._centred(kept, self._centre)
             if len(kept.x):
                 self._kept.append(kept)
         return self._kept.pop(0)
+
+    def _centred(self, batch: ActivationBatch, centre: np.ndarray) -> ActivationBatch:
+        """Less the centre; a row that equals it up to rounding counts as zero."""
+        x = batch.x - centre
+        energy = [np.einsum("bd,bd->b", rows, rows, dtype=np.float64) for rows in (x, batch.x)]
+        keep = energy[0] > np.maximum(ROUNDING * energy[1], SMALLEST)
+        self.zero += int((~keep).sum())
+        return ActivationBatch(x[keep], *(column[keep] for column in batch[1:]))
+
+    def check(self, found: ActivationBatch | None, wanted: int = 1, distinct: bool = False) -> ActivationBatch:
+        """The rows that a builder took. Raises DataError if there are fewer than it needs, or, where it needs them
+        `distinct`, fewer different ones."""
+        count = 0 if found is None else len(found.x)
+        left_out = f"{self.not_finite} not finite or too large for float32, {self.zero} zero or too small were left out"
+        if found is None or count < wanted:
+            raise DataError(
+                f"{count} usable activations, at least {wanted} are needed ({left_out}).",
+                "Give more data or a smaller size; check the hook point, and what was excluded.",
+            )
+        if distinct and (different := different_rows(found.x, wanted)) < wanted:
+            raise DataError(
+                f"{count} activations hold {different} different ones, at least {wanted} are needed.",
+                "Choose a smaller size, or leave out the tokens that repeat (padding, beginning of sequence).",
+            )
+        return found
 
     def put_back(self, batch: ActivationBatch) -> None:
         """Returns rows that were taken to look at them."""
@@ -72,7 +99,7 @@ class Grown(NamedTuple):
     """The builder's state.
 
     basis: atoms with free rows at the end; filled: how many of its rows are atoms; provenance: theirs; taken: rows read
-    so far; curve: (rows read, atoms) after every batch.
+    so far; curve: (rows read, atoms) after every batch; worst: the largest share that the atoms left unexplained.
     """
 
     basis: Basis
@@ -80,10 +107,21 @@ class Grown(NamedTuple):
     provenance: Provenance
     taken: int
     curve: tuple[tuple[int, int], ...]
+    worst: float = 0.0
 
     @property
     def atoms(self) -> np.ndarray:
         return np.asarray(self.basis.atoms[: self.filled])
+
+
+def different_rows(x: np.ndarray, enough: int) -> int:
+    """How many different rows there are; counting stops at `enough`."""
+    seen: set[bytes] = set()
+    for row in np.ascontiguousarray(x):
+        seen.add(row.tobytes())
+        if len(seen) >= enough:
+            break
+    return len(seen)
 
 
 def empty(width: int, gram: bool) -> Grown:
@@ -128,9 +166,10 @@ def grow(grown: Grown, rows: Rows, pursuit: Pursuit, threshold: float, size: int
         x = np.zeros((step, part.x.shape[1]), np.float32)
         x[: len(part.x)] = part.x
         accepted, share = judge(pursuit, jnp.asarray(x), grown.basis, jnp.float32(threshold))
-        chosen = np.flatnonzero(np.asarray(accepted))
+        chosen, worst = np.flatnonzero(np.asarray(accepted)), float(np.asarray(share)[: len(part.x)].max())
         if size is not None:
             chosen = chosen[: size - grown.filled]
         grown = extended(grown, part.x[chosen], places(part, chosen, np.asarray(share)[chosen]), size)
-        grown = grown._replace(taken=rows.taken, curve=(*grown.curve, (rows.taken, grown.filled)))
+        curve = (*grown.curve, (rows.taken, grown.filled))
+        grown = grown._replace(taken=rows.taken, curve=curve, worst=max(grown.worst, worst))
         yield grown

@@ -12,7 +12,7 @@ This differs from the published code, each by choice:
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from . import checkpoint as checkpoints
 from .builder import Builder, Source, labelled
 from .growth import Grown, Rows, empty, extended, grow, places
 from .seeding import SEEDINGS, seed_rows
+
+REPEATED = 1e-5  # a share that is rounding
 
 
 @dataclass(frozen=True)
@@ -116,23 +118,30 @@ class ITDA(Builder[Dictionary]):
             grown = state
             if path is not None and n % source.every == source.every - 1:
                 checkpoints.save(path, grown, about)
-        if grown.filled == seeds:
-            raise UsageError(
-                f"Nothing but its {seeds} seeds: no activation was left unexplained by {self.unexplained}.",
-                "Lower the threshold, or find one with decomp.calibrate.",
-            )
+        if grown.filled == seeds and (self.size is None or seeds < self.size):
+            self._nothing_added(seeds, rows.taken, grown.worst)
         if path is not None:
             path.unlink(missing_ok=True)
         return labelled(self, grown, rows, source.origin)
 
+    def _nothing_added(self, seeds: int, taken: int, worst: float) -> NoReturn:
+        if worst < REPEATED:
+            raise DataError(
+                f"Nothing but its {seeds} seeds: they explain all {taken} activations entirely (at most {worst:.1g} of "
+                "a squared norm is left), so the activations repeat.",
+                "Give activations that differ: check the hook point, and leave out tokens that repeat (padding, "
+                "beginning of sequence).",
+            )
+        raise UsageError(
+            f"Nothing but its {seeds} seeds: no activation was left unexplained by {self.unexplained}; the largest "
+            f"share was {worst:.3g}.",
+            "Lower the threshold below that share, or find one with decomp.calibrate; fewer seeds or steps (k) also "
+            "leave more to explain.",
+        )
+
     def _seeded(self, rows: Rows) -> Grown:
         """The seeds. The rows are put back to be judged like all others; seeds explain themselves."""
-        first = rows.take(1)
-        if first is None:
-            raise DataError(
-                f"No activation to build from ({rows.not_finite} not finite, {rows.zero} zero).",
-                "Check the hook point, and what was excluded.",
-            )
+        first = rows.check(rows.take(1))
         width = first.x.shape[1]
         limit = width if self.size is None else min(width, self.size // 4)
         count = 0 if self.seeding == "none" else limit if self.seeds is None else self.seeds

@@ -10,7 +10,6 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from whence.cache.errors import DataError
 from whence.cache.jobs.progress import progress
 
 from ..dictionary import Dictionary
@@ -46,14 +45,9 @@ class KMeans(Builder[Dictionary]):
     seed: int = 0
 
     def construct(self, source: Source) -> Dictionary:
-        """Raises DataError if the stream has fewer than `size` usable rows."""
+        """Raises DataError if the stream has fewer than `size` different usable rows."""
         rows = Rows(source.stream)
-        batch = rows.take(self.rows)
-        if batch is None or len(batch.x) < self.size:
-            raise DataError(
-                f"{0 if batch is None else len(batch.x)} usable activations for {self.size} centroids.",
-                "Give more data, or a smaller size.",
-            )
+        batch = rows.check(rows.take(self.rows), self.size, distinct=True)
         unit = batch.x / np.linalg.norm(batch.x, axis=1, keepdims=True)
         count = len(unit)
         padded = np.zeros((-(-count // ASSIGN_ROWS) * ASSIGN_ROWS, unit.shape[1]), np.float32)

@@ -60,6 +60,11 @@ class Partition(Builder[Dictionary]):
         states = grow(grown, rows, pursuit, 1 - self.cosine**2, self.size, self.batch)
         for state in progress(states, desc="partitioning", unit="batch", quiet=source.quiet):
             grown = state
+        if not grown.filled:
+            raise DataError(
+                f"All {rows.zero} usable activations equal their mean: there is nothing to partition.",
+                "Give activations that differ: check the hook point, and leave out tokens that repeat.",
+            )
         return labelled(self, grown, rows, source.origin, centre)
 
 

@@ -6,7 +6,6 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from whence.cache.errors import DataError
 from whence.cache.jobs.progress import progress
 
 from ..activations import ActivationBatch
@@ -47,11 +46,7 @@ class Random(Builder[Dictionary]):
             keys = np.concatenate([keys, generator.random(len(part.x))])
             chosen = np.sort(np.argsort(keys, kind="stable")[: self.size])  # the smallest keys, in stream order
             keys, kept = keys[chosen], ActivationBatch(*(column[chosen] for column in both))
-        if kept is None or len(kept.x) < self.size:
-            raise DataError(
-                f"{0 if kept is None else len(kept.x)} usable activations for {self.size} atoms.",
-                "Give more data, or a smaller size.",
-            )
+        kept = rows.check(kept, self.size)
         start = Grown(Basis(jnp.zeros((64, kept.x.shape[1])), None), 0, places(kept, np.zeros(0, int), 1.0), 0, ())
         grown = extended(start, kept.x, places(kept, np.arange(self.size), np.nan))
         return labelled(self, grown, rows, source.origin)

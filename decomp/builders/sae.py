@@ -101,6 +101,8 @@ class SAE(Builder[SparseAutoencoder]):
             raise DataError(f"{len(x)} activations for batches of {self.batch}.", "Use a smaller batch.")
         centre = x.mean(axis=0)
         scale = float(np.sqrt(np.mean(np.sum((x - centre) ** 2, axis=1)) / x.shape[1]))
+        if scale**2 * x.shape[1] <= 1e-12 * float(np.mean(np.sum(x**2, axis=1))):
+            raise DataError("All activations are the same.", "Check the hook point; give activations that differ.")
         state, optimiser = self._start(x.shape[1])
         advance = _compiled(self, optimiser, state, (SCAN, self.batch, x.shape[1]))
         generator = np.random.default_rng(self.seed)

@@ -66,7 +66,7 @@ class Adapter(torch.nn.Module):
         return self.W_dec.device
 
     def encode(self, x: Tensor) -> Tensor:
-        code = self.dictionary.encode_array(signals(x), self.k)
+        code = self.dictionary.encode_array(signals(x, self.dictionary.width), self.k)
         values, indices = to_torch(code.values), to_torch(code.indices).long()
         dense = values.new_zeros(len(values), len(self.W_dec))
         dense.scatter_add_(1, torch.where(values < 0, indices + len(self.dictionary), indices), values.abs())

@@ -159,7 +159,7 @@ def test_bad_rows_are_left_out_and_counted(acts, built):
     again = ITDA(k=4, unexplained=0.2, batch=128).build(Activations.of(bad.astype(np.float32), *columns))
     assert again.fingerprint == built.fingerprint
     assert (again.settings["rows_not_finite"], again.settings["rows_zero"]) == (3, 2)
-    with pytest.raises(DataError, match="No activation"):
+    with pytest.raises(DataError, match="5 not finite"):
         ITDA().build(np.full((5, 4), np.nan, np.float32))
 
 

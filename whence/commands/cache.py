@@ -10,7 +10,7 @@ import tyro
 
 from whence.cache.errors import CorruptEntry, UsageError
 from whence.cache.jobs.progress import progress
-from whence.cache.store.maintenance import collect, remove, repair, verify
+from whence.cache.store.maintenance import collect, remove, repair, repair_names, verify, verify_names
 from whence.cache.store.store import Store, human
 from whence.options import Age, Size
 
@@ -99,12 +99,13 @@ class Verify(Stored, Printed):
         targets = _targets(store, self.keys)
         checked = progress(targets, desc="verifying", unit="entry", quiet=self.json)
         faults = [fault for kind, key in checked for fault in verify(store, kind, key, not self.quick)]
+        faults += [] if self.keys else verify_names(store)
         lines = [f"{fault.kind} {fault.key[:12]} {fault.path}: {fault.problem}" for fault in faults]
         lines.append(f"{len(targets)} entries, {len(faults)} faults")
         self.show({"entries": len(targets), "faults": [asdict(fault) for fault in faults]}, "\n".join(lines))
         if faults:
             raise CorruptEntry(
-                f"{len({fault.key for fault in faults})} entries are damaged.",
+                f"{len({fault.key or fault.path for fault in faults})} entries or names are damaged.",
                 "Run `whence cache repair`, then the jobs that computed them: only what was damaged is computed again.",
             )
 
@@ -132,8 +133,10 @@ class Repair(Stored, Printed):
         for line in repaired:
             what = "removed whole" if line["removed"] else f"{len(line['dropped'])} shards to compute again"
             lines.append(f"{line['kind']} {line['key'][:12]}: {what}")
-        lines.append(f"{len(repaired)} entries repaired" if repaired else "Nothing is damaged.")
-        self.show(repaired, "\n".join(lines))
+        names = [] if self.keys else repair_names(store)
+        lines += [f"{path}: removed" for path in names]
+        lines.append(f"{len(repaired)} entries repaired" if repaired or names else "Nothing is damaged.")
+        self.show(repaired + [{"removed": True, "path": path} for path in names], "\n".join(lines))
 
 
 @dataclass(frozen=True)

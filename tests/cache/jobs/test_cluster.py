@@ -63,6 +63,6 @@ def test_a_script_that_starts_workers_needs_a_main_guard(tmp_path, script, works
 def test_a_worker_that_dies_at_its_start(tmp_path, monkeypatch):
     (tmp_path / "preload.py").write_text("import os\nos._exit(9)\n")
     monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", str(tmp_path / "preload.py"))
-    with dask.config.set({"distributed.worker.preload": [str(tmp_path / "preload.py")]}):
-        with pytest.raises(errors.ResourceError, match="worker process ended"), connect("local:1"):
-            pass
+    preload = dask.config.set({"distributed.worker.preload": [str(tmp_path / "preload.py")]})
+    with preload, pytest.raises(errors.ResourceError, match="worker process ended"), connect("local:1"):
+        pass

@@ -391,8 +391,8 @@ def test_oracles_take_the_same_forget_sets():
     with pytest.raises(DataError, match="were trained on what should be forgotten"):
         found.oracles([100, 101])
     for refused in ([100.0], [107, 107], mask[:3]):
-        with pytest.raises(DataError, match="no ids|twice|Booleans"):
+        with pytest.raises(DataError, match=r"no ids|twice|Booleans"):
             found.oracles(refused)
-        with pytest.raises(DataError, match="no ids|twice|Booleans"):
+        with pytest.raises(DataError, match=r"no ids|twice|Booleans"):
             found.excluding(refused)
     assert found.at_points(mask).tolist() == [7, 9]
