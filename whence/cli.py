@@ -93,16 +93,21 @@ def dispatch(arguments: list[str]) -> None:
 
 
 def parse(command: type[Any], program: str, arguments: Sequence[str]) -> Any:
-    """A command's dataclass from command-line arguments."""
+    """A command's dataclass from command-line arguments. Raises UsageError for a value that is not allowed."""
     import tyro
 
-    return tyro.cli(
+    from .options import check
+
+    work = tyro.cli(
         command,
         prog=program,
         description=help_of(command),
         args=[_current(argument) for argument in arguments],
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    check(work)
+    getattr(work, "precheck", lambda: None)()  # what a command knows to be wrong before anything is loaded
+    return work
 
 
 def _current(argument: str) -> str:

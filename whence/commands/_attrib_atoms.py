@@ -35,7 +35,7 @@ def by_atoms(
     order = np.argsort(-scores.values, axis=1, kind="stable")[:, :top]
     chosen = np.unique(order)
     parts = loaded.factors.score(queries, loaded.train.select(chosen), through=dictionary, site=site)
-    entries = lists(loaded, queries, top_of(scores, top, ("helpful",)))
+    entries = lists(loaded, queries, top_of(scores, top, ("helpful",)), scores)
     for row, entry in enumerate(entries):
         mine = parts.values[row][np.searchsorted(chosen, order[row])]
         for line, values in zip(entry["helpful"], mine):

@@ -12,6 +12,7 @@ from whence.cache.errors import CorruptEntry, UsageError
 from whence.cache.jobs.progress import progress
 from whence.cache.store.maintenance import collect, remove, repair, repair_names, verify, verify_names
 from whence.cache.store.store import Store, human
+from whence.options import Age, Size
 
 from ._shared import Printed, Stored, read_bytes, read_seconds
 
@@ -149,9 +150,9 @@ class Gc(Stored, Printed):
         whence cache gc --max-size 500GB --older-than 30d --dry-run
     """
 
-    max_size: str | None = None
+    max_size: Size | None = None
     """Keep at most this much: 500GB, 20MB."""
-    older_than: str | None = None
+    older_than: Age | None = None
     """Remove what was not used for this long: 30d, 12h."""
     dry_run: bool = False
     """List what would be removed, and remove nothing."""
@@ -209,7 +210,7 @@ class Rm(Stored):
 
     def run(self) -> None:
         store = self.open_store()
-        for kind, key in [store.find(key) for key in self.keys]:
+        for kind, key in dict.fromkeys(store.find(key) for key in self.keys):
             print(f"{kind} {key[:12]} removed, {human(remove(store, kind, key, self.force))} freed")
 
 
@@ -237,7 +238,7 @@ class Export(Stored):
 
 
 def _targets(store: Store, keys: tuple[str, ...]) -> list[tuple[str, str]]:
-    return [store.find(key) for key in keys] if keys else list(store.contents())
+    return list(dict.fromkeys(store.find(key) for key in keys)) if keys else list(store.contents())
 
 
 def _facts(store: Store, kind: str, key: str) -> dict[str, Any]:

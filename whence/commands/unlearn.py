@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
+from whence.options import Count
+
 from ._classifier import ClassifierOptions, forget_ids
-from ._settings import listing, values_of
+from ._settings import methods_command, registered, values_of
 from ._shared import Printed, Stored
 from ._unlearn_document import Document
 
@@ -60,13 +62,13 @@ class Datamodel(Stored, Printed):
 class _Setting(ClassifierOptions):
     forget: str = "random:20"
     """random:20, random:20:3 (a seed), neighbours:17:20 (of example 17, in its class), class:8:20, 3,17,29, a file."""
-    models: int = 32
+    models: Count = 32
     """Models in the ensemble that unlearns; distances need several."""
-    bank: int = 512
+    bank: Count = 512
     """Models retrained on random subsets for the datamodel of dmm and dm-direct."""
     datamodel: str | None = None
     """A datamodel that `whence unlearn datamodel` stored, by name or key, instead."""
-    steps: int = 80
+    steps: Count = 80
     """Steps of matching, for dmm and oracle-matching."""
 
     def prepared(self) -> "Prepared":
@@ -132,12 +134,10 @@ def checked(name: str, settings: Sequence[str], steps: int) -> dict[str, Any]:
     from dataclasses import fields
 
     from whence.cache import UsageError
-    from whence.cache.errors import did_you_mean
     from whence.cache.retrain.recipe import AdamW
     from whence.unlearn import METHODS, Matching
 
-    if name not in METHODS:
-        raise UsageError(f"There is no unlearning method {name!r}.", did_you_mean(name, METHODS, "There are"))
+    registered(METHODS, name)
     given: dict[str, Any] = {"datamodel": None, "oracles": None}
     for text in settings:
         if (field := text.partition("=")[0].strip()) in given:
@@ -165,11 +165,14 @@ class Run(_Setting):
     out: Path = Path("out/unlearned.npz")
     """Weights and buffers by name, [models, ...], and the deletion log as JSON."""
 
+    def precheck(self) -> None:
+        checked(self.method, self.set, self.steps)
+
     def run(self) -> None:
         from whence.cache.model.bridge import to_numpy
         from whence.unlearn.loop import run
 
-        checked(self.method, self.set, self.steps)  # before anything is trained
+        self.precheck()  # before anything is trained
         prepared = self.prepared()
         done = run(prepared.method(self.method, self.set), prepared.request, quiet=False)
         self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +201,7 @@ class Plan(_Setting, Printed):
         whence unlearn plan --forget neighbours:17:20
     """
 
-    pilots: int = 2
+    pilots: Count = 2
     """Pilot requests."""
     slack: float = 1.0
     """Accepted nats above noise."""
@@ -260,10 +263,14 @@ class Evaluate(_Setting, Printed):
     """Names, with commas; `whence unlearn methods` lists all of them."""
     direction: Literal["unlearned||oracle", "oracle||unlearned"] = "unlearned||oracle"
     """Of the divergence of KLoM."""
-    bins: int | None = None
+    bins: Count | None = None
     """Bins of the histograms; a fifth of the models, at most 20, by default."""
     out: Path = Path("out/unlearning.json")
     """The file of results; a page is written beside it."""
+
+    def precheck(self) -> None:
+        for name in self.methods.split(","):
+            checked(name.strip(), (), self.steps)
 
     def run(self) -> None:
         from whence.unlearn.evaluate import OracleSplit, evaluate
@@ -272,8 +279,7 @@ class Evaluate(_Setting, Printed):
         from whence.unlearn.results import table, to_json
 
         names = [name.strip() for name in self.methods.split(",")]
-        for name in names:
-            checked(name, (), self.steps)  # before anything is trained
+        self.precheck()  # before anything is trained
         prepared = self.prepared()
         metric = KLoM(self.direction, self.bins)
         split = OracleSplit.of(prepared.request, prepared.oracles(), prepared.bank.points, metric)
@@ -285,19 +291,7 @@ class Evaluate(_Setting, Printed):
         print(to_json(found) if self.json else f"{table(found)}\n\nwritten: {self.out}, {page}")
 
 
-@dataclass(frozen=True)
-class Methods(Printed):
-    """List every unlearning method with its settings.
-
-    Example:
-
-        whence unlearn methods
-    """
-
-    def run(self) -> None:
-        from whence.unlearn import METHODS
-
-        self.show(*listing(METHODS))
+Methods = methods_command("unlearning", "whence unlearn methods", "whence.unlearn")
 
 
 @dataclass(frozen=True)
