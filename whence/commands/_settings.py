@@ -47,10 +47,10 @@ def split_settings(kind: type, texts: Sequence[str]) -> list[tuple[str, str, str
     return found
 
 
-def registered(registry: Mapping[str, Any], name: str, texts: Sequence[str] = ()) -> type:
+def registered(registry: Mapping[str, Any], name: str, texts: Sequence[str] = (), what: str = "method") -> type:
     """The method of a name. Raises UsageError for an unknown name or setting, before anything is computed for it."""
     if name not in registry:
-        raise UsageError(f"There is no method {name!r}.", did_you_mean(name, registry, "There are"))
+        raise UsageError(f"There is no {what} {name!r}.", did_you_mean(name, registry, "There are"))
     kind = registry[name] if isinstance(registry[name], type) else type(registry[name])
     split_settings(kind, texts)
     return kind

@@ -137,7 +137,7 @@ def checked(name: str, settings: Sequence[str], steps: int) -> dict[str, Any]:
     from whence.cache.retrain.recipe import AdamW
     from whence.unlearn import METHODS, Matching
 
-    registered(METHODS, name)
+    registered(METHODS, name, what="unlearning method")
     given: dict[str, Any] = {"datamodel": None, "oracles": None}
     for text in settings:
         if (field := text.partition("=")[0].strip()) in given:
