@@ -32,10 +32,11 @@ docs: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
-# skips its tests, and measures nothing, where torch sees no CUDA device
-gpu: $(READY)
-	$(BIN)/python -m pytest $(wildcard tests/decomp/test_gpu.py tests/test_devices.py)
-	$(BIN)/python -m benchmarks.gpu
+# with $(PYTHON) and its own packages, not those of .venv, whose torch has no CUDA; skips its tests, and measures nothing,
+# where torch sees no CUDA device
+gpu:
+	$(PYTHON) -m pytest -q -o addopts= -p no:cacheprovider tests/test_gpu.py tests/decomp/test_gpu.py
+	$(PYTHON) -m benchmarks.gpu
 
 notebook: $(READY)
 	$(BIN)/jupyter lab notebooks

@@ -16,7 +16,6 @@ from .methods import MAGIC as MAGIC
 from .methods import METHODS as METHODS
 from .methods import TracIn as TracIn
 from .methods import Shampoo as Shampoo
-from .methods import Segment as Segment
 from .methods import Representation as Representation
 from .methods import LoGra as LoGra
 from .methods import LiSSA as LiSSA
@@ -31,24 +30,15 @@ from .methods import BM25 as BM25
 from .methods import ASTRA as ASTRA
 from .methods import Identity as Identity
 
-# what scores are split by, and what is measured
+# what is measured
 from .measurement import ActivationMeasurement as ActivationMeasurement
 from .measurement import Direction as Direction
-from .scoring.atoms import CONSTANT as CONSTANT
-from .scoring.atoms import RESIDUAL as RESIDUAL
-from .scoring.groups import groups_by as groups_by
-from .scoring.heads import find_heads as find_heads
-
-# at scale
-from .finite import finite_examples as finite_examples
-from .index.search import build_index as build_index
-from .index.sketches import Sketch as Sketch
-from .plan import make_plan as make_plan
 
 # to look at
 from .reporting import report as report
-from .reporting import shown_passages as shown_passages
-from .show import influences as influences
-from .show import plot_sites as plot_sites
-from .show import plot_tail as plot_tail
-from .show import token_map as token_map
+
+# at scale, and more to look at
+from . import finite as finite
+from . import index as index
+from . import plan as plan
+from . import show as show

@@ -7,6 +7,7 @@ ones. What is done with them is the same for all: (G + damping I)^-1 times gradi
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import jax
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float
 
 from whence.cache import DataError, Examples, Sites
 from whence.cache.display import facts, table
+from whence.cache.model.bridge import to_accelerator
 from whence.cache.model.sites import Site
 
 from . import kernels
@@ -104,11 +106,11 @@ class Curvature(Fitted):
         found = {}
         for site, a in inputs.items():
             g, factors = grads[site], self.per_site[site]
-            scale = jnp.asarray(self.inverse(site), a.dtype)
+            scale = to_accelerator(self.inverse(site).astype(a.dtype))
             if factors.qa is None or factors.qs is None:
                 found[site] = kernels.gradients(a, g) * scale
                 continue
-            qa, qs = jnp.asarray(factors.qa, a.dtype), jnp.asarray(factors.qs, a.dtype)
+            qa, qs = (to_accelerator(q.astype(a.dtype, copy=False)) for q in (factors.qa, factors.qs))
             order = kernels.rotation_order(a.shape[1], g.shape[2], a.shape[2])
             found[site] = kernels.preconditioned(a, g, qa, qs, scale, order)
         return found
@@ -137,6 +139,37 @@ class Curvature(Fitted):
         }
         return super().labelled(values, queries, train, last).assign_attrs(attrs)
 
+    @cached_property
+    def effective_directions(self) -> float:
+        """Sum of eigenvalue / (eigenvalue + damping): about how many directions the data determine; the damping
+        determines the others. Sites whose eigenvalues are all the same, which no data gave, count none."""
+        total = 0.0
+        for site in self.sites:
+            values = self.per_site[site.name].eigenvalues
+            if np.ptp(values) > 0:
+                total += float((values / (values + self.damping.at(site.name, values)).clip(1e-300)).sum())
+        return total
+
+    @property
+    def caution(self) -> str:
+        """A sum of n rows (examples times positions) has at most n directions with curvature. If the eigenvalues above
+        the damping say that there are more, they are noise."""
+        rows = self.count * float(self.trained.train.lengths.mean())
+        if self.effective_directions <= rows:
+            return ""
+        total = sum(o * i for o, i in (s.shape for s in self.sites))
+        below = sum(
+            int((values <= self.damping.at(s.name, values)).sum())
+            for s in self.sites
+            for values in [self.per_site[s.name].eigenvalues]
+        )
+        return (
+            f"{self.count} examples ({rows:.0f} positions) are too few for {total} directions: {below / total:.0%} of "
+            f"them are carried by the damping, and {self.effective_directions:.0f} have eigenvalues that so few rows "
+            "cannot determine. Scores can be too large by orders of magnitude. Fit on more data, with a larger damping "
+            "or at fewer sites."
+        )
+
     def with_damping(self: C, value: float, rule: Literal["relative", "absolute"] = "relative") -> C:
         """The same curvature with another damping; nothing is refitted."""
         return replace(self, damping=Damping(value, rule))
@@ -149,6 +182,7 @@ class Curvature(Fitted):
         return (
             f"{type(self).__name__}({self.method}, {len(self.per_site)} sites, {self.count} examples, "
             f"damping {self.damping.value:g} {self.damping.rule}, {self.nbytes / 1e6:.1f} MB)"
+            + (f"\nwarning: {self.caution}" if self.caution else "")
         )
 
     def _repr_html_(self) -> str:

@@ -9,9 +9,12 @@ from jaxtyping import Float
 
 from whence.cache import Entry, Examples, Sites, TrainedModel, UsageError
 
+from .chosen import chosen
 from .curvature import Curvature, Damping, SiteFactors, sites_from_json
+from .fitted import Train
 from .scoring import groups, heads, relative, tokens, top
 from .scoring.atoms import Encoder, through_atoms
+from .scoring.heads import Head, find_heads
 from .scoring.precision import Precision
 from .scoring.queries import Rank, resolved_rank
 from .scoring.rows import over_rows
@@ -31,9 +34,9 @@ class Factors(Curvature):
     """Fitted curvature that answers questions about training examples; `Curvature` has its fields.
 
     Influence is the predicted change of the query's measurement when the example is added to the training data once
-    more, in nats (Grosse et al. 2023, Eq. 5): a positive one raises the measurement. In every method `train` is by
-    default the training data. With a store, scores are stored shard by shard, resumed after a kill, and read when
-    they are there.
+    more, in nats (Grosse et al. 2023, Eq. 5): a positive one raises the measurement. In every method `train` is
+    examples, ids of the training data, or by default all of it. With a store, scores are stored shard by shard, resumed
+    after a kill, and read when they are there.
 
     Every method raises ModelError if the weights are not those that were fitted; DataError for a query without a
     position that counts; NumericalError for a loss or gradient that is not finite, with the example's id;
@@ -48,7 +51,7 @@ class Factors(Curvature):
     def score(
         self,
         queries: Examples,
-        train: Examples | None = None,
+        train: Train = None,
         *,
         rank: Rank = "auto",
         precision: Precision = "float32",
@@ -60,13 +63,14 @@ class Factors(Curvature):
 
         Args:
             queries: the examples whose measurement is explained.
-            train: the examples that are scored.
+            train: the examples that are scored, or ids of the training data.
             rank: of the preconditioned query gradients (Grosse et al. 2023, Section 3.2.2); None is exact; "auto" is
                 exact if they fit half the memory limit, else rank 32.
             precision: of the products with the training examples' gradients.
             per_site: split by site, [query, train, site]; the sum over sites is the influence.
             through: a dictionary of the inputs of one site: split by its atoms, [query, train, atom]. The atom axis
-                has the atoms that occur, then RESIDUAL (-1) and CONSTANT (-2); its sum is the influence at the site.
+                has the atoms that occur, then -1, the residual that no atom explains, and -2, the constant; its sum is
+                the influence at the site.
             site: the site whose input `through` decomposes; by default the one that it was built at.
 
         Raises UsageError for a rank below 1, or for `through` together with `per_site`.
@@ -75,7 +79,7 @@ class Factors(Curvature):
         >>> scores.dims, scores.shape
         (('query', 'train'), (3, 12))
         """
-        train = self._train(train)
+        train = chosen(self.trained.train, train)
         if through is not None:
             if per_site:
                 raise UsageError("A split by atoms is at one site.", "Give through= or per_site=, not both.")
@@ -85,14 +89,15 @@ class Factors(Curvature):
         work = Pairwise(self, queries, rank, precision, per_site)
         inputs = {**work.inputs(train), "per_site": per_site, "what": "pairwise"}
         shape = (len(queries), len(self.sites) if per_site else 1)
-        values = over_rows(self, train, inputs, shape, work, "scores").transpose(1, 0, 2)
+        passes: Precision = "tf32" if precision == "tf32" else "float32"  # bfloat16 is for the contraction alone
+        values = over_rows(self, train, inputs, shape, work, "scores", passes).transpose(1, 0, 2)
         array = self.labelled(values / np.float32(self.train_size), queries, train)
         return array.assign_coords(site=list(self.sites.names)) if per_site else array[..., 0]
 
     def pairwise(self, queries: Examples, train: Examples) -> Float[np.ndarray, "q n"]:
         return self.score(queries, train).values
 
-    def self_influence(self, train: Examples | None = None) -> "xarray.DataArray":
+    def self_influence(self, train: Train = None) -> "xarray.DataArray":
         """(1/N) grad L_n^T (G + damping I)^-1 grad L_n, [train], in nats: how much an example changes its own loss.
 
         >>> bool((factors.self_influence() > 0).all())
@@ -100,7 +105,7 @@ class Factors(Curvature):
         """
         import xarray
 
-        train = self._train(train)
+        train = chosen(self.trained.train, train)
         return xarray.DataArray(
             squared_norms(self, train, 1) / np.float32(self.train_size),
             dims=("train",),
@@ -113,7 +118,7 @@ class Factors(Curvature):
         self,
         queries: Examples,
         k: int = 10,
-        train: Examples | None = None,
+        train: Train = None,
         *,
         rank: Rank = "auto",
         precision: Precision = "float32",
@@ -128,12 +133,12 @@ class Factors(Curvature):
         >>> best["helpful"].shape, bool((best["helpful"] >= best["harmful"]).all())
         ((3, 2), True)
         """
-        return top.top(self, queries, self._train(train), k, rank=rank, precision=precision)
+        return top.top(self, queries, chosen(self.trained.train, train), k, rank=rank, precision=precision)
 
     def token_scores(
         self,
         queries: Examples,
-        train: Examples | None = None,
+        train: Train = None,
         *,
         by: Literal["layer", "output", "input"] = "layer",
         **options: Any,
@@ -153,19 +158,29 @@ class Factors(Curvature):
         """
         if by not in TOKEN_VIEWS:
             raise UsageError(f"There are no token scores by {by!r}.", f"Choose from {', '.join(TOKEN_VIEWS)}.")
-        return TOKEN_VIEWS[by](self, queries, self._train(train), **options)
+        return TOKEN_VIEWS[by](self, queries, chosen(self.trained.train, train), **options)
 
-    def head_scores(
-        self, queries: Examples, attention: Sequence[heads.Head], train: Examples | None = None
-    ) -> "xarray.DataArray":
-        """Influence by attention head, [query, train, head], in nats; `find_heads` lists the heads. Raises ModelError
+    def heads(self, heads: int, key_value_heads: int | None = None, width: int | None = None) -> list[Head]:
+        """The heads of every attention map among the sites, by the maps' usual names (TransformerLens, Hugging Face).
+
+        Args:
+            heads: query heads of a layer.
+            key_value_heads: heads of keys and values, if fewer.
+            width: of one head, if it is not the map's width over its heads.
+
+        Raises ModelError if there is no attention map, or if its width does not divide into the heads.
+        """
+        return find_heads(self.sites, heads, key_value_heads, width)
+
+    def head_scores(self, queries: Examples, attention: Sequence[Head], train: Train = None) -> "xarray.DataArray":
+        """Influence by attention head, [query, train, head], in nats; `heads` lists them. Raises ModelError
         for a head at a site that was not fitted."""
-        return heads.head_scores(self, queries, self._train(train), attention)
+        return heads.head_scores(self, queries, chosen(self.trained.train, train), attention)
 
     def group_scores(
         self,
         queries: Examples,
-        train: Examples | None = None,
+        train: Train = None,
         *,
         query_groups: Mapping[str, Any] | None = None,
         train_groups: Mapping[str, Any] | None = None,
@@ -184,18 +199,15 @@ class Factors(Curvature):
         (1, 2)
         """
         return groups.group_scores(
-            self, queries, self._train(train), query_groups=query_groups, train_groups=train_groups
+            self, queries, chosen(self.trained.train, train), query_groups=query_groups, train_groups=train_groups
         )
 
     def relative(
-        self, influence: "xarray.DataArray", train: Examples | None = None, per: relative.Per = "loss"
+        self, influence: "xarray.DataArray", train: Train = None, per: relative.Per = "loss"
     ) -> "xarray.DataArray":
         """Scores [query, train, ...] divided by how far each training example alone moves the model (RelatIF, Barshan
         et al. 2020): per "loss" or per "parameters". Raises DataError if the scores are of other examples."""
-        return relative.relative(influence, self, self._train(train), per)
-
-    def _train(self, train: Examples | None) -> Examples:
-        return self.trained.train if train is None else train
+        return relative.relative(influence, self, chosen(self.trained.train, train), per)
 
 
 def factors_of_entry(trained: TrainedModel, entry: Entry, damping: Damping) -> Factors:

@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jaxtyping import Float
 
 from whence.cache import ArraySpec, DataError, NumericalError, TrainedModel, UsageError
 from whence.cache.jobs.cluster import INLINE
 from whence.cache.jobs.partitions import ordered_sum, run_job
 from whence.cache.model.batches import BatchSource, CapturedBatch
+from whence.cache.model.bridge import to_accelerator, to_numpy
 from whence.cache.store.layout import Shard
 
 from . import kernels
@@ -82,8 +84,8 @@ def sum_partitions(
     if store is None:
         if trained.cluster not in ("inline", INLINE):
             raise UsageError("A cluster needs a store for its workers' partitions.", "Give store=Store().")
-        totals = {name: np.zeros(shape) for name, shape in shapes.items()}
-        for partition in range(count):
+        totals = work(0)
+        for partition in range(1, count):
             for name, value in work(partition).items():
                 totals[name] += value
         return totals, ""
@@ -116,18 +118,20 @@ class MomentSums:
 
     def __call__(self, partition: int) -> dict[str, np.ndarray]:
         sums: dict[str, kernels.Sum] = {}
-        positions = dict.fromkeys(self.owner, 0.0)
+        counts: dict[str, list[jax.Array]] = {name: [] for name in self.owner}  # read at the end: reading one waits
         rows = self.rows[partition_rows(len(self.rows), partition, self.count)]
         for batch in self.source.batches(rows, "moments"):
+            counted: dict[int, jax.Array] = {}  # sites of one width share their weights
             for name, owner in self.owner.items():
                 weight = batch.weights[name]
                 if owner == name:
                     _fold(sums, f"{name}/A", kernels.add_moment, batch.inputs[name], weight)
                 _fold(sums, f"{name}/S", kernels.add_moment, batch.grads[name], weight)
-                positions[name] += float(jnp.sum(weight[: len(batch.rows)]))
-        out = {name: to_float64(total) for name, total in sums.items()}
-        check_finite(out)
-        return out | {f"{name}/positions": np.asarray(count) for name, count in positions.items()}
+                if id(weight) not in counted:
+                    counted[id(weight)] = jnp.sum(weight[: len(batch.rows)])
+                counts[name].append(counted[id(weight)])
+        positions = {f"{name}/positions": np.asarray(sum(map(float, each), 0.0)) for name, each in counts.items()}
+        return finished(sums) | positions
 
 
 def moments(
@@ -158,9 +162,13 @@ def moments(
         count = float(totals[f"{site.name}/positions"])
         first = owner[site.name]
         if first not in averages:
-            averages[first] = totals[f"{first}/A"] / max(count, 1)
-        found[site.name] = Moments(averages[first], totals[f"{site.name}/S"] / max(count, 1), count / examples)
+            averages[first] = _divided(totals[f"{first}/A"], count)
+        found[site.name] = Moments(averages[first], _divided(totals[f"{site.name}/S"], count), count / examples)
     return found, key
+
+
+def _divided(total: np.ndarray, count: float) -> np.ndarray:
+    return np.divide(total, max(count, 1), out=total)
 
 
 def _fold(sums: dict[str, kernels.Sum], name: str, add: Callable[..., kernels.Sum], x: Any, weight: Any) -> None:
@@ -170,7 +178,15 @@ def _fold(sums: dict[str, kernels.Sum], name: str, add: Callable[..., kernels.Su
 
 
 def to_float64(total: kernels.Sum) -> np.ndarray:
-    return np.asarray(total.high, np.float64) + np.asarray(total.low, np.float64)
+    return np.add(to_numpy(total.high), to_numpy(total.low), dtype=np.float64)
+
+
+def finished(sums: Mapping[str, kernels.Sum]) -> dict[str, np.ndarray]:
+    """Running sums as float64 on the host. Raises NumericalError naming one that is not finite."""
+    with ThreadPoolExecutor() as pool:
+        out = dict(zip(sums, pool.map(to_float64, sums.values())))
+        list(pool.map(check_finite, ({name: value} for name, value in out.items())))
+    return out
 
 
 def check_finite(sums: Mapping[str, np.ndarray]) -> None:
@@ -210,23 +226,23 @@ def eigenbases(matrices: Mapping[str, np.ndarray], dtype: str) -> dict[str, Eige
 def eigenbasis(matrix: np.ndarray, dtype: str = "float32") -> Eigenbasis:
     """Eigendecomposition of a symmetric matrix in `dtype`; float32 is checked for orthogonality, and float64 is
     used if it falls short. Any orthogonal basis keeps EK-FAC's eigenvalues unbiased, a skewed one does not."""
-    symmetric = (matrix + matrix.T) / 2
     if dtype == "float32":
-        scale = np.abs(symmetric).max() or 1.0
-        values, vectors = _eigh((symmetric / scale).astype(np.float32))
-        error = np.abs(vectors.T @ vectors - np.eye(len(vectors), dtype=np.float32)).max()
-        if np.isfinite(error) and error <= ORTHOGONAL:
+        scale = max(matrix.max(), -matrix.min()) or 1.0
+        values, vectors, error = _eigh(np.multiply(matrix, 1 / scale, dtype=np.float32, casting="same_kind"))
+        if error <= ORTHOGONAL:
             return Eigenbasis(np.maximum(values.astype(np.float64) * scale, 0), vectors)
-    values, vectors = scipy.linalg.eigh(symmetric, driver="evd")
+    values, vectors = scipy.linalg.eigh((matrix + matrix.T) / 2, driver="evd")
     return Eigenbasis(np.maximum(values, 0), vectors if dtype == "float64" else vectors.astype(np.float32))
 
 
-def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """On an accelerator if JAX has one, else by LAPACK on the host."""
+def _eigh(matrix: Float[np.ndarray, "n n"]) -> tuple[np.ndarray, np.ndarray, float]:
+    """Eigenvalues, eigenvectors and the largest |Q^T Q - I| (NaN if not finite): on an accelerator if JAX has one, else
+    by LAPACK on the host."""
     if jax.default_backend() == "cpu":
-        return scipy.linalg.eigh(matrix, driver="evd", overwrite_a=True)
-    values, vectors = jnp.linalg.eigh(jnp.asarray(matrix))
-    return np.asarray(values), np.asarray(vectors)
+        values, vectors = scipy.linalg.eigh((matrix + matrix.T) / 2, driver="evd", overwrite_a=True)
+        return values, vectors, float(np.abs(vectors.T @ vectors - np.eye(len(vectors), dtype=np.float32)).max())
+    values, vectors, error = kernels.checked_eigh(to_accelerator(matrix))
+    return np.asarray(values), to_numpy(vectors), float(error)
 
 
 @runtime_checkable
@@ -253,9 +269,7 @@ class SiteSums:
                 a, g = batch.inputs[site.name], batch.grads[site.name]
                 start = sums.pop(site.name) if site.name in sums else kernels.zero_sum(site.shape, a.dtype)
                 sums[site.name] = self.add(site.name, start, a, g)
-        out = {name: to_float64(total) for name, total in sums.items()}
-        check_finite(out)
-        return out
+        return finished(sums)
 
 
 def fold_sites(

@@ -3,17 +3,21 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
 from whence.cache import Examples, ModelError, Task, TrainedModel, UsageError
 
+from .annotations import annotated, impossible, impossible_text, logprobs, titled, warned
+from .chosen import chosen
+
 if TYPE_CHECKING:
     import xarray
 
 NATS = "nats"
+Train: TypeAlias = Any  # Examples, or ids of the training data; None: all of it
 F = TypeVar("F", bound="Fitted")  # typing.Self is refused by beartype on methods
 
 
@@ -37,36 +41,32 @@ class Fitted(ABC):
     def pairwise(self, queries: Examples, train: Examples) -> Float[np.ndarray, "q n"]:
         """Scores of every training example for every query; larger means that the example raises the measurement."""
 
-    def score(self, queries: Examples, train: Examples | None = None) -> "xarray.DataArray":
+    def score(self, queries: Examples, train: Train = None) -> "xarray.DataArray":
         """Scores [query, train], with ids as coordinates; stored under their key, and read when it is there.
 
         Args:
             queries: the examples whose measurement is explained.
-            train: the examples that are scored; by default the training data.
+            train: the examples that are scored, or ids of the training data; by default all of it.
 
         Raises ModelError if the model is not the one that was fitted; DataError for examples that do not fit the task.
         """
-        train = self.trained.train if train is None else train
+        train = chosen(self.trained.train, train)
         self.check_model()
         values = self.stored(self.score_inputs(queries, train), lambda: self.pairwise(queries, train), queries, train)
         return self.labelled(values, queries, train)
 
-    def top(self, queries: Examples, k: int = 10, train: Examples | None = None) -> "xarray.Dataset":
+    def top(self, queries: Examples, k: int = 10, train: Train = None) -> "xarray.Dataset":
         """The k highest and k lowest scores of each query, [query, place]: `helpful` and `harmful`, with the
         examples' ids `helpful_id` and `harmful_id`. Raises UsageError for k below 1, and the errors of `score`."""
         scores = self.score(queries, train)
         if k < 1:
             raise UsageError(f"k = {k}.", "Give a k of at least 1.")
         order = np.argsort(-scores.values, axis=1, kind="stable")
-        chosen = {"helpful": order[:, :k], "harmful": np.argsort(scores.values, axis=1, kind="stable")[:, :k]}
-        return extremes(
-            {name: np.take_along_axis(scores.values, rows, axis=1) for name, rows in chosen.items()},
-            {name: scores["train"].values[rows] for name, rows in chosen.items()},
-            queries.ids,
-            {"units": self.score_units, "method": self.method, "examples": scores.sizes["train"]},
-        )
+        rows = {"helpful": order[:, :k], "harmful": np.argsort(scores.values, axis=1, kind="stable")[:, :k]}
+        values = {name: np.take_along_axis(scores.values, found, axis=1) for name, found in rows.items()}
+        return self.extremes(values, rows, queries, chosen(self.trained.train, train))
 
-    def self_influence(self, train: Examples | None = None) -> "xarray.DataArray":
+    def self_influence(self, train: Train = None) -> "xarray.DataArray":
         """Influence of each example on its own loss, [train]. Raises UsageError if the method has none."""
         raise UsageError(
             f"{self.method} has no self-influence.", "Use EKFAC, KFAC, Diagonal, Shampoo or Identity for it."
@@ -79,6 +79,20 @@ class Fitted(ABC):
     def on(self: F, trained: TrainedModel) -> F:
         """The same fit with another store, device, data or run options."""
         return replace(self, trained=trained)
+
+    @property
+    def caution(self) -> str:
+        """What makes every score of this fit doubtful, with the cure; "" if nothing is known to."""
+        return ""
+
+    def logprobs(self, queries: Examples) -> Float[np.ndarray, " q"] | None:
+        """log p of every query under the model; None for a method or a task without probabilities."""
+        return logprobs(self.trained, queries) if "model" in self.inputs else None
+
+    @property
+    def measure(self) -> str:
+        """What the task measures: "logprob", "margin", ..."""
+        return str(self.trained.task.settings.get("measure", ""))
 
     @property
     def score_units(self) -> str:
@@ -123,10 +137,11 @@ class Fitted(ABC):
     def labelled(
         self, values: Float[np.ndarray, "q n *_"], queries: Examples, train: Examples, last: str = "site"
     ) -> "xarray.DataArray":
-        """Scores [q n] or [q n last] as a DataArray with ids, units, method and measurement."""
+        """Scores [q n] or [q n last] as a DataArray with ids, titles and texts, the log-probability of each query,
+        units, method, measurement, and a warning if something cannot be right (`annotations`)."""
         import xarray
 
-        return xarray.DataArray(
+        array = xarray.DataArray(
             np.asarray(values),
             dims=("query", "train", *([last] if np.ndim(values) == 3 else [])),
             coords={"query": queries.ids, "train": train.ids},
@@ -134,18 +149,30 @@ class Fitted(ABC):
             attrs={
                 "units": self.score_units,
                 "method": self.method,
-                "measurement": str(self.trained.task.settings.get("measure", "")),
-            },
+                "measurement": self.measure,
+            }
+            | ({} if self.trained.checks else {"checked": "no"}),
         )
+        return annotated(array, self.trained, queries, train, logprob=self.logprobs(queries), caution=self.caution)
 
+    def extremes(
+        self, values: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], queries: Examples, train: Examples
+    ) -> "xarray.Dataset":
+        """`helpful` and `harmful` [query, place] with the ids, titles and texts of these rows of the training examples,
+        the log-probability of each query, and a warning if something cannot be right."""
+        import xarray
 
-def extremes(
-    values: Mapping[str, np.ndarray], ids: Mapping[str, np.ndarray], queries: np.ndarray, attrs: Mapping[str, Any]
-) -> "xarray.Dataset":
-    """`helpful` and `harmful` [query, place] with their ids, as a Dataset."""
-    import xarray
-
-    arrays = {name: (("query", "place"), np.asarray(found)) for name, found in values.items()}
-    arrays |= {f"{name}_id": (("query", "place"), np.asarray(found)) for name, found in ids.items()}
-    places = np.arange(1, next(iter(values.values())).shape[1] + 1)
-    return xarray.Dataset(arrays, coords={"query": queries, "place": places}, attrs=dict(attrs))
+        ids = {name: train.ids[found] for name, found in rows.items()}
+        beside = {f"{name}_id": found for name, found in ids.items()} | titled(ids, train)
+        arrays = {name: (("query", "place"), np.asarray(found)) for name, found in {**values, **beside}.items()}
+        attrs = {"units": self.score_units, "method": self.method, "examples": len(train)}
+        coords: dict[str, Any] = {"query": queries.ids, "place": np.arange(1, values["helpful"].shape[1] + 1)}
+        warnings = [self.caution] if self.caution else []
+        if (logprob := self.logprobs(queries)) is not None:
+            coords["logprob"] = ("query", logprob)
+            side = "harmful" if self.measure == "loss" else "helpful"
+            if attrs["units"] == NATS:
+                marks = impossible(values[side], logprob, self.measure)
+                warnings += impossible_text(values[side], logprob, marks, queries, ids[side])
+                coords |= {f"{side}_impossible": (("query", "place"), marks)} if marks.any() else {}
+        return xarray.Dataset(arrays, coords=coords, attrs={**attrs, **warned(warnings, self.trained)})

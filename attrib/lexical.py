@@ -1,10 +1,22 @@
 """Words in common: token counts, inverse document frequencies and BM25 (Robertson and Zaragoza 2009)."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from scipy import sparse
 
 from whence.cache import DataError, Examples
+
+
+def real_tokens(examples: Examples) -> list[Int64[np.ndarray, " s"]]:
+    """The tokens of every example, without padding. Raises DataError for examples that are not token sequences."""
+    if "input_ids" not in examples.columns:
+        raise DataError(
+            f"This compares tokens; these examples have {', '.join(examples.columns)}.",
+            "Use it on language data, with a column input_ids.",
+        )
+    tokens = [np.asarray(each).astype(np.int64) for each in examples.columns["input_ids"]]
+    masks = examples.columns.get("attention_mask")
+    return tokens if masks is None else [each[np.asarray(mask).astype(bool)] for each, mask in zip(tokens, masks)]
 
 
 def token_counts(examples: Examples, vocabulary: int | None = None) -> sparse.csr_matrix:
@@ -16,12 +28,7 @@ def token_counts(examples: Examples, vocabulary: int | None = None) -> sparse.cs
 
     Raises DataError for examples that are not token sequences.
     """
-    if "input_ids" not in examples.columns:
-        raise DataError(
-            f"A lexical score compares tokens; these examples have {', '.join(examples.columns)}.",
-            "Use it on language data, with a column input_ids.",
-        )
-    tokens = [np.asarray(t).astype(np.int64) for t in examples.columns["input_ids"]]
+    tokens = real_tokens(examples)
     rows = np.repeat(np.arange(len(tokens)), [len(t) for t in tokens])
     columns = np.concatenate(tokens)
     width = int(columns.max(initial=-1)) + 1 if vocabulary is None else vocabulary

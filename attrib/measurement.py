@@ -106,7 +106,8 @@ class ActivationMeasurement:
 
 
 def _mean(readout: Readout, x: Float[Tensor, "b s d"], counted: Bool[Tensor, "b s"]) -> Float[Tensor, " b"]:
-    each = x.new_zeros(x.shape[:2]).masked_scatter(counted, readout(x[counted]))
+    values = readout(x[counted])  # may be wider than the activations
+    each = values.new_zeros(x.shape[:2]).masked_scatter(counted, values)
     return each.sum(1) / counted.sum(1)
 
 

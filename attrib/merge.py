@@ -128,7 +128,7 @@ def square_sums(basis: Basis, trained: TrainedModel, examples: Examples, *, seed
 
 def contents(examples: Examples) -> dict[int, str]:
     """Id -> hash of the example."""
-    return {int(i): examples.select([row]).fingerprint for row, i in enumerate(examples.ids)}
+    return {i: examples.select([row]).fingerprint for row, i in enumerate(examples.ids.tolist())}
 
 
 def common(inputs: Mapping[str, Any]) -> dict[str, Any]:

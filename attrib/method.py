@@ -10,6 +10,7 @@ from whence.cache import Sites, TrainedModel
 from whence.cache.model.checkpoints import Checkpoint, models_at
 from whence.cache.model.trained import ModelPass
 
+from .annotations import warned
 from .curvature import Damping, SiteFactors
 from .factors import Factors
 from .fitted import Fitted
@@ -52,7 +53,9 @@ class Method(ABC):
         >>> EKFAC().fit(trained).score(queries).sizes["train"]
         12
         """
-        return self.fit_at(trained, self.chosen(trained, sites))
+        fitted = self.fit_at(trained, self.chosen(trained, sites))
+        warned([fitted.caution] if fitted.caution else [], trained)
+        return fitted
 
     def chosen(self, trained: TrainedModel, sites: Any) -> Sites:
         """The sites that are fitted; none for a method that looks at no layer."""

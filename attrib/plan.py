@@ -150,7 +150,7 @@ def make_plan(
     plan = Plan(
         stages=tuple(rates.time(stage, positions) for stage in stages),
         parameters=found.total,
-        covered=sum(site.count for site in found),
+        covered=found.covered,
         examples=len(examples),
         positions=positions,
         queries=queries,
@@ -172,7 +172,7 @@ def padded_positions(examples: Examples) -> int:
 
 def model_operations(model: nn.Module) -> float:
     """Operations per position of one forward pass and the backward pass of the activations."""
-    return 4.0 * sum(site.count for site in find_sites(model, kinds=("linear", "conv"), quiet=True))
+    return 4.0 * sum(site.count for site in find_sites(model, kinds=("linear", "conv"), frozen=True, quiet=True))
 
 
 def fit_stages(sites: Sites, examples: int, positions: int, longest: int, model: float) -> list[Stage]:

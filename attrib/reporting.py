@@ -40,16 +40,18 @@ class Passage(TypedDict):
     """One training example as a query sees it.
 
     tokens, token_nats: its pieces of text, and the influence that predicting each carried (None: not known, or the
-    first). one_token: nearly all its influence is in a single token, which is often a coincidence.
+    first). one_token: nearly all its influence is in a single token, which is often a coincidence. impossible: the
+    influence is more than what is left of the query's log-probability.
     """
 
     rank: int
-    id: int
+    id: int | str
     title: str
     nats: float
     tokens: list[str]
     token_nats: list[float | None]
     one_token: bool
+    impossible: bool
 
 
 class Query(TypedDict):
@@ -57,9 +59,10 @@ class Query(TypedDict):
 
     tail: influences in nats, largest first, of the whole training set. top_share: share of the positive influence
     that the ten best have. sites: [name, nats] over the passages that are shown as helping. note: a line under it.
+    logprob: of the query, in nats, if known.
     """
 
-    id: int
+    id: int | str
     prompt: str
     completion: str
     helping: list[Passage]
@@ -68,6 +71,7 @@ class Query(TypedDict):
     top_share: float
     sites: list[tuple[str, float]]
     note: str
+    logprob: float | None
 
 
 class Table(TypedDict):
@@ -88,6 +92,7 @@ class Report:
     queries: list[Query]
     tables: list[Table] = field(default_factory=list)
     method: str = ""
+    warning: str = ""
 
     def html(self) -> str:
         """The report as one self-contained HTML page."""
@@ -143,7 +148,8 @@ def report(
     Args:
         scores: [query train] or [query train site], nats.
         docs: the examples and queries that were scored.
-        tokens: [query train position] of at least the passages shown (`shown_passages`), from `attrib.token_scores`.
+        tokens: [query train position] from `Factors.token_scores`, of at least the passages shown
+            (`attrib.show.shown_passages`).
         top: passages shown that help a query.
         bottom: passages shown that hinder it.
         title: of the page.
@@ -157,20 +163,23 @@ def report(
     rows = docs.train.rows_of(scores["train"].values)
     total, queries = summed(scores), []
     for place, query in enumerate(docs.queries.rows_of(scores["query"].values)):
-        values, number = np.asarray(total.values[place], np.float64), int(docs.queries.ids[query])
+        values, number = np.asarray(total.values[place], np.float64), docs.queries.ids[query].item()
         if not np.isfinite(values).all():
             raise DataError(f"Scores of query {number} are not finite.", "Score it again.")
         order = np.argsort(-values, kind="stable")
         helping, hindering = order[:top], order[::-1][:bottom]
         helping, hindering = helping[values[helping] > 0], hindering[values[hindering] < 0]
+        marks = scores["impossible"].values[place] if "impossible" in scores.coords else np.zeros(len(rows), bool)
         by_token = {} if tokens is None else _of_query(tokens, number)
         prompt, completion = _halves(docs, int(query))
         best, positive = np.sort(values)[::-1][:10], values[values > 0].sum()
 
-        def passages(chosen: np.ndarray, values: Any = values, by_token: Any = by_token) -> list[Passage]:
+        def passages(
+            chosen: np.ndarray, values: Any = values, by_token: Any = by_token, marks: Any = marks
+        ) -> list[Passage]:
             ids = scores["train"].values
             return [
-                _passage(docs, int(rows[n]), rank + 1, float(values[n]), by_token.get(int(ids[n])))
+                _passage(docs, int(rows[n]), rank + 1, float(values[n]), by_token.get(ids[n].item()), bool(marks[n]))
                 for rank, n in enumerate(chosen)
             ]
 
@@ -185,10 +194,11 @@ def report(
                 top_share=float(best[best > 0].sum() / positive) if positive else 0.0,
                 sites=_sites(scores, place, helping) if "site" in scores.dims else [],
                 note=(notes or {}).get(number, ""),
+                logprob=float(scores["logprob"].values[place]) if "logprob" in scores.coords else None,
             )
         )
     method = f"{scores.attrs.get('method', '')}, damping {scores.attrs.get('damping', '')}"
-    return Report(title, lead, queries, list(tables), method)
+    return Report(title, lead, queries, list(tables), method, str(scores.attrs.get("warning", "")))
 
 
 def coverage(sites: Sites) -> Table:
@@ -196,12 +206,6 @@ def coverage(sites: Sites) -> Table:
     rows = [(s.name, s.kind, f"{s.shape[0]} × {s.shape[1]}", f"{s.count:,}") for s in sites]
     head = ("site", "kind", "out × in", "parameters")
     return Table(title="What was looked at", rows=rows, head=head, note=sites.summary)
-
-
-def shown_passages(scores: "xarray.DataArray", top: int = 8, bottom: int = 3) -> np.ndarray:
-    """Positions along `train` that a report of these scores shows for some query: score their tokens."""
-    order = np.argsort(-summed(scores).values, axis=1, kind="stable")
-    return np.unique(np.concatenate([order[:, :top], order[:, order.shape[1] - bottom :]], axis=1))
 
 
 def summed(scores: "xarray.DataArray") -> "xarray.DataArray":
@@ -226,7 +230,7 @@ def _of_query(tokens: "xarray.DataArray", query: int) -> dict[int, np.ndarray]:
     return dict(zip(tokens["train"].values.tolist(), tokens.values[found[0]])) if len(found) else {}
 
 
-def _passage(docs: Docs, row: int, rank: int, value: float, each: np.ndarray | None) -> Passage:
+def _passage(docs: Docs, row: int, rank: int, value: float, each: np.ndarray | None, impossible: bool) -> Passage:
     about, one = docs.train.about, False
     if docs.vocabulary is None:
         pieces = [str(about["text"][row]) if "text" in about else ""]
@@ -238,8 +242,8 @@ def _passage(docs: Docs, row: int, rank: int, value: float, each: np.ndarray | N
         spread[1:] = [float(f"{v:.3g}") for v in known[:-1]]  # position t has the prediction of token t + 1
         one = bool(np.linalg.norm(known) > ONE_TOKEN * np.abs(known).sum() > 0)
     return Passage(
-        rank=rank, id=int(docs.train.ids[row]), title=title_of(docs, row), nats=value, tokens=pieces,
-        token_nats=spread, one_token=one,
+        rank=rank, id=docs.train.ids[row].item(), title=title_of(docs, row), nats=value, tokens=pieces,
+        token_nats=spread, one_token=one, impossible=impossible,
     )  # fmt: skip
 
 

@@ -34,8 +34,14 @@ def influences(scores: "xarray.DataArray", docs: Docs, query: int = 0, top: int 
     lines = []
     for n, row in zip(chosen, rows):
         texts = (str(about[name][row])[:200] for name in named)
-        lines.append([int(n) + 1, float(values[order[n]]), int(docs.train.ids[row]), *texts])
+        lines.append([int(n) + 1, float(values[order[n]]), str(docs.train.ids[row]), *texts])
     return table(head, lines, _query(docs, int(scores["query"].values[query])))
+
+
+def shown_passages(scores: "xarray.DataArray", top: int = 8, bottom: int = 3) -> np.ndarray:
+    """Positions along `train` that a report of these scores shows for some query: score their tokens."""
+    order = np.argsort(-summed(scores).values, axis=1, kind="stable")
+    return np.unique(np.concatenate([order[:, :top], order[:, order.shape[1] - bottom :]], axis=1))
 
 
 def token_map(tokens: "xarray.DataArray", docs: Docs, query: int = 0, train: int = 0) -> Shown:
@@ -44,7 +50,7 @@ def token_map(tokens: "xarray.DataArray", docs: Docs, query: int = 0, train: int
     What position t of `token_scores` carried is shown on token t + 1, which it predicts.
 
     Args:
-        tokens: [query train position] from `token_scores`, `output_token_scores` or `input_token_scores`.
+        tokens: [query train position] from `Factors.token_scores`.
         docs: what was scored.
         query: its place along `tokens`.
         train: the passage's place along `tokens`.
@@ -53,7 +59,7 @@ def token_map(tokens: "xarray.DataArray", docs: Docs, query: int = 0, train: int
         DataError: the examples are not text.
     """
     if docs.vocabulary is None:
-        raise DataError("These examples are not text.", "Use attrib.influences.")
+        raise DataError("These examples are not text.", "Use attrib.show.influences.")
     (row,) = docs.train.rows_of(tokens["train"].values[train : train + 1])
     pieces = list(docs.vocabulary.pieces(docs.train.columns["input_ids"][row]))
     values = np.asarray(tokens.values[query, train], np.float64)[: len(pieces)]

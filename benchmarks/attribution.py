@@ -39,7 +39,7 @@ def whence_side(folder: Path) -> None:
         many = Examples.of({"input_ids": sequences(count, side.size, 2)})
         exact = side.time("many", lambda: unstored.score(many, rank=None))
         side.time("many, stored", lambda: factors.score(many, rank=None))
-        index = side.time("index", lambda: attrib.build_index(factors))
+        index = side.time("index", lambda: attrib.index.build_index(factors))
         hits = side.time("index, queried", lambda: index.search(many, 100))
         arrays["recall"] = np.array([recall_of(hits.ids[:, :k], exact, 10).mean() for k in (10, 100)])
     side.finish("whence", **arrays)
@@ -68,7 +68,7 @@ def kronfluence(run: Run, train: int = 512, queries: int = 64, many: int = 0) ->
         queries: queries of the pairwise job.
         many: score as many queries besides, and build and query an index of 2048 dimensions.
     """
-    from whence.attrib import make_plan
+    from whence.attrib.plan import make_plan
 
     size = Size(train=train, queries=queries)
     model = briefly_trained(size)

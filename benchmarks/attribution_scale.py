@@ -108,7 +108,7 @@ def agreement(run: Run, tiny: bool = False, examples: int | None = None, complet
     )  # fmt: skip
     for width in (512, 2048, 8192):
         for kind in ("rank", "largest", "random"):
-            index = attrib.build_index(factors, sketch=attrib.Sketch(kind, width))
+            index = attrib.index.build_index(factors, sketch=attrib.index.Sketch(kind, width))
             hits = index.search(queries, 100).ids
             recall = [recall_of(hits[:, :k], exact, 10).mean() for k in (10, 50, 100)]
             used, agreed = index.entry.arrays["rows"].shape[1], correlation(index.scores(queries), exact.values)

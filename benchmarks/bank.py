@@ -75,10 +75,10 @@ def bank_of(build: Callable[[], nn.Module]) -> Bank:
 
 def one_by_one(bank: Bank, masks: np.ndarray) -> np.ndarray:
     """Logits of the same training as anyone would write it."""
-    x, y = (torch.as_tensor(bank.train.columns[name]) for name in "xy")
+    x, y = (torch.as_tensor(bank.train.columns[name], device=bank.device) for name in "xy")
     out, o = [], bank.recipe.optimiser
     for e in range(len(masks)):
-        model = bank.build(e)
+        model = bank.build(e).to(bank.device)
         optimiser = torch.optim.SGD(model.parameters(), o.lr, o.momentum)
         for step in steps_of(masks[e : e + 1], np.array([e]), bank.recipe)[0]:
             rows = torch.as_tensor(step.rows[0][step.weights[0] > 0])
@@ -86,7 +86,7 @@ def one_by_one(bank: Bank, masks: np.ndarray) -> np.ndarray:
             F.cross_entropy(model(x[rows]), y[rows]).backward()
             optimiser.step()
         with torch.no_grad():
-            out.append(model(x).numpy())
+            out.append(model(x).cpu().numpy())
     return np.stack(out)
 
 

@@ -187,7 +187,7 @@ def continual(
     settings = settings_of("dcc", network, per_class, outer)
     lr = best(Sweep(rates).of(settings, train, validation, Training()))
     memories = {
-        "none": lambda pool, seed: (pool.x[:0], pool.y[:0]),
+        "none": lambda pool, seed: None,
         "random": sequence.chosen("random", per_class),
         "herding": sequence.chosen("herding", per_class),
         "condensed": sequence.condensed(replace(settings, lr=lr)),
@@ -222,7 +222,7 @@ def velocity(
     """
     from matplotlib.figure import Figure
 
-    from whence.unlearn.condense import kernel_velocity, plot_velocity
+    from whence.unlearn.condense import kernel_velocity
 
     judge = Judge(split(*digit_images(strength)), Sweep(rates, rate_sets), Training(passes), networks)
     train, _, test = judge.pools
@@ -243,7 +243,14 @@ def velocity(
         gain = found[steps].mean - found[warm[0]].mean
         run.claim(f"{steps} warm-up steps are within 2 points of {warm[0]}, or better", gain >= -2, f"{gain:+.1f}")
     page = Figure(figsize=(5, 3), layout="constrained")
-    plot_velocity(curves, page.subplots())
+    axes = page.subplots()
+    for name, curve in curves.items():
+        mean, deviation = np.log10(curve).mean(0), np.log10(curve).std(0)
+        moments = np.arange(1, len(mean) + 1)
+        axes.plot(moments, mean, label=name)
+        axes.fill_between(moments, mean - deviation, mean + deviation, alpha=0.2)
+    axes.set(xlabel="moment of training", ylabel="log10 kernel velocity")
+    axes.legend(frameon=False)
     run.out.mkdir(parents=True, exist_ok=True)
     page.savefig(run.out / "velocity.png")
 

@@ -57,8 +57,8 @@ class Machine:
 
 def published_loop(x: torch.Tensor, atoms: torch.Tensor, k: int) -> torch.Tensor:
     """Signed matching pursuit, dense codes [b a]."""
-    residual, codes = x.clone(), torch.zeros(len(x), len(atoms))
-    rows = torch.arange(len(x))
+    residual, codes = x.clone(), torch.zeros(len(x), len(atoms), device=x.device)
+    rows = torch.arange(len(x), device=x.device)
     for _ in range(k):
         correlation = residual @ atoms.T
         chosen = correlation.abs().argmax(dim=1)

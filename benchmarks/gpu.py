@@ -6,12 +6,15 @@ of scores says whether both compute the same. Peak memory is what torch and JAX 
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from .harness import Benchmark, Run
+from .timing import best
 from .transformer import Side, Size, bound, correlation, outcomes
 
 bench = Benchmark(__file__, __doc__, example="--layers 2 --train 64")
@@ -89,6 +92,74 @@ def gpt2(
     run.say(f"JAX's devices: {', '.join(outcome.jax for outcome in found.values() if outcome.jax)}")
     for name, ours in found["whence"].arrays.items() if ratio else ():
         run.say(f"correlation of {name}: {correlation(ours, found['kronfluence'].arrays[name]):.4f}")
+
+
+PURSUITS = ((1024, 8192, 256, 32), (4096, 16384, 768, 32), (8192, 32768, 1024, 32))
+
+
+@bench.case(quick={"shapes": ((64, 128, 32, 4),), "device": "cpu"})
+def pursuit(
+    run: Run, shapes: tuple[tuple[int, int, int, int], ...] = PURSUITS, device: Literal["cuda", "cpu"] = "cuda"
+) -> None:
+    """Matching pursuit with the Gram matrix against the published loop in torch.
+
+    Args:
+        shapes: (signals, atoms, width, steps) of every row.
+        device: cpu only to try the script.
+    """
+    import jax
+
+    from whence.decomp import kernels
+
+    from .decomposition import published_loop, signals, unexplained_share
+
+    def encoded(k: int, x: Any, basis: Any) -> Any:
+        return jax.block_until_ready(kernels.encode(kernels.matching_pursuit(k), x, basis, chunk=len(x)))
+
+    def finished_loop(x: torch.Tensor, atoms: torch.Tensor, k: int) -> None:
+        published_loop(x, atoms, k)[0, 0].item()  # waits for the device
+
+    table = run.table("B, N, d, k", "ours, ms|.1f", "published, ms|.1f", "ratio|.1f", "published in TF32, ms|.1f",
+                      "ratio|.1f", "unexplained, ours|.4f", "published|.4f", title="Matching pursuit")  # fmt: skip
+    for b, n, d, k in shapes:
+        x, atoms = signals(b, n, d)
+        xs, basis = jax.numpy.asarray(x), kernels.basis_of(jax.numpy.asarray(atoms), gram=True)
+        code = encoded(k, xs, basis)
+        ours = best(partial(encoded, k, xs, basis), rounds=5)
+        xt, at = torch.as_tensor(x, device=device), torch.as_tensor(atoms, device=device)
+        seconds = []
+        for tf32 in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+            seconds.append(best(partial(finished_loop, xt, at, k), rounds=5))
+        torch.backends.cuda.matmul.allow_tf32 = False
+        theirs = (published_loop(xt, at, k) @ at).cpu().numpy()
+        errors = (unexplained_share(x, np.asarray(kernels.decode(code, basis.atoms))), unexplained_share(x, theirs))
+        full, tf = seconds
+        table.row(f"{b}, {n}, {d}, {k}", 1e3 * ours, 1e3 * full, full / ours, 1e3 * tf, tf / ours, *errors)
+
+
+@bench.case(quick={"models": 4, "alone": 1, "device": "cpu"})
+def bank(run: Run, models: int = 64, alone: int = 2, device: Literal["cuda", "cpu"] = "cuda") -> None:
+    """A bank of small models against the same training one by one in eager torch.
+
+    Args:
+        models: of the bank.
+        alone: models that are trained one by one; their time is scaled.
+        device: cpu only to try the script.
+    """
+    from dataclasses import replace
+
+    from whence.cache import subset_masks
+
+    from .bank import MODELS, bank_of, compare
+
+    table = run.table("model", "copies", "one by one, s|.1f", "bank, s|.2f", "ratio", "largest difference|.0e",
+                      title="Bank of small models")  # fmt: skip
+    for name, build in MODELS.items():
+        models_there = replace(bank_of(build), device=device)
+        models_there.run(subset_masks(400, models, 0.5), quiet=True)
+        found = compare(build, models_there, models, alone, rounds=1)
+        table.row(name, models, found.alone, found.bank, str(found.ratio), found.off)
 
 
 if __name__ == "__main__":

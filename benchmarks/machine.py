@@ -6,6 +6,7 @@ python -m benchmarks.machine
 import os
 import platform
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -32,7 +33,7 @@ def machine() -> str:
     """One line for the head of a table."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = psutil.virtual_memory().total / 1e9
-    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES if find_spec(name.replace("-", "_")))
     return (
         f"{processor()}, {cores} cores, {memory:.0f} GB of memory, accelerator: {accelerator()}; "
         f"{platform.system()}, Python {platform.python_version()}, {libraries}"

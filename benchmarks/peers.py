@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ KRONFLUENCE = ("kronfluence==1.0.1", "einconv==0.1.0")
 
 
 def install(requirements: Sequence[str]) -> str:
-    """Install packages without their dependencies, and return the folder (for PYTHONPATH); "" for no packages."""
-    if not requirements:
+    """Install packages without their dependencies, and return the folder (for PYTHONPATH); "" if all are there."""
+    if all(_there(requirement) for requirement in requirements):
         return ""
     name = "-".join(requirement.replace("==", "-") for requirement in requirements)
     folder = Path(tempfile.gettempdir()) / "whence-bench" / name
@@ -27,6 +28,14 @@ def install(requirements: Sequence[str]) -> str:
         subprocess.run(command, check=True)
         (folder / ".ready").touch()
     return str(folder)
+
+
+def _there(requirement: str) -> bool:
+    name, _, version = requirement.partition("==")
+    try:
+        return metadata.version(name) == version
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def run_process(

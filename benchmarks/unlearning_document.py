@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from whence.cache import Examples, LanguageModelling, Store, TrainedModel
 from whence.cache.jobs.progress import say
@@ -99,13 +98,7 @@ def library(store: Store, models: int) -> Library:
                 keep=("margins", "weights"))  # fmt: skip
     say(f"{len(train)} pieces of text to read, {len(validation)} held out; training {models} models")
     everyone = bank.run(np.ones((models, len(train)), bool), np.arange(models), store, quiet=True)
-    return Library(train, retained, validation, bank, replicas_of(bank, everyone), store)
-
-
-def replicas_of(bank: Bank, retrained: Retrained) -> Replicas:
-    """A bank's models themselves, from the stored weights."""
-    like = Replicas.of([bank.build(int(seed)) for seed in retrained.seeds])
-    return like.with_flat(torch.as_tensor(retrained["weights"]))
+    return Library(train, retained, validation, bank, bank.replicas(everyone), store)
 
 
 # --- forgetting, at a setting chosen on the pilots ------------------------------------------------------------

@@ -7,13 +7,8 @@ import difflib
 from collections.abc import Iterable
 
 
-class WhenceError(Exception):
-    """Something the caller can do something about: `cause` says what is wrong, `cure` what to change.
-
-    >>> print(WhenceError("The disk is full.", "Run `whence cache gc`."))
-    The disk is full.
-      Run `whence cache gc`.
-    """
+class _Explained(BaseException):
+    """What an error of this project says: `cause` is what is wrong, `cure` what to change."""
 
     exit_code = 1
 
@@ -23,6 +18,15 @@ class WhenceError(Exception):
 
     def __str__(self) -> str:
         return f"{self.cause}\n  {self.cure}"
+
+
+class WhenceError(_Explained, Exception):
+    """Something the caller can do something about: `cause` says what is wrong, `cure` what to change.
+
+    >>> print(WhenceError("The disk is full.", "Run `whence cache gc`."))
+    The disk is full.
+      Run `whence cache gc`.
+    """
 
 
 class UsageError(WhenceError):
@@ -63,8 +67,11 @@ class NewerFormat(StoreError):
     """Written by a later version of Whence."""
 
 
-class Interrupted(WhenceError):
-    """Stopped by the user or the scheduler; everything committed is kept and the job resumes."""
+class Interrupted(_Explained):
+    """Stopped by the user or the scheduler; everything committed is kept and the job resumes.
+
+    Like KeyboardInterrupt it is no `Exception`, so that no library's `except Exception` lets the job run on.
+    """
 
     exit_code = 130
 

@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float
 
 from whence.cache.errors import DataError
 
+from .metrics import checked, checked_labels
+
 
 class ULiRA(NamedTuple):
     """accuracy: mean confidence-thresholded success of the attack, 0.5 is ideal; per_point: its mean score."""
@@ -22,13 +24,9 @@ def u_lira(unlearned: Float[np.ndarray, "e p"], oracles: Float[np.ndarray, "f p"
     the two cannot be distinguished.
 
     Rows may mix forget sets, as the full attack does, as long as each column is one forgotten point.
-    Raises DataError with fewer than four models per side.
+    Raises DataError as `metrics.checked`, with fewer than four models on a side.
     """
-    if min(len(unlearned), len(oracles)) < 4:
-        raise DataError(
-            f"{min(len(unlearned), len(oracles))} models are too few to fit a Gaussian with one left out.",
-            "Use at least four unlearned models and four oracles.",
-        )
+    unlearned, oracles = checked(unlearned, oracles, 4)
     hits_unlearned = _held_out_scores(unlearned, oracles) > 0.5
     hits_oracle = _held_out_scores(oracles, unlearned) > 0.5
     per_point = 0.5 * (hits_unlearned.mean(0) + hits_oracle.mean(0))
@@ -67,19 +65,29 @@ class Membership(NamedTuple):
 
 def membership(
     forgotten: Float[np.ndarray, "e p c"],
-    unseen: Float[np.ndarray, "e v c"],
+    unseen: Float[np.ndarray, "f v c"],
     y_forgotten: np.ndarray,
     y_unseen: np.ndarray,
 ) -> Membership:
     """Simple membership inference from logits: do loss, confidence, entropy or margin distinguish a forgotten point
     from an unseen one? Areas are averaged over models; 0.5 is chance, below it means forgetting too well, which
-    gives membership away as much. The oracle's own areas are the value to meet."""
+    gives membership away as much. The oracle's own areas are the value to meet.
+
+    Raises DataError for logits of different numbers of models, values that are not finite, and labels that are not one
+    class each.
+    """
+    if len(forgotten) != len(unseen):
+        raise DataError(
+            f"Logits of {len(forgotten)} models cannot be compared with those of {len(unseen)}.",
+            "Give the outputs of the same models, in the same order.",
+        )
     scores_in, scores_out = _scores(forgotten, y_forgotten), _scores(unseen, y_unseen)
     each = {name: float(np.mean([_auc(a, b) for a, b in zip(scores_in[name], scores_out[name])])) for name in scores_in}
     return Membership(max(each.values(), key=lambda a: abs(a - 0.5)), each)
 
 
 def _scores(logits: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    logits, y = checked_labels(logits, y)
     z = logits - logits.max(-1, keepdims=True)
     logp = z - np.log(np.exp(z).sum(-1, keepdims=True))
     own = np.take_along_axis(logp, np.broadcast_to(y[:, None], (*logp.shape[:-1], 1)), -1)[..., 0]

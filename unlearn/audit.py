@@ -14,10 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from whence.cache import Examples, LanguageModelling, TrainedModel, UsageError
+from whence.cache.jobs.signals import stop_if_signalled
 from whence.cache.model.bridge import to_numpy
+from whence.cache.model.capture import borrowed
 from whence.cache.retrain.loop import descend, weighted_loss
 from whence.cache.retrain.recipe import AdamW, Optimiser
 from whence.cache.retrain.replicas import Replicas, mode
+
+from .plan import check_single
 
 EXAMPLES_AT_ONCE = 64
 Models: TypeAlias = TrainedModel | Sequence[TrainedModel]
@@ -58,11 +62,13 @@ def relearning_curve(
         seed: of the order of examples.
     """
     first, replicas = _side_by_side(trained)
+    check_single(replicas, first.task, first.batch(shown, np.arange(min(batch_size, len(shown)))))
     generator = np.random.default_rng(seed)
     rate = torch.full((len(replicas), 1), optimiser.lr, device=first.device)
 
     def batches() -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         for _ in range(steps):
+            stop_if_signalled()
             rows = generator.permutation(len(shown))[: min(batch_size, len(shown))]
             yield rate, first.batch(shown, rows, int(shown.lengths.max()))
 
@@ -89,10 +95,10 @@ def extraction(trained: Models, examples: Examples, *, prefix: int = 16, length:
     right = []
     for one in models:
         whole = torch.as_tensor(np.stack([t[: prefix + length] for t in tokens]), device=one.device).long()
-        text, model = whole[:, :prefix], one.model.eval()
-        with torch.no_grad():
+        text = whole[:, :prefix]
+        with borrowed(one.model), torch.no_grad():
             for _ in range(length):
-                logits = one.task.logits(model, {"input_ids": text})
+                logits = one.task.logits(one.model, {"input_ids": text})
                 text = torch.cat([text, logits[:, -1].argmax(-1, keepdim=True)], 1)
         right.append(float((text[:, prefix:] == whole[:, prefix:]).float().mean()))
     return np.array(right)

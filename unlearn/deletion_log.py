@@ -9,7 +9,22 @@ import numpy as np
 from jaxtyping import Int64
 
 from whence.cache import DataError
-from whence.cache.retrain.retrained import mask_hash
+from whence.cache.model.examples import named_rows
+from whence.cache.retrain.retrained import mask_hash, member_rows
+
+
+def named(train_ids: Int64[np.ndarray, " n"], forget: np.ndarray) -> Int64[np.ndarray, " f"]:
+    """The ids of a forget set, in the order given.
+
+    Args:
+        train_ids: of all training examples.
+        forget: ids, or a boolean mask over the training examples.
+
+    Raises DataError if it is empty or everything, for a mask of another length, for ids that are unknown or named
+    twice, and for values that are no ids.
+    """
+    member_rows(train_ids, forget)
+    return train_ids[named_rows(train_ids, forget)]
 
 
 class DeletionEntry(NamedTuple):
@@ -36,9 +51,26 @@ class DeletionLog:
     def add(
         self, method: str, train_ids: np.ndarray, left: np.ndarray, forgotten: np.ndarray, passes: float
     ) -> "DeletionLog":
+        """The log with one more entry.
+
+        Args:
+            method: its name.
+            train_ids: ids of all training examples.
+            left: bool [n], which of them stay.
+            forgotten: ids of those deleted now.
+            passes: example passes per model.
+
+        Raises DataError as `named`, and for ids that were deleted before.
+        """
+        gone = named(train_ids, forgotten)
+        if len(again := np.intersect1d(gone, self.forgotten)):
+            raise DataError(
+                f"{len(again)} of these examples were deleted before, for instance {int(again[0])}.",
+                "Name each example once; the deletion log lists those that are gone.",
+            )
         kept = mask_hash(train_ids, left)
         before = self.entries[-1].hash if self.entries else ""
-        entry = DeletionEntry(method, tuple(int(i) for i in forgotten), kept, float(passes), before)
+        entry = DeletionEntry(method, tuple(int(i) for i in gone), kept, float(passes), before)
         return DeletionLog((*self.entries, entry))
 
     @property

@@ -63,6 +63,11 @@ class OracleSplit:
                 f"{len(checked)} oracles cannot be split into a reference and a null of {FEWEST} each.",
                 f"Train at least {2 * FEWEST}; best twice as many as there are models to judge.",
             )
+        if not np.array_equal(np.sort(checked.train_ids), np.sort(request.train.ids)):
+            raise DataError(
+                "These oracles were trained on other examples than the request's models.",
+                "Run the bank of oracles on the request's training examples.",
+            )
         margins = checked["margins"][:, checked.at_points(points.ids)]
         margins, tokens, owner = _flatten(margins)
         ids = points.ids[owner]
@@ -171,9 +176,9 @@ def evaluate(
     for method in methods:
         unlearned = method if isinstance(method, Unlearned) else run(method, split.request, quiet=quiet)
         rows.append(split.score(unlearned.method, split.margins(unlearned), resamples=resamples, about=unlearned))
-    return Evaluation(
-        tuple(rows), split.metric, split.models, len(split.request.forget), title, {"points": len(split.points)}
-    )
+    request = split.request
+    about = {"points": len(split.points), "forget": request.forget.tolist(), "warnings": list(request.warnings)}
+    return Evaluation(tuple(rows), split.metric, split.models, len(request.forget), title, about)
 
 
 # --- choosing settings --------------------------------------------------------------------------------------

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from whence.cache import Examples, TrainedModel
 from whence.cache.display import facts
 from whence.cache.jobs.progress import progress, say
+from whence.cache.jobs.signals import stop_if_signalled
+from whence.cache.model.bridge import to_numpy
 from whence.cache.retrain.loop import LastGood, descend
 from whence.cache.retrain.replicas import Replicas, margins_of, mode, why_not_stacked
 
 from .deletion_log import DeletionLog
 from .methods.method import UnlearningMethod
-from .plan import Phase
+from .plan import Phase, check_single
 from .request import UnlearningRequest
 
 
@@ -77,8 +79,14 @@ class Unlearned:
             ),
             ("stopped", "; ".join(f"model {s.model} at step {s.step}: {s.why}" for s in self.stopped) or "none"),
             ("deletions so far", len(self.log.entries)),
+            ("warnings", " ".join(self.warnings) or "none"),
         ]
         return facts(repr(self), pairs).html
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of this result must know."""
+        return self.request.warnings
 
     @property
     def ratio(self) -> float:
@@ -101,7 +109,7 @@ class Unlearned:
         out = {"logits": logits}
         if "margins" in keep:
             batch = points.batch(np.arange(len(points)))
-            out["margins"] = np.stack([margins_of(task, torch.as_tensor(one), batch).numpy() for one in logits])
+            out["margins"] = np.stack([to_numpy(margins_of(task, torch.as_tensor(one), batch)) for one in logits])
         return {name: out[name] for name in keep}
 
     def then(self, method: UnlearningMethod, forget: np.ndarray, *, quiet: bool = True) -> "Unlearned":
@@ -127,6 +135,10 @@ def run(method: UnlearningMethod, request: UnlearningRequest, *, quiet: bool = T
     started, name = time.perf_counter(), method.display_name
     plan = method.plan(request)
     models, passes = plan.models, plan.spent
+    for phase in plan.phases:
+        rows = next(phase.draw(np.random.default_rng(0)), np.arange(0))
+        if len(rows) == 1:
+            check_single(models, request.task, request.pool.batch(rows))
     losses: list[np.ndarray] = []
     stopped: list[Stopped] = []
     if len(models) > 1 and plan.phases and not models.stackable and not quiet:
@@ -169,10 +181,13 @@ def _run_phase(
     guard = LastGood(models.flat, live)
     losses: list[Tensor] = []
     passes = 0
+    moving = {name: buffer for name, buffer in models.buffers.items() if buffer.dtype != torch.bool}
+    sound = {name: buffer.clone() for name, buffer in moving.items()}  # before the last step
 
     def steps() -> Iterator[tuple[Any, ...]]:
         bar = progress(enumerate(rows_of_steps), total=len(rows_of_steps), desc="unlearning", unit="step", quiet=quiet)
         for at, rows in bar:
+            stop_if_signalled()
             extra = {name: table[index, rows] for name, table in phase.tables.items()}
             extra["forget"] = rows < forgotten
             extra["progress"] = torch.full((count,), at / len(rows_of_steps), device=device)
@@ -189,8 +204,12 @@ def _run_phase(
             flat = point.parameters
             passes += rows_of_steps[len(losses)].shape[1]
             losses.append(point.loss)
+            for name, buffer in moving.items():  # a stopped model keeps its running statistics too
+                dead = (guard.live[:, 0] == 0).view(-1, *[1] * (buffer.ndim - 1))
+                buffer.copy_(torch.where(dead, sound[name], buffer))
+                sound[name].copy_(buffer)
             if not guard.live.any():
                 break
     models = models.with_flat(guard.end(flat))
-    trace = torch.stack(losses).cpu().numpy() if losses else np.zeros((0, count), np.float32)
+    trace = to_numpy(torch.stack(losses)) if losses else np.zeros((0, count), np.float32)
     return models, trace, [Stopped(*stop) for stop in guard.stopped], passes

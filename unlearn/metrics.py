@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 
 from whence.cache.display.interval import Interval
 from whence.cache.errors import DataError, UsageError
@@ -79,7 +79,7 @@ class KLoM:
         self, unlearned: Float[np.ndarray, "e p"], oracles: Float[np.ndarray, "f _"]
     ) -> Float[np.ndarray, " p"]:
         """KLoM of every point. Raises DataError for other points, NaN, or too few models."""
-        return self._unchecked(*_checked(unlearned, oracles))
+        return self._unchecked(*checked(unlearned, oracles, FEWEST))
 
     def _block(self, unlearned: np.ndarray, oracles: np.ndarray, bins: int) -> np.ndarray:
         forward = self.direction == DIRECTIONS[0]
@@ -113,7 +113,8 @@ class KLoM:
         Drawing models with replacement leaves bins empty that are not, which inflates every KL; so the interval
         is of halves drawn without replacement, scaled to the whole (m-out-of-n with m = n/2).
         """
-        plain = Summary.of(self(unlearned, oracles))
+        unlearned, oracles = checked(unlearned, oracles, FEWEST)
+        plain = Summary.of(self._unchecked(unlearned, oracles))
         if not resamples:
             return plain
         generator = np.random.default_rng(seed)
@@ -141,17 +142,25 @@ def bins_for(models: int) -> int:
     return int(np.clip(models // 5, 3, PAPER_BINS))
 
 
-def _checked(unlearned: np.ndarray, oracles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def checked(unlearned: np.ndarray, oracles: np.ndarray, fewest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float32 [models, points]. Raises DataError for other shapes, different points, no point, fewer models
+    than `fewest` on a side, and values that are not finite."""
+    unlearned, oracles = np.asarray(unlearned), np.asarray(oracles)
+    if unlearned.ndim != 2 or oracles.ndim != 2 or not unlearned.shape[1]:
+        raise DataError(
+            f"Margins of shapes {list(unlearned.shape)} and {list(oracles.shape)} are not [models, points].",
+            "Give one row a model and one column a point, at least one; for tokens, one column each.",
+        )
     if unlearned.shape[1] != oracles.shape[1]:
         raise DataError(
             f"Outputs at {unlearned.shape[1]} points cannot be compared with a bank's at {oracles.shape[1]}.",
             "Measure both on the same points, in the same order.",
         )
-    fewest = min(len(unlearned), len(oracles))
-    if fewest < FEWEST:
+    if (count := min(len(unlearned), len(oracles))) < fewest:
         raise DataError(
-            f"{fewest} models are too few for a histogram of their margins.",
-            f"Use at least {FEWEST}; advise(effect=1.0) tells how many show a shift of one standard deviation.",
+            f"{count} models are too few to compare distributions of their margins.",
+            f"Use at least {fewest} on each side; KLoM().advise(1.0) says how many show a shift of one standard "
+            "deviation.",
         )
     for name, values in (("unlearned", unlearned), ("oracle", oracles)):
         if not np.isfinite(values).all():
@@ -223,11 +232,13 @@ def energy_distance(first: Float[np.ndarray, "e p"], second: Float[np.ndarray, "
     """Per point 2 E|X-Y| - E|X-X'| - E|Y-Y'| (Székely and Rizzo 2013), in margin units; the within-sample means
     leave out the pairs of a model with itself, so its expectation is 0 for equal distributions.
 
+    Raises DataError as `checked`, with fewer than two models on a side.
+
     >>> one, other = np.random.default_rng(0).normal(size=(2, 50, 3))
     >>> bool((energy_distance(one, other + 3) > energy_distance(one, other)).all())
     True
     """
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    first, second = (values.astype(np.float64) for values in checked(first, second, 2))
     e, f = len(first), len(second)
     within = _sum_of_gaps(first) / (e * (e - 1)) * 2 + _sum_of_gaps(second) / (f * (f - 1)) * 2
     both = _sum_of_gaps(np.concatenate([first, second]))
@@ -257,10 +268,13 @@ def two_sample_test(
     Leave-one-out accuracy of a ridge classifier in its dual form, against label permutations (Lopez-Paz and
     Oquab 2017, with a least-squares classifier). A model is one sample; points are features.
 
+    Raises DataError as `checked`, with fewer than two models on a side.
+
     >>> one, other = np.random.default_rng(0).normal(size=(2, 20, 3))
     >>> two_sample_test(one, other + 5).accuracy
     1.0
     """
+    first, second = checked(first, second, 2)
     x = np.concatenate([first, second]).astype(np.float64)
     x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-9)
     kernel = x @ x.T / x.shape[1]
@@ -275,12 +289,30 @@ def two_sample_test(
     return TwoSample(float(accuracy[0]), float((accuracy >= accuracy[0]).mean()))
 
 
-def accuracy(margins: Float[np.ndarray, "e p"]) -> float:
-    """Share of points whose own class wins against all others together (margin above 0): a lower bound of the
-    accuracy; give logits to `accuracy_of_logits` for the accuracy itself."""
-    return float((margins > 0).mean())
-
-
-def accuracy_of_logits(logits: Float[np.ndarray, "e p c"], y: Int64[np.ndarray, " p"]) -> float:
-    """Mean accuracy over models and points."""
+def accuracy(logits: Float[np.ndarray, "e p c"], y: np.ndarray) -> float:
+    """Mean accuracy over models and points. Raises DataError as `checked_labels`."""
+    logits, y = checked_labels(logits, y)
     return float((logits.argmax(-1) == y).mean())
+
+
+def checked_labels(logits: Float[np.ndarray, "e p c"], y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float32 and int64. Raises DataError for logits that are not finite or not [models, points, classes], and
+    labels that are not one class a point."""
+    logits, y = np.asarray(logits, np.float32), np.asarray(y)
+    if logits.ndim != 3 or y.shape != logits.shape[1:2] or y.dtype.kind not in "iu":
+        raise DataError(
+            f"Labels of shape {list(y.shape)} and type {y.dtype} do not match logits of shape {list(logits.shape)}.",
+            "Give logits [models, points, classes] and one whole number a point.",
+        )
+    if not np.isfinite(logits).all():
+        raise DataError(
+            f"{int((~np.isfinite(logits)).sum())} logits are NaN or infinite.", "Leave out the models that diverged."
+        )
+    outside = np.flatnonzero((y < 0) | (y >= logits.shape[2]))
+    if len(outside):
+        raise DataError(
+            f"{len(outside)} labels are not among {logits.shape[2]} classes, for instance {int(y[outside[0]])} of "
+            f"point {int(outside[0])}.",
+            f"Number the classes from 0 to {logits.shape[2] - 1}.",
+        )
+    return logits, y.astype(np.int64)

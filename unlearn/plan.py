@@ -99,6 +99,22 @@ def mean_loss(task: Task, model: nn.Module, batch: dict[str, Tensor], weights: T
     return (weights * task.loss(model, batch)).sum() / (weights * counted).sum().clamp(min=1.0)
 
 
+def check_single(models: Replicas, task: Task, batch: dict[str, Tensor]) -> None:
+    """Raises ModelError if steps see one example each and the model's batch normalisation cannot train on one.
+
+    Args:
+        models: what is trained.
+        task: of its outputs.
+        batch: [b ...], the examples of one step.
+    """
+    normalised = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in models.template.modules())
+    if not normalised or len(next(iter(batch.values()))) > 1:
+        return
+    alone = models.select([0])  # whose running statistics may move
+    with mode(alone, training=True), torch.no_grad():
+        alone.apply(lambda model, b, extra: task.logits(model, b), batch, shared=True)
+
+
 def logits_table(
     request: UnlearningRequest, models: Replicas, rows: np.ndarray | None = None
 ) -> Float[Tensor, "e n ..."]:

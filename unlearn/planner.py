@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 
 from whence.cache import DataError, UsageError
+from whence.cache.model.bridge import to_numpy
 from whence.cache.retrain.replicas import margins_of
 
 from .datamodels.base import Datamodel
@@ -126,7 +127,7 @@ def predicted_shift(request: UnlearningRequest, datamodel: Datamodel) -> Float[n
     batch = points.batch(np.arange(len(points)))
 
     def margins(values: np.ndarray) -> np.ndarray:
-        return np.stack([margins_of(request.task, torch.as_tensor(one), batch).numpy() for one in values])
+        return np.stack([to_numpy(margins_of(request.task, torch.as_tensor(one), batch)) for one in values])
 
     before, after = margins(logits), margins((logits + delta).astype(np.float32))
     counted = np.isfinite(before[0])

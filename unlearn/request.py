@@ -16,7 +16,7 @@ from whence.cache.retrain.recipe import Recipe
 from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import member_rows
 
-from .deletion_log import DeletionLog
+from .deletion_log import DeletionLog, named
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class UnlearningRequest:
         models: one trained model or an ensemble.
         task: what they were trained for.
         train: everything they were trained on.
-        forget: ids of the training examples to forget.
+        forget: ids of the training examples to forget, or a boolean mask over the training examples; kept as ids.
         recipe: how they were trained; compute is stated against doing it again on what is kept.
         build: seed -> untrained model, for methods that retrain.
         seeds: one per model.
@@ -36,7 +36,8 @@ class UnlearningRequest:
         validation: the points that are evaluated, only to check that the forget set is not among them.
         log: earlier deletions, which are left out of the retained data.
 
-    Raises DataError if the forget set is empty, everything, unknown, already deleted or part of validation.
+    Raises DataError if the forget set is empty, everything, unknown, named twice, already deleted or part of
+    validation.
 
     >>> request = UnlearningRequest(models, task, train, train.ids[:4], recipe)
     >>> len(request.kept)
@@ -46,7 +47,7 @@ class UnlearningRequest:
     models: Replicas
     task: Task
     train: Examples
-    forget: Int64[np.ndarray, " f"]
+    forget: np.ndarray
     recipe: Recipe
     build: Callable[[int], nn.Module] | None = None
     seeds: Int64[np.ndarray, " e"] | None = None
@@ -56,7 +57,7 @@ class UnlearningRequest:
     log: DeletionLog = field(default_factory=DeletionLog)
 
     def __post_init__(self) -> None:
-        member_rows(self.train.ids, self.forget)
+        object.__setattr__(self, "forget", named(self.train.ids, self.forget))
         gone = np.intersect1d(self.forget, self.log.forgotten)
         if len(gone):
             raise DataError(
@@ -83,9 +84,9 @@ class UnlearningRequest:
             raise UsageError(
                 "This bank trains by its own function.", "Use a Recipe, or make the request from your own models."
             )
+        forget, seeds = named(bank.train.ids, forget), seed + np.arange(models)
         replicas = bank.models(models, seed, store, quiet=True)
-        seeds = seed + np.arange(models)
-        return UnlearningRequest(replicas, bank.task, bank.train, np.asarray(forget), bank.recipe, bank.build, seeds)
+        return UnlearningRequest(replicas, bank.task, bank.train, forget, bank.recipe, bank.build, seeds)
 
     def __repr__(self) -> str:
         return (
@@ -116,6 +117,40 @@ class UnlearningRequest:
     def forgotten(self) -> Examples:
         return self.train.select(self.train.rows_of(self.forget))
 
+    @cached_property
+    def copies(self) -> Int64[np.ndarray, "k 2"]:
+        """Pairs (id of a forgotten example, id of a kept one) whose columns are equal: what they teach stays in the
+        retained data."""
+        forgotten: dict[bytes, list[int]] = {}
+        for row, name in zip(*self._contents(self.forgotten)):
+            forgotten.setdefault(row, []).append(name)
+        parts = [self.train.select(self.left), *([self.retain] if self.retain is not None else [])]
+        pairs = [
+            (gone, name)
+            for part in parts
+            for row, name in zip(*self._contents(part))
+            for gone in forgotten.get(row, ())
+        ]
+        return np.array(sorted(set(pairs)), np.int64).reshape(-1, 2)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of its results must know, one sentence or two each."""
+        if not len(self.copies):
+            return ()
+        gone, kept = self.copies[0].tolist()
+        return (
+            f"{len(np.unique(self.copies[:, 0]))} forgotten examples have the same content as a kept one under another "
+            f"id, for instance {gone} and {kept}. What they teach stays; forget the copies as well to remove it.",
+        )
+
+    @staticmethod
+    def _contents(examples: Examples) -> tuple[list[bytes], list[int]]:
+        """The bytes of every example's columns, and its id."""
+        columns = [examples.columns[name] for name in sorted(examples.columns)]
+        rows = [b"|".join(np.asarray(column[row]).tobytes() for column in columns) for row in range(len(examples))]
+        return rows, examples.ids.tolist()
+
     @property
     def retraining(self) -> int:
         """Example passes of training again on what stays."""
@@ -133,7 +168,7 @@ class UnlearningRequest:
 
     def next(self, models: Replicas, forget: np.ndarray, log: DeletionLog) -> "UnlearningRequest":
         """The following request, to models that are the result of this one."""
-        return replace(self, models=models, forget=np.asarray(forget, np.int64), log=log)
+        return replace(self, models=models, forget=forget, log=log)
 
 
 class Pool(NamedTuple):

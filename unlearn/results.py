@@ -80,7 +80,8 @@ class Evaluation:
 def table(evaluation: Evaluation) -> str:
     """Markdown: p95 and mean of KLoM by part (nats), the 90 % interval of the forget set's p95, compute over
     retraining, U-LiRA, energy distance and two-sample accuracy on the forget set."""
-    return markdown(HEAD, _rows(evaluation))
+    warnings = [f"Warning: {text}" for text in evaluation.about.get("warnings", ())]
+    return "\n\n".join([markdown(HEAD, _rows(evaluation)), *warnings])
 
 
 def shown(evaluation: Evaluation) -> Shown:
@@ -88,6 +89,7 @@ def shown(evaluation: Evaluation) -> Shown:
     caption = (
         f"KLoM {evaluation.metric.direction} in nats, {evaluation.models} models per side, {evaluation.bins} bins; "
         f"{evaluation.forgotten} examples forgotten. The null row is oracles against other oracles: noise."
+        + "".join(f" Warning: {text}" for text in evaluation.about.get("warnings", ()))
     )
     return display_table(HEAD, _rows(evaluation), caption)
 
@@ -122,8 +124,11 @@ def to_dataset(evaluation: Evaluation) -> "xarray.Dataset":
             **{name: ("row", [getattr(row, name) for row in rows]) for name in SINGLE},
         },
         {"row": [row.method for row in rows], "part": list(PARTS), "statistic": list(STATISTICS)},
-        {"models": evaluation.models, "bins": evaluation.bins, "direction": evaluation.metric.direction},
-    )
+        {
+            "models": evaluation.models, "bins": evaluation.bins, "direction": evaluation.metric.direction,
+            "forget": list(evaluation.about.get("forget", ())),
+        },
+    )  # fmt: skip
 
 
 def _statistics(summary: Summary) -> dict[str, float]:

@@ -131,7 +131,8 @@ def atoms_changed(
 
     built = {n: builder.build(decomp.observe(trained.replace(quiet=True), at)) for n, trained in models.items()}
     kept = models["before"].train.without(forget)
-    groups = {"forgotten": np.asarray(forget).tolist(), "kept": kept.ids.tolist()}
+    gone = models["before"].train.ids[models["before"].train.rows_of(forget)]
+    groups = {"forgotten": gone.tolist(), "kept": kept.ids.tolist()}
     changes = {name: decomp.difference(built["before"], built[name]) for name in ("after", "oracle")}
     counted = xarray.concat([summary(c, groups) for c in changes.values()], dim="model", join="exact")
     agreement = np.array([[_agreement(changes[m], changes["oracle"], ids) for m in changes] for ids in groups.values()])

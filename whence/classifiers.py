@@ -3,7 +3,6 @@
 import itertools
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 from whence.cache import Classification, DataError, Examples, UsageError
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe
+
+from .files import labelled_arrays
 
 
 def labelled(data: str) -> tuple[Examples, Examples]:
@@ -23,16 +24,9 @@ def labelled(data: str) -> tuple[Examples, Examples]:
         order = np.random.default_rng(0).permutation(len(found.target))[:800]
         x, y, count = found.data[order].astype(np.float32) / 16, found.target[order], 400
     else:
-        path = Path(data)
-        if not path.is_file() or path.suffix != ".npz":
-            raise DataError(f"There is no labelled data set {data!r}.", "Give digits, or an .npz file.")
-        with np.load(path) as arrays:
-            missing = [n for n in ("x_train", "y_train", "x_test", "y_test") if n not in arrays]
-            if missing:
-                raise DataError(f"{path} has no array {missing[0]}.", "Name them x_train, y_train, x_test, y_test.")
-            x = np.concatenate([arrays["x_train"], arrays["x_test"]])
-            y = np.concatenate([arrays["y_train"], arrays["y_test"]]).ravel()
-            count = len(arrays["x_train"])
+        arrays = labelled_arrays(data)
+        x = np.concatenate([arrays["x_train"], arrays["x_test"]])
+        y, count = np.concatenate([arrays["y_train"], arrays["y_test"]]).ravel(), len(arrays["x_train"])
         x = x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1)
     points = Examples.of((x, y.astype(np.int64)))
     return points.select(np.arange(count)), points

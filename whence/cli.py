@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `whence ... | head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
+    except BaseException as error:  # Interrupted is no Exception
         return failed(error, debug)
 
 
@@ -93,16 +93,21 @@ def dispatch(arguments: list[str]) -> None:
 
 
 def parse(command: type[Any], program: str, arguments: Sequence[str]) -> Any:
-    """A command's dataclass from command-line arguments."""
+    """A command's dataclass from command-line arguments. Raises UsageError for a value that is not allowed."""
     import tyro
 
-    return tyro.cli(
+    from .options import check
+
+    work = tyro.cli(
         command,
         prog=program,
         description=help_of(command),
         args=[_current(argument) for argument in arguments],
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    check(work)
+    getattr(work, "precheck", lambda: None)()  # what a command knows to be wrong before anything is loaded
+    return work
 
 
 def _current(argument: str) -> str:
@@ -174,13 +179,13 @@ def wrong(what: str, given: str, known: list[str], see: str) -> NoReturn:
     raise UsageError(f"There is no {what} called {given!r}.", f"{cure} See `{see}`.")
 
 
-def failed(error: Exception, debug: bool) -> int:
+def failed(error: BaseException, debug: bool) -> int:
     """Print an error for the person who typed the command; returns the exit code."""
-    from whence.cache.errors import WhenceError
+    from whence.cache.errors import Interrupted, WhenceError
 
     if debug:
         traceback.print_exception(error)
-    if isinstance(error, WhenceError):
+    if isinstance(error, (WhenceError, Interrupted)):
         print(f"whence: {error}", file=sys.stderr)
         return error.exit_code
     print(f"whence: {type(error).__name__}: {error}", file=sys.stderr)

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from whence import attrib
-from whence.attrib.reporting import Report, Table, coverage, report, shown_passages
+from whence.attrib.reporting import Report, Table, coverage, report
+from whence.attrib.show import shown_passages
 from whence.cache import Examples, LanguageModelling, Store, TrainedModel
 from whence.cache.display import signed, write_page
 from whence.cache.jobs.progress import say
@@ -90,23 +91,31 @@ def embedded_plan() -> Plan:
     return Plan(corpus, replace(REFERENCE_SHAPE, vocabulary=len(corpus.vocabulary)))
 
 
-def demo(store: Store, out: str | Path = "out/report.html", plan: Plan | None = None, quiet: bool = False) -> Path:
+def demo(
+    store: Store,
+    out: str | Path = "out/report.html",
+    plan: Plan | None = None,
+    *,
+    device: str = "cpu",
+    quiet: bool = False,
+) -> Path:
     """Compute what is not in the store yet, write the report, and return its path.
 
     Args:
         store: artefacts and parts of the report; a second run reads them.
         out: the page to write.
         plan: what to compute; by default everything on embedded data.
+        device: of the models: cpu, cuda, cuda:1.
         quiet: show no progress bars.
     """
     began = time.monotonic()
     plan = plan or embedded_plan()
-    bench = _Steps(plan, store, quiet)
+    bench = _Steps(plan, store, device, quiet)
     steps: dict[str, Callable[[], dict[str, Any]]] = {
         "influence": lambda: asdict(bench.influence()),
         "atoms": bench.atoms,
-        "forgetting": lambda: forgotten(plan.forgetting, store, quiet),
-        "condensing": lambda: condensed(plan.condensing, store),
+        "forgetting": lambda: forgotten(plan.forgetting, store, device, quiet),
+        "condensing": lambda: condensed(plan.condensing, store, device),
     }
     missing = [name for name in steps if not store.has("report", plan.inputs[name])]
     stored = [name for name in steps if name not in missing]
@@ -167,6 +176,7 @@ class _Steps:
 
     plan: Plan
     store: Store
+    device: str
     quiet: bool
 
     @cached_property
@@ -174,8 +184,9 @@ class _Steps:
         plan = self.plan
         model = trained_model(plan.shape, plan.training, plan.corpus.train, self.store, quiet=self.quiet)
         return TrainedModel(
-            model, plan.corpus.train, LanguageModelling(), sites=plan.pattern, store=self.store, quiet=self.quiet
-        )
+            model, plan.corpus.train, LanguageModelling(), sites=plan.pattern, store=self.store, device=self.device,
+            quiet=self.quiet,
+        )  # fmt: skip
 
     @cached_property
     def queries(self) -> tuple[Examples, np.ndarray]:

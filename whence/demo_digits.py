@@ -1,6 +1,6 @@
 """The demo on handwritten digits: unlearning some of them, and condensing all of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from whence.unlearn.condense import (
     network,
     select,
 )
-from whence.unlearn.condense.selection import by_influence
 from whence.unlearn.datamodels import Influence, InverseProduct, exact
 from whence.unlearn.evaluate import OracleSplit
 from whence.unlearn.evaluate import evaluate as judged
@@ -68,10 +67,10 @@ class CondensingPlan:
         return Settings("dcc", net, self.per_class, self.outer, 10, 5, 64, self.lr, warm_outer=0, augment=())
 
 
-def forgotten(plan: ForgettingPlan, store: Store, quiet: bool = False) -> dict[str, Any]:
+def forgotten(plan: ForgettingPlan, store: Store, device: str = "cpu", quiet: bool = False) -> dict[str, Any]:
     """Unlearning methods against oracles, whose outputs are stored: the evaluation as JSON, and the number of examples.
     The datamodel is influence, which needs no retraining."""
-    bank = digits_bank(plan.epochs)
+    bank = digits_bank(plan.epochs, device)
     ids = forget_sets.random_set(bank.train, plan.forget)
     seeds = 10_000 + np.arange(plan.models)
     models: Replicas = bank.train_replicas(np.ones((plan.models, len(bank.train)), bool), seeds, quiet=quiet)
@@ -102,12 +101,12 @@ def forgotten(plan: ForgettingPlan, store: Store, quiet: bool = False) -> dict[s
     return {"examples": len(bank.train), "evaluation": to_json(found)}
 
 
-def digits_bank(epochs: int) -> Bank:
+def digits_bank(epochs: int, device: str = "cpu") -> Bank:
     """An MLP 64-16-10 on 400 digits, measured on these and 400 others."""
-    return make_bank("digits", "mlp-16", epochs, 50, 0.02, "sgd", "logits,margins")
+    return replace(make_bank("digits", "mlp-16", epochs, 50, 0.02, "sgd", "logits,margins"), device=device)
 
 
-def condensed(plan: CondensingPlan, store: Store) -> dict[str, Any]:
+def condensed(plan: CondensingPlan, store: Store, device: str = "cpu") -> dict[str, Any]:
     """Sets of equal size: accuracy of networks trained on each, percent, with its 95 % interval, and a picture (PNG in
     base64). Influence uses queries that no accuracy is reported on."""
     data, settings = digits(), plan.settings
@@ -118,8 +117,10 @@ def condensed(plan: CondensingPlan, store: Store) -> dict[str, Any]:
     sets: dict[str, list[Pool] | list[Condensed]] = {
         "drawn at random": [select(pool, "random", plan.per_class, seed) for seed in seeds],
         "chosen by herding": [select(pool, "herding", plan.per_class)],
-        "chosen by influence": [by_influence(pool, _influence(train, queried, store), plan.per_class)],
-        "condensed": list(condense(pool, settings, seeds, store, quiet=True)),
+        "chosen by influence": [
+            select(pool, "influence", plan.per_class, scores=_influence(train, queried, store, device))
+        ],
+        "condensed": list(condense(pool, settings, seeds, store, device=device, quiet=True)),
     }
     rows = []
     for name, given in sets.items():
@@ -143,10 +144,10 @@ def _images(examples: Examples) -> Examples:
     return Examples(columns, examples.ids)
 
 
-def _influence(train: Examples, queries: Examples, store: Store) -> "xarray.DataArray":
+def _influence(train: Examples, queries: Examples, store: Store, device: str) -> "xarray.DataArray":
     """Scores [query, train] of one network trained on all examples."""
-    bank = digits_bank(20)
-    own = Bank(bank.build, Classification(), train, queries, bank.recipe)
+    bank = digits_bank(20, device)
+    own = Bank(bank.build, Classification(), train, queries, bank.recipe, device=device)
     model = own.train_replicas(np.ones((1, len(train)), bool)).module(0)
     trained = TrainedModel(model, train, Classification(), store=store, quiet=True)
     return attrib.EKFAC().fit(trained).score(queries)

@@ -1,10 +1,8 @@
 """Models and data by name, as `--model` and `--data` of the command line.
 
 --model   demo | biographies | the name of a hub model | a folder with a model saved by transformers
---data    language-reference | biographies | digits | a .txt, .jsonl or .parquet file | the name of a hub data set
-
-Hub models are loaded as TransformerLens bridges if that library supports their architecture, else by
-transformers. Weights are read from safetensors, or from torch files with nothing but tensors in them.
+--data    language-reference | biographies | digits | a .txt, .md, .jsonl, .csv or .parquet file | a folder of
+          such files | the name of a hub data set
 """
 
 from collections.abc import Callable
@@ -13,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from whence.cache import ModelError, Store, UsageError
+from whence.cache.jobs.progress import say
 
 from .corpora import (
     Corpus,
@@ -25,7 +24,7 @@ from .corpora import (
     reference_model,
 )
 
-MODELS = ("demo", "biographies")
+LENGTH = 128  # tokens at which texts are cut by default
 CORPORA: dict[str, Callable[[], Corpus]] = {
     "language-reference": language_reference,
     "biographies": biographies,
@@ -46,33 +45,37 @@ def load_model(name: str, store: Store | None = None, quiet: bool = False) -> tu
         raise ModelError(
             f"{name} holds weights without a model.", "Give a folder written by save_pretrained, or a hub name."
         )
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from .pretrained import pretrained
 
-    try:
-        words = Vocabulary(AutoTokenizer.from_pretrained(name))
-        return _bridge(name) or AutoModelForCausalLM.from_pretrained(name, weights_only=True).eval(), words
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"The model {name!r} could not be loaded: {error}",
-            f"Give {', '.join(MODELS)}, a folder written by save_pretrained, or a hub name if there is a network.",
-        ) from error
+    return pretrained(name)
 
 
-def load_data(name: str, vocabulary: Vocabulary | None = None, *, length: int = 128) -> Corpus:
+def load_data(
+    name: str, vocabulary: Vocabulary | None = None, *, length: int | None = None, context: int | None = None
+) -> Corpus:
     """A corpus by name or path, in the vocabulary of a model.
 
     Args:
-        name: an embedded corpus, a file, or a hub data set.
+        name: an embedded corpus, a file, a folder, or a hub data set.
         vocabulary: by default the corpus's own.
-        length: tokens at which passages are cut.
+        length: tokens at which texts are cut; 128 by default, fewer if the model reads fewer.
+        context: the most tokens that the model reads, if known.
 
-    Raises UsageError for an empty vocabulary, DataError when a file or data set cannot be read.
+    Raises UsageError for an empty vocabulary or a length that the model cannot read, DataError when a file or data set
+    cannot be read.
     """
+    if length is not None and context is not None and length > context:
+        raise UsageError(f"The model reads at most {context} tokens, not {length}.", f"Give --length {context}.")
+    most = length or min(LENGTH, context or LENGTH)
+    if context is not None and context < LENGTH and length is None:
+        say(f"The model reads at most {context} tokens: longer texts are cut there.")
     if name not in CORPORA:
-        return load(name, vocabulary, length=length)
+        return load(name, vocabulary, length=most)
     corpus = CORPORA[name]()
-    if vocabulary is not None and corpus.vocabulary is not None and vocabulary is not corpus.vocabulary:
-        return rewritten(corpus, vocabulary, length)
+    if corpus.vocabulary is None or vocabulary is None:
+        return corpus
+    if vocabulary is not corpus.vocabulary or corpus.train.lengths.max() > most:
+        return rewritten(corpus, vocabulary, most)
     return corpus
 
 
@@ -83,16 +86,13 @@ def rewritten(corpus: Corpus, vocabulary: Vocabulary, length: int) -> Corpus:
     train, queries = corpus.train, corpus.queries
     if len(vocabulary) < 1:
         raise UsageError("The vocabulary is empty.", "Give the tokenizer that the model was trained with.")
-    tokens = [vocabulary.encode(text)[:length] for text in train.about["text"]]
-    translated = query_examples(queries.about["prompt"], queries.about["completion"], vocabulary)
+    tokens = [vocabulary.encode(text) for text in train.about["text"]]
+    cut = sum(len(ids) > length for ids in tokens)
+    if cut:
+        say(f"{corpus.name}: {cut} of {len(train)} passages are longer than {length} tokens; their ends are left out.")
+    tokens = [ids[:length] for ids in tokens]
+    about = {
+        name: queries.about[name] for name in queries.about if name not in ("title", "text", "prompt", "completion")
+    }
+    translated = query_examples(queries.about["prompt"], queries.about["completion"], vocabulary, **about)
     return Corpus(corpus.name, type(train)(ragged(tokens), train.ids, train.about), translated, vocabulary)
-
-
-def _bridge(name: str) -> nn.Module | None:
-    """The model as a TransformerLens bridge, None if that library does not support its architecture."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    try:
-        return TransformerBridge.boot_transformers(name).eval()
-    except (ValueError, KeyError, NotImplementedError):
-        return None

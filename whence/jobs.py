@@ -20,9 +20,10 @@ from typing import Any
 
 import tyro
 
-from whence.cache.errors import UsageError, did_you_mean
+from whence.cache.errors import DataError, UsageError, did_you_mean
 
 from .cli import FORMER_OPTIONS, parse
+from .files import read_text
 from .packages import command_groups
 
 
@@ -38,18 +39,19 @@ def read_job(path: str | Path) -> list[Step]:
     """The steps of a job file, each checked. Raises UsageError that names a wrong key and the nearest right one."""
     path = Path(path)
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"Cannot read {path} ({error.strerror}).", "Give the path of a TOML file.") from error
-    except tomllib.TOMLDecodeError as error:
+        document = tomllib.loads(read_text(path))
+    except DataError as error:
+        raise UsageError(error.cause, error.cure) from error
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML: {error}.", "Fix this line.") from error
     if "step" not in document:
         return [step_of(document, str(path))]
     alone = sorted(set(document) - {"step"})
-    if alone or not isinstance(document["step"], list):
+    steps = document["step"]
+    if alone or not isinstance(steps, list) or not all(isinstance(table, dict) for table in steps):
         where = ", ".join(alone) or "step"
         raise UsageError(f"{path}: {where} is outside the [[step]] tables.", "Move it into a step.")
-    return [step_of(table, f"{path}, step {number}") for number, table in enumerate(document["step"], 1)]
+    return [step_of(table, f"{path}, step {number}") for number, table in enumerate(steps, 1)]
 
 
 def step_of(table: Mapping[str, Any], where: str) -> Step:
@@ -59,9 +61,9 @@ def step_of(table: Mapping[str, Any], where: str) -> Step:
     if not isinstance(name, str):
         raise UsageError(f"{where}: there is no `command`.", 'Add one, for instance command = "demo".')
     command = find(name, where)
-    arguments = [*_options(command, values, where)]
     printed = io.StringIO()
     try:
+        arguments = [*_options(command, values, where)]
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
             return Step(name, parse(command, f"whence {name}", arguments))
     except SystemExit as stop:
@@ -69,6 +71,9 @@ def step_of(table: Mapping[str, Any], where: str) -> Step:
         raise UsageError(
             f"{where}: {reason.partition(' For full helptext')[0]}", f"See `whence {name} --help`."
         ) from stop
+    except UsageError as error:
+        cause = error.cause if error.cause.startswith(where) else f"{where}: {error.cause}"
+        raise UsageError(cause, error.cure) from error
 
 
 def find(name: str, where: str) -> type[Any]:
@@ -104,18 +109,27 @@ def _options(command: type[Any], values: Mapping[str, Any], where: str, prefix: 
     for name in sorted(named, key=lambda name: not _is_positional(hints[name])):  # an option could swallow them
         value, flag = given[name], f"--{prefix}{name}".replace("_", "-")
         if isinstance(value, Mapping):
+            if not dataclasses.is_dataclass(_plain_type(hints[name])):
+                raise UsageError(f"{where}: {prefix}{name} cannot be a table.", "Give a value, or a list of values.")
             yield from _options(_plain_type(hints[name]), value, where, f"{name}.")
         elif _is_positional(hints[name]):
-            yield from _words(value)
+            yield from _words(value, where, name, alone=True)
         elif isinstance(value, bool):
             if value != fields[name].default:
                 yield flag if value else flag.replace("--", "--no-", 1)
         else:
-            words = _words(value)
+            words = _words(value, where, name)
             yield from [f"{flag}={words[0]}"] if not isinstance(value, list) and words else [flag, *words]
 
 
-def _words(value: Any) -> list[str]:
+def _words(value: Any, where: str, name: str, alone: bool = False) -> list[str]:
+    """A value, or a list of values, as arguments. alone: no flag stands before them. Raises UsageError for what the
+    parser could take for something else."""
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, (list, Mapping)):
+            raise UsageError(f"{where}: {name} has a {type(one).__name__} in it.", "Give plain values.")
+        if (alone or isinstance(value, list)) and isinstance(one, str) and one.startswith("-"):
+            raise UsageError(f"{where}: {name} has {one!r}, which reads as an option.", "Give values without a dash.")
     return [str(v) for v in value] if isinstance(value, list) else [str(value)]
 
 

@@ -86,12 +86,13 @@ def paired(
 
 def aligned(scores: "xarray.DataArray", train_ids: np.ndarray) -> Float[np.ndarray, "q n"]:
     """Scores with the training examples in the order of these ids. Raises DataError when they are others."""
-    where = {int(i): place for place, i in enumerate(scores["train"].values)}
-    unknown = [int(i) for i in train_ids if int(i) not in where]
+    where = {i: place for place, i in enumerate(scores["train"].values.tolist())}
+    wanted = np.asarray(train_ids).tolist()
+    unknown = [i for i in wanted if i not in where]
     if unknown or len(where) != len(train_ids):
         raise DataError(
             f"The scores are of {len(where)} training examples, the retrained models of {len(train_ids)}; "
             f"{len(unknown)} of the latter have no score.",
             "Score exactly the examples that the masks choose among.",
         )
-    return scores.values[:, [where[int(i)] for i in train_ids]].astype(np.float64)
+    return scores.values[:, [where[i] for i in wanted]].astype(np.float64)

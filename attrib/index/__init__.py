@@ -1,1 +1,4 @@
 """Finding candidates without scoring every example: a compressed index of gradients, and lexical prefilters."""
+
+from .search import build_index as build_index
+from .sketches import Sketch as Sketch

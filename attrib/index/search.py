@@ -17,6 +17,7 @@ from whence.cache.jobs.partitions import run_job
 from whence.cache.model.batches import BatchSource, CapturedBatch
 from whence.cache.store.layout import Shard
 
+from ..chosen import chosen
 from ..curvature import Curvature
 from ..scoring.queries import check_gradients
 from ..scoring.rows import RowWork, gradients_in, row_inputs, shard_rows
@@ -107,8 +108,7 @@ class Index:
         Factors.score."""
         union = self.train.select(np.flatnonzero(np.isin(self.train.ids, hits.ids)))
         exact = self.factors.score(queries, union).values
-        column = {int(i): place for place, i in enumerate(union.ids)}
-        places = np.vectorize(column.__getitem__)(hits.ids)
+        places = union.rows_of(hits.ids.ravel()).reshape(hits.ids.shape)
         own = np.take_along_axis(exact, places, axis=1)
         values, order = largest(own, min(k, own.shape[1]))
         return Hits(np.take_along_axis(hits.ids, order, axis=1), values)
@@ -126,7 +126,7 @@ class Index:
                 parts[name].append(np.asarray(found, np.float32)[: len(batch.rows)])
         back = np.argsort(np.concatenate(order))
         out = {name: np.concatenate(arrays)[back] for name, arrays in parts.items()}
-        check_gradients(queries, np.sum([np.abs(array).sum(1) for array in out.values()], 0))
+        check_gradients(self.factors, queries, np.sum([np.abs(array).sum(1) for array in out.values()], 0))
         return out
 
     def _blocks(self, queries: Mapping[str, np.ndarray]) -> Iterator[tuple[int, Float[np.ndarray, "q b"]]]:
@@ -152,7 +152,7 @@ def build_index(factors: Curvature, train: Examples | None = None, sketch: Sketc
     curvature, and the errors of Factors.score.
     """
     trained = factors.trained
-    train = trained.train if train is None else train
+    train = chosen(trained.train, train)
     if trained.store is None:
         raise UsageError("An index is kept in a store; this trained model has none.", "Give TrainedModel(store=...).")
     factors.check_model()

@@ -28,14 +28,22 @@ def _pair_products(
     """`group` examples' gradients are formed at a time, each by one product of its own (2 to 3 times as fast on a CPU
     as tiles of all examples together), and multiplied with all queries."""
     q = queries.shape[0]
-    flat = queries.reshape(q, -1)
 
     def step(_: None, block: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-        each = formed(*block).reshape(-1, flat.shape[1]).astype(a.dtype)
-        return None, jax.lax.dot_general(flat, each, (((1,), (1,)), ((), ())), preferred_element_type=wide(a))
+        return None, inner_products(queries, formed(*block).astype(a.dtype))
 
     found = jax.lax.scan(step, None, (_tiles(a, 0, group), _tiles(g, 0, group)))[1]
     return found.transpose(1, 0, 2).reshape(q, -1)[:, : a.shape[0]]
+
+
+def inner_products(queries: Float[Array, "q o i"], each: Float[Array, "b o i"]) -> Float[Array, "q b"]:
+    """<P_q, G_b>: one product over (o, i) on a CPU; elsewhere one per output row, summed, because a single product of
+    few rows and a very long inner axis leaves most of a GPU without work."""
+    if jax.default_backend() != "cpu":
+        rows = jnp.einsum("qoi,boi->oqb", queries, each, preferred_element_type=wide(each))
+        return rows.sum(0)
+    flat, others = queries.reshape(queries.shape[0], -1), each.reshape(each.shape[0], -1)
+    return jax.lax.dot_general(flat, others, (((1,), (1,)), ((), ())), preferred_element_type=wide(each))
 
 
 def rebuilt_products(
@@ -60,14 +68,12 @@ def _rebuilt_products(
     """The queries are rebuilt for `tile` output rows at a time; none is ever whole."""
     q = left.shape[0]
 
-    def rebuild(rows: Float[Array, "q t r"]) -> Float[Array, "q ti"]:
-        return jnp.einsum("qtr,qir->qti", rows, right, preferred_element_type=wide(a)).reshape(q, -1).astype(a.dtype)
+    def rebuild(rows: Float[Array, "q t r"]) -> Float[Array, "q t i"]:
+        return jnp.einsum("qtr,qir->qti", rows, right, preferred_element_type=wide(a)).astype(a.dtype)
 
     def step(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         rows, g_rows = block
-        each = formed(a, g_rows).reshape(a.shape[0], -1).astype(a.dtype)
-        found = jax.lax.dot_general(rebuild(rows), each, (((1,), (1,)), ((), ())), preferred_element_type=total.dtype)
-        return total + found, None
+        return total + inner_products(rebuild(rows), formed(a, g_rows).astype(a.dtype)), None
 
     start = jnp.zeros((q, a.shape[0]), wide(a))
     return jax.lax.scan(step, start, (_tiles(left, 1, tile), _tiles(g, 2, tile)))[0]

@@ -16,9 +16,10 @@ from whence.cache.model.task import Batch
 from whence.cache.model.trained import ModelPass
 
 from .. import kernels
+from ..annotations import values_of
 from ..fitted import Fitted
 from ..method import CheckpointMethod
-from .features import features, values_of
+from .features import features
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
 
 from whence.cache import Sites, Store, TrainedModel, gradients
 from whence.cache.jobs.cluster import INLINE, connect
 from whence.cache.model.batches import BatchSource
+from whence.cache.model.bridge import to_accelerator
 from whence.cache.model.gradients import stored_bytes
 from whence.cache.model.trained import KeptBatches, ModelPass
 
@@ -18,10 +18,12 @@ from .. import kernels
 from ..curvature import SiteFactors, sites_to_json
 from ..factors import Factors, factors_of_entry
 from ..fit import Moments, bases_of, first_batch, fold_sites, moments
+from ..memory import fit_bytes
 from ..method import CurvatureMethod, Eigen, in_key, not_in_key
 from ..scoring.precision import products_in
 
 REDRAW = 30  # positions per dimension, below which a basis follows its own labels
+SHARED = ("model", "data", "task", "sites", "objective", "seed")  # of a pass's inputs, and so of its sums
 FRESH = 1 << 20  # distance of the redrawn labels' seeds from the basis's seeds
 
 
@@ -70,10 +72,10 @@ class EKFAC(CurvatureMethod):
         return {**super().inputs(run), **({"redraw": True} if self._redraws(run) else {})}
 
     def curvature(self, run: ModelPass, inputs: dict[str, Any]) -> tuple[dict[str, SiteFactors], str]:
-        anew, shared = self._redraws(run), run.inputs()
+        anew, shared = self._redraws(run), {name: inputs[name] for name in SHARED}
         with connect(run.trained.cluster) as workers, products_in(self.products):
             run = replace(run, trained=run.trained.replace(cluster=workers))
-            first = KeptBatches(run, 0) if anew else batches_twice(run)
+            first = KeptBatches(run, 0) if anew else batches_twice(run, self.products == "float32")
             second = replace(run, seed=run.seed + FRESH) if anew else first
             precise = {} if self.products == "float32" else {"products": self.products}
             found, _ = moments(first, {**shared, **precise}, self.basis_examples)
@@ -90,10 +92,12 @@ class EKFAC(CurvatureMethod):
         return int(run.examples.lengths.sum()) < REDRAW * widest
 
 
-def batches_twice(run: ModelPass) -> BatchSource:
-    """Batches for two passes: kept in memory if they fit, else in the store if they fit, else captured again."""
-    trained, limit = run.trained, run.trained.memory_limit() // 2
-    if trained.store is not None and trained.spill > 0 and trained.cluster == INLINE:
+def batches_twice(run: ModelPass, storable: bool = True) -> BatchSource:
+    """Batches for two passes: kept in memory if they fit, else in the store if they fit and may be stored, else
+    captured again. A quarter of the memory limit is for the batch at hand, and the sums and bases come first."""
+    trained = run.trained
+    limit = max(0, trained.memory_limit() * 3 // 4 - fit_bytes(run.sites))
+    if storable and trained.store is not None and trained.spill > 0 and trained.cluster == INLINE:
         needed = stored_bytes(run)
         if limit < needed <= trained.spill:
             return gradients(run, trained.store)
@@ -148,7 +152,12 @@ class RotatedSquares:
 
     @cached_property
     def _device(self) -> dict[str, tuple[Any, Any]]:
-        return {n: tuple(jnp.asarray(q, self.dtype) for q in self.bases.at(n)) for n in self.order}  # type: ignore[misc]
+        """Bases on the device; sites that read the same input share one."""
+        moved: dict[int, Any] = {}
+        for q in self.bases.arrays.values():
+            if id(q) not in moved:
+                moved[id(q)] = to_accelerator(q.astype(self.dtype, copy=False))
+        return {n: (moved[id(a)], moved[id(s)]) for n in self.order for a, s in [self.bases.at(n)]}
 
     def __call__(self, site: str, total: kernels.Sum, a: Any, g: Any) -> kernels.Sum:
         return kernels.add_rotated_squares(total, a, g, *self._device[site], order=self.order[site])

@@ -7,14 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 from jaxtyping import Array, Float
-from torch import Tensor, nn
 
-from whence.cache import Classification, Examples, LanguageModelling, ResourceError, Task, TrainedModel, UsageError
+from whence.cache import Classification, LanguageModelling, ResourceError, Task, UsageError
 from whence.cache.model.batches import CapturedBatch
-from whence.cache.model.bridge import to_numpy
-from whence.cache.model.capture import borrowed
 from whence.cache.model.sites import Site
 from whence.cache.model.trained import ModelPass
 
@@ -81,21 +77,6 @@ def two_sided_projection(sides: Sides) -> Feature:
         return jnp.concatenate(parts, 1)
 
     return feature
-
-
-# --- values of the forward pass ---
-
-
-def values_of(
-    trained: TrainedModel, examples: Examples, of: Callable[[nn.Module, dict[str, Tensor]], Tensor]
-) -> Float[np.ndarray, " n"]:
-    """of(model, batch) -> [b] of every example, without gradients, in the examples' order."""
-    out = np.empty(len(examples), np.float64)
-    with borrowed(trained.model), torch.no_grad():
-        for batch in trained.planned(examples, "values"):
-            tensors = trained.batch(examples, batch.rows, pad_to=batch.width)
-            out[batch.rows] = to_numpy(of(trained.model, tensors).double())
-    return out
 
 
 def margin_task(task: Task) -> Task:

@@ -14,12 +14,11 @@ from ..curvature import SiteFactors
 from ..fit import (
     Moments,
     bases_of,
-    check_finite,
+    finished,
     fold_sites,
     partition_count,
     partition_rows,
     sum_partitions,
-    to_float64,
 )
 from ..method import CurvatureMethod, Eigen, in_key
 from .ekfac import Bases, RotatedSquares, batches_twice
@@ -72,8 +71,7 @@ class GramSums:
                     name = f"{site.name}/{side}"
                     start = sums.pop(name) if name in sums else kernels.zero_sum((width, width), a.dtype)
                     sums[name] = kernels.add_gram(start, a, g, side=side)
-        out = {name: to_float64(total) for name, total in sums.items()}
-        check_finite(out)
+        out = finished(sums)
         return out
 
 

@@ -10,9 +10,10 @@ from whence.cache import Examples, Sites, Task, TrainedModel, UsageError
 from whence.cache.model.task import Batch
 from whence.cache.model.trained import ModelPass
 
+from ..annotations import values_of
 from ..fitted import Fitted
 from ..method import CheckpointMethod, in_key
-from .features import dense_projection, features, margin_task, values_of
+from .features import dense_projection, features, margin_task
 
 
 @dataclass(frozen=True)

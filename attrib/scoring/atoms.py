@@ -77,7 +77,7 @@ def through_atoms(
     used = np.flatnonzero(found[..., : len(atoms)].any((0, 1)))
     numbers = np.concatenate([used, [RESIDUAL, CONSTANT]])
     array = factors.labelled(-found[..., numbers].astype(prepared.dtype) / size, queries, train, last="atom")
-    return array.assign_coords(atom=numbers).assign_attrs(site=name)
+    return array.assign_coords(atom=numbers).assign_attrs(site=name, residual=RESIDUAL, constant=CONSTANT)
 
 
 def chosen_site(factors: Curvature, dictionary: Any, site: str | None) -> str:

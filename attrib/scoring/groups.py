@@ -16,6 +16,7 @@ from jaxtyping import Bool
 from whence.cache import DataError, Examples
 
 from .. import kernels
+from ..chosen import rows_of_ids
 from ..curvature import Curvature
 from .queries import exact_queries
 from .rows import gradients_at_hand, row_source
@@ -82,7 +83,7 @@ def members(examples: Examples, groups: Groups, what: str) -> dict[str, Bool[np.
             mask = array
         else:
             mask = np.zeros(len(examples), bool)
-            mask[examples.rows_of(array)] = True
+            mask[rows_of_ids(examples, array, f"Group {name!r}")] = True
         if not mask.any():
             raise DataError(f"Group {name!r} has no {what} in it.", "Leave the group out, or check how it was chosen.")
         found[str(name)] = mask

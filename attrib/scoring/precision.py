@@ -5,20 +5,30 @@ GPUs that have it; elsewhere the same as float32. bfloat16: inputs rounded to 8 
 for queries. Eigenvalues, sums over examples and inverses are never narrower than float32.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import torch
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 _PRODUCTS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
 
 
-def products_in(precision: Precision) -> AbstractContextManager[object]:
-    """A context in which products of float32 arrays have this precision."""
-    return jax.default_matmul_precision(_PRODUCTS[precision])
+@contextmanager
+def products_in(precision: Precision) -> Iterator[None]:
+    """A context in which products of float32 arrays have this precision: JAX's, and for "tf32" those of the model's own
+    passes on a GPU."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    with jax.default_matmul_precision(_PRODUCTS[precision]):
+        try:
+            torch.backends.cuda.matmul.allow_tf32 = before or precision == "tf32"
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def narrowed(array: jax.Array, precision: Precision) -> jax.Array:

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int64
 
-from whence.cache import DataError, Examples, NumericalError, ResourceError, UsageError
+from whence.cache import Classification, DataError, Examples, NumericalError, ResourceError, UsageError
 from whence.cache.jobs.progress import say
 from whence.cache.model.batches import BATCH_POSITIONS, CapturedBatch
+from whence.cache.model.bridge import to_numpy
 
 from .. import kernels
 from ..curvature import Curvature
@@ -134,7 +135,7 @@ def gather(
             sizes.setdefault(name, []).append(kernels.absolute_sums(value)[:count])
     back = np.argsort(np.concatenate(order))
     total = sum(np.asarray(jnp.concatenate(each), np.float32) for each in sizes.values())
-    check_gradients(queries, np.asarray(total)[back])
+    check_gradients(factors, queries, np.asarray(total)[back])
     out = {}
     for name in list(kept):
         parts = zip(*kept.pop(name))
@@ -151,9 +152,15 @@ def query_batches(factors: Curvature, queries: Examples) -> Iterator[CapturedBat
     return run.batches(desc="queries")
 
 
-def check_gradients(queries: Examples, sizes: Float[np.ndarray, " q"]) -> None:
-    """Raise DataError if a query's gradient is zero, NumericalError if it is not finite."""
-    silent = np.flatnonzero(sizes == 0)
+def check_gradients(factors: Curvature, queries: Examples, sizes: Float[np.ndarray, " q"]) -> None:
+    """Raise DataError if no token of a query is counted, NumericalError if its gradient is not finite. A gradient of
+    zero for another reason (a probability of one) gives scores of zero."""
+    silent, task = np.flatnonzero(sizes == 0), factors.trained.task
+    if len(silent) and hasattr(task, "targets"):
+        batch = factors.trained.batch(queries, silent)
+        silent = silent[~to_numpy(task.targets(batch)[1].any(1))]
+    elif isinstance(task, Classification) or len(silent) < len(queries):
+        silent = silent[:0]
     if len(silent):
         raise DataError(
             f"Queries with ids {queries.ids[silent][:5].tolist()} have a zero gradient: no token of theirs is counted.",

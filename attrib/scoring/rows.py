@@ -17,7 +17,7 @@ from whence.cache.model.trained import ModelPass
 from whence.cache.store.layout import Shard
 
 from ..curvature import Curvature
-from .precision import products_in
+from .precision import Precision, products_in
 
 SHARD_ROWS = 2048
 FEWEST_ROWS = 512
@@ -33,7 +33,7 @@ class RowWork:
 
     shape: of one example's values. prepare: takes the batches' source and returns a function of one batch; it is called
     once per process, so a worker prepares once for all its shards. desc: for the progress bar. gradients: see
-    `gradients_in`.
+    `gradients_in`. precision: of matrix products, the model's on a GPU too.
     """
 
     factors: Curvature
@@ -42,6 +42,7 @@ class RowWork:
     prepare: Prepare
     desc: str
     gradients: str = "float32"
+    precision: Precision = "float32"
 
     @cached_property
     def _ready(self) -> tuple[BatchSource, Values]:
@@ -52,26 +53,33 @@ class RowWork:
         return {name: value for name, value in self.__dict__.items() if name != "_ready"}
 
     def __call__(self, shard: Shard) -> dict[str, np.ndarray]:
-        source, values_of = self._ready
+        with products_in(self.precision):
+            source, values_of = self._ready
         rows = np.arange(shard.start, shard.stop)
         out = np.empty((len(rows), *self.shape), np.float32)
-        for batch in source.batches(rows, desc=self.desc):
-            with products_in("float32"):  # unless the values set less
+        with products_in(self.precision):
+            for batch in source.batches(rows, desc=self.desc):
                 values = values_of(batch)
-            check_rows(values, self.train.ids[batch.rows])
-            out[batch.rows - rows[0]] = values
+                check_rows(values, self.train.ids[batch.rows])
+                out[batch.rows - rows[0]] = values
         return {"values": out}
 
 
 def over_rows(
-    factors: Curvature, train: Examples, inputs: Mapping[str, Any], shape: tuple[int, ...], prepare: Prepare, desc: str
+    factors: Curvature,
+    train: Examples,
+    inputs: Mapping[str, Any],
+    shape: tuple[int, ...],
+    prepare: Prepare,
+    desc: str,
+    precision: Precision = "float32",
 ) -> np.ndarray:
     """Values [n, *shape] of every training example: read from the store, resumed, or computed on the trained model's
     cluster. Arguments as in `RowWork`; `prepare` is called only if there is something to compute."""
     store, trained = factors.trained.store, factors.trained
     if store is not None and store.has("scores", inputs):
         return store.open("scores", inputs).read("values")
-    work = RowWork(factors, train, shape, prepare, desc, gradients_in(inputs))
+    work = RowWork(factors, train, shape, prepare, desc, gradients_in(inputs), precision)
     if store is None:
         return work(Shard(0, 0, len(train)))["values"]
     entry = run_job(
@@ -110,7 +118,7 @@ def check_rows(values: np.ndarray, ids: np.ndarray) -> None:
     if bad.any():
         raise NumericalError(
             f"The gradients of the examples with ids {ids[bad][:5].tolist()} are not finite.",
-            "Look at these examples, or leave them out: attrib.finite_examples(...) finds and drops all such.",
+            "Look at these examples, or leave them out: attrib.finite.finite_examples(...) finds and drops all such.",
         )
 
 

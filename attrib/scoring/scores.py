@@ -18,6 +18,7 @@ import numpy as np
 
 from whence.cache import Examples
 from whence.cache.model.batches import BatchSource, CapturedBatch
+from whence.cache.model.bridge import to_accelerator
 
 from .. import kernels
 from ..curvature import Curvature
@@ -67,8 +68,8 @@ class Squares:
         @cache
         def on_device(site: str, dtype: Any) -> tuple[jax.Array | None, jax.Array | None, jax.Array]:
             own, weight = self.factors.per_site[site], self.factors.inverse(site) ** self.power
-            qa, qs = (None if basis is None else jnp.asarray(basis, dtype) for basis in (own.qa, own.qs))
-            return qa, qs, jnp.asarray(weight, dtype)
+            qa, qs = (None if q is None else to_accelerator(q.astype(dtype, copy=False)) for q in (own.qa, own.qs))
+            return qa, qs, to_accelerator(weight.astype(dtype))
 
         def at_site(batch: CapturedBatch, site: str) -> jax.Array:
             a, g = batch.inputs[site], batch.grads[site]

@@ -10,22 +10,24 @@ rows, that rate splits in two ways:
   passes, at theta + alpha v and theta - alpha v.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from whence.cache import DataError, Examples, ModelError, Task
+from whence.cache import DataError, Examples, ModelError, Task, TrainedModel
 from whence.cache.model.bridge import to_numpy, to_torch
-from whence.cache.model.capture import borrowed
+from whence.cache.model.capture import borrowed, layer_calls
+from whence.cache.model.layers import layer_of
 from whence.cache.model.sites import clean_name, parameters_of
-from whence.cache.model.stateless import call_with, named_parameters
+from whence.cache.model.stateless import named_parameters, stateless
 
-from .. import kernels
 from ..curvature import Curvature
 from .queries import exact_queries
 
@@ -37,41 +39,88 @@ POSITIONS = 4096  # positions in a batch
 
 
 def layer_token_scores(factors: Curvature, queries: Examples, train: Examples) -> "xarray.DataArray":
-    """By the positions of the layers' own rows: position t has the part of the gradient at layer inputs t, which is
+    """By the positions at which layers are called: position t has the part of the gradient at layer inputs t, which is
     mostly the prediction of token t + 1 (Grosse et al. 2023, Section 5.3). The sum over positions is the influence.
 
-    Raises ModelError for sites whose rows are not the sequence's positions.
+    Along v a layer's output moves by its value with v in place of its parameters (less that with zeros), so position t
+    of a call has the part -grad L[t] . output(v)[t], for layers of every kind; the calls of a shared layer add up.
+
+    Raises ModelError for sites whose calls have no axis of the sequence's positions.
     """
     factors.check_model()
-    prepared = exact_queries(factors, queries)
-    run = factors.trained.run("loss", factors.sites, train)
-    out, width = _empty(queries, train), int(train.lengths.max())
-    for batch in run.batches(desc="token scores"):
-        total: Any = 0.0
-        for site in run.sites:
-            rows = batch.weights[site.name].shape[1]
-            if rows % width and rows > width:
-                raise ModelError(
-                    f"{site.name} has {rows} rows per example for sequences of {width} positions.",
-                    "Fit without this site to score tokens.",
-                )
-            a, g = batch.inputs[site.name], batch.grads[site.name]
-            total = total + kernels.position_products(prepared[site.name], a, g)
-        values = -np.asarray(total, np.float32)[:, : len(batch.rows)] / factors.train_size
-        for place, row in enumerate(batch.rows):
-            length = int(train.lengths[row])
-            out[:, row, :length] = values[:, place, :length]
+    trained, vectors, out = factors.trained, directions(factors, queries), _empty(queries, train)
+    run = trained.run("loss", factors.sites, train)
+    for planned in run.walk(None, "token scores"):
+        batch = trained.batch(train, planned.rows, pad_to=planned.width)
+        total = torch.zeros(len(vectors), len(planned.rows), _width(batch, planned.width), device=trained.device)
+        with torch.no_grad():
+            for name, x, g in layer_calls(trained.model, factors.sites, batch, trained.task.loss):
+                total -= _call_products(trained.model, name, x, g, vectors, *total.shape[1:])
+        _fill(out, planned.rows, batch, train, to_numpy(total))
     return factors.labelled(out, queries, train, last="position")
 
 
+def _call_products(
+    model: nn.Module, name: str, x: Tensor, g: Tensor, vectors: Sequence[Mapping[str, Tensor]], size: int, width: int
+) -> Float[Tensor, "q b s"]:
+    """grad . output(v) of one call of a layer, for every direction, example and position."""
+    module, places = model.get_submodule(name), {id(p): n for n, p in named_parameters(model).items()}
+    own = {n: places[id(p)] for n, p in module.named_parameters(recurse=False) if places.get(id(p)) in vectors[0]}
+    x, g = (t.to(_wide(t.dtype)) if t.is_floating_point() else t for t in (x, g))
+    output = stateless(lambda layer, x: layer.forward(x), module)  # forward: nobody else's hooks run
+
+    def at(values: Mapping[str, Tensor]) -> Tensor:
+        given = {n: p.detach().to(_wide(p.dtype)) for n, p in module.named_parameters(recurse=False)} | dict(values)
+        return output(given, x)
+
+    zeros = at({n: torch.zeros_like(vectors[0][place]) for n, place in own.items()})
+    padding = getattr(module, "padding_idx", None)
+    found = []
+    for v in vectors:
+        values = {n: v[place] for n, place in own.items()}
+        if padding is not None:  # autograd gives the padding row no gradient
+            values["weight"] = values["weight"].index_fill(0, torch.tensor([padding], device=x.device), 0.0)
+        moved = g * (at(values) - zeros)
+        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+            each = moved.sum(1)
+        else:
+            features = module.weight.ndim if kind_of(module) == "norm" else 1
+            each = moved.flatten(-features).sum(-1)
+        found.append(_by_position(each, size, width, clean_name(name)))
+    return torch.stack(found)
+
+
+def kind_of(module: nn.Module) -> str:
+    layer = layer_of(module)
+    return "" if layer is None else layer.kind
+
+
+def _by_position(each: Tensor, size: int, width: int, name: str) -> Float[Tensor, "b s"]:
+    """Values of a layer's output vectors [b ...] or [b*s], summed over every axis but the examples' and positions'."""
+    if each.ndim == 1 and len(each) != size and len(each) % size == 0:
+        each = each.reshape(size, -1)
+    axes = [axis for axis, length in enumerate(each.shape) if axis and length == width]
+    if width == 1 and len(each) == size:
+        return each.reshape(size, -1).sum(1, keepdim=True)
+    if len(each) != size or len(axes) != 1:
+        raise ModelError(
+            f"{name} gives vectors of shape {list(each.shape)} for {size} sequences of {width} positions: "
+            f"{'more than one axis' if len(axes) > 1 else 'no axis'} can be that of the positions.",
+            "Fit without this site to score tokens.",
+        )
+    others = [axis for axis in range(1, each.ndim) if axis != axes[0]]
+    return each.sum(others) if others else each
+
+
 def directions(factors: Curvature, queries: Examples) -> list[dict[str, Tensor]]:
-    """v of every query as parameter-shaped tensors, by the model's own parameter names."""
+    """v of every query as parameter-shaped tensors, by the model's own parameter names, in float32 or wider."""
     model, whole = factors.trained.model, exact_queries(factors, queries)
     own = named_parameters(model)
     found = []
     for q in range(len(queries)):
         one = {name: to_torch(value[q], copy=True) / factors.train_size for name, value in whole.items()}
-        found.append({n: v.to(own[n]) for n, v in parameters_of(model, factors.sites, one).items()})
+        matrices = parameters_of(model, factors.sites, one)
+        found.append({n: v.to(own[n].device, _wide(own[n].dtype)) for n, v in matrices.items()})
     return found
 
 
@@ -89,38 +138,29 @@ def output_token_scores(
     trained = factors.trained
     _check_tokens(trained.task)
     vectors, out = directions(factors, queries), _empty(queries, train)
-    theta = _theta(trained.model, vectors)
+    theta, rest = _parameters(trained.model, vectors)
     with borrowed(trained.model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         for planned in trained.planned(train, "output tokens", POSITIONS):
-            batch = trained.batch(train, planned.rows, pad_to=planned.width)
-            for q, v in enumerate(vectors):
-                rates = to_numpy(_rates(trained.model, trained.task, batch, theta, v, how))
-                for place, row in enumerate(planned.rows):
-                    length = int(train.lengths[row])
-                    out[q, row, :length] = 0.0
-                    out[q, row, 1:length] = rates[place, : length - 1]
+            batch = _widened(trained.batch(train, planned.rows, pad_to=planned.width))
+
+            def each(theta: dict[str, Tensor], batch: dict[str, Tensor] = batch) -> Tensor:
+                return logprobs_at(trained.model, trained.task, batch, {**rest, **theta})
+
+            rates = torch.stack([_rates(each, theta, v, how) for v in vectors])
+            _fill(out, planned.rows, batch, train, to_numpy(torch.nn.functional.pad(rates, (1, 0))))
     return factors.labelled(out, queries, train, last="position").assign_attrs(position="token")
 
 
 def _rates(
-    model: nn.Module,
-    task: Any,
-    batch: dict[str, Tensor],
-    theta: Mapping[str, Tensor],
-    v: Mapping[str, Tensor],
-    how: str,
+    each: Callable[[dict[str, Tensor]], Tensor], theta: dict[str, Tensor], v: Mapping[str, Tensor], how: str
 ) -> Tensor:
-    """Rate of each target's log-probability along v, [b t]."""
-
-    def each(theta: dict[str, Tensor]) -> Tensor:
-        return logprobs_at(model, task, batch, theta)
-
+    """Rate along v of each target's log-probability, [b t], which `each` computes at parameters."""
     if how == "difference":
         alpha = step_size(theta, v)
         ahead, behind = (each({n: p + sign * alpha * v[n] for n, p in theta.items()}) for sign in (1.0, -1.0))
         return (ahead - behind) / (2 * alpha)
     try:
-        return jvp(each, (dict(theta),), ({n: v[n] for n in theta},))[1]
+        return jvp(each, (theta,), ({n: v[n] for n in theta},))[1]
     except NotImplementedError as error:
         raise ModelError(
             f"A layer of this model has no forward-mode derivative: {str(error).splitlines()[0]}",
@@ -128,23 +168,17 @@ def _rates(
         ) from error
 
 
-class _Logprobs(nn.Module):
-    """log p of every target token, 0 where it is not counted, [b t]."""
+def logprobs_at(model: nn.Module, task: Any, batch: dict[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
+    """Log-probabilities of the target tokens, 0 where they are not counted, [b t], with these parameters and buffers in
+    place of the model's own."""
 
-    def __init__(self, model: nn.Module, task: Any):
-        super().__init__()
-        self.model, self.task = model, task
+    def logprobs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        targets, counted = task.targets(batch)
+        logits = task.logits(model, batch)[:, :-1]
+        each = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        return each.masked_fill(~counted, 0.0)
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        targets, counted = self.task.targets(batch)
-        logits = self.task.logits(self.model, batch)[:, :-1]
-        return logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1) * counted
-
-
-def logprobs_at(model: nn.Module, task: Any, batch: dict[str, Tensor], theta: Mapping[str, Tensor]) -> Tensor:
-    """Log-probabilities of the target tokens, [b t], with these parameters in place of the model's own."""
-    moved = {f"model.{name}": value for name, value in theta.items()}
-    return call_with(_Logprobs(model, task), moved, (batch,))
+    return stateless(logprobs, model)(tensors, batch)
 
 
 def input_token_scores(
@@ -154,31 +188,32 @@ def input_token_scores(
     embedding. A first-order share, so the sum is not the influence.
 
     Args:
-        embedding: name of the token embedding; by default the embedding with the longest table.
+        embedding: name of the token embedding; by default the embedding that is called on the tokens.
 
     Raises DataError for a task without tokens, ModelError if there is no such embedding.
     """
     factors.check_model()
     trained = factors.trained
     _check_tokens(trained.task)
-    table = token_embedding(trained.model, embedding)
+    table = token_embedding(trained, train, embedding)
     vectors, out = directions(factors, queries), _empty(queries, train)
-    theta = _theta(trained.model, vectors)
+    theta, rest = _parameters(trained.model, vectors)
     with borrowed(trained.model):
         for planned in trained.planned(train, "input tokens", POSITIONS):
-            batch = trained.batch(train, planned.rows, pad_to=planned.width)
-            for q, v in enumerate(vectors):
+            batch = _widened(trained.batch(train, planned.rows, pad_to=planned.width))
+            found = []
+            for v in vectors:
                 alpha = step_size(theta, v)
                 (ahead, embedded), (behind, _) = (
                     _embedding_gradient(
-                        trained.model, trained.task, batch, table, {n: p + s * alpha * v[n] for n, p in theta.items()}
+                        trained.model, trained.task, batch, table,
+                        {**rest, **{n: p + sign * alpha * v[n] for n, p in theta.items()}},
                     )
-                    for s in (1.0, -1.0)
-                )
-                values = to_numpy((((ahead - behind) / (2 * alpha)) * embedded).sum(-1))
-                for place, row in enumerate(planned.rows):
-                    length = int(train.lengths[row])
-                    out[q, row, :length] = values[place, :length]
+                    for sign in (1.0, -1.0)
+                )  # fmt: skip
+                each = (((ahead - behind) / (2 * alpha)) * embedded).sum(-1)
+                found.append(_by_position(each, len(planned.rows), _width(batch, planned.width), "The token embedding"))
+            _fill(out, planned.rows, batch, train, to_numpy(torch.stack(found)))
     return factors.labelled(out, queries, train, last="position").assign_attrs(position="token")
 
 
@@ -202,9 +237,9 @@ def _embedding_gradient(
     return gradient, embedded[0].detach()
 
 
-def token_embedding(model: nn.Module, name: str | None = None) -> nn.Module:
-    """The module that turns token ids into vectors: by name, or the embedding with the longest table."""
-    tables = {clean_name(n): m for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
+def token_embedding(trained: TrainedModel, train: Examples, name: str | None = None) -> nn.Module:
+    """The module that turns token ids into vectors: by name, or the embedding that is called on the tokens."""
+    tables = {clean_name(n): m for n, m in trained.model.named_modules() if isinstance(m, nn.Embedding)}
     if name is not None and name in tables:
         return tables[name]
     if name is not None or not tables:
@@ -212,7 +247,17 @@ def token_embedding(model: nn.Module, name: str | None = None) -> nn.Module:
             "The model has no token embedding" + (f" called {name!r}." if name else "."),
             f"Its embeddings are {', '.join(tables)}." if tables else 'Use by="output".',
         )
-    return max(tables.values(), key=lambda m: m.num_embeddings)
+    batch, found = trained.batch(train, [0]), list[nn.Module]()
+
+    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and torch.equal(args[0].flatten(), batch["input_ids"].flatten()):
+            found.append(module)
+
+    with ExitStack() as hooks, borrowed(trained.model), torch.no_grad():
+        for table in tables.values():
+            hooks.callback(table.register_forward_pre_hook(keep).remove)
+        trained.task.logits(trained.model, batch)
+    return found[0] if found else max(tables.values(), key=lambda m: m.num_embeddings)
 
 
 def step_size(theta: Mapping[str, Tensor], v: Mapping[str, Tensor]) -> float:
@@ -221,8 +266,44 @@ def step_size(theta: Mapping[str, Tensor], v: Mapping[str, Tensor]) -> float:
     return STEP * float(sum(p.double().square().sum() for p in theta.values())) ** 0.5 / max(length, 1e-30)
 
 
-def _theta(model: nn.Module, vectors: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in named_parameters(model).items() if name in vectors[0]}
+def _parameters(
+    model: nn.Module, vectors: Sequence[Mapping[str, Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The parameters that the directions move, and what else must be given beside them. A model in half precision runs
+    in float32, all of it: a finite step of its parameters would be lost in rounding."""
+    own: dict[str, Tensor] = {n: p.detach() for n, p in named_parameters(model).items()}
+    theta = {n: own[n].to(_wide(own[n].dtype)) for n in vectors[0]}
+    every = own | dict(nn.Module.named_buffers(model))
+    if all(t.dtype == _wide(t.dtype) for t in every.values() if t.is_floating_point()):
+        return theta, {}
+    return theta, {n: t for n, t in _widened(every).items() if n not in theta}
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _widened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors in half precision in float32, the others as they are."""
+    return {n: t.to(_wide(t.dtype)) if t.is_floating_point() else t for n, t in tensors.items()}
+
+
+def _width(batch: Mapping[str, Tensor], planned: int) -> int:
+    """Positions of a batch, padding included."""
+    return batch["input_ids"].shape[1] if "input_ids" in batch else planned
+
+
+def _fill(
+    out: np.ndarray, rows: np.ndarray, batch: Mapping[str, Tensor], train: Examples, values: Float[np.ndarray, "q b s"]
+) -> None:
+    """Write a batch's values at its real positions, from the left, whichever side is padded."""
+    mask = batch.get("attention_mask")
+    for place, row in enumerate(rows):
+        if mask is not None and mask.shape == values.shape[1:]:
+            own = values[:, place, to_numpy(mask[place]).astype(bool)]
+        else:
+            own = values[:, place, : int(train.lengths[row])]
+        out[:, row, : own.shape[1]] = own
 
 
 def _empty(queries: Examples, train: Examples) -> np.ndarray:

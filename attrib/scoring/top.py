@@ -15,7 +15,6 @@ from whence.cache.jobs.partitions import run_job
 from whence.cache.store.layout import Shard
 
 from ..curvature import Curvature
-from ..fitted import extremes
 from .precision import Precision
 from .queries import Rank, resolved_rank
 from .rows import SHARD_ROWS, RowWork, gradients_in
@@ -41,12 +40,8 @@ def top(
     work = _Extremes(rows, len(queries), min(k, len(train)), SHARD_ROWS)
     merged = _merge(_blocks(work, len(train), inputs, factors.trained), work.k)
     size = np.float32(factors.train_size)
-    return extremes(
-        {name: merged[name] / size for name in NAMES},
-        {name: train.ids[merged[f"{name}_row"]] for name in NAMES},
-        queries.ids,
-        {"units": factors.score_units, "method": factors.method, "examples": len(train)},
-    )
+    rows = {name: merged[f"{name}_row"] for name in NAMES}
+    return factors.extremes({name: merged[name] / size for name in NAMES}, rows, queries, train)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 
 from whence.cache import DataError
 
-from .top import check_k
+from .top import check_k, pairwise_values
 
 if TYPE_CHECKING:
     import xarray
@@ -29,7 +29,7 @@ def bids(scores: "xarray.DataArray", k: int, tasks: Sequence[object] | None = No
 
     Raises UsageError for a k that is not 1 to n, DataError if tasks and queries differ in number."""
     check_k(k, scores.sizes["train"])
-    a = normalised(scores.values.astype(np.float64))
+    a = normalised(pairwise_values(scores))
     if tasks is not None:
         if len(tasks) != len(a):
             raise DataError(f"{len(tasks)} tasks for {len(a)} queries.", "Give one task per query.")

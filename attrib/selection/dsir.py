@@ -4,8 +4,9 @@ import numpy as np
 from jaxtyping import Float, Int64
 from scipy import sparse
 
-from whence.cache import DataError, Examples
+from whence.cache import Examples
 
+from ..lexical import real_tokens
 from .top import check_k
 
 BUCKETS = 10_000
@@ -15,11 +16,9 @@ PRIME = np.uint64(0x100000001B3)
 def hashed_ngrams(examples: Examples, buckets: int = BUCKETS) -> sparse.csr_matrix:
     """Counts [n buckets] of each example's tokens and pairs of neighbouring tokens, hashed. Raises DataError for
     examples that are not token sequences."""
-    if "input_ids" not in examples.columns:
-        raise DataError("DSIR counts n-grams of tokens.", "Use it on language data, with a column input_ids.")
     rows, columns = [], []
-    for row, tokens in enumerate(examples.columns["input_ids"]):
-        ids = np.asarray(tokens).astype(np.uint64)
+    for row, tokens in enumerate(real_tokens(examples)):
+        ids = tokens.astype(np.uint64)
         pairs = (ids[:-1] + np.uint64(1)) * PRIME ^ (ids[1:] + np.uint64(1)) * (PRIME + np.uint64(2))
         grams = np.concatenate([(ids + np.uint64(1)) * PRIME, pairs])
         grams ^= grams >> np.uint64(29)

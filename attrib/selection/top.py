@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 
-from whence.cache import UsageError
+from whence.cache import NumericalError, UsageError
 
 if TYPE_CHECKING:
     import xarray
@@ -16,8 +16,19 @@ def top_k(scores: "xarray.DataArray", k: int, by: Literal["mean", "max"] = "mean
 
     Raises UsageError for a k that is not 1 to n."""
     check_k(k, scores.sizes["train"])
-    values = scores.values.mean(0) if by == "mean" else scores.values.max(0)
+    values = pairwise_values(scores)
+    values = values.mean(0) if by == "mean" else values.max(0)
     return scores["train"].values[np.argsort(-values, kind="stable")[:k]]
+
+
+def pairwise_values(scores: "xarray.DataArray") -> Float[np.ndarray, "q n"]:
+    """Scores [query, train], in float64, summed over what they are split by. Raises NumericalError if one is not
+    finite."""
+    values = scores.sum([dim for dim in scores.dims if dim not in ("query", "train")], skipna=False)
+    values = values.transpose("query", "train").values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise NumericalError("There are scores that are not finite.", "Score those examples again, or leave them out.")
+    return values
 
 
 def check_k(k: int, n: int) -> None:

@@ -9,6 +9,7 @@ Workers need the same packages and the same store (a shared folder, or an object
 many threads as this process, so that arithmetic, and with it every bit of the result, is the same.
 """
 
+import ast
 import contextlib
 import inspect
 import os
@@ -54,7 +55,8 @@ def connect(address: "str | Cluster" = "inline", heartbeat: int | float = HEARTB
         heartbeat: seconds of silence after which a worker counts as hung and is replaced, and its partitions go to
             others (on local clusters).
 
-    Raises UsageError for an address of another form, ResourceError when no scheduler answers there.
+    Raises UsageError for an address of another form, and for local workers that are started by a script outside
+    `if __name__ == "__main__":`; ResourceError when no scheduler answers there, or a local worker dies at its start.
     """
     if isinstance(address, Cluster):
         yield address
@@ -82,6 +84,8 @@ def connect(address: "str | Cluster" = "inline", heartbeat: int | float = HEARTB
                 ) from error
             revive = INLINE.revive
         else:
+            if form == "local":
+                check_main_guard()
             started, revive = local_cluster(rest, heartbeat) if form == "local" else slurm_cluster(rest)
             client = stack.enter_context(distributed.Client(stack.enter_context(started)))
         say(f"Workers: {address}. Dashboard: {client.dashboard_link}")
@@ -111,11 +115,44 @@ def local_cluster(count: str, heartbeat: int | float = HEARTBEAT_SECONDS) -> tup
     }
     spec = {"cls": distributed.Scheduler, "options": scheduler}
     with dask.config.set(settings):
-        cluster = distributed.SpecCluster(workers=workers, scheduler=spec)
+        try:
+            cluster = distributed.SpecCluster(workers=workers, scheduler=spec)
+        except RuntimeError as error:
+            raise ResourceError(
+                f"A worker process ended while it was started ({error}).",
+                "Look for its own error above; it may lack memory. Try fewer workers, or --cluster inline.",
+            ) from error
     # Dask looks for silent workers once per heartbeat, and so would find one only after up to two
     here: Any = cluster.scheduler
     here.periodic_callbacks["worker-ttl"].callback_time = 1000.0
     return cluster, lambda: cluster.scale(int(count))
+
+
+def check_main_guard() -> None:
+    """Raise UsageError if a script starts worker processes at its top level: each of them would run the script again.
+
+    The line of the script that is running must be under an `if` that names `__name__`.
+    """
+    main = sys.modules.get("__main__")
+    path, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    if path is None or (spec is not None and spec.name.endswith("__main__")):
+        return  # a notebook, a prompt, or `python -m package`: workers do not run it
+    frame = sys._getframe()
+    while not (frame.f_code.co_name == "<module>" and frame.f_globals is vars(main)):
+        if frame.f_back is None:
+            return
+        frame = frame.f_back
+    try:
+        body = ast.parse(Path(path).read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return
+    running = next((s for s in body if s.lineno <= frame.f_lineno <= (s.end_lineno or s.lineno)), None)
+    guards = ast.walk(running.test) if isinstance(running, ast.If) else ()
+    if running is not None and not any(isinstance(n, ast.Name) and n.id == "__name__" for n in guards):
+        raise UsageError(
+            f"{path} starts worker processes at its top level (line {frame.f_lineno}), and each would run it again.",
+            'Put it under `if __name__ == "__main__":`.',
+        )
 
 
 def _arithmetic() -> tuple[int, int]:

@@ -39,7 +39,7 @@ from ..store.store import Store
 from ..store.writer import Writer
 from .cluster import Cluster, connect
 from .progress import progress, say
-from .signals import SignalWatch, watch_signals
+from .signals import SignalWatch, stop_if_signalled, watch_signals
 
 Work = Callable[[Shard], Mapping[str, np.ndarray]]
 # work that carries more than this should load it by name instead
@@ -128,6 +128,7 @@ def run_partitions(
 
 def _inline(writer: Writer, work: Work, watch: SignalWatch) -> Iterator[Record]:
     for shard in writer.todo():
+        watch.check()
         began = time.monotonic()
         with _named(shard, "this process"):
             arrays = work(shard)
@@ -166,6 +167,7 @@ def _next(finished: "SimpleQueue[Any]", cluster: Cluster) -> Any:
     """The next future that is done; after some seconds without any, lost workers are restarted."""
     while True:
         try:
+            stop_if_signalled()
             return finished.get(timeout=SUPERVISE_SECONDS)
         except Empty:
             cluster.revive()
@@ -226,7 +228,7 @@ class _named:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or not isinstance(error, Exception) or isinstance(error, Interrupted):
+        if not isinstance(error, Exception):
             return
         if isinstance(error, WhenceError):
             if not error.cause.startswith("Partition "):

@@ -6,13 +6,22 @@ activations and gradients, fresh results) may cross this way; `copy=True` makes 
 """
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from ..errors import UsageError
+
 # JAX and torch share one GPU: JAX takes memory as it needs it instead of three quarters at the start
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# products by cuBLAS, whose own choice of algorithm is good: XLA's Triton kernels need autotuning, which at first use
+# takes longer than a whole fit, and without it they are five times slower. Flags of the user's own come later and win.
+GPU_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+os.environ["XLA_FLAGS"] = f"{GPU_FLAGS} {os.environ.get('XLA_FLAGS', '')}".rstrip()
+
+STAGED = 1 << 20  # bytes, from which a transfer goes through page-locked memory
 
 if TYPE_CHECKING:
     import jax
@@ -20,13 +29,21 @@ if TYPE_CHECKING:
 
 def to_jax(tensor: torch.Tensor, *, copy: bool = False) -> "jax.Array":
     """A torch tensor as a JAX array on the same device. float64 needs `jax.enable_x64`; without it, it is narrowed
-    to float32, as everywhere in JAX."""
+    to float32, as everywhere in JAX.
+
+    Raises UsageError for a tensor on a GPU if JAX has none: through the host, each batch would cross twice.
+    """
     import jax
     import jax.numpy as jnp
 
     tensor = tensor.detach()
     if copy:
         tensor = tensor.clone()
+    if tensor.device.type == "cuda" and jax.default_backend() == "cpu":
+        raise UsageError(
+            f"The model is on {tensor.device}, but JAX sees no GPU.",
+            "Install JAX with CUDA (pip install 'whence[cuda]'), unset JAX_PLATFORMS, or use device='cpu'.",
+        )
     if tensor.dtype in (torch.float64, torch.int64, torch.bool) or tensor.device.type not in ("cpu", "cuda"):
         return jnp.asarray(tensor.cpu().numpy())
     return jax.dlpack.from_dlpack(tensor.contiguous())
@@ -39,8 +56,37 @@ def to_torch(array: "jax.Array", *, copy: bool = True) -> torch.Tensor:
 
 
 def to_numpy(array: "jax.Array | torch.Tensor | np.ndarray") -> np.ndarray:
-    """Either library's array as numpy on the host; a bfloat16 tensor, which numpy does not have, as float32."""
-    if isinstance(array, torch.Tensor):
-        array = array.detach().cpu()
-        return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
-    return np.asarray(array)
+    """Either library's array as numpy on the host; bfloat16, which numpy lacks, as float32. Large ones leave a GPU
+    through page-locked memory, which is some ten times as fast as through ordinary memory."""
+    if not isinstance(array, torch.Tensor):
+        staged = array.nbytes >= STAGED and array.dtype == np.float32 and not isinstance(array, np.ndarray)
+        if not staged or next(iter(array.devices())).platform != "gpu":
+            return np.asarray(array)
+        array = to_torch(array, copy=False)
+    array = (array.float() if array.dtype == torch.bfloat16 else array).detach()
+    if array.device.type != "cuda" or array.nbytes < STAGED:
+        return array.cpu().numpy()
+    return torch.empty_like(array, device="cpu", pin_memory=True).copy_(array).numpy().copy()
+
+
+def to_accelerator(array: np.ndarray) -> "jax.Array":
+    """A host array on JAX's default device; large ones reach a GPU through page-locked memory, as in `to_numpy`."""
+    import jax
+    import jax.numpy as jnp
+
+    if array.nbytes < STAGED or array.dtype != np.float32 or jax.default_backend() != "gpu":
+        return jnp.asarray(array)
+    host = torch.from_numpy(np.ascontiguousarray(array))
+    return to_jax(torch.empty_like(host, pin_memory=True).copy_(host).to("cuda"))
+
+
+def idle_bytes(device: torch.device) -> int:
+    """Bytes of a GPU that JAX has taken and does not use at present; 0 before JAX has used it."""
+    if "jax" not in sys.modules:
+        return 0
+    import jax
+
+    stats = [
+        d.memory_stats() or {} for d in jax.devices() if d.platform == "gpu" and d.local_hardware_id == device.index
+    ]
+    return sum(max(0, s.get("pool_bytes", 0) - s.get("bytes_in_use", 0)) for s in stats)

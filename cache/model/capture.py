@@ -4,9 +4,10 @@ Hooks live in a context manager; parameters are frozen for the time, so no param
 kept; and the model comes back as it was (training mode, requires_grad, hooks), after an exception too.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, NumericalError, near_names
 from .layers import layer_of
 from .sites import Site, clean_name
+from .stateless import unwrapped
 
 Batch = dict[str, Tensor]
 Objective = Callable[[nn.Module, Batch], Tensor]
@@ -45,23 +47,52 @@ class _Call:
     g: Tensor | None = None
 
 
+@dataclass
+class _Calls:
+    """The calls of a pass. Those without a graph (under `no_grad`, or in a checkpointed block, which is run again with
+    one while the backward pass is under way) count only for modules that have no other."""
+
+    size: int
+    live: list[_Call] = field(default_factory=list)
+    dead: list[_Call] = field(default_factory=list)
+    backward: bool = False
+
+    def of(self, site: Site) -> list[_Call]:
+        found = [call for call in self.live if call.module in site.modules]
+        return found or [call for call in self.dead if call.module in site.modules]
+
+
+class _Ambiguous(Exception):
+    """An embedding was called on as many numbers as there are examples: one per example, or one table for all."""
+
+
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode with frozen parameters; on the way out every module's mode and every
-    parameter's requires_grad is what it was."""
+    """The model in evaluation mode with frozen parameters, its layers called one by one: neither as compiled graphs nor
+    as the fused paths of torch's transformer layers, both of which run no hooks. On the way out every module's mode and
+    every parameter's requires_grad is what it was."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    with _eager():
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            for module, _ in modes:
+                module.training = False
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            yield model
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
+            for module, mode in modes:
+                module.training = mode
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Whatever torch.compile has compiled runs as plain Python; nothing is compiled unless torch._dynamo is loaded."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def capture(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective) -> Captured:
@@ -74,17 +105,101 @@ def capture(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Ob
     >>> seen.inputs["2"].shape, seen.grads["2"].shape
     (torch.Size([2, 1, 9]), torch.Size([2, 1, 3]))
     """
-    with borrowed(model), torch.enable_grad():
-        calls, value = _run(model, sites, batch, objective)
-        if not value.requires_grad:
-            raise ModelError(
-                "The objective does not depend on any of the sites.",
-                "Choose sites that the loss passes through (an unused copy of a layer never is).",
-            )
-        torch.autograd.backward(value.sum())
-    seen = _rows(model, sites, calls, value.detach())
+    model = unwrapped(model)
+    with borrowed(model):
+        seen = _seen(model, sites, batch, objective, lambda value: value)
     _check_finite(seen, batch)
     return seen
+
+
+def _seen(
+    model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective, of: Callable[[Tensor], Tensor]
+) -> Captured:
+    """One forward and one backward pass of the sum of `of(objective)`, in a borrowed model."""
+    try:
+        return _passes(model, sites, batch, objective, of)
+    except _Ambiguous:  # with one example more, a table for all has another length than the batch
+        size = _batch_size(batch)
+        seen = _passes(model, sites, _one_more(batch), objective, of, certain=True)
+        first: dict[int, Tensor] = {}  # what sites share stays shared
+        inputs = {name: first.setdefault(id(a), a[:size]) for name, a in seen.inputs.items()}
+        return Captured(seen.value[:size], inputs, {name: g[:size] for name, g in seen.grads.items()})
+
+
+def _one_more(batch: Batch) -> Batch:
+    """The batch with its last example once more."""
+    size = _batch_size(batch)
+    return {name: torch.cat([value, value[-1:]]) if len(value) == size else value for name, value in batch.items()}
+
+
+def _passes(
+    model: nn.Module,
+    sites: Sequence[Site],
+    batch: Batch,
+    objective: Objective,
+    of: Callable[[Tensor], Tensor],
+    certain: bool = False,
+) -> Captured:
+    calls, value = _traced(model, sites, batch, objective, of, certain)
+    return _rows(model, sites, calls, value.detach(), batch, objective)
+
+
+def _traced(
+    model: nn.Module,
+    sites: Sequence[Site],
+    batch: Batch,
+    objective: Objective,
+    of: Callable[[Tensor], Tensor],
+    certain: bool,
+) -> tuple["_Calls", Tensor]:
+    """The calls of the sites' modules, with the gradients at their outputs, and the objective."""
+    for started in (False, True):  # a checkpointed block has gradients only if its input does
+        calls = _Calls(_batch_size(batch))
+        with torch.enable_grad(), ExitStack() as hooks:
+            for name in dict.fromkeys(name for site in sites for name in site.modules):
+                tap = _tap(calls, name, certain)
+                hooks.callback(_runner(model, name).register_forward_hook(tap, with_kwargs=True).remove)
+            if started:
+                hooks.enter_context(graph_from_the_first_layer(model))
+            value = objective(model, batch)
+            _check_value(value, calls.size)
+            calls.backward = True
+            if value.requires_grad:
+                torch.autograd.backward(of(value).sum())
+        called = {call.module for call in calls.live}
+        if all(called & set(site.modules) for site in sites):
+            break
+    if not value.requires_grad:
+        raise ModelError(
+            "The objective does not depend on any of the sites.",
+            "Choose sites that the loss passes through (an unused copy of a layer never is).",
+        )
+    return calls, value
+
+
+def _check_value(value: Any, size: int) -> None:
+    if not isinstance(value, Tensor) or value.shape != (size,):
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ModelError(
+            f"The task's objective is {shape} for a batch of {size} examples; it must be one number per example.",
+            "Do not average or sum over the batch in the task, nor in the model.",
+        )
+
+
+@contextmanager
+def graph_from_the_first_layer(model: nn.Module) -> Iterator[None]:
+    """The first layer on every path has an output that requires a gradient, as in training, whatever is frozen."""
+
+    def start(module: nn.Module, args: Any, out: Any) -> Any:
+        if isinstance(out, Tensor) and out.is_floating_point() and not out.requires_grad and torch.is_grad_enabled():
+            return out.detach().requires_grad_().clone()
+        return None
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if layer_of(module) is not None:
+                hooks.callback(module.register_forward_hook(start).remove)
+        yield
 
 
 def finite(seen: Captured) -> Bool[Tensor, " b"]:
@@ -96,21 +211,10 @@ def finite(seen: Captured) -> Bool[Tensor, " b"]:
 def nonfinite(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective) -> Any:
     """Bool [b]: the examples whose objective, or gradient of it at a site, is NaN or infinite. (Examples are taken as
     not disturbing one another, which layers that mix a batch would break.)"""
-    with borrowed(model), torch.enable_grad():
-        calls, value = _run(model, sites, batch, objective)
-        torch.autograd.backward(value.nan_to_num(0.0, 0.0, 0.0).sum())
-    return (~finite(_rows(model, sites, calls, value.detach()))).cpu().numpy()
-
-
-def _run(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective) -> tuple[list[_Call], Tensor]:
-    """Forward under hooks, in the order of the calls."""
-    calls: list[_Call] = []
-    with ExitStack() as hooks:
-        for name in dict.fromkeys(name for site in sites for name in site.modules):
-            handle = _runner(model, name).register_forward_hook(_tap(calls, name, _batch_size(batch)))
-            hooks.callback(handle.remove)
-        value = objective(model, batch)
-    return calls, value
+    model = unwrapped(model)
+    with borrowed(model):
+        seen = _seen(model, sites, batch, objective, lambda value: value.nan_to_num(0.0, 0.0, 0.0))
+    return (~finite(seen)).cpu().numpy()
 
 
 def _runner(model: nn.Module, name: str) -> nn.Module:
@@ -120,51 +224,100 @@ def _runner(model: nn.Module, name: str) -> nn.Module:
     return parent if type(parent).__name__ == "NormalizationBridge" else model.get_submodule(name)
 
 
-def _tap(calls: list[_Call], name: str, size: int) -> Callable[..., Tensor]:
-    def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        x = args[0].detach()
-        if out.shape[0] == 1 and size > 1 and isinstance(module, nn.Embedding):
-            # one table of positions for the whole batch: give every example its own
-            out, x = out.expand(size, *out.shape[1:]), x.reshape(1, -1).expand(size, -1)
-        if not out.requires_grad:  # the first site on its path starts the graph
+def _tap(calls: _Calls, name: str, certain: bool) -> Callable[..., Tensor]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+        x = (args[0] if args else next(iter(kwargs.values()))).detach()
+        if isinstance(module, nn.Embedding):
+            x, out = _spread(x, out, calls.size, certain)
+        if not torch.is_grad_enabled():
+            calls.dead.append(_Call(name, x, tuple(out.shape)))
+            return out
+        started = not out.requires_grad
+        if started:  # the first site on its path starts the graph
             out = out.detach().requires_grad_().clone()
+        if calls.backward and any(call.module == name for call in calls.live):
+            return out  # computed again from a checkpoint: the gradient reaches the first computation
         call = _Call(name, x, tuple(out.shape))
-        calls.append(call)
+        calls.live.append(call)
         out.register_hook(lambda g: setattr(call, "g", g.detach()))
         return out
 
     return hook
 
 
+def _spread(x: Tensor, out: Tensor, size: int, certain: bool) -> tuple[Tensor, Tensor]:
+    """One table of positions for the whole batch, [t] or [1 t]: every example gets its own."""
+    if size > 1 and x.ndim == 2 and len(x) == 1:
+        return x.expand(size, -1), out.expand(size, *out.shape[1:])
+    if size > 1 and x.ndim == 1 and len(x) == size and not certain:
+        raise _Ambiguous
+    if x.ndim == 1 and len(x) != size:
+        return x.expand(size, -1), out.expand(size, *out.shape)
+    return x, out
+
+
+def layer_calls(
+    model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective
+) -> list[tuple[str, Tensor, Tensor]]:
+    """Every call of the sites' modules in one forward and one backward pass of `objective(model, batch) -> [b]`, in
+    order: the module's name, its input, and the gradient at its output, both in the shapes of the call. A call that the
+    objective does not depend on is left out."""
+    model, size = unwrapped(model), _batch_size(batch)
+    with borrowed(model):
+        try:
+            calls, _ = _traced(model, sites, batch, objective, lambda value: value, certain=False)
+        except _Ambiguous:
+            more = _one_more(batch)
+            calls, _ = _traced(model, sites, more, objective, lambda value: value, certain=True)
+
+    def own(rows: Tensor) -> Tensor:
+        return rows[: len(rows) // calls.size * size] if calls.size > size else rows
+
+    return [(call.module, own(call.x), own(call.g)) for call in calls.live if call.g is not None]
+
+
 def _batch_size(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
-def _rows(model: nn.Module, sites: Sequence[Site], calls: list[_Call], value: Tensor) -> Captured:
+def _rows(
+    model: nn.Module, sites: Sequence[Site], calls: _Calls, value: Tensor, batch: Batch, objective: Objective
+) -> Captured:
     size = len(value)
     inputs: dict[str, Tensor] = {}
     grads: dict[str, Tensor] = {}
     read: dict[Any, Tensor] = {}
+    places = _Places(model, sites, batch, objective)
     for site in sites:
         module = model.get_submodule(site.modules[0])
         layer = layer_of(module)
         assert layer is not None
         parts = []
-        for call in (call for call in calls if call.module in site.modules):
+        for number, call in enumerate(calls.of(site)):
             user = model.get_submodule(call.module)
             kind = layer_of(user)
             assert kind is not None
             g = torch.zeros(call.shape, dtype=value.dtype, device=value.device) if call.g is None else call.g
-            a, g = kind.rows(user, _by_example(call.x, size, site), _by_example(g, size, site), site.group)
+            if kind.kind == "conv":  # frames of a film are a batch of images: rows first, then examples
+                a, g = (_by_example(rows, size, site).flatten(1, -2) for rows in kind.rows(user, call.x, g, site.group))
+            else:
+                x, g = _by_example(call.x, size, site), _by_example(g, size, site)
+                if kind.kind != "norm":
+                    axis = places.axis(site, number, x.shape[1 : -1 if kind.kind == "linear" else None])
+                    x, g = (x.movedim(axis, -2) if kind.kind == "linear" else x.movedim(axis, -1)), g.movedim(axis, -2)
+                a, g = kind.rows(user, x, g, site.group)
             if kind.kind == "embedding" and layer.kind != "embedding":  # tied: the table is the linear's transpose
-                a, g = F.pad(g, (0, site.shape[1] - g.shape[-1])), a
+                a, g = F.pad(g, (0, layer.shape(module)[1] - g.shape[-1])), a
+            if site.partial:
+                a = a[..., site.columns(module, layer)]
             if site.kind == "linear":  # layers that read the same tensor share one a
-                a = read.setdefault((call.x.data_ptr(), call.x.shape, call.x.stride(), a.shape), a)
+                a = read.setdefault((call.x.data_ptr(), call.x.shape, call.x.stride(), a.shape, site.partial), a)
             parts.append((a, g))
         if not parts:
             raise ModelError(
                 f"The site {site.name} was never called on this batch.",
-                "Leave it out (exclude=...): the model does not use this layer in its forward pass.",
+                "Leave it out (exclude=...): the model does not use this layer in its forward pass, or uses it "
+                "for some examples only (routed experts).",
             )
         inputs[site.name] = parts[0][0] if len(parts) == 1 else torch.cat([a for a, _ in parts], dim=1)
         grads[site.name] = parts[0][1] if len(parts) == 1 else torch.cat([g for _, g in parts], dim=1)
@@ -172,15 +325,62 @@ def _rows(model: nn.Module, sites: Sequence[Site], calls: list[_Call], value: Te
 
 
 def _by_example(t: Tensor, size: int, site: Site) -> Tensor:
-    """Rows of layers that are called on [b*s, d] as [b, s, d]; others unchanged."""
+    """[b*k ...] as [b k ...]; [b ...] unchanged. Whether rows lie example by example is checked once per model, by its
+    gradients (checks.py)."""
     if len(t) == size:
         return t
-    if t.ndim == 2 and len(t) % size == 0 and len(t) > 0:
-        return t.reshape(size, len(t) // size, -1)
+    if len(t) % size == 0 and len(t) > 0:
+        return t.reshape(size, len(t) // size, *t.shape[1:])
     raise ModelError(
         f"{site.name} is called on a tensor of shape {tuple(t.shape)} for a batch of {size} examples.",
-        "Its rows cannot be assigned to examples. Leave the site out (exclude=...).",
+        f"Its rows cannot be assigned to examples (the batch must be the first axis). Leave it out: exclude="
+        f"{site.name!r}.",
     )
+
+
+@dataclass
+class _Places:
+    """Which axis of a layer's rows is the sequence's: heads and windows may stand before or after it."""
+
+    model: nn.Module
+    sites: Sequence[Site]
+    batch: Batch
+    objective: Objective
+    shorter: dict[str, list[tuple[int, ...]]] | None = None
+
+    @property
+    def width(self) -> int:
+        tokens = self.batch.get("input_ids", self.batch.get("attention_mask"))
+        return 0 if tokens is None or tokens.ndim != 2 else tokens.shape[1]
+
+    def axis(self, site: Site, number: int, rows: Sequence[int]) -> int:
+        """Axis of the call's tensor, batch first, that is the sequence; the last of the rows if none is."""
+        found = [axis for axis, size in enumerate(rows, 1) if size == self.width and self.width > 1]
+        if not found:
+            return len(rows)
+        if len(found) == 1:
+            return found[0]
+        if self.shorter is None:
+            self.shorter = self._cut()
+        calls = self.shorter.get(site.name, [])
+        if number < len(calls):
+            found = [axis for axis in found if calls[number][axis] == self.width - 1] or found
+        return found[-1]
+
+    def _cut(self) -> dict[str, list[tuple[int, ...]]]:
+        """Shapes of the calls on sequences of one position less, where another axis of the same length stays."""
+        short = {n: v[:, :-1] if v.ndim > 1 and v.shape[1] == self.width else v for n, v in self.batch.items()}
+        found: dict[str, list[tuple[int, ...]]] = {}
+        with ExitStack() as hooks, torch.no_grad(), suppress(Exception):
+            for site in self.sites:
+                for name in site.modules:
+
+                    def keep(module: nn.Module, args: Any, out: Tensor, name: str = site.name) -> None:
+                        found.setdefault(name, []).append(tuple(out.shape))
+
+                    hooks.callback(_runner(self.model, name).register_forward_hook(keep).remove)
+            self.objective(self.model, short)
+        return found
 
 
 def _check_finite(seen: Captured, batch: Batch) -> None:
@@ -197,6 +397,7 @@ def _check_finite(seen: Captured, batch: Batch) -> None:
 def called_sites(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective) -> list[str]:
     """Names of the sites whose modules run at all on this batch (one forward, no gradient)."""
     seen: set[str] = set()
+    model = unwrapped(model)
     with ExitStack() as hooks, borrowed(model), torch.no_grad():
         for name in {name for site in sites for name in site.modules}:
             handle = _runner(model, name).register_forward_hook(lambda *_, name=name: seen.add(name))

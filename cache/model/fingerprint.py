@@ -1,10 +1,9 @@
 """Fingerprints of models: one sha256 per tensor, one over all of them, so the tensors in which two models
-differ can be named. Parameters and buffers count, and so does the module tree (classes and their settings): the same
-weights under another activation function are another model.
+differ can be named. Parameters and buffers count, and so does what the forward pass does (`forward.py`): the same
+weights under another activation function, number of heads or temperature are another model.
 """
 
 import hashlib
-import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,9 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from .forward import forward_of, tensor_digest
+from .forward import unwrapped as unwrapped
+
 ARCHITECTURE = "(architecture)"
-# an address in memory in a printed module says nothing about the model
-ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,10 @@ class Fingerprint:
 def model_fingerprint(model: nn.Module | Mapping[str, torch.Tensor]) -> Fingerprint:
     """The fingerprint of a model (or of a mapping of tensors), about half a second per gigabyte and thread.
 
-    Hooks, training mode, requires_grad, device and gradients do not count. Names of tied tensors count each.
+    What counts beside the tensors: the code of the model's own classes and functions and of a replaced `forward`, names
+    and versions of library classes, plain attributes and the configuration. What does not: hooks, training mode,
+    requires_grad, device, gradients, wrappers (`torch.compile`, `DataParallel`), and attributes that the forward pass
+    itself changes (counters, caches). Names of tied tensors count each.
 
     >>> before = model_fingerprint(model)
     >>> model[0].weight.data += 1
@@ -48,6 +51,7 @@ def model_fingerprint(model: nn.Module | Mapping[str, torch.Tensor]) -> Fingerpr
     ['0.weight']
     """
     if isinstance(model, nn.Module):
+        model = unwrapped(model)
         tensors: dict[str, torch.Tensor] = {}
         tensors |= dict(model.named_parameters(remove_duplicate=False))
         tensors |= dict(model.named_buffers(remove_duplicate=False))
@@ -61,7 +65,7 @@ def model_fingerprint(model: nn.Module | Mapping[str, torch.Tensor]) -> Fingerpr
             hashed[at] = digest
     leaves = {name: hashed[id(tensors[name])] for name in names}
     if isinstance(model, nn.Module):
-        leaves[ARCHITECTURE] = hashlib.sha256(_architecture(model).encode()).hexdigest()
+        leaves[ARCHITECTURE] = hashlib.sha256(forward_of(model).encode()).hexdigest()
     return Fingerprint(merkle(leaves), leaves)
 
 
@@ -71,19 +75,3 @@ def merkle(leaves: Mapping[str, str]) -> str:
     for name in sorted(leaves):
         digest.update(f"|{len(name)}:{name}={leaves[name]}".encode())
     return digest.hexdigest()
-
-
-def tensor_digest(tensor: torch.Tensor) -> str:
-    """sha256 over dtype, shape and row-major bytes of one tensor."""
-    value = tensor.detach().to("cpu").contiguous()
-    digest = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode())
-    if value.numel():
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _architecture(model: nn.Module) -> str:
-    lines = []
-    for name, module in model.named_modules():
-        lines.append(f"{name}:{type(module).__name__}({ADDRESS.sub('', module.extra_repr())})")
-    return "\n".join(lines)

@@ -40,6 +40,10 @@ class Layer(Protocol):
         """The inverse of `weight`: parameter-shaped values as the [o i] matrix of one group."""
         ...
 
+    def bias_columns(self, module: Any) -> int:
+        """How many of the last columns of the [o i] matrix are the bias."""
+        ...
+
 
 def _flat(t: Tensor, width: int) -> Tensor:
     return t.reshape(len(t), -1, width)
@@ -54,7 +58,14 @@ def _bias(module: Any) -> bool:
     return isinstance(getattr(module, "bias", None), nn.Parameter)  # a plain tensor is no parameter to differentiate
 
 
-class Linear:
+class _Biased:
+    """A kind whose bias is the last column of its matrix."""
+
+    def bias_columns(self, module: Any) -> int:
+        return int(_bias(module))
+
+
+class Linear(_Biased):
     kind = "linear"
 
     def matches(self, module: nn.Module) -> bool:
@@ -101,7 +112,7 @@ class TransposedLinear(Linear):
         return torch.cat([values["weight"].transpose(-1, -2), values["bias"].unsqueeze(-1)], dim=-1)
 
 
-class Convolution:
+class Convolution(_Biased):
     """1-D and 2-D convolutions, each group a linear map over its patches (im2col)."""
 
     kind = "conv"
@@ -145,7 +156,7 @@ class Convolution:
         return torch.cat([weight, values["bias"][rows].unsqueeze(-1)], dim=-1)
 
 
-class Embedding:
+class Embedding(_Biased):
     """A look-up table as a linear map [d vocabulary] of one-hot inputs."""
 
     kind = "embedding"
@@ -204,6 +215,9 @@ class Normalisation:
             parts.append(_flat(g, width).sum(1, keepdim=True))
         rows = torch.cat(parts, dim=-1)
         return rows, torch.ones_like(rows[..., :1])
+
+    def bias_columns(self, module: Any) -> int:
+        return module.weight.numel() * _bias(module)
 
     def weight(self, module: Any, matrix: Tensor) -> dict[str, Tensor]:
         width, lead = module.weight.numel(), matrix.shape[:-2]

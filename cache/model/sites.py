@@ -9,7 +9,7 @@ are different weights on different inputs. Names are the clean ones: `blocks.0.m
 import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import torch
@@ -21,6 +21,7 @@ from ..jobs.progress import say
 from .layers import KINDS, Layer, layer_of
 from .stateless import call_with as call_with
 from .stateless import copied as copied
+from .stateless import distinct, unwrapped
 from .stateless import named_parameters as named_parameters
 
 Pattern = str | re.Pattern[str]
@@ -34,6 +35,8 @@ class Site:
     name: clean name. kind: linear, conv, embedding or norm. shape: (o, i), i counting the bias.
     modules: full names of the modules that use the weight. group: which group of a grouped convolution.
     parameters: attribute ("weight", "bias") -> the model's own parameter name. count: numbers covered.
+    partial: "weight" or "bias" if only that one of the two is covered, because the other is frozen.
+    inside: the site whose matrix, in memory, contains this one's.
     """
 
     name: str
@@ -44,6 +47,8 @@ class Site:
     groups: int
     parameters: tuple[tuple[str, str], ...]
     count: int
+    partial: str = ""
+    inside: str = ""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -53,7 +58,13 @@ class Site:
             "shape": list(self.shape),
             "modules": list(self.modules),
             "group": self.group,
-        }
+        } | ({"partial": self.partial} if self.partial else {})
+
+    def columns(self, module: nn.Module, layer: Layer) -> slice:
+        """The columns of the layer's whole matrix that this site covers."""
+        bias = layer.bias_columns(module)
+        whole = layer.shape(module)[1]
+        return {"weight": slice(0, whole - bias), "bias": slice(whole - bias, whole)}.get(self.partial, slice(None))
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class Sites(Sequence[Site]):
     sites: tuple[Site, ...]
     total: int  # parameters in the model
     left_out: tuple[tuple[str, int], ...]  # parameter name, numbers in it
+    note: str = ""  # what else the summary says: frozen parameters, computed weights
 
     @overload
     def __getitem__(self, index: int) -> Site: ...
@@ -82,9 +94,14 @@ class Sites(Sequence[Site]):
         return tuple(site.name for site in self.sites)
 
     @property
+    def covered(self) -> int:
+        """Parameters that the sites cover; what two of them share in memory counts once."""
+        return sum(site.count for site in self.sites if not site.inside or site.inside not in self.names)
+
+    @property
     def coverage(self) -> float:
         """Share of the model's parameters that the sites cover, 0 to 1."""
-        return sum(site.count for site in self.sites) / max(self.total, 1)
+        return self.covered / max(self.total, 1)
 
     @property
     def settings(self) -> list[dict[str, Any]]:
@@ -97,6 +114,7 @@ class Sites(Sequence[Site]):
             tuple(site for site in self.sites if site.name in set(names)),
             self.total,
             self.left_out + tuple((site.name, site.count) for site in gone),
+            self.note,
         )
 
     def __repr__(self) -> str:
@@ -108,9 +126,8 @@ class Sites(Sequence[Site]):
 
     @property
     def summary(self) -> str:
-        covered = sum(site.count for site in self.sites)
-        text = f"{len(self)} sites cover {covered:,} of {self.total:,} parameters ({self.coverage:.1%})"
-        return text + (f"; {len(self.left_out)} parameters left out" if self.left_out else "")
+        text = f"{len(self)} sites cover {self.covered:,} of {self.total:,} parameters ({self.coverage:.1%})"
+        return text + (f"; {len(self.left_out)} parameters left out" if self.left_out else "") + self.note
 
     def _repr_html_(self) -> str:
         rows = [(s.name, s.kind, f"{s.shape[0]} × {s.shape[1]}", s.count) for s in self.sites]
@@ -132,13 +149,23 @@ def find_sites(
     *,
     exclude: Pattern | Sequence[Pattern] = (),
     kinds: Sequence[str] = ("linear", "conv"),
+    frozen: bool = False,
     quiet: bool = False,
 ) -> Sites:
-    """The sites of `model` whose clean names match: a glob (`"*.mlp.*"`), a compiled regular expression, or
-    several of them. `kinds` says which layers: linear, conv, embedding, norm. Says what share of the parameters
-    is covered, on standard error, unless `quiet`.
+    """The sites of a model, chosen by name. States what share of the parameters they cover, on standard error.
 
-    Raises ModelError if a pattern matches nothing, with the nearest names.
+    Parameters that do not require a gradient were not trained, and are not covered: of a layer with a frozen weight
+    and a trained bias, the site is the bias. If no parameter requires a gradient (a copy for inference), all count.
+
+    Args:
+        model: the model; of a compiled or data-parallel one, the model inside.
+        pattern: over the clean names: a glob (`"*.mlp.*"`), a compiled regular expression, or several of them.
+        exclude: the same, for sites to leave out.
+        kinds: which layers: linear, conv, embedding, norm.
+        frozen: cover frozen parameters too.
+        quiet: state nothing.
+
+    Raises ModelError if a pattern matches nothing, with the nearest names, or only frozen or computed weights.
 
     >>> sites = find_sites(model, quiet=True)
     >>> [(site.name, site.shape) for site in sites]  # the bias is one more input
@@ -150,12 +177,17 @@ def find_sites(
             f"There is no kind of site called {unknown[0]!r}.",
             f"Kinds are {', '.join(sorted({layer.kind for layer in KINDS}))}.",
         )
-    every = [site for site in _all_sites(model) if site.kind in kinds]
+    model = unwrapped(model)
+    own = named_parameters(model)
+    trained = {id(p) for p in own.values() if p.requires_grad}
+    everything = frozen or not trained
+    whole = [site for site in _all_sites(model, None) if site.kind in kinds]
+    every = whole if everything else [site for site in _all_sites(model, trained) if site.kind in kinds]
     patterns = [pattern] if isinstance(pattern, (str, re.Pattern)) else list(pattern)
     excluded = [exclude] if isinstance(exclude, (str, re.Pattern)) else list(exclude)
     for each in patterns:
         if not any(_matches(site.name, each) for site in every):
-            raise ModelError(f"No site matches {_text(each)!r}.", _nearest(model, every, each, kinds))
+            raise _no_match(model, each, whole, kinds)
     chosen = [
         site
         for site in every
@@ -164,11 +196,51 @@ def find_sites(
     if not chosen:
         raise ModelError("Every site that matches is also excluded.", "Exclude less.")
     covered = {name for site in chosen for _, name in site.parameters}
-    rest = tuple((name, p.numel()) for name, p in named_parameters(model).items() if name not in covered)
-    sites = Sites(tuple(chosen), sum(p.numel() for p in model.parameters()), rest)
+    storages = {own[name].untyped_storage().data_ptr() for name in covered} - {0}
+    inside = [own[name] for name in covered]
+    rest = tuple(
+        (name, p.numel())
+        for name, p in own.items()
+        if name not in covered
+        and not (p.untyped_storage().data_ptr() in storages and distinct([*inside, p]) == distinct(inside))
+    )
+    note = "" if trained else "; no parameter requires a gradient: all count as trained"
+    if trained and frozen and any(id(own[name]) not in trained for name in covered):
+        note = "; frozen parameters are among them"
+    untrained = sum(id(p) not in trained for p in own.values())
+    if not everything and untrained:
+        note = f", {untrained} of them frozen" if rest else f"; {untrained} are frozen"
+    computed = _computed(model)
+    if computed:
+        note += f"; the weight of {len(computed)} layers is computed: {', '.join(computed[:3])}"
+    sites = Sites(tuple(chosen), distinct(own.values()), rest, note)
     if not quiet:
         say(sites.summary)
     return sites
+
+
+def _no_match(model: nn.Module, pattern: Pattern, whole: Sequence[Site], kinds: Sequence[str]) -> ModelError:
+    """Why no site matches: frozen, computed, or no such name."""
+    frozen = [site.name for site in whole if _matches(site.name, pattern)]
+    computed = [name for name in _computed(model) if _matches(name, pattern)]
+    if frozen:
+        return ModelError(
+            f"Every site that matches {_text(pattern)!r} is frozen ({', '.join(frozen[:3])}): it was not trained.",
+            "Choose trained layers (kinds= names other kinds), or cover frozen ones too: find_sites(frozen=True).",
+        )
+    if computed:
+        return ModelError(
+            f"{', '.join(computed[:3])}: their weight is computed (a parametrisation, weight or spectral "
+            "normalisation, pruning), so it is no parameter that has a gradient.",
+            "Choose other layers, or bake the weight in first (parametrize.remove_parametrizations, prune.remove).",
+        )
+    return ModelError(f"No site matches {_text(pattern)!r}.", _nearest(model, whole, pattern, kinds))
+
+
+def _computed(model: nn.Module) -> list[str]:
+    """Layers that would be sites, but whose weight is computed from other parameters."""
+    layers = ((name, module) for name, module in model.named_modules() if layer_of(module) is not None)
+    return [clean_name(name) for name, module in layers if _parameter(module, "weight") is None]
 
 
 def _parameter(module: nn.Module, attribute: str) -> nn.Parameter | None:
@@ -176,14 +248,16 @@ def _parameter(module: nn.Module, attribute: str) -> nn.Parameter | None:
     return value if isinstance(value, nn.Parameter) else None
 
 
-def _all_sites(model: nn.Module) -> list[Site]:
+def _all_sites(model: nn.Module, trained: set[int] | None) -> list[Site]:
+    """Every site, of all parameters or of those with these ids."""
     parameter_names = {id(p): name for name, p in named_parameters(model).items()}
     by_weight: dict[int, list[tuple[str, nn.Module, Layer]]] = {}
     for name, module in model.named_modules():
         layer = layer_of(module)
         if layer is not None and _parameter(module, "weight") is not None:
             by_weight.setdefault(id(module.weight), []).append((name, module, layer))
-    sites = []
+    sites: list[Site] = []
+    weights: list[tuple[str, Tensor]] = []
     for found in by_weight.values():
         users: list[tuple[str, Any, Layer]] = sorted(
             found, key=lambda user: user[2].kind == "embedding"
@@ -197,21 +271,39 @@ def _all_sites(model: nn.Module) -> list[Site]:
             )
         groups = layer.groups(module)
         values = {"weight": module.weight} | ({"bias": bias} if bias is not None else {})
-        parameters = tuple((a, parameter_names[id(p)]) for a, p in values.items() if id(p) in parameter_names)
+        covered = {a: p for a, p in values.items() if trained is None or id(p) in trained}
+        if not covered:
+            continue
+        whole = Site(
+            name=clean_name(name),
+            kind=layer.kind,
+            shape=layer.shape(module),
+            modules=tuple(n for n, _, _ in users),
+            group=0,
+            groups=groups,
+            parameters=tuple((a, parameter_names[id(p)]) for a, p in covered.items() if id(p) in parameter_names),
+            count=sum(p.numel() for p in covered.values()) // groups,
+            partial=next(iter(covered)) if len(covered) < len(values) else "",
+        )
+        columns = range(whole.shape[1])[whole.columns(module, layer)]
         for group in range(groups):
-            sites.append(
-                Site(
-                    name=clean_name(name) + (f"[{group}]" if groups > 1 else ""),
-                    kind=layer.kind,
-                    shape=layer.shape(module),
-                    modules=tuple(n for n, _, _ in users),
-                    group=group,
-                    groups=groups,
-                    parameters=parameters,
-                    count=sum(p.numel() for p in values.values()) // groups,
-                )
-            )
-    return sites
+            suffix = f"[{group}]" if groups > 1 else ""
+            sites.append(replace(whole, name=whole.name + suffix, group=group, shape=(whole.shape[0], len(columns))))
+            weights.append((sites[-1].name, module.weight))
+    return [replace(site, inside=larger) for site, larger in zip(sites, _inside(weights))]
+
+
+def _inside(weights: Sequence[tuple[str, Tensor]]) -> list[str]:
+    """For each site, the site whose larger weight contains its own in memory, or ""."""
+    by_storage: dict[int, list[tuple[str, Tensor]]] = {}
+    for name, weight in weights:
+        by_storage.setdefault(weight.untyped_storage().data_ptr() or -id(weight), []).append((name, weight))
+    found = []
+    for _, own in weights:
+        sharing = by_storage[own.untyped_storage().data_ptr() or -id(own)]
+        larger = ((n, w) for n, w in sharing if w.numel() > own.numel() and distinct([w, own]) == w.numel())
+        found.append(next((name for name, _ in larger), ""))
+    return found
 
 
 def _text(pattern: Pattern) -> str:
@@ -228,7 +320,7 @@ def _matches(name: str, pattern: Pattern) -> bool:
 def _nearest(model: nn.Module, sites: Sequence[Site], pattern: Pattern, kinds: Sequence[str]) -> str:
     names = [site.name for site in sites]
     if not names:
-        found = sorted({site.kind for site in _all_sites(model)})
+        found = sorted({site.kind for site in _all_sites(model, None)})
         return (
             f"The model has no {' or '.join(kinds)} layer; it has {', '.join(found) or 'none that is supported'}. "
             "Choose with kinds=."
@@ -241,11 +333,15 @@ def parameters_of(model: nn.Module, sites: Sequence[Site], values: Mapping[str, 
     """Per-site matrices [o i] as parameter-shaped tensors, by the model's own parameter names."""
     out: dict[str, list[Tensor]] = {}
     for site in sites:
-        module = model.get_submodule(site.modules[0])
-        layer = layer_of(module)
-        assert layer is not None  # sites come from layers
-        for attribute, value in layer.weight(module, values[site.name]).items():
-            out.setdefault(dict(site.parameters)[attribute], []).append(value)
+        module, layer = _layer(model, site)
+        matrix = values[site.name]
+        if site.partial:
+            whole = matrix.new_zeros(*matrix.shape[:-1], layer.shape(module)[1])
+            whole[..., site.columns(module, layer)] = matrix
+            matrix = whole
+        shaped = layer.weight(module, matrix)
+        for attribute, name in site.parameters:
+            out.setdefault(name, []).append(shaped[attribute])
     return {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in out.items()}
 
 
@@ -253,9 +349,18 @@ def matrices_of(model: nn.Module, sites: Sequence[Site], values: Mapping[str, Te
     """The inverse of `parameters_of`: parameter-shaped tensors as one [o i] matrix a site."""
     out = {}
     for site in sites:
-        module = model.get_submodule(site.modules[0])
-        layer = layer_of(module)
-        assert layer is not None
+        module, layer = _layer(model, site)
         given = {attribute: values[name] for attribute, name in site.parameters}
-        out[site.name] = layer.matrix(module, given, site.group)
+        if site.partial:
+            like = next(iter(given.values()))
+            given = {n: like.new_zeros(p.shape) for n, p in module.named_parameters(recurse=False)} | given
+        out[site.name] = layer.matrix(module, given, site.group)[..., site.columns(module, layer)]
     return out
+
+
+def _layer(model: nn.Module, site: Site) -> tuple[nn.Module, Layer]:
+    """The module that a site's matrix belongs to, and its kind."""
+    module = model.get_submodule(site.modules[0])
+    layer = layer_of(module)
+    assert layer is not None  # sites come from layers
+    return module, layer

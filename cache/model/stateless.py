@@ -1,11 +1,46 @@
 """A model as a function of its parameters, and copies of models."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers that torch puts around a whole model: `torch.compile`, DataParallel,
+    DistributedDataParallel. Its forward has the signature and the layers that the wrapper hides.
+
+    >>> unwrapped(nn.DataParallel(model)) is model
+    True
+    """
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def distinct(tensors: Iterable[Tensor]) -> int:
+    """How many different numbers these tensors have: what several of them share in memory counts once."""
+    by_storage: dict[int, list[Tensor]] = {}
+    for tensor in {id(t): t for t in tensors}.values():
+        by_storage.setdefault(tensor.untyped_storage().data_ptr() or -id(tensor), []).append(tensor)
+    return sum(_numbers(sharing) for sharing in by_storage.values())
+
+
+def _numbers(sharing: list[Tensor]) -> int:
+    if len(sharing) == 1:
+        return sharing[0].numel()
+    size = max(t.untyped_storage().nbytes() // t.element_size() for t in sharing)
+    seen = torch.zeros(size, dtype=torch.bool)
+    for tensor in sharing:
+        seen.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(True)
+    return int(seen.sum())
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

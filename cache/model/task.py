@@ -10,6 +10,7 @@ part of every key.
 """
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -19,11 +20,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..errors import DataError
+from ..errors import DataError, ModelError
 from . import rng
+from .forward import unwrapped
 
 Batch = dict[str, Tensor]
 IGNORED = -100
+TARGETS = ("y", "labels", "x", "input_ids", "example_id")  # never passed on by name
 
 
 @runtime_checkable
@@ -91,27 +94,27 @@ class LanguageModelling(_Settings):
     """Next-token prediction for causal language models: Hugging Face, TransformerLens bridges, plain modules.
 
     Batches have `input_ids` [b s], optionally `attention_mask` [b s] and `labels` [b s] (-100 if a token
-    is not to be predicted, such as a prompt). The measurement is the log-probability of the labelled tokens, or
-    their margin: the sum over tokens of log p/(1-p), whose gradient does not vanish where p is near 1
-    (Park et al. 2023, TRAK).
+    is not to be predicted, such as a prompt), and other columns that the model's forward names, such as `position_ids`
+    [b s]. Only counted positions enter: what the logits are elsewhere, NaN included, changes nothing. The measurement
+    is the log-probability of the labelled tokens, or their margin: the sum over tokens of log p/(1-p), whose gradient
+    does not vanish where p is near 1 (Park et al. 2023, TRAK).
     """
 
     measure: Literal["logprob", "margin"] = "logprob"
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        tokens = column(batch, "input_ids")
-        accepted = inspect.signature(model.forward).parameters
-        extra: dict[str, Any] = {}
-        if "attention_mask" in batch and ("attention_mask" in accepted or _takes_any(accepted)):
-            extra["attention_mask"] = batch["attention_mask"]
-        if "use_cache" in accepted:
-            extra["use_cache"] = False
-        return outputs_of(model(tokens, **extra))
+        return outputs_of(model(column(batch, "input_ids"), **extras(model, batch)))
 
     def targets(self, batch: Batch) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
         """The token after each position but the last, and where it counts (t = s - 1)."""
         tokens = column(batch, "input_ids")
-        labels = batch.get("labels", tokens)[:, 1:]
+        labels = batch.get("labels", tokens)
+        if labels.shape != tokens.shape:
+            raise DataError(
+                f"Labels of shape {tuple(labels.shape)} do not fit tokens of shape {tuple(tokens.shape)}.",
+                f"Give one label a token, the token itself or {IGNORED}; they are shifted here.",
+            )
+        labels = labels[:, 1:]
         counted = labels != IGNORED
         if "attention_mask" in batch:
             real = batch["attention_mask"].bool()
@@ -127,9 +130,9 @@ class LanguageModelling(_Settings):
         return real & follows
 
     def _nll(self, logits: Tensor, targets: Tensor, counted: Tensor) -> Float[Tensor, " b"]:
-        rows = logits[:, :-1].flatten(0, 1)
-        each = F.cross_entropy(rows.to(_wide(rows)), targets.flatten(), reduction="none")
-        return (each.view_as(targets) * counted).sum(1)
+        rows = _counted(logits, counted).flatten(0, 1)
+        each = F.cross_entropy(rows.to(_wide(rows)), targets.masked_fill(~counted, 0).flatten(), reduction="none")
+        return torch.where(counted, each.view_as(targets), 0).sum(1)
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
         return self._nll(self.logits(model, batch), *self.targets(batch))
@@ -140,19 +143,23 @@ class LanguageModelling(_Settings):
         real = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
         place = (real.cumsum(1) - 1)[:, :-1].cpu().numpy()  # counted from the first real token
         u = rng.uniforms(seed, column(batch, "example_id").cpu().numpy(), place)
-        return self._nll(logits, rng.categorical(logits[:, :-1].detach(), u), counted)
+        return self._nll(logits, rng.categorical(_counted(logits, counted).detach(), u), counted)
 
     def measurement(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
         targets, counted = self.targets(batch)
         logits = self.logits(model, batch)
         if self.measure == "logprob":
             return -self._nll(logits, targets, counted)
-        return (margin(logits[:, :-1].to(_wide(logits)), targets) * counted).sum(1)
+        rows = _counted(logits, counted)
+        return torch.where(counted, margin(rows.to(_wide(rows)), targets), 0).sum(1)
 
 
 @dataclass(frozen=True)
 class Classification(_Settings):
     """Cross-entropy on `x` [b ...] and integer `y` [b]; measured by log-probability, margin or loss.
+
+    The model also gets `attention_mask` and other columns that its forward names. A model with one output z is a
+    binary classifier trained with a sigmoid: its two classes have the logits 0 and z.
 
     >>> Classification(measure="margin").loss(model, train.batch([0, 1])).shape
     torch.Size([2])
@@ -161,7 +168,16 @@ class Classification(_Settings):
     measure: Literal["logprob", "margin", "loss"] = "logprob"
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        return outputs_of(model(column(batch, "x")))
+        out = outputs_of(model(column(batch, "x"), **extras(model, batch)))
+        if out.ndim > 2 or out.ndim == 0:
+            raise ModelError(
+                f"The model's output has the shape {tuple(out.shape)}, where Classification needs [b c].",
+                "Let the model return one row of logits an example; for labels at every position, write a Task.",
+            )
+        if out.ndim == 1 or out.shape[1] == 1:
+            z = out.reshape(-1, 1)
+            return torch.cat([torch.zeros_like(z), z], dim=1)
+        return out
 
     def positions(self, batch: Batch) -> Bool[Tensor, "b 1"]:
         return torch.ones(len(column(batch, "x")), 1, dtype=torch.bool, device=batch["x"].device)
@@ -198,7 +214,7 @@ class Regression(_Settings):
     noise: Literal["normal", "sign"] = "normal"
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        out = outputs_of(model(column(batch, "x")))
+        out = outputs_of(model(column(batch, "x"), **extras(model, batch)))
         return out.reshape(len(out), -1)
 
     def positions(self, batch: Batch) -> Bool[Tensor, "b 1"]:
@@ -239,5 +255,31 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
 
 
-def _takes_any(parameters: Any) -> bool:
-    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+def _counted(logits: Float[Tensor, "b s c"], counted: Bool[Tensor, "b t"]) -> Float[Tensor, "b t c"]:
+    """Logits of all positions but the last, zero where nothing is counted. A product with the mask would keep NaN, and
+    minus infinity would have a gradient of NaN."""
+    return torch.where(counted.unsqueeze(-1), logits[:, :-1], 0)
+
+
+def extras(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """The arguments of a model's forward beside its first: the columns that it names, and `attention_mask` also if it
+    takes any name. Targets are no arguments: a model that gets `labels` computes a loss of its own."""
+    accepted = parameters_of(model)
+    names = [name for name in batch if name in accepted and name not in TARGETS and name != next(iter(accepted), "")]
+    found: dict[str, Any] = {name: batch[name] for name in names}
+    if "attention_mask" in batch and takes_mask(model):
+        found["attention_mask"] = batch["attention_mask"]
+    if "use_cache" in accepted:
+        found["use_cache"] = False
+    return found
+
+
+def parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the forward of a model, or of what `torch.compile` or `DataParallel` wraps."""
+    return inspect.signature(unwrapped(model).forward).parameters
+
+
+def takes_mask(model: nn.Module) -> bool:
+    """Whether a model's forward takes `attention_mask`."""
+    accepted = parameters_of(model)
+    return "attention_mask" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())

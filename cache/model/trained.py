@@ -6,8 +6,8 @@ sites see under one objective.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, Literal
+from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import psutil
@@ -20,11 +20,14 @@ from ..jobs.cluster import Cluster
 from ..jobs.progress import progress, say
 from ..store.store import Store
 from .batches import BATCH_POSITIONS, CapturedBatch, PlannedBatch, check_examples, plan_batches, to_captured_batch
+from .bridge import idle_bytes
 from .capture import called_sites, capture
 from .checkpoints import models_at
+from .checks import checked, probe_rows
 from .examples import Examples
 from .fingerprint import model_fingerprint
 from .sites import Pattern, Sites, copied, find_sites
+from .stateless import unwrapped
 from .task import Task
 
 Objective = Literal["loss", "sampled", "measurement"]
@@ -49,6 +52,8 @@ class TrainedModel:
         quiet: show no progress bars and no notes.
         cluster: where partitions are computed: "inline", "local:2", "dask:ADDRESS", "slurm:FILE"; needs a store.
         log: a file that gets one JSON line per partition.
+        check: check the model on a few examples before its first use (see `TrainedModel.check`); False skips it, and
+            results are labelled `checked = "no"`.
 
     Of these only model, train, task and sites change a result, and only they enter keys.
 
@@ -73,8 +78,12 @@ class TrainedModel:
     quiet: bool = False
     cluster: str | Cluster = "inline"
     log: str | None = None
+    check: InitVar[Any] = True  # the method of this name is its default, so False alone says no
+    verdicts: dict[str, str] = field(default_factory=dict, repr=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, check: Any) -> None:
+        object.__setattr__(self, "checks", check is not False)
+        object.__setattr__(self, "model", unwrapped(self.model))
         own = next(iter(self.model.parameters()), torch.zeros(0))
         device = torch.device(own.device if self.device is None else self.device)
         if device.type == "cuda" and device.index is None:
@@ -95,14 +104,38 @@ class TrainedModel:
     def __getstate__(self) -> dict[str, Any]:  # a worker has no workers of its own
         return {**self.__dict__, "cluster": "inline"}
 
+    if TYPE_CHECKING:
+        checks: bool
+
     def replace(self, **changes: Any) -> "TrainedModel":
         """The same with some arguments changed."""
-        return replace(self, **changes)
+        return replace(self, **{"check": self.checks} | changes)
+
+    def check(  # type: ignore[no-redef]  # noqa: F811
+        self, queries: Examples | None = None, sites: Sites | Pattern | Sequence[Pattern] | None = None
+    ) -> str:
+        """Check on up to four examples of different lengths that the loss of each alone equals its loss in a padded
+        batch, and that the gradients captured per example are autograd's at every covered parameter, for the data's
+        labels and for sampled ones. It is also done before the first use, once per model, data, task and sites.
+
+        Args:
+            queries: checked too, with the measurement.
+            sites: as for `find`.
+
+        Returns the verdicts, a line each. Raises ModelError that names the site, the likely cause and the cure.
+
+        >>> trained.check().count("batching changes nothing")
+        2
+        """
+        found = self.find(sites)
+        runs = [ModelPass(self, self.train, found, objective) for objective in ("loss", "sampled")]
+        runs += [] if queries is None else [ModelPass(self, queries, found, "measurement")]
+        return "\n".join(checked(run) for run in runs)
 
     def at(self, weights: nn.Module | Mapping[str, Tensor]) -> "TrainedModel":
         """The same data, task and sites at another checkpoint: a module, or a state_dict of this architecture."""
         (model,) = models_at(self.model, [weights])
-        return replace(self, model=model)
+        return self.replace(model=model)
 
     def fingerprint(self) -> str:
         """The hash of the weights and the architecture as they are now, which stands for the model in keys."""
@@ -131,7 +164,8 @@ class TrainedModel:
         wanted = self.sites if sites is None else sites
         found = wanted if isinstance(wanted, Sites) else find_sites(self.model, wanted, quiet=self.quiet)
         check_examples(self.train)
-        called = called_sites(self.model, found, self.batch(self.train, [0]), self.task.loss)
+        rows = probe_rows(self.train.lengths, self.positions)  # several: a routed layer sees some examples only
+        called = called_sites(self.model, found, self.batch(self.train, rows), self.task.loss)
         if len(called) == len(found):
             return found
         unused = [name for name in found.names if name not in called]
@@ -150,12 +184,16 @@ class TrainedModel:
     ) -> "ModelPass":
         """A pass over examples (by default the training data) with the batch size measured on the longest.
 
-        Raises DataError for an empty data set, ResourceError if one example does not fit the memory limit.
+        Raises DataError for an empty data set, ResourceError if one example does not fit the memory limit, ModelError
+        if a check of the model fails (see `check`).
         """
         examples = self.train if examples is None else examples
         check_examples(examples)
         run = ModelPass(self, examples, sites, objective, seed, positions or self.positions)
-        return replace(run, positions=run.batch_positions())
+        run = replace(run, positions=run.batch_positions())
+        if self.checks:
+            checked(run)
+        return run
 
 
 @dataclass(frozen=True)
@@ -285,9 +323,11 @@ class KeptBatches(PassBatches):
 
 
 def memory_limit(limit: int | None, device: Any = "cpu") -> int:
-    """Bytes that a job may hold on a device: as given, else half of what is free there now."""
+    """Bytes that a job may hold on a device: as given, else half of what is free there now. What torch and JAX have
+    taken from a GPU and no longer use is free."""
     if limit is not None:
         return int(limit)
-    if torch.device(device).type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] // 2)
-    return int(psutil.virtual_memory().available // 2)
+    if torch.device(device).type != "cuda":
+        return int(psutil.virtual_memory().available // 2)
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int((free + idle_bytes(torch.device(device))) // 2)

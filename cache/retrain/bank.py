@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -17,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, ModelError, UsageError
+from ..errors import DataError, ModelError, StoreError, UsageError
 from ..jobs.cluster import INLINE, Cluster
 from ..jobs.partitions import run_job
 from ..jobs.progress import progress, say
 from ..model.examples import Examples
 from ..model.fingerprint import model_fingerprint
 from ..model.task import Task
+from ..store.keys import key_of
 from ..store.layout import ArraySpec, Shard
 from ..store.store import Store
 from .functions import carries, function_key
@@ -39,6 +41,11 @@ DEFAULT_RECIPE = Recipe()
 MOST_REPLICAS = 256
 MODELS_IN_A_SHARD = 64
 CHECKED_STEPS = 8  # in which rounding has not grown yet
+CHECKED_POINTS = 16
+# outputs by which a copy is recognised, the smallest first; how far they may be from the stored ones, by dtype
+RECOGNISED_BY = ("losses", "measurements", "margins", "logits")
+CLOSE = {torch.float64: 1e-8, torch.float32: 1e-3}
+CLOSE_IN_HALF = 5e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +60,7 @@ class Bank:
         recipe: how a copy is trained, or a function (model, examples, seed) -> trained model of the caller's own, which
             is called for one model at a time.
         keep: some of "logits", "margins" (z_y - logsumexp of the others; one per token for language), "losses",
-            "measurements", "weights".
+            "measurements", "weights" (with the buffers of a model that has any: running statistics).
         memory: bytes that the models trained at once may take.
         device: where they are trained.
         version: of a training function of the caller's own, for the key, if what it carries (defaults, closure,
@@ -83,6 +90,17 @@ class Bank:
             torch.manual_seed(seed)
             return self.model(seed)
 
+    @property
+    def trainable(self) -> Callable[[str], bool] | None:
+        """Which parameters training may change: a recipe those that require a gradient, a function any."""
+        return None if isinstance(self.recipe, Recipe) else lambda name: True
+
+    @cached_property
+    def kept(self) -> tuple[str, ...]:
+        """What is stored of every model: `keep` and, beside weights, the buffers if there are any."""
+        stateful = "weights" in self.keep and next(self.build(0).buffers(), None) is not None
+        return (*self.keep, "buffers") if stateful else self.keep
+
     def run(
         self,
         masks: np.ndarray,
@@ -107,7 +125,7 @@ class Bank:
         a store.
         """
         masks, seeds = self._check(masks, seeds)
-        if store is not None and store.has("bank", inputs := self.inputs(masks, seeds)):
+        if store is not None and store.has("bank", inputs := self._inputs_in(store, masks, seeds)):
             return retrained_from(store.open("bank", inputs))
         work = _Work(self, masks, seeds, quiet)
         about: dict[str, Any] = {"recipe": str(self.recipe), "why_sequential": work.why_sequential}
@@ -119,6 +137,7 @@ class Bank:
             about["seconds"] = time.perf_counter() - started
             return Retrained(masks, seeds, self.train.ids, self.points.ids, outputs, about)
         about |= {"train_ids": self.train.ids, "point_ids": self.points.ids, "coords": {"e": list(range(len(masks)))}}
+        about["starts"] = self._starts(seeds)
         entry = run_job(
             store, "bank", inputs, work.specs(), work, shard_rows=min(len(masks), MODELS_IN_A_SHARD), about=about,
             cluster=cluster, log=log, desc="bank", quiet=quiet,
@@ -142,18 +161,29 @@ class Bank:
             "masks": hashlib.sha256(np.packbits(masks, axis=1).tobytes()).hexdigest(),
             "models": list(masks.shape),
             "seeds": hashlib.sha256(seeds.astype("<i8").tobytes()).hexdigest(),
-            "keep": sorted(self.keep),
-            **self._other_starts(seeds),
+            "keep": sorted(self.kept),
+            **({"other_models": starts} if carries(self.model) and (starts := self._starts(seeds)) else {}),
         }
 
-    def _other_starts(self, seeds: np.ndarray) -> dict[str, str]:
-        """For the key: the untrained models of all further seeds, if the function that builds them carries values that
-        may give any seed a model of its own."""
+    def _inputs_in(self, store: Store, masks: np.ndarray, seeds: np.ndarray) -> dict[str, Any]:
+        """What stands for the outputs in this store: `inputs`, and the untrained models of all seeds if there is
+        another bank whose untrained models differ from these at a later seed only. (A bank that was stored without
+        them is read as it is.)"""
+        inputs = self.inputs(masks, seeds)
+        try:
+            about = store.header("bank", key_of("bank", inputs)).about
+        except StoreError:
+            return inputs
+        starts = self._starts(seeds)
+        return inputs if about.get("starts") in (None, starts) else {**inputs, "other_models": starts}
+
+    def _starts(self, seeds: np.ndarray) -> str | None:
+        """A hash of the untrained models of all seeds but the first; None if there is only one model."""
         others = np.setdiff1d(seeds, seeds[:1])
-        if isinstance(self.model, nn.Module) or not len(others) or not carries(self.model):
-            return {}
+        if isinstance(self.model, nn.Module) or not len(others):
+            return None
         built = [model_fingerprint(self.build(int(seed))).hex for seed in others]
-        return {"other_models": hashlib.sha256("".join(built).encode()).hexdigest()}
+        return hashlib.sha256("".join(built).encode()).hexdigest()
 
     def train_replicas(self, masks: np.ndarray, seeds: np.ndarray | None = None, *, quiet: bool = True) -> Replicas:
         """The trained models themselves, side by side (all at once; `run` trains as many as fit the memory)."""
@@ -165,16 +195,62 @@ class Bank:
             self.recipe(self.build(int(seed)), self.train.select(mask), int(seed))
             for mask, seed in progress(list(zip(masks, seeds)), desc="training", unit="model", quiet=quiet)
         ]
-        return Replicas.of(models, trainable=lambda name: True).to(self.device)
+        return Replicas.of(models, self.trainable).to(self.device)
 
     def models(self, count: int, seed: int = 0, store: Store | None = None, *, quiet: bool = False) -> Replicas:
         """`count` models trained on everything, with seeds from `seed` on, side by side: from the store when they are
         there."""
         seeds = seed + np.arange(count)
         everything = np.ones((count, len(self.train)), bool)
-        kept = replace(self, keep=("weights",)).run(everything, seeds, store, quiet=quiet)
-        like = Replicas.of([self.build(int(s)) for s in seeds])
-        return like.with_flat(torch.as_tensor(kept["weights"]))
+        bank = replace(self, keep=("weights",))
+        bank = replace(bank, keep=("weights", "losses")) if "buffers" in bank.kept else bank
+        return bank.replicas(bank.run(everything, seeds, store, quiet=quiet))
+
+    def replicas(self, retrained: Retrained) -> Replicas:
+        """The trained models of a result of this bank, side by side, from their stored weights and buffers.
+
+        Each copy is run on some of the points and compared with what was stored for it, if any output was.
+
+        Raises DataError for a result without weights, ModelError for one without the model's buffers or of another
+        model, and when a copy's outputs are not the stored ones.
+        """
+        like = Replicas.of([self.build(int(s)) for s in retrained.seeds], self.trainable)
+        weights = torch.as_tensor(retrained["weights"])
+        if weights.shape != like.flat.shape:
+            raise ModelError(
+                f"Weights of shape {list(weights.shape)} for models of shape {list(like.flat.shape)}.",
+                "Take copies from a result of this very bank.",
+            )
+        copies = like.with_flat(weights)
+        if next(like.template.buffers(), None) is not None:
+            if "buffers" not in retrained.outputs:
+                raise ModelError(
+                    "The weights were stored without the model's buffers (running statistics, for instance).",
+                    "Run the bank again: it stores them beside the weights.",
+                )
+            copies = copies.with_buffer_bytes(retrained["buffers"])
+        copies = copies.to(self.device)
+        self._check_copies(copies, retrained)
+        return copies
+
+    def _check_copies(self, copies: Replicas, retrained: Retrained) -> None:
+        name = next((name for name in RECOGNISED_BY if name in retrained.outputs), None)
+        if name is None:
+            return
+        some = self.points.select(np.arange(min(len(self.points), CHECKED_POINTS)))
+        found = copies.outputs(self.task, some, [name], self.width)[name].astype(np.float64)
+        stored = retrained[name][:, : len(some)].astype(np.float64)
+        largest = max(1.0, float(np.nanmax(np.abs(stored), initial=0.0)))
+        close = CLOSE.get(copies.flat.dtype, CLOSE_IN_HALF) * largest
+        same = np.isclose(found, stored, rtol=0, atol=close, equal_nan=True).reshape(len(copies), -1).all(1)
+        if not same.all():
+            worst = float(np.nanmax(np.abs(found - stored)))
+            raise ModelError(
+                f"{int((~same).sum())} of {len(copies)} copies do not give the {name} that were stored for them: they "
+                f"differ by up to {worst:.3g}.",
+                "Something that the model computes with is neither a parameter nor a buffer, or its code has changed: "
+                "register it as a buffer, or run the bank again in another store.",
+            )
 
     def _check(self, masks: np.ndarray, seeds: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         masks = np.asarray(masks)
@@ -230,7 +306,7 @@ class _Work:
     def _outputs(self, models: slice) -> dict[str, np.ndarray]:
         bank, masks, seeds = self.bank, self.masks[models], self.seeds[models]
         replicas = bank.train_replicas(masks, seeds, quiet=self.quiet)
-        out = replicas.outputs(bank.task, bank.points, bank.keep)
+        out = replicas.outputs(bank.task, bank.points, bank.kept)
         if not self.checked:
             self._check_deterministic(replicas.flat[:1], masks[0], int(seeds[0]))
             self.checked = True
@@ -263,13 +339,13 @@ class _Work:
     def specs(self) -> dict[str, ArraySpec]:
         """The arrays of the entry; outputs' shapes are those of an untrained model on one point."""
         bank, count = self.bank, len(self.masks)
-        untrained = Replicas.of([bank.build(0)], trainable=None).to(bank.device)
+        untrained = Replicas.of([bank.build(0)], bank.trainable).to(bank.device)
         with torch.random.fork_rng(devices=[]):
-            sample = untrained.outputs(bank.task, bank.points.select([0]), bank.keep, bank.width)
-        dims = {"logits": ("e", "p", "c"), "weights": ("e", "w")}
+            sample = untrained.outputs(bank.task, bank.points.select([0]), bank.kept, bank.width)
+        dims = {"logits": ("e", "p", "c"), "weights": ("e", "w"), "buffers": ("e", "v")}
         specs = {}
         for name, values in sample.items():
-            own = values.shape[1:] if name == "weights" else (len(bank.points), *values.shape[2:])
+            own = values.shape[1:] if name in ("weights", "buffers") else (len(bank.points), *values.shape[2:])
             named = dims.get(name, ("e", "p", "t")[: 1 + len(own)]) if len(own) < 3 else ("e", "p", "s", "c")
             specs[name] = ArraySpec((count, *own), values.dtype, named)
         return {

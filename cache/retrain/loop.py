@@ -117,7 +117,8 @@ def train(
     """Replicas trained under one mask each. The loss of a step is the weighted mean of the task's loss, per example
     (per predicted token for language). `most`: stop after so many steps.
 
-    Raises NumericalError when a replica's parameters become infinite or NaN.
+    Raises NumericalError when a replica's parameters become infinite or NaN, ModelError before the first step when a
+    batch of one example is too small for the model's batch normalisation.
     """
     device, dtype = replicas.flat.device, replicas.flat.dtype
     columns = data.batch(np.arange(len(data)), device=device)
@@ -127,6 +128,7 @@ def train(
     bar = progress(islice(walk, count), total=count, desc=f"training {len(replicas)} models", unit="step", quiet=quiet)
     shared = recipe.batches == "shared"
     copies, loss = replicas.select(slice(None)), weighted_loss(task)
+    _check_smallest_batch(copies, loss, columns, masks, recipe)
 
     def gradient_at(flat: Tensor, batch: dict[str, Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
         return copies.with_flat(flat).gradient(loss, batch, {"weights": weights}, shared=shared)
@@ -143,7 +145,8 @@ def train(
             rate = recipe.optimiser.lr * recipe.schedule.factor(torch.full_like(total, number), total)
             yield rate if bool(live.all()) else rate * live.to(dtype), batch, weights
 
-    gradient_of = Traced(gradient_at) if len(copies) > 1 else gradient_at
+    # recording runs a step again, which would move running statistics once more
+    gradient_of = Traced(gradient_at) if len(copies) > 1 and copies.stackable else gradient_at
     flat = copies.flat
     with mode(copies, training=True), _seeded(copies, seeds), freed_memory_kept():
         for point in descend(flat, gradient_of, steps(), recipe.optimiser, clip=recipe.clip):
@@ -155,6 +158,19 @@ def train(
             "Lower the learning rate, or clip gradients (Recipe(clip=1.0)).",
         )
     return copies.with_flat(flat)
+
+
+def _check_smallest_batch(
+    replicas: Replicas, loss: PerReplica, columns: dict[str, Tensor], masks: np.ndarray, recipe: Recipe
+) -> None:
+    """Run a batch of one example, if training will come to one and batch normalisation may refuse it."""
+    examples = masks.sum(1) if recipe.batches == "own" else np.array([masks.shape[1]])
+    normalised = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in replicas.template.modules())
+    if not normalised or not (recipe.batch_size == 1 or (examples % recipe.batch_size == 1).any()):
+        return
+    one = {name: column[None, :1] for name, column in columns.items()}
+    with mode(replicas, training=True), torch.random.fork_rng(devices=[]):
+        replicas.select([0]).gradient(loss, one, {"weights": torch.ones(1, 1, device=replicas.flat.device)})
 
 
 def weighted_loss(task: Task) -> PerReplica:

@@ -71,11 +71,14 @@ class AdamW:
 
         def one(p: Tensor, g: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             first = first.lerp(g, 1 - a)
-            second = (second * b).addcmul(g, g, value=1 - b)
+            second = (second * b).addcmul_(g, g, value=1 - b)
             p = p * (1 - rate * self.weight_decay) if self.weight_decay else p
             # clamped, because the root's derivative is infinite at 0, where a parameter never had a gradient
-            root = second.clamp(min=torch.finfo(second.dtype).tiny).sqrt()
-            return p.addcdiv(first * factor, root + self.eps * scale), first, second
+            root = second.clamp(min=torch.finfo(second.dtype).tiny)
+            if second.requires_grad or p.requires_grad:
+                return p.addcdiv(first * factor, root.sqrt() + self.eps * scale), first, second
+            step = first * factor  # the same operations, without new memory for each
+            return torch.addcdiv(p, step, root.sqrt_().add_(self.eps * scale), out=step), first, second
 
         parameters, *averages = _for_each(one, parameters, gradient, *moments.averages)
         return parameters, Moments(tuple(averages), count)

@@ -16,12 +16,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from ..errors import DataError, ModelError
+from ..model.bridge import to_numpy
 from ..model.examples import Examples
 from ..model.stateless import copied, named_parameters, stateless
 from ..model.task import Task, margin
@@ -41,7 +42,7 @@ class Replicas:
         template: a copy of the module whose code runs; its own tensors are never written to.
         flat: [e P], the trainable parameters of each replica, in the order of `shapes`.
         shapes: name -> shape, of the trainable parameters.
-        buffers: name -> [e ...].
+        buffers: name -> [e ...], of each replica; also frozen parameters in which the replicas differ.
         frozen: parameters that all replicas share and nothing trains.
     """
 
@@ -54,7 +55,7 @@ class Replicas:
     @staticmethod
     def of(modules: Sequence[nn.Module], trainable: Callable[[str], bool] | None = None) -> "Replicas":
         """Stack modules of one architecture. `trainable(name)` picks the parameters to train (all that require
-        a gradient, unless given); the others must not differ between the modules.
+        a gradient, unless given).
 
         Raises ModelError when the modules differ in their parameters' names or shapes, or none is trainable.
         """
@@ -73,13 +74,17 @@ class Replicas:
                 "These models differ in their parameters' names or shapes, so they cannot be replicas of one.",
                 "Stack copies of one architecture only.",
             )
-        buffers = [dict(nn.Module.named_buffers(module)) for module in modules]
+        buffers: list[dict[str, Tensor]] = [dict(nn.Module.named_buffers(module)) for module in modules]
+        frozen = {name: p.detach() for name, p in first.items() if name not in chosen}
+        for name in [n for n, p in frozen.items() if any(not torch.equal(own[n], p) for own in everyone[1:])]:
+            del frozen[name]
+            buffers = [{**its, name: own[name]} for its, own in zip(buffers, everyone)]
         return Replicas(
             template,
             torch.stack([torch.cat([own[name].detach().reshape(-1) for name in chosen]) for own in everyone]),
             {name: sizes[name] for name in chosen},
             {name: torch.stack([own[name].detach() for own in buffers]) for name in buffers[0]},
-            {name: p.detach() for name, p in first.items() if name not in chosen},
+            frozen,
         )
 
     def __len__(self) -> int:
@@ -110,6 +115,28 @@ class Replicas:
         """The same replicas with other parameters."""
         return replace(self, flat=flat)
 
+    def buffer_bytes(self) -> UInt8[np.ndarray, "e v"]:
+        """The bytes of every buffer of the modules, in their order."""
+        own = [self.buffers[name] for name, _ in nn.Module.named_buffers(self.template)]
+        parts = [b.detach().cpu().reshape(len(self), -1).contiguous().view(torch.uint8) for b in own]
+        return torch.cat(parts, 1).numpy()
+
+    def with_buffer_bytes(self, data: UInt8[np.ndarray, "e v"]) -> "Replicas":
+        """The same replicas with these buffers, as `buffer_bytes` gives them. Raises ModelError for another number of
+        bytes than the buffers have."""
+        names = [name for name, _ in nn.Module.named_buffers(self.template)]
+        sizes = [self.buffers[name][0].numel() * self.buffers[name].element_size() for name in names]
+        if data.shape != (len(self), sum(sizes)):
+            raise ModelError(
+                f"Buffers of {list(data.shape)} bytes for {len(self)} models with {sum(sizes)} bytes of buffers each.",
+                "Use the model that these buffers were stored for.",
+            )
+        stored = dict(self.buffers)
+        for name, part in zip(names, torch.from_numpy(np.array(data)).split(sizes, 1)):
+            old = self.buffers[name]
+            stored[name] = part.contiguous().clone().view(old.dtype).view(old.shape).to(old.device)
+        return replace(self, buffers=stored)
+
     def module(self, replica: int) -> nn.Module:
         """A module of its own with this replica's weights and buffers."""
         out = copied(self.template)
@@ -134,7 +161,8 @@ class Replicas:
         run, own = stateless(function, self.template), {**views, **self.buffers}
         if len(self) == 1:
             tensors, inputs, more = ({k: v[0] for k, v in named.items()} for named in (own, batch, extra))
-            out = run({**tensors, **self.frozen}, dict(batch) if shared else inputs, more)
+            with _normalised():
+                out = run({**tensors, **self.frozen}, dict(batch) if shared else inputs, more)
             return tree_map(lambda t: t.unsqueeze(0), out)
         if not self.stackable:
             alone = self._one_by_one(batch, extra, shared)
@@ -183,20 +211,23 @@ class Replicas:
         """Outputs of every replica at every point, in evaluation mode.
 
         Args:
-            keep: some of "logits", "margins", "losses", "measurements" and "weights" (shapes: `Retrained.outputs`).
+            keep: some of "logits", "margins", "losses", "measurements", "weights" and "buffers" (shapes:
+                `Retrained.outputs`).
             width: positions that tokens are padded to, the longest point's by default.
         """
         width = width or int(points.lengths.max())
-        measures = [name for name in keep if name != "weights"]
+        measures = [name for name in keep if name not in ("weights", "buffers")]
         parts: list[dict[str, Tensor]] = []
         with mode(self, training=False), torch.no_grad():
             for start in range(0, len(points) if measures else 0, POINTS_AT_ONCE):
                 rows = np.arange(start, min(start + POINTS_AT_ONCE, len(points)))
                 batch = points.batch(rows, pad_to=width, device=self.flat.device)
                 parts.append(self.apply(_measured(task, measures), batch, shared=True))
-        out = {name: torch.cat([part[name] for part in parts], 1).cpu().numpy() for name in measures}
+        out = {name: to_numpy(torch.cat([part[name] for part in parts], 1)) for name in measures}
         if "weights" in keep:
-            out["weights"] = self.flat.detach().cpu().numpy()
+            out["weights"] = to_numpy(self.flat)
+        if "buffers" in keep:
+            out["buffers"] = self.buffer_bytes()
         return out
 
 
@@ -231,6 +262,20 @@ def margins_of(task: Task, logits: Tensor, batch: dict[str, Tensor]) -> Float[Te
             "Keep logits, losses or measurements instead.",
         )
     return margin(logits, labels.long())
+
+
+@contextmanager
+def _normalised() -> Iterator[None]:
+    """Batch normalisation's refusal of a batch of one example as a ModelError."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ModelError(
+            "Batch normalisation has no variance in a batch of one example.",
+            "Choose a batch size that leaves no batch with a single example, or use group or layer normalisation.",
+        ) from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int64
 
 from ..display import facts
 from ..errors import CorruptEntry, DataError
+from ..model.examples import named_rows
 from ..store.entry import Entry
 
 
@@ -39,27 +40,29 @@ def subset_masks(n: int, count: int, share: float, seed: int = 0) -> Bool[np.nda
 
 
 def oracle_masks(
-    ids: Int64[np.ndarray, " n"], forget: Sequence[int] | np.ndarray, count: int
+    ids: Int64[np.ndarray, " n"], forget: Sequence[Any] | np.ndarray, count: int
 ) -> Bool[np.ndarray, "e n"]:
     """`count` masks of everything but the forget set (the oracles then differ by their seeds).
 
-    Raises DataError when the forget set is empty, is everything, or names an unknown id.
+    Args:
+        ids: of the training examples.
+        forget: ids, or booleans [n], true for what is forgotten.
+        count: how many masks.
+
+    Raises DataError when the forget set is empty, is everything, or names an id twice or one that is unknown.
     """
     kept = ~member_rows(ids, forget)
     return np.repeat(kept[None], count, axis=0)
 
 
-def member_rows(ids: Int64[np.ndarray, " n"], forget: Sequence[int] | np.ndarray) -> Bool[np.ndarray, " n"]:
-    """Which rows a forget set names. Raises DataError when that is none, all, or an id that is not there."""
-    wanted = np.asarray(forget, np.int64).ravel()
-    unknown = wanted[~np.isin(wanted, ids)]
-    if len(unknown):
-        raise DataError(
-            f"{len(unknown)} ids of the forget set are not among the {len(ids)} training examples, "
-            f"for instance {unknown[:3].tolist()}.",
-            "Use ids of the training examples (their .ids).",
-        )
-    rows = np.isin(ids, wanted)
+def member_rows(ids: Int64[np.ndarray, " n"], forget: Sequence[Any] | np.ndarray) -> Bool[np.ndarray, " n"]:
+    """Which rows a forget set (ids, or booleans [n]) names.
+
+    Raises DataError when that is none or all, for values that are neither ids nor a mask of this length, and for an id
+    that is not there or is named twice.
+    """
+    rows = np.zeros(len(ids), bool)
+    rows[named_rows(ids, forget)] = True
     if not rows.any() or rows.all():
         raise DataError(
             f"The forget set is {'empty' if not rows.any() else 'the whole training set'}.",
@@ -73,8 +76,9 @@ class Retrained:
     """Models trained under masks: row e of every output is the model of `masks[e]` and `seeds[e]`.
 
     outputs: name -> array with leading axis e: "logits" [e p c] (or [e p s c]), "margins" [e p] (or [e p t],
-        NaN where nothing is predicted), "losses" and "measurements" [e p], "weights" [e P]. Arrays may be
-        lazy; `self[name]` reads one whole, `self.rows(name, models)` some of it.
+        NaN where nothing is predicted), "losses" and "measurements" [e p], "weights" [e P] and, beside them,
+        "buffers" (uint8 [e B], the bytes of running statistics and other buffers). Arrays may be lazy; `self[name]`
+        reads one whole, `self.rows(name, models)` some of it.
     about: provenance for people (recipe, why training was sequential, seconds).
     """
 
@@ -135,22 +139,26 @@ class Retrained:
         kept = {name: self[name][index] for name in self.outputs}
         return Retrained(self.masks[index], self.seeds[index], self.train_ids, self.point_ids, kept, self.about)
 
-    def at_points(self, ids: Sequence[int] | np.ndarray) -> Int64[np.ndarray, " k"]:
-        """Columns of the outputs for these point ids. Raises DataError for one the bank was not run on."""
+    def at_points(self, ids: Sequence[Any] | np.ndarray) -> Int64[np.ndarray, " k"]:
+        """Columns of the outputs for these point ids (or booleans, one per point).
+
+        Raises DataError for a point that the bank was not run on, and for values that are no ids.
+        """
         where = {int(i): column for column, i in enumerate(self.point_ids)}
-        unknown = [int(i) for i in np.ravel(ids) if int(i) not in where]
+        wanted = _as_ids(self.point_ids, ids).tolist()
+        unknown = [i for i in wanted if i not in where]
         if unknown:
             raise DataError(
                 f"The bank has no outputs for {len(unknown)} of these points, for instance {unknown[:3]}.",
                 "Run the bank with these examples among its `points`.",
             )
-        return np.array([where[int(i)] for i in np.ravel(ids)], np.int64)
+        return np.array([where[i] for i in wanted], np.int64)
 
-    def excluding(self, forget: Sequence[int] | np.ndarray) -> "Retrained":
-        """The models that were trained on none of the forget set; may be few."""
+    def excluding(self, forget: Sequence[Any] | np.ndarray) -> "Retrained":
+        """The models that were trained on none of the forget set (see `oracle_masks`); may be few."""
         return self.select(~np.any(self.masks[:, member_rows(self.train_ids, forget)], axis=1))
 
-    def oracles(self, forget: Sequence[int] | np.ndarray) -> "Retrained":
+    def oracles(self, forget: Sequence[Any] | np.ndarray) -> "Retrained":
         """All models, as oracles for this forget set: each was trained on everything but it.
 
         Raises DataError when any was trained on some of it, or lacks anything else.

@@ -1,10 +1,13 @@
-"""bfloat16 as a Zarr data type, under the name and byte layout that tensorstore uses.
+"""bfloat16 as a Zarr data type, for arrays that are read through this package.
 
-Zarr 3.1 has no bfloat16, and casts such an array by value when it is assigned to a uint16 one (1.0 turns into 1).
-Importing this module registers the type. Endianness is part of the type because Zarr's bytes codec otherwise
+Zarr 3.1 has no bfloat16: it cannot open such an array, nor list a group that has one. So the files say uint16 (the
+bits), with the attribute `logical_dtype`, and any reader views those as bfloat16. Entries of earlier versions say
+"bfloat16" in their files, as tensorstore does. This package shows both as bfloat16: importing this module registers the
+type, and `as_bfloat16` rewrites the metadata. Endianness is part of the type because Zarr's bytes codec otherwise
 writes no `endian`, and other readers then refuse the array.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeGuard
 
@@ -14,6 +17,7 @@ from zarr.core.dtype.npy.float import BaseFloat
 from zarr.dtype import data_type_registry
 
 BFLOAT16: np.dtype = np.dtype(ml_dtypes.bfloat16)
+LOGICAL_DTYPE = "logical_dtype"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,14 @@ class BFloat16(BaseFloat[Any, Any]):
     @property
     def item_size(self) -> int:
         return 2
+
+
+def as_bfloat16(metadata: bytes) -> bytes:
+    """A `zarr.json` in which an array of bfloat16's bits has that type."""
+    document = json.loads(metadata)
+    if document.get("attributes", {}).get(LOGICAL_DTYPE) != "bfloat16":
+        return metadata
+    return json.dumps({**document, "data_type": "bfloat16", "fill_value": "NaN"}).encode()
 
 
 if BFloat16._zarr_v3_name not in data_type_registry.contents:

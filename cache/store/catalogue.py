@@ -1,11 +1,12 @@
 """What a root contains: entries by kind and key, names and pins that protect them, hashes of models."""
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from ..errors import NotCached, StoreError, UsageError
+from ..errors import CorruptEntry, NewerFormat, NotCached, StoreError, UsageError
 from .backend import Backend
 from .commit import check, sign
 from .committed import Committed
@@ -56,13 +57,15 @@ class Catalogue:
     # -- entries
 
     def contents(self) -> Iterator[tuple[str, str]]:
-        """(kind, key) of every entry that has a header, complete or not."""
+        """(kind, key) of every entry, complete or not: what has a header, a seal or a commit."""
         for kind in KINDS:
             for prefix in self.backend.list(f"{VERSION_DIR}/{kind}"):
                 for key in self.backend.list(f"{VERSION_DIR}/{kind}/{prefix}"):
-                    proper = KEY.fullmatch(key) and key[:2] == prefix
-                    if proper and self.backend.exists(f"{entry_path(kind, key)}/{ENTRY}"):
+                    if KEY.fullmatch(key) and key[:2] == prefix and self._begun(entry_path(kind, key)):
                         yield kind, key
+
+    def _begun(self, base: str) -> bool:
+        return not {ENTRY, COMPLETE}.isdisjoint(self.backend.list(base)) or bool(self.backend.list(f"{base}/commits"))
 
     def header(self, kind: str, key: str) -> Header:
         """What an entry is, without opening its arrays. Raises NotCached, NewerFormat or CorruptEntry."""
@@ -120,7 +123,7 @@ class Catalogue:
     def _line(self, kind: str, key: str, names: tuple[str, ...], pinned: bool) -> Listed:
         base = entry_path(kind, key)
         size = sum(count for _, count in self.backend.walk(base))
-        used = self.backend.used(f"{base}/{ENTRY}")
+        used = next((when for name in (ENTRY, COMPLETE) if (when := self._used(f"{base}/{name}"))), 0.0)
         try:
             header = self.header(kind, key)
         except StoreError:
@@ -129,6 +132,12 @@ class Catalogue:
         done = sum(name.endswith(".json") for name in self.backend.list(f"{base}/commits"))
         rows, shards = header.grid.rows, header.grid.count
         return Listed(kind, key, state, rows, done, shards, size, header.created, used, names, pinned)
+
+    def _used(self, path: str) -> float:
+        try:
+            return self.backend.used(path)
+        except FileNotFoundError:
+            return 0.0
 
     # -- names and pins
 
@@ -142,13 +151,35 @@ class Catalogue:
         self.backend.remove(ref_path(name))
 
     def refs(self) -> dict[str, str]:
-        """name -> key, of every name."""
-        found = {}
-        for file in self.backend.list(f"{VERSION_DIR}/refs"):
-            if file.endswith(".json") and not file.startswith("."):
-                document = check(self.backend.read(f"{VERSION_DIR}/refs/{file}"), f"refs/{file}")
-                found[str(document["name"])] = str(document["key"])
+        """name -> key, of every name whose file is sound."""
+        found = ((path, self._document(path)) for path in self._files("refs"))
+        return {d["name"]: d["key"] for path, d in found if d is not None and _names(d, path)}
+
+    def damaged(self) -> list[str]:
+        """Paths of the damaged files of names and of models' hashes."""
+        found = []
+        for path in [*self._files("refs"), *self._files("fingerprints")]:
+            with contextlib.suppress(NewerFormat):
+                document = self._document(path)
+                sound = document is not None and (_names(document, path) or isinstance(document.get("leaves"), dict))
+                found += [] if sound else [path]
         return found
+
+    def perhaps_named(self) -> set[str]:
+        """Keys that damaged names may have been for: those that their files still mention."""
+        files = [path for path in self.damaged() if path.startswith(f"{VERSION_DIR}/refs/")]
+        return {key for path in files for key in KEY.findall(self.backend.read(path).decode(errors="replace"))}
+
+    def _files(self, folder: str) -> list[str]:
+        names = self.backend.list(f"{VERSION_DIR}/{folder}")
+        return [f"{VERSION_DIR}/{folder}/{n}" for n in names if n.endswith(".json") and not n.startswith(".")]
+
+    def _document(self, path: str) -> dict[str, Any] | None:
+        """The signed document in a file; None if it is damaged or gone. Raises NewerFormat."""
+        try:
+            return check(self.backend.read(path), path)
+        except (CorruptEntry, FileNotFoundError):
+            return None
 
     def pin(self, kind: str, key: str, pinned: bool = True) -> None:
         """Never collect this entry (or, with pinned=False, allow it again)."""
@@ -176,10 +207,15 @@ class Catalogue:
         for model in (one, two):
             if not isinstance(model, str) or not KEY.fullmatch(model):
                 return None
-            path = model_path(model)
-            try:
-                leaves.append(check(self.backend.read(path), path)["leaves"])
-            except FileNotFoundError:
+            document = self._document(model_path(model))
+            if document is None or "leaves" not in document:
                 return None
+            leaves.append(document["leaves"])
         first, second = leaves
         return tuple(name for name in sorted({*first, *second}) if first.get(name) != second.get(name))
+
+
+def _names(document: Mapping[str, Any], path: str) -> bool:
+    """Whether a document names an entry, and is the one of this path."""
+    name, key = document.get("name"), document.get("key")
+    return isinstance(name, str) and isinstance(key, str) and bool(KEY.fullmatch(key)) and ref_path(name) == path

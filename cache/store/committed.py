@@ -21,6 +21,7 @@ from .backend import Backend, Written
 from .commit import Commit
 from .header import Header, check_metadata, read_header, read_seal
 from .layout import ArraySpec, Grid, commit_path, entry_path
+from .local import explained
 from .locks import FileLock
 
 MAPS_KEPT = 128
@@ -137,7 +138,7 @@ class Committed:
         if commit is None:
             return None
         expected = commit.files[path]
-        with self._guard:
+        with self._guard, explained(self._backend.address, f"reading {path}", "read"):
             known = self._checked.get(path)
             view: np.ndarray | None
             if known is not None and _stamp(known[0]) == known[1]:

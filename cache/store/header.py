@@ -14,12 +14,14 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from ..errors import CorruptEntry, NotCached
 from .backend import Backend, Written, digest_bytes
+from .bfloat16 import BFLOAT16, LOGICAL_DTYPE
 from .commit import check, commits_digest, sign
 from .keys import key_of, plain
 from .layout import (
@@ -125,6 +127,9 @@ class Header:
                 created=float(document["created"]),
                 digest=digest_bytes(data).xxh3_128,
             )
+            rows = None if header.grid.whole else header.grid.shard_rows
+            if header.grid != Grid.of(header.arrays, rows, header.grid.whole):
+                raise CorruptEntry(f"{where} cuts its arrays into impossible shards.", "Remove the entry.")
             expected = {f"{DATA}/zarr.json"} | {f"{stored.path}/zarr.json" for stored in header.stored.values()}
             belongs = (header.kind, header.key) == (kind, key) == (kind, key_of(kind, header.inputs))
         except CorruptEntry:
@@ -167,19 +172,20 @@ def zarr_metadata(arrays: Mapping[str, ArraySpec], grid: Grid) -> dict[str, byte
         stored = Stored.of(name, spec, grid)
         rest = tuple(max(1, size) for size in stored.row_shape)
         chunk = (stored.chunk_rows, *rest) if spec.shape else ()
+        bits = spec.dtype == BFLOAT16  # plain Zarr has no such type, and cannot list a group that contains one
         zarr.create_array(
             memory,
             name=stored.path.removeprefix(f"{DATA}/"),
             shape=spec.shape,
-            dtype=spec.dtype,
+            dtype=np.dtype(np.uint16) if bits else spec.dtype,
             chunks=chunk,
             shards=(stored.shard_rows, *rest) if stored.sharded else None,
             compressors=[Crc32cCodec()],
             filters=None,
-            fill_value=fill_value(spec.dtype),
+            fill_value=fill_value(spec.dtype).view(np.uint16) if bits else fill_value(spec.dtype),
             chunk_key_encoding={"name": "default", "separator": "."},
             dimension_names=spec.dims,
-            attributes={"name": name},
+            attributes={"name": name, **({LOGICAL_DTYPE: "bfloat16"} if bits else {})},
         )
     return {f"{DATA}/{path}": data.to_bytes() for path, data in memory._store_dict.items()}
 

@@ -16,6 +16,7 @@ crc32c (Zarr's sharding codec), so a row can be read from a memory map.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,11 +32,13 @@ VERSION_DIR = f"v{FORMAT}"
 # a new kind of artefact goes here; the store refuses any other
 KINDS = (
     "activations", "gradients", "factors", "bank", "dictionary", "scores", "model", "datamodel", "condensed", "report",
+    "checks",
 )  # fmt: skip
 # kinds that earlier versions stored under another name, which is still read
 FORMERLY = {"datamodel": "scores", "condensed": "model", "report": "scores"}
 SHARD_BYTES = 64 << 20
 CHUNK_BYTES = 1 << 20
+MOST_ROWS, MOST_BYTES = 1 << 40, 1 << 60
 DATA = "data.zarr"
 ENTRY, COMPLETE = "entry.json", "COMPLETE.json"
 
@@ -83,6 +86,11 @@ class ArraySpec:
         object.__setattr__(self, "dims", None if self.dims is None else tuple(str(d) for d in self.dims))
         if any(size < 0 for size in self.shape):
             raise UsageError(f"An array cannot have shape {self.shape}.", "Give sizes of zero or more.")
+        if max(self.shape, default=0) > MOST_ROWS or math.prod(self.shape) * self.dtype.itemsize > MOST_BYTES:
+            raise UsageError(
+                f"An array of shape {self.shape} is larger than any store.",
+                f"An axis has at most {MOST_ROWS} elements, an array {MOST_BYTES} bytes.",
+            )
         if self.dims is not None and len(self.dims) != len(self.shape):
             raise UsageError(
                 f"{len(self.dims)} axis names {self.dims} for an array of shape {self.shape}.",

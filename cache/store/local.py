@@ -31,10 +31,13 @@ NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXD
 
 
 @contextlib.contextmanager
-def explained(root: Path | str, doing: str) -> Iterator[None]:
-    """Turn the operating system's refusals into errors that name the cure."""
+def explained(root: Path | str, doing: str, how: str = "written") -> Iterator[None]:
+    """Turn the operating system's refusals into errors that name the cure; a file that does not exist stays a
+    FileNotFoundError. how: what cannot be done, in the message."""
     try:
         yield
+    except FileNotFoundError:
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(
@@ -43,10 +46,12 @@ def explained(root: Path | str, doing: str) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StoreError(
-                f"The store at {root} cannot be written ({doing}: {error.strerror}).",
+                f"The store at {root} cannot be {how} ({doing}: {error.strerror}).",
                 "Change its permissions, or point WHENCE_CACHE at a folder of your own.",
             ) from error
-        raise
+        raise StoreError(
+            f"The store at {root} failed ({doing}: {error.strerror}).", "Look at its disk, or use another folder."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -74,22 +79,28 @@ class LocalBackend(Backend):
             )
         return full
 
+    @contextlib.contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
+        with explained(self.root, f"reading {path}", "read"):
+            try:
+                yield
+            except NotADirectoryError as error:
+                raise FileNotFoundError(path) from error
+
     def read(self, path: str) -> bytes:
-        try:
+        with self._reading(path):
             handle = os.open(self._inside(path), os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-        except NotADirectoryError as error:
-            raise FileNotFoundError(path) from error
-        with open(handle, "rb") as file:
-            return file.read()
+            with open(handle, "rb") as file:
+                return file.read()
 
     def exists(self, path: str) -> bool:
-        return self._inside(path).is_file()
+        with self._reading(path):
+            return self._inside(path).is_file()
 
     def list(self, path: str) -> list[str]:
-        try:
+        with contextlib.suppress(FileNotFoundError), self._reading(path):
             return sorted(os.listdir(self._inside(path)))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        return []
 
     def publish(self, files: Mapping[str, Iterable[Piece]], once: bool = False) -> dict[str, Written]:
         targets = {path: self._inside(path) for path in files}
@@ -190,10 +201,15 @@ class LocalBackend(Backend):
         if folder.is_dir():
             return set()
         grown = self._make_folder(folder.parent)
-        with contextlib.suppress(FileExistsError):
+        try:
             os.mkdir(folder)
-            grown.add(folder.parent)
-        return grown
+        except FileExistsError:
+            return grown
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"The folder {folder} cannot be created.", "Point WHENCE_CACHE at a folder that can be written."
+            ) from error
+        return grown | {folder.parent}
 
     def _sync(self, path: Path) -> None:
         """Write a file's bytes, or a folder's names, to the disk."""
@@ -226,10 +242,14 @@ class LocalBackend(Backend):
             _remove_tree(self._inside(path))
 
     def size(self, path: str) -> int:
-        return os.stat(self._inside(path), follow_symlinks=False).st_size
+        return self._stat(path).st_size
+
+    def _stat(self, path: str) -> os.stat_result:
+        with self._reading(path):
+            return os.stat(self._inside(path), follow_symlinks=False)
 
     def used(self, path: str) -> float:
-        return os.stat(self._inside(path), follow_symlinks=False).st_mtime
+        return self._stat(path).st_mtime
 
     def touch(self, path: str) -> None:
         with contextlib.suppress(OSError):
@@ -252,7 +272,8 @@ class LocalBackend(Backend):
             for name in self.list(folder):
                 below = f"{folder}/{name}"
                 try:
-                    seen = os.stat(self.root / below, follow_symlinks=False)
+                    with self._reading(below):
+                        seen = os.stat(self.root / below, follow_symlinks=False)
                 except FileNotFoundError:
                     continue
                 if stat.S_ISDIR(seen.st_mode):

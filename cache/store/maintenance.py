@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from ..errors import NewerFormat, NotCached, ResourceError, StoreError, UsageError
 from .backend import digest_bytes
@@ -18,10 +19,12 @@ from .commit import Commit
 from .committed import Committed
 from .header import Header, check_seal, metadata_problem, read_seal, zarr_metadata
 from .layout import COMPLETE, ENTRY, VERSION_DIR, commit_path, entry_path, pin_path
+from .local import explained
 from .locks import FileLock
 from .writer import sweep
 
 GRACE_SECONDS = 24 * 3600.0
+MISSING_NAMED = 100
 TRASH = f"{VERSION_DIR}/trash"
 
 
@@ -61,16 +64,15 @@ def _faults(store: Catalogue, kind: str, key: str, full: bool) -> Iterator[tuple
         seal = read_seal(backend, header)
     except StoreError as error:
         yield COMPLETE, _problem(error)
-    for shard in header.grid:
-        path = commit_path(shard.index)
+    committed, missing = _shards(store, header)
+    if seal is not None and missing:
+        sound = False
+        yield from ((commit_path(index), "missing from a sealed entry") for index in missing)
+    for index in committed:
+        shard, path = header.grid.shard(index), commit_path(index)
         try:
             commit = Commit.from_bytes(backend.read(f"{base}/{path}"), key, shard, header.shard_paths(shard), path)
-        except FileNotFoundError:
-            if seal is not None:
-                sound = False
-                yield path, "missing from a sealed entry"
-            continue
-        except StoreError as error:
+        except (StoreError, FileNotFoundError) as error:
             sound = False
             yield path, _problem(error)
             continue
@@ -80,6 +82,15 @@ def _faults(store: Catalogue, kind: str, key: str, full: bool) -> Iterator[tuple
             check_seal(backend, header, seal)
         except StoreError as error:
             yield COMPLETE, _problem(error)
+
+
+def _shards(store: Catalogue, header: Header) -> tuple[list[int], list[int]]:
+    """The shards that have a commit, and the first of those that have none (a header may claim any number)."""
+    names = {f"commits/{name}" for name in store.backend.list(f"{header.base}/commits")}
+    numbers = [int(name[8:-5]) for name in names if name[8:-5].isdecimal()]
+    committed = sorted(n for n in numbers if n < header.grid.count and commit_path(n) in names)
+    every = range(header.grid.count)
+    return committed, list(islice((n for n in every if commit_path(n) not in names), MISSING_NAMED))
 
 
 def _file_faults(store: Catalogue, header: Header, commit: Commit, full: bool) -> Iterator[tuple[str, str]]:
@@ -114,7 +125,8 @@ class Repaired:
 
 
 def repair(store: Catalogue, kind: str, key: str) -> Repaired:
-    """Drop what is damaged, so that the job, run again, computes exactly that."""
+    """Drop what is damaged, so that the job, run again, computes exactly that. Raises StoreError for an entry that is
+    open or being built."""
     backend, base = store.backend, entry_path(kind, key)
     faults = verify(store, kind, key, full=True)
     if not faults:
@@ -131,14 +143,28 @@ def repair(store: Catalogue, kind: str, key: str) -> Repaired:
             return Repaired((), (), True, True)
         backend.publish({f"{base}/{path}": [metadata[path]] for path in restored})
         bad = {fault.path for fault in faults} - set(restored)
-        files_of = {shard.index: [commit_path(shard.index), *header.shard_paths(shard)] for shard in header.grid}
+        shards = [header.grid.shard(index) for part in _shards(store, header) for index in part]
+        files_of = {shard.index: [commit_path(shard.index), *header.shard_paths(shard)] for shard in shards}
         dropped = tuple(shard for shard, paths in files_of.items() if bad & {*paths})
         if bad:
             backend.remove(f"{base}/{COMPLETE}")
         for path in (path for shard in dropped for path in files_of[shard]):
             backend.remove(f"{base}/{path}")
-        sweep(backend, kind, key, alone=True)
+        sweep(backend, base, alone=True)
         return Repaired(dropped, tuple(restored), bool(bad), False)
+
+
+def verify_names(store: Catalogue) -> list[Fault]:
+    """The damaged files beside the entries: names, and hashes of models."""
+    return [Fault("name", "", path, "is damaged") for path in store.damaged()]
+
+
+def repair_names(store: Catalogue) -> list[str]:
+    """Remove the damaged files beside the entries; returns their paths. Their entries stay, without the name."""
+    damaged = store.damaged()
+    for path in damaged:
+        store.backend.remove(path)
+    return damaged
 
 
 def remove(store: Catalogue, kind: str, key: str, force: bool = False) -> int:
@@ -170,8 +196,8 @@ def collect(
 ) -> list[Listed]:
     """Remove old entries; returns those that were (or, with dry_run, would be) removed.
 
-    An entry that is pinned, named, open or being built is kept. Temporary files of workers that died more than an
-    hour ago are deleted too.
+    An entry that is pinned, named, open or being built is kept, and one that a damaged name mentions. Temporary files
+    of processes that died more than an hour ago are deleted too.
 
     Args:
         store: where.
@@ -186,11 +212,11 @@ def collect(
         raise UsageError("No eviction limit is given.", "Give --max-size, --older-than, or both.")
     now, lines = time.time(), store.listing()
     left = sum(line.bytes for line in lines)
-    removed = []
+    removed, named = [], store.perhaps_named()
     for line in sorted(lines, key=lambda line: line.used):
         old = older_than is not None and now - line.used > older_than
         big = max_bytes is not None and left > max_bytes
-        if not (old or big) or line.pinned or line.names or now - line.used < grace:
+        if not (old or big) or line.pinned or line.names or line.key in named or now - line.used < grace:
             continue
         if not dry_run:
             try:
@@ -202,8 +228,7 @@ def collect(
         removed.append(line)
     if not dry_run:
         store.backend.remove_tree(TRASH)
-        for kind, key in store.contents():
-            sweep(store.backend, kind, key, alone=False)
+        sweep(store.backend, VERSION_DIR, alone=False)
     if max_bytes is not None and left > max_bytes:
         raise ResourceError(
             f"{left} bytes are left in {store.root}, more than {max_bytes}; {len(removed)} entries were removed.",
@@ -223,10 +248,11 @@ def _alone(store: Catalogue, kind: str, key: str) -> Iterator[None]:
         raise StoreError(f"{kind} {key[:12]} no longer exists.", "See `whence cache ls`.")
     locks = [FileLock(store.backend.local(f"{base}/{name}")) for name in ("building", "in-use")]
     try:
-        if not locks[0].try_exclusive():
-            raise StoreError(f"{kind} {key[:12]} is being built by {locks[0].holder()}.", "Wait for it.")
-        if not locks[1].try_exclusive():
-            raise StoreError(f"{kind} {key[:12]} is open in some process.", "Close what reads it, then try again.")
+        with explained(store.root, f"locking {kind} {key[:12]}"):
+            if not locks[0].try_exclusive():
+                raise StoreError(f"{kind} {key[:12]} is being built by {locks[0].holder()}.", "Wait for it.")
+            if not locks[1].try_exclusive():
+                raise StoreError(f"{kind} {key[:12]} is open in some process.", "Close what reads it, then try again.")
         yield
     finally:
         for lock in locks:

@@ -139,7 +139,7 @@ class Store(Catalogue):
         specs = parse_specs(arrays)
         grid = Grid.of(specs, shard_rows, whole)
         base = entry_path(kind, key)
-        if self.backend.exists(f"{base}/{COMPLETE}"):
+        if self.backend.exists(f"{base}/{COMPLETE}") and self.backend.exists(f"{base}/{ENTRY}"):
             self._sweep_seal(kind, key, timeout)
             writer = open_writer(self.backend, kind, key)
             create_or_resume(self.backend, new_header(kind, key, inputs, grid, specs, None, None))
@@ -148,6 +148,7 @@ class Store(Catalogue):
             return
         with self._building(kind, key, timeout) as in_use:
             if not self.backend.exists(f"{base}/{ENTRY}"):
+                self.backend.remove(f"{base}/{COMPLETE}")  # it attests a header that was lost; commits stay valid
                 self._check_space(specs)
             header = create_or_resume(self.backend, new_header(kind, key, inputs, grid, specs, about, provenance))
             for value in inputs.values():
@@ -188,7 +189,7 @@ class Store(Catalogue):
             lock.acquire(timeout)
         try:
             alone = in_use.try_exclusive()
-            sweep(self.backend, kind, key, alone)
+            sweep(self.backend, base, alone)
             in_use.try_shared()
             yield in_use
         finally:
@@ -200,7 +201,8 @@ class Store(Catalogue):
         in_use = None
         if not self.backend.remote:
             in_use = FileLock(self.backend.local(f"{entry_path(kind, key)}/in-use"))
-            in_use.try_shared()
+            with explained(self.root, f"locking {kind} {key[:12]}"):
+                in_use.try_shared()
         return open_writer(self.backend, kind, key, in_use)
 
     def put(
@@ -265,7 +267,7 @@ class Store(Catalogue):
         for name in (kind, FORMERLY.get(kind)):
             if name is not None:
                 key = key_of(name, inputs)
-                if self.backend.exists(f"{entry_path(name, key)}/{file}"):
+                if all(self.backend.exists(f"{entry_path(name, key)}/{each}") for each in {ENTRY, file}):
                     return name, key
         return None
 
@@ -297,8 +299,9 @@ def _backend_at(root: str | os.PathLike[str] | None) -> Backend:
 
         return connect_to(text)
     path = Path(os.path.realpath(os.path.expanduser(text)))
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"{path} is a file.", "Give a folder for the store.")
+    with explained(path, "opening it", "read"):
+        if path.exists() and not path.is_dir():
+            raise StoreError(f"{path} is a file.", "Give a folder for the store.")
     return LocalBackend(path)
 
 

@@ -19,7 +19,7 @@ from .commit import Commit, commits_digest, sign
 from .entry import Entry
 from .header import Header, check_metadata, read_header, read_seal, zarr_metadata
 from .keys import plain
-from .layout import COMPLETE, ENTRY, FORMAT, Shard, Stored, commit_path, entry_path
+from .layout import COMPLETE, ENTRY, FORMAT, Shard, Stored, commit_path
 from .local import TEMPORARY
 from .locks import FileLock
 from .shardfile import encode
@@ -213,10 +213,10 @@ def _shapes(header: Header, names: list[str]) -> str:
     return ", ".join("none" if s is None else f"{list(s.shape)} {s.dtype.name}" for s in specs)
 
 
-def sweep(backend: Backend, kind: str, key: str, alone: bool) -> None:
-    """Delete temporary files that dead writers left; unless `alone`, when other writers may live, only those older than
-    an hour."""
-    for path, _ in list(backend.walk(entry_path(kind, key))):
+def sweep(backend: Backend, folder: str, alone: bool) -> None:
+    """Delete temporary files below a folder that dead writers left; unless `alone`, when other writers may live, only
+    those older than an hour."""
+    for path, _ in list(backend.walk(folder)):
         if path.rpartition("/")[2].startswith(TEMPORARY):
             with contextlib.suppress(FileNotFoundError):
                 if alone or time.time() - backend.used(path) > OLD_TEMPORARY_SECONDS:

@@ -7,6 +7,7 @@ from typing import Any
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
+from .bfloat16 import as_bfloat16
 from .committed import Committed
 from .layout import DATA
 
@@ -41,6 +42,7 @@ class CommittedStore(Store):
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         data = self.entry.metadata(f"{DATA}/{key}")
         if data is not None:
+            data = as_bfloat16(data)
             start, stop = _bounds(len(data), byte_range)
             return prototype.buffer.from_bytes(data[start:stop])
         found = self._chunk(key)

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from tests import cases
-from whence.attrib import CurvatureMethod, Damping, Method, Sketch, build_index, methods
+from whence.attrib import CurvatureMethod, Damping, Method, methods
+from whence.attrib.index import Sketch, build_index
 from whence.attrib.merge import Basis, factors_of, merge, moment_sums, square_sums, subtract
 from whence.attrib.method import CheckpointMethod
 from whence.attrib.methods.source import Segment

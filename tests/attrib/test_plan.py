@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from tests import cases
-from whence.attrib import make_plan
 from whence.attrib.memory import fit_bytes
-from whence.attrib.plan import Plan, duration, model_operations, padded_positions, refuse, rotated_operations
+from whence.attrib.plan import Plan, duration, make_plan, model_operations, padded_positions, refuse, rotated_operations
 from whence.cache import Examples, LanguageModelling, ResourceError, Store, TrainedModel, find_sites
 
 

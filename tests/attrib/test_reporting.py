@@ -1,5 +1,6 @@
 """The influence report: escaped, self-contained, complete, and the same after being stored."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 import xarray
 
-from whence.attrib import report, shown_passages
+from whence.attrib import report
 from whence.attrib.reporting import Report, Table
+from whence.attrib.show import shown_passages
 from whence.cache import DataError, ResourceError
 from whence.corpora import Corpus, Vocabulary, digits
 from whence.corpora.corpus import query_examples, ragged, stable_ids
@@ -121,6 +123,32 @@ def test_a_token_shows_the_influence_of_predicting_it() -> None:
     shown = report(scores, docs, tokens=tokens).queries[0]["helping"][0]
     assert [k for k, nats in enumerate(shown["token_nats"]) if nats] == [3]
     assert shown["one_token"]
+
+
+def test_queries_carry_their_log_probability_and_what_is_impossible() -> None:
+    docs = corpus()
+    scores = scores_of(docs)
+    marks = scores.sum("site").values > 0.2
+    scores = scores.assign_coords(logprob=("query", [-0.2, -3.5]), impossible=(("query", "train"), marks))
+    page = report(scores.assign_attrs(warning="1 change is impossible"), docs)
+    assert [q["logprob"] for q in page.queries] == [-0.2, -3.5]
+    assert [p["impossible"] for p in page.queries[0]["helping"]] == [True] + [False] * 7
+    html = page.html()
+    assert "1 change is impossible" in html
+    assert ">impossible</span>" in html
+    assert f"<code>{docs.train.ids[3]}</code>" in html  # whole, so that it can be copied
+    assert '"warning": "1 change is impossible"' in page.to_json()
+
+
+def test_a_report_of_an_earlier_version_is_drawn() -> None:
+    _, page = built()
+    stored = json.loads(page.to_json())
+    del stored["warning"]
+    for query in stored["queries"]:
+        del query["logprob"]
+        for passage in [*query["helping"], *query["hindering"]]:
+            del passage["impossible"]
+    assert "log-probability -" not in Report.from_json(json.dumps(stored)).html()
 
 
 def test_it_survives_being_stored() -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from tests.pages import HOSTILE, Tags, harmless
 from whence import attrib
-from whence.attrib import influences, plot_sites, plot_tail, token_map
+from whence.attrib.show import influences, plot_sites, plot_tail, token_map
 from whence.cache import DataError, Examples
 
 
@@ -17,7 +17,9 @@ from whence.cache import DataError, Examples
 def docs() -> SimpleNamespace:
     ids = [np.arange(3), np.arange(3), np.arange(2)]
     train = Examples.of({"input_ids": ids})
-    train = Examples(train.columns, np.array([7, 8, 9]), {"title": ["a", HOSTILE, "c"], "text": ["x", HOSTILE, "z"]})
+    train = Examples(
+        train.columns, np.array([7, 8, 12345678]), {"title": ["a", HOSTILE, "c"], "text": ["x", HOSTILE, "z"]}
+    )
     queries = Examples({"input_ids": ids[:1]}, np.array([5]), {"prompt": [HOSTILE], "completion": ["yes"]})
     words = SimpleNamespace(pieces=lambda row: [("one", " two", HOSTILE)[i] for i in row])
     return SimpleNamespace(train=train, queries=queries, vocabulary=words)
@@ -26,14 +28,14 @@ def docs() -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def scores() -> xarray.DataArray:
     values = np.array([[[0.1, 0.3], [0.5, 0.5], [-1.0, 0.5]]])
-    coords = {"query": [5], "train": [7, 8, 9], "site": ["up", "down"]}
+    coords = {"query": [5], "train": [7, 8, 12345678], "site": ["up", "down"]}
     return xarray.DataArray(values, dims=("query", "train", "site"), coords=coords, attrs={"units": "nats"})
 
 
 def test_influences_are_in_order(scores, docs) -> None:
     shown = influences(scores, docs, top=2, bottom=1)
     rows = [line.split()[:3] for line in str(shown).splitlines()[2:]]
-    assert rows == [["1", "1", "8"], ["2", "0.4", "7"], ["3", "-0.5", "9"]]
+    assert rows == [["1", "1", "8"], ["2", "0.4", "7"], ["3", "-0.5", "12345678"]]
     harmless(shown.html)
     # a passage that is among the best and the worst is shown once
     assert len(str(influences(scores, docs)).splitlines()) == 5

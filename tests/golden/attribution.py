@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from whence.attrib import ActivationMeasurement, Damping, Direction, Sketch, build_index, find_heads, load
+from whence.attrib import ActivationMeasurement, Damping, Direction, load
 from whence.attrib import methods as m
+from whence.attrib.index import Sketch, build_index
 from whence.attrib.merge import Basis, factors_of, merge, moment_sums, square_sums
 from whence.attrib.methods.ekfac import Bases
+from whence.attrib.scoring.heads import find_heads
 from whence.cache import (
     SGD,
     Classification,

@@ -1,12 +1,14 @@
 """What was frozen, and how something new is held against it."""
 
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import nn
 
 from whence.cache import Store
 
@@ -96,3 +98,13 @@ def vectors(name: str, frozen: Frozen) -> bool:
     if frozen.kind == "factors":
         return frozen.inputs.get("stage") == "bases" or name.endswith(("/qa", "/qs"))
     return name == "stored rows" and frozen.inputs.get("sketch", {}).get("kind") == "rank"
+
+
+def former_forward(model: nn.Module) -> str:
+    """What stood for the forward pass in a model's fingerprint when the keys were frozen: classes and printed settings,
+    so that all else in them can be compared."""
+    lines = []
+    for name, module in model.named_modules():
+        printed = re.sub(r"\b0x[0-9a-fA-F]+", "", module.extra_repr())
+        lines.append(f"{name}:{type(module).__name__}({printed})")
+    return "\n".join(lines)

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from whence.cache import Store
+from whence.cache.model import fingerprint, forward
 from whence.cache.store.keys import key_of
 from whence.cache.store.layout import FORMERLY, KINDS
 from whence.cache.store.maintenance import verify
@@ -54,6 +55,14 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update(flag, before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fingerprints_as_frozen() -> Iterator[None]:
+    """A model's fingerprint says more of its forward pass now. With what it said then, every key is the frozen one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fingerprint, "forward_of", frozen.former_forward)
+        yield
+
+
 @pytest.fixture(scope="module")
 def today(tmp_path_factory: pytest.TempPathFactory) -> Today:
     return Today(tmp_path_factory.mktemp("today"))
@@ -62,6 +71,15 @@ def today(tmp_path_factory: pytest.TempPathFactory) -> Today:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return frozen.unpack(tmp_path_factory.mktemp("written"))
+
+
+def test_an_entry_of_a_former_fingerprint_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was computed from another forward pass with the same weights cannot be excluded, so it is computed again."""
+    monkeypatch.setattr(fingerprint, "forward_of", forward.forward_of)
+    store, name = frozen.unpack(tmp_path), "attrib/identity/scores"
+    assert store.has(FROZEN[name].kind, FROZEN[name].inputs)
+    assert ARTEFACTS[name](store).key != FROZEN[name].key
+    assert "built" in {event.what for event in store.events}
 
 
 def test_everything_is_frozen() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from tests.unlearn import cases
 from whence.cache import Classification, DataError, Examples, LanguageModelling, ModelError, TrainedModel, UsageError
+from whence.cache.errors import Interrupted
 from whence.cache.retrain.recipe import SGD, AdamW
 from whence.unlearn import audit
 from whence.unlearn.datamodels import Influence, exact, ridge
@@ -274,3 +275,9 @@ def test_attack_curves_start_where_the_model_is():
         audit.quantisation_curve(both, text, (1,))
     with pytest.raises(UsageError, match="tokens to continue"):
         audit.extraction(both, text)
+
+
+def test_a_signal_that_a_library_swallowed_stops_the_next_step(monkeypatch):
+    monkeypatch.setattr("whence.unlearn.loop.stop_if_signalled", lambda: (_ for _ in ()).throw(Interrupted("x", "y")))
+    with pytest.raises(Interrupted):
+        run(FineTune(), cases.request())

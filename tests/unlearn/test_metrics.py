@@ -8,8 +8,10 @@ from whence.cache import DataError, UsageError
 from whence.unlearn.attacks import attack_by_logistic, membership, u_lira
 from whence.unlearn.metrics import (
     KLoM,
+    accuracy,
     advise,
     bins_for,
+    checked,
     energy_distance,
     noise_floor,
     two_sample_test,
@@ -127,7 +129,7 @@ def test_u_lira_is_half_for_oracles_and_more_for_traces(seed):
     oracle, other = normal(seed, 2, 40, 200)
     assert abs(u_lira(other, oracle).accuracy - 0.5) < 0.05
     assert u_lira(other + 2, oracle).accuracy > 0.75
-    with pytest.raises(DataError, match="too few to fit"):
+    with pytest.raises(DataError, match="too few to compare"):
         u_lira(other[:3], oracle)
 
 
@@ -139,3 +141,37 @@ def test_membership_is_chance_without_memory():
     known = generator.normal(size=(4, 200, 3)) + 4 * np.eye(3)[y]
     assert membership(known, unseen, y, y).each["loss"] > 0.9
     assert attack_by_logistic(np.zeros(50) + generator.normal(size=50) * 0.1, np.ones(50)) > 0.9
+
+
+@pytest.mark.parametrize("compare", [KLoM(bins=4), KLoM(bins=4).summary, energy_distance, two_sample_test, u_lira])
+def test_what_no_distance_can_compare_is_refused(compare):
+    one, other = normal(0, 2, 10, 3)
+    compare(one, other[:9])  # ensembles of unequal size
+    broken = one.copy()
+    broken[2, 1] = np.inf
+    for first, second, message in (
+        (broken, other, "NaN or infinite"),
+        (one[:1], other, "1 models are too few"),
+        (one[:, :0], other[:, :0], r"not \[models, points\]"),
+    ):
+        with pytest.raises(DataError, match=message):
+            compare(first, second)
+
+
+def test_other_shapes_and_points_cannot_be_compared():
+    one, other = normal(0, 2, 10, 3)
+    with pytest.raises(DataError, match="Outputs at 3 points"):
+        checked(one, other[:, :2], 2)
+    with pytest.raises(DataError, match=r"not \[models, points\]"):
+        checked(one[0], other[0], 2)
+
+
+@pytest.mark.parametrize("y", [[0, 1, 3], [0, -1, 2], [0.0, 1.0, 2.0], [0, 1]])
+def test_labels_that_are_no_class_are_refused(y):
+    logits = np.zeros((2, 3, 3), np.float32)
+    with pytest.raises(DataError, match=r"labels|Labels"):
+        membership(logits, logits, np.array(y), np.arange(3))
+    with pytest.raises(DataError, match=r"labels|Labels"):
+        accuracy(logits, np.array(y))
+    with pytest.raises(DataError, match="2 models cannot be compared with those of 1"):
+        membership(logits, logits[:1], np.arange(3), np.arange(3))

@@ -1,22 +1,27 @@
 """`whence attrib ...` from the command line, on a tiny model and a few biographies."""
 
+import csv
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import xarray
 
 import whence.inputs
 from whence.cache import LanguageModelling, TrainedModel
 from whence.cli import main
-from whence.commands._shared import read_bytes, read_seconds
+from whence.commands._queries import lists, lists_text, top_of
+from whence.commands._shared import Loaded, plain, read_bytes, read_seconds
 
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path, request):
     model, corpus = request.getfixturevalue("loaded")
     monkeypatch.setattr(whence.inputs, "load_model", lambda name, store, quiet=False: (model, corpus.vocabulary))
-    monkeypatch.setattr(whence.inputs, "load_data", lambda name, vocabulary: corpus)
+    monkeypatch.setattr(whence.inputs, "load_data", lambda name, vocabulary=None, **_: corpus)
     monkeypatch.setenv("WHENCE_CACHE", str(tmp_path))
 
 
@@ -186,10 +191,52 @@ def test_wrong_usage(capsys, tmp_path) -> None:
     lines = tmp_path / "queries.jsonl"
     lines.write_text('{"prompt": "a", "completion": " b"}\n\n{"prompt": "c"}\n')
     assert main(["attrib", "score", "--queries", str(lines), "--quiet"]) == 1
-    assert "row 2" in capsys.readouterr().err
+    assert "line 3" in capsys.readouterr().err
     assert main(["attrib", "score", "--queries", str(tmp_path / "none.jsonl"), "--quiet"]) == 2
     assert "There is no file" in capsys.readouterr().err
     lines.write_text('{"prompt": "a", "completion": " b"}\n')
     assert facts_of(capsys, "score", "--queries", str(lines), "--top", "1")["queries"][0]["asked"] == "a [b]"
     assert [read_bytes(t) for t in ("4GB", "1.5 MiB", "10", "1e9", None)] == [4 * 10**9, 1_500_000, 10, 10**9, None]
     assert [read_seconds(t, "--older-than") for t in ("30d", "1.5 h", None)] == [30 * 86400, 5400, None]
+
+
+def test_results_carry_ids_titles_texts_and_documents(capsys, tmp_path, loaded, monkeypatch) -> None:
+    _, corpus = loaded
+    about = {**corpus.train.about, "document": [f"file-{n % 12}" for n in range(24)]}
+    named = replace(corpus, train=replace(corpus.train, about=about))
+    monkeypatch.setattr(whence.inputs, "load_data", lambda name, vocabulary=None, **_: named)
+    out = tmp_path / "scores.csv"
+    found = facts_of(capsys, "score", "--top", "2", "--out", str(out))["queries"][0]
+    text, document = dict(zip(corpus.train.ids, about["text"])), dict(zip(corpus.train.ids, about["document"]))
+    for line in found["helpful"] + found["harmful"]:
+        assert (line["text"], line["document"]) == (text[line["id"]][:80], document[line["id"]])
+        assert line["title"]
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["document"] for row in rows} == set(about["document"])
+    assert all(row["text"] == text[int(row["train"])][:80] and row["title"] for row in rows)
+    groups = facts_of(capsys, "score", "--group-by", "document", "--top", "99")["queries"]
+    assert {line["id"] for line in groups[0]["groups"]} == set(about["document"])
+    assert all(groups[n]["asked"].startswith(corpus.queries.about["prompt"][n]) for n in range(2))
+    assert main(["attrib", "score", "--quiet", "--top", "1"]) == 0
+    best = found["helpful"][0]
+    assert f"{best['id']}  ({best['document']})" in capsys.readouterr().out
+    assert main(["attrib", "score", "--quiet", "--only-top", "--out", str(out)]) == 2
+
+
+def test_probabilities_and_impossible_predictions_are_shown(loaded) -> None:
+    _, corpus = loaded
+    values = np.array([[0.5, -3.0, 0.1], [0.0, 0.2, 0.3]])
+    coords = {"query": corpus.queries.ids, "train": corpus.train.ids[:3], "logprob": ("query", [-0.25, -2.0])}
+    marks = xarray.DataArray(values, dims=("query", "train"), coords=coords)
+    marks = marks.assign_coords(impossible=(("query", "train"), values > 0.4))
+    entries = lists(Loaded(SimpleNamespace(train=corpus.train), corpus), corpus.queries, top_of(marks, 2), marks)
+    assert [entry["logprob"] for entry in entries] == [-0.25, -2.0]
+    assert [line.get("impossible") for line in entries[0]["helpful"]] == [True, None]
+    text = lists_text(entries)
+    assert text.count("IMPOSSIBLE") == 1
+    assert "(log-probability -0.25 nats)" in text
+
+
+def test_numbers_that_are_not_finite_are_null_in_json() -> None:
+    assert plain({"a": [float("nan"), 1.0], "b": (float("inf"),)}) == {"a": [None, 1.0], "b": [None]}

@@ -35,7 +35,7 @@ def test_influence_splits_by_atom_and_the_parts_add_up(parts) -> None:
     whole = factors.score(queries, per_site=True).sel(site=SITE)
     np.testing.assert_allclose(by_atom.sum("atom").values, whole.values, atol=1e-5 * np.abs(whole.values).max())
     assert len(by_atom["atom"]) > 10
-    assert set(by_atom["atom"].values) >= {attrib.RESIDUAL, attrib.CONSTANT}
+    assert set(by_atom["atom"].values) >= {by_atom.attrs["residual"], by_atom.attrs["constant"]}
 
 
 def test_the_gradient_of_an_atom_s_mean_activation_is_a_difference(parts) -> None:

@@ -35,7 +35,7 @@ def loaded():
 def _tiny(monkeypatch, tmp_path, loaded):
     model, corpus = loaded
     monkeypatch.setattr(whence.inputs, "load_model", lambda name, store, quiet=False: (model, corpus.vocabulary))
-    monkeypatch.setattr(whence.inputs, "load_data", lambda name, vocabulary=None: corpus)
+    monkeypatch.setattr(whence.inputs, "load_data", lambda name, vocabulary=None, **_: corpus)
     monkeypatch.setenv("WHENCE_CACHE", str(tmp_path))
 
 

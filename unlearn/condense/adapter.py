@@ -13,7 +13,7 @@ from .condensed import Condensed
 from .condensing import condense
 from .evaluate import Accuracies, evaluate
 from .pool import Pool
-from .selection import by_influence, select
+from .selection import select
 from .settings import Settings
 from .training import Training
 
@@ -22,16 +22,30 @@ if TYPE_CHECKING:
 
 
 def condensed_retain(
-    request: UnlearningRequest, settings: Settings, seed: int = 0, store: Store | None = None
+    request: UnlearningRequest,
+    settings: Settings,
+    seed: int = 0,
+    store: Store | None = None,
+    *,
+    device: str | None = None,
+    layout: str | None = None,
 ) -> UnlearningRequest:
     """The same request with its kept data condensed: methods see `per_class` synthetic examples per class and the
     forget set, and no other example. Nothing of the forget set goes into them.
+
+    Args:
+        request: with real kept data.
+        settings: of the condensation.
+        seed: of the condensation.
+        store: see `condense`.
+        device: see `condense`.
+        layout: of images, see `Pool.of`.
 
     Raises UsageError if the request's kept data are replaced already; and what `condense` raises.
     """
     if request.retain is not None:
         raise UsageError("The kept data of this request are replaced already.", "Condense those of the plain request.")
-    (small,) = condense(Pool.of(request.kept), settings, (seed,), store, quiet=True)
+    (small,) = condense(Pool.of(request.kept, layout=layout), settings, (seed,), store, device=device, quiet=True)
     return replace(request, retain=small.examples)
 
 
@@ -55,7 +69,7 @@ def at_equal_size(
     sets: dict[str, Sequence[Condensed | Pool]] = {
         "random": [select(pool, "random", size, seed) for seed in seeds],
         "herding": [select(pool, "herding", size)],
-        "influence": [by_influence(pool, scores, size)],
+        "influence": [select(pool, "influence", size, scores=scores)],
         settings.method: list(condense(pool, settings, tuple(seeds), store, quiet=True)),
     }
     return {

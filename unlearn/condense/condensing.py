@@ -4,7 +4,6 @@ pixel step diverges."""
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +15,9 @@ from whence.cache.errors import Interrupted, NumericalError, UsageError
 from whence.cache.jobs.progress import bar, say
 from whence.cache.jobs.signals import SignalWatch, watch_signals
 
+from .axes import on
 from .condensed import Condensed
+from .networks import check_network
 from .outer import Rates, State, labels_of, parts_of, program, start
 from .pool import Pool, Reals
 from .settings import Settings
@@ -71,6 +72,7 @@ def condense(
     seeds: Sequence[int] = (0,),
     store: Store | None = None,
     *,
+    device: str | None = None,
     checkpoint: int = 100,
     quiet: bool = False,
 ) -> tuple[Condensed, ...]:
@@ -82,12 +84,13 @@ def condense(
         seeds: one set each.
         store: keeps a checkpoint every `checkpoint` outer steps, every minute, if a signal stops the run, and at the
             end; a run with the same settings, data and seeds resumes from the last one, also if only `outer` is larger.
+        device: "cpu", "cuda", "cuda:1"; JAX's default if None.
         checkpoint: outer steps.
         quiet: show no progress bar.
 
-    Raises DataError if a class has too few examples, ModelError if the network does not fit the data, UsageError for
-    equal seeds, and Diverged if a pixel step becomes non-finite: the sets of the last good step are in it, and in the
-    store.
+    Raises DataError if a class has too few examples, ModelError if the network does not fit the data or mixes the
+    examples of a batch, UsageError for equal seeds or a device that is not there, and Diverged if a pixel step becomes
+    non-finite: the sets of the last good step are in it, and in the store.
 
     >>> (small,) = condense(pool, Settings("dcc", MLP((8,)), per_class=1, outer=2, augment=()), quiet=True)
     >>> small.x.shape, small.y.tolist()
@@ -95,43 +98,35 @@ def condense(
     """
     if checkpoint < 1 or not len(seeds) or len(set(seeds)) != len(seeds):
         raise UsageError("Seeds must differ and checkpoints be a step or more apart.", "Give at least one seed.")
-    settings.check(pool)
+    pool.check(settings.per_class)
     job = Job(settings, pool, tuple(int(seed) for seed in seeds))
-    jax.eval_shape(lambda key: settings.network.init(key, pool.shape, pool.classes), jax.random.key(0))
-    begun = [start(settings, pool, seed) for seed in job.seeds]
-    ids = [np.full(pool.classes * settings.per_class, -1) if i is None else i.reshape(-1) for _, i in begun]
-    fresh = Progress(_stack([state for state, _ in begun]), 0, np.zeros((0, len(begun)), np.float32))
-    began, at = time.perf_counter(), _resume(job, fresh, store)
-    what = f"condensing ({settings.method})"
-    with watch_signals() as stop, bar(total=settings.outer, done=at.done, desc=what, unit="loop", quiet=quiet) as shown:
+    with on(device), watch_signals() as stop:
+        check_network(settings.network, pool.shape, pool.classes)
+        begun = [start(settings, pool, seed) for seed in job.seeds]
+        ids = [np.full(pool.classes * settings.per_class, -1) if i is None else i.reshape(-1) for _, i in begun]
+        began, at = time.perf_counter(), _resume(job, _stack([state for state, _ in begun]), store)
         parts, reals = jnp.asarray(parts_of(settings, pool)), pool.reals()
         keys = jnp.stack([jax.random.key(seed) for seed in job.seeds])
         count, kept = 1, time.perf_counter()
-        try:
-            while at.done < settings.outer:
-                upto = min(settings.outer, (at.done // checkpoint + 1) * checkpoint)
-                count, clock = min(count, upto - at.done, MOST_AT_ONCE), time.perf_counter()
-                at = _advance(job, at, parts, reals, keys, count, ids, store, stop)
-                shown.update(count)
-                shown.set_postfix(loss=f"{at.losses[-1].mean():.4g}", refresh=False)
-                if time.perf_counter() - clock < CHUNK_SECONDS:
-                    count *= 2
-                if at.done == upto or time.perf_counter() - kept > KEEP_SECONDS:
-                    _keep(job, at, store, stop)
-                    kept = time.perf_counter()
-        except Interrupted:
-            _keep(job, at, store, stop)
-            raise
-    return _results(job, at, ids, time.perf_counter() - began)
-
-
-def recondense(
-    condensed: Condensed, pool: Pool, without: Any, settings: Settings, store: Store | None = None, **options: Any
-) -> Condensed:
-    """The same condensation of a pool without some examples (their ids): what has been deleted had no effect on it,
-    not even on the start. Only the seed of the former set is used."""
-    (new,) = condense(pool.without(without), settings, (int(condensed.about["seed"]),), store, **options)
-    return replace(new, about={**new.about, "without": np.atleast_1d(without).tolist()})
+        what = f"condensing ({settings.method})"
+        with bar(total=settings.outer, done=at.done, desc=what, unit="loop", quiet=quiet) as shown:
+            try:
+                while at.done < settings.outer:
+                    stop.check()
+                    upto = min(settings.outer, (at.done // checkpoint + 1) * checkpoint)
+                    count, clock = min(count, upto - at.done, MOST_AT_ONCE), time.perf_counter()
+                    at = _advance(job, at, parts, reals, keys, count, ids, store, stop)
+                    shown.update(count)
+                    shown.set_postfix(loss=f"{at.losses[-1].mean():.4g}", refresh=False)
+                    if time.perf_counter() - clock < CHUNK_SECONDS:
+                        count *= 2
+                    if at.done == upto or time.perf_counter() - kept > KEEP_SECONDS:
+                        _keep(job, at, store, stop)
+                        kept = time.perf_counter()
+            except Interrupted:
+                _keep(job, at, store, stop)
+                raise
+        return _results(job, at, ids, time.perf_counter() - began)
 
 
 def _advance(
@@ -164,15 +159,14 @@ def _advance(
     )
 
 
-def _resume(job: Job, fresh: Progress, store: Store | None) -> Progress:
+def _resume(job: Job, fresh: State, store: Store | None) -> Progress:
     """The furthest checkpoint that the store has, else the start."""
     last = job.settings.outer
-    steps = range(last, 0, -1)
-    found = next((step for step in steps if store is not None and store.has(KIND, job.inputs(step))), 0)
+    found = next((s for s in range(last, 0, -1) if store is not None and store.has(KIND, job.inputs(s))), 0)
     if store is None or not found:
-        return fresh
+        return Progress(fresh, 0, np.zeros((0, len(job.seeds)), np.float32))
     entry = store.open(KIND, job.inputs(found))
-    leaves, shape = jax.tree.flatten(fresh.states)
+    leaves, shape = jax.tree.flatten(fresh)
     kept = [jnp.asarray(entry.read(f"state{number}")) for number in range(len(leaves))]
     if found < last:
         say(f"Resuming from outer step {found} of {last}.")
@@ -203,8 +197,10 @@ def _results(job: Job, at: Progress, ids: list[np.ndarray], seconds: float) -> t
             "seconds": round(seconds, 2),
             "seconds_shared_by": len(job.seeds),
         }
+        if pool.removed:
+            about["without"] = list(pool.removed)
         x = np.asarray(own["x"]).reshape(-1, *pool.shape)
-        sets.append(Condensed(x, labels, pool.scaling, at.losses[:, number], ids[number].astype(np.int64), about))
+        sets.append(Condensed(x, labels, pool.scaling, at.losses[:, number], ids[number], about))
     return tuple(sets)
 
 

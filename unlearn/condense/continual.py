@@ -6,19 +6,20 @@ or condensed. Protocol after Zhao et al. 2021 (SVHN, MNIST, USPS) and Castro et 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from whence.cache.errors import DataError
 from whence.cache.jobs.progress import progress
 
+from .condensed import Condensed
 from .condensing import condense
-from .networks import Network
+from .networks import Network, check_network
 from .pool import Pool
 from .selection import select
 from .settings import Settings
@@ -27,8 +28,8 @@ from .training import Training, accuracy, fit
 if TYPE_CHECKING:
     import xarray
 
-# (task's training data, seed) -> the examples kept of it, [k ...], and their labels over all classes
-Memory: TypeAlias = Callable[[Pool, int], tuple[np.ndarray, np.ndarray]]
+# (task's training data, seed) -> what is kept of it, None for nothing
+Memory: TypeAlias = Callable[[Pool, int], Condensed | Pool | None]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Task:
     train: Pool
     test: Pool
     classes: tuple[int, ...]
+
+    def numbered(self, given: Condensed | Pool) -> Int[np.ndarray, " n"]:
+        """The labels of this task's data, among all tasks' classes."""
+        return np.asarray(self.classes)[given.y]
 
 
 def by_class(train: Pool, test: Pool, groups: Sequence[Sequence[int]]) -> list[Task]:
@@ -56,22 +61,12 @@ def by_domain(domains: Mapping[str, tuple[Pool, Pool]]) -> list[Task]:
 
 def chosen(rule: str, per_class: int) -> Memory:
     """A memory of real examples: random, herding or k-centre."""
-
-    def keep(pool: Pool, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        kept = select(pool, rule, per_class, seed)
-        return kept.x, kept.y
-
-    return keep
+    return lambda pool, seed: select(pool, rule, per_class, seed)
 
 
 def condensed(settings: Settings) -> Memory:
     """A synthetic memory."""
-
-    def keep(pool: Pool, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        (small,) = condense(pool, settings, (seed,), quiet=True)
-        return small.x, small.y
-
-    return keep
+    return lambda pool, seed: condense(pool, settings, (seed,), quiet=True)[0]
 
 
 def run(
@@ -94,6 +89,7 @@ def run(
     shapes = {task.train.shape for task in tasks} | {task.test.shape for task in tasks}
     if len(shapes) != 1:
         raise DataError(f"Tasks of different shapes: {sorted(shapes)}.", "Bring all to one shape.")
+    check_network(network, tasks[0].train.shape, 1 + max(c for task in tasks for c in task.classes))
     jobs = [(m, s) for m in memories for s in seeds]
     cells = [
         _one(tasks, memories[name], network, training, seed, share)
@@ -119,29 +115,24 @@ def _one(
 ) -> Float[np.ndarray, "t t"]:
     total = 1 + max(c for task in tasks for c in task.classes)
     params = jax.jit(lambda key: network.init(key, tasks[0].train.shape, total))(jax.random.key(seed))
-    kept_x = np.zeros((0, *tasks[0].train.shape), np.float32)
-    kept_y = np.zeros(0, np.int64)
+    kept_x, kept_y = tasks[0].train.x[:0], np.zeros(0, np.int64)
     out = np.full((len(tasks), len(tasks)), np.nan)
     for now, task in enumerate(tasks):
-        x, y = task.train.x, np.asarray(task.classes)[task.train.y]
+        x, y = task.train.x, task.numbered(task.train)
         if len(kept_x):
             # the memory is repeated until it has its share of the examples
             times = max(1, round(share / (1 - share) * len(x) / len(kept_x)))
             x, y = np.concatenate([x, *[kept_x] * times]), np.concatenate([y, *[kept_y] * times])
-        labels = np.eye(total, dtype=np.float32)[y]
-        params = _onwards(network, training, params, seed * 1000 + now, x, labels)
-        for before in range(now + 1):
-            given = tasks[before]
-            truth = jnp.asarray(np.asarray(given.classes)[given.test.y])
-            out[now, before] = 100.0 * float(_tested(network, params, jnp.asarray(given.test.x), truth))
-        new_x, new_y = memory(task.train, seed)
-        kept_x = np.concatenate([kept_x, new_x])
-        kept_y = np.concatenate([kept_y, np.asarray(task.classes)[new_y]])
+        key, labels = jax.random.key(seed * 1000 + now), jnp.eye(total)[y]
+        params = _fit(network, params, key, jnp.asarray(x), labels, training)
+        for before, given in enumerate(tasks[: now + 1]):
+            out[now, before] = 100.0 * float(
+                _tested(network, params, jnp.asarray(given.test.x), given.numbered(given.test))
+            )
+        kept = memory(task.train, seed)
+        if kept is not None:
+            kept_x, kept_y = np.concatenate([kept_x, kept.x]), np.concatenate([kept_y, task.numbered(kept)])
     return out
-
-
-def _onwards(network: Network, training: Training, params: dict, seed: int, x: np.ndarray, labels: np.ndarray) -> dict:
-    return _fit(network, params, jax.random.key(seed), jnp.asarray(x), jnp.asarray(labels), training)
 
 
 _fit = jax.jit(fit, static_argnums=(0, 5))
@@ -150,7 +141,6 @@ _tested = jax.jit(accuracy, static_argnums=(0,))
 
 def _only(pool: Pool, group: Sequence[int]) -> Pool:
     """The examples of some classes, numbered within the group."""
-    rows = np.flatnonzero(np.isin(pool.y, group))
-    place = {c: number for number, c in enumerate(group)}
-    y = np.array([place[int(c)] for c in pool.y[rows]])
-    return Pool(pool.x[rows], y, len(group), pool.ids[rows], pool.scaling, f"{pool.fingerprint}:{list(group)}")
+    kept = pool.select(np.isin(pool.y, group))
+    y = np.array([list(group).index(c) for c in kept.y])
+    return replace(kept, y=y, classes=len(group), fingerprint=f"{pool.fingerprint}:{list(group)}")

@@ -6,21 +6,20 @@ number of passes, whatever synthesised the set.
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from whence.cache.errors import DataError
+from whence.cache.errors import DataError, UsageError
 from whence.cache.jobs.progress import progress
 
-from .axes import each
+from .axes import each, on
 from .condensed import Condensed
-from .networks import Network
+from .networks import Network, check_network
 from .pool import Pool
-from .settings import describe
 from .training import Training, accuracy, fit
 
 if TYPE_CHECKING:
@@ -55,57 +54,76 @@ class Accuracies(NamedTuple):
         return f"{self.mean:.1f} ± {self.std:.1f} [{low:.1f}, {high:.1f}]"
 
 
+@overload
 def evaluate(
-    sets: "Sequence[Condensed | Pool]",
+    sets: "Sequence[Condensed | Pool] | Condensed | Pool", test: Pool, network: Network, training: Training = ...,
+    networks: int = ..., seed: int = ..., *, device: str | None = ..., quiet: bool = ...,
+) -> Accuracies: ...  # fmt: skip
+@overload
+def evaluate(
+    sets: "Mapping[str, Sequence[Condensed | Pool]]", test: Pool, network: Mapping[str, Network],
+    training: Training = ..., networks: int = ..., seed: int = ..., *, device: str | None = ..., quiet: bool = ...,
+) -> "xarray.DataArray": ...  # fmt: skip
+def evaluate(
+    sets: Any,
     test: Pool,
-    network: Network,
+    network: Any,
     training: Training = Training(),
     networks: int = 20,
     seed: int = 0,
     *,
+    device: str | None = None,
     quiet: bool = True,
-) -> Accuracies:
+) -> Any:
     """Train `networks` networks from scratch on each set and test them.
 
     Args:
-        sets: condensed sets, or pools of real examples.
+        sets: condensed sets, or pools of real examples; with several architectures, name -> sets.
         test: scaled as the training data were (`Pool.of(..., scaling=)`).
-        network, training: what is trained, and how.
+        network: what is trained; name -> network to compare several architectures.
+        training: how.
         networks: trained on each set.
         seed: of their initial weights.
+        device: "cpu", "cuda", "cuda:1"; JAX's default if None.
         quiet: show no progress bar.
 
-    Raises DataError if a set and the test data differ in shape, classes or scaling.
+    Returns Accuracies; with names, the mean accuracy of every named set with every named network, a DataArray
+    [set, network] in percent whose attribute `std` has the standard deviations in the same order.
+
+    Raises DataError if a set and the test data differ in shape, classes or scaling, ModelError if the network mixes
+    the examples of a batch, UsageError if there is no set or no network.
 
     >>> found = evaluate([select(pool, "random", 2)], pool, MLP((8,)), Training(epochs=5), networks=3)
     >>> found.values.shape  # percent, [sets, networks]
     (1, 3)
     """
+    if isinstance(sets, Mapping):
+        return _table(sets, test, network, training, networks, seed, device=device, quiet=quiet)
+    sets = [sets] if isinstance(sets, (Condensed, Pool)) else list(sets)
+    if not sets or networks < 1:
+        raise UsageError(f"{networks} networks on {len(sets)} sets give no accuracy.", "Give one or more of each.")
     rows = []
-    for number, given in enumerate(progress(sets, desc="evaluating", unit="set", quiet=quiet)):
-        _same(given, test)
-        x, labels = jnp.asarray(given.x), jnp.asarray(given.labels)
-        keys = jax.random.split(jax.random.key(seed * 1000 + number), networks)
-        rows.append(100.0 * np.asarray(_program(network, training)(keys, x, labels, test.x, test.y)))
+    with on(device):
+        check_network(network, test.shape, test.classes)
+        for number, given in enumerate(progress(sets, desc="evaluating", unit="set", quiet=quiet)):
+            _same(given, test)
+            x, labels = jnp.asarray(given.x), jnp.asarray(given.labels)
+            keys = jax.random.split(jax.random.key(seed * 1000 + number), networks)
+            rows.append(100.0 * np.asarray(_program(network, training)(keys, x, labels, test.x, test.y)))
     return Accuracies(np.stack(rows))
 
 
-def cross_architecture(
+def _table(
     sets: "Mapping[str, Sequence[Condensed | Pool]]",
     test: Pool,
     networks: Mapping[str, Network],
-    training: Training = Training(),
-    count: int = 5,
-    *,
-    quiet: bool = True,
+    *how: Any,
+    **options: Any,
 ) -> "xarray.DataArray":
-    """Mean test accuracy of every named set with every named network: [set, network], percent; the standard
-    deviation is its attribute `std`, a list of lists in the same order."""
     import xarray as xr
 
     table = [
-        [evaluate(given, test, network, training, count, quiet=quiet) for network in networks.values()]
-        for given in sets.values()
+        [evaluate(given, test, network, *how, **options) for network in networks.values()] for given in sets.values()
     ]
     return xr.DataArray(
         [[cell.mean for cell in row] for row in table],
@@ -115,8 +133,8 @@ def cross_architecture(
         attrs={
             "unit": "percent",
             "std": [[round(cell.std, 3) for cell in row] for row in table],
-            "networks": [describe(network) for network in networks.values()],
-            "training": str(training),
+            "networks": [repr(network) for network in networks.values()],
+            "training": str(how[0]),
         },
     )
 

@@ -49,11 +49,11 @@ def distance(a: Params, b: Params) -> Float[Array, ""]:
     for name in a:
         if a[name].ndim > 1:
             dot = jnp.sum(a[name] * b[name], 0)
-            total += jnp.sum(1.0 - dot / (_norm(a[name]) * _norm(b[name]) + 1e-6))
+            total += jnp.sum(1.0 - dot / (output_norm(a[name]) * output_norm(b[name]) + 1e-6))
     return total
 
 
-def _norm(weight: Float[Array, "i o"]) -> Float[Array, " o"]:
+def output_norm(weight: Float[Array, "i o"]) -> Float[Array, " o"]:
     return jnp.sqrt(jnp.sum(jnp.square(weight), 0) + 1e-12)
 
 

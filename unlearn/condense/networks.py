@@ -182,6 +182,25 @@ class ResNet(_Headed):
         return x.mean((1, 2))
 
 
+def check_network(network: Network, shape: tuple[int, ...], classes: int) -> None:
+    """Raises ModelError if the network does not fit the data, or if an example's logits depend on its batch (batch
+    statistics): padding and blocks would then change results, and a batch of one example has no statistics."""
+
+    def probe(key: Array) -> Array:
+        params, x = network.init(key, shape, classes), jax.random.normal(key, (3, *shape))
+        return jnp.stack([network(params, x)[0], network(params, x[:1])[0]])
+
+    if type(network).__module__ == __name__:
+        jax.eval_shape(probe, jax.random.key(0))
+        return
+    together, alone = jax.jit(probe)(jax.random.key(0))
+    if not jnp.allclose(together, alone, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise ModelError(
+            f"The logits that {network!r} gives an example depend on the other examples of its batch.",
+            "Normalise each example by itself (instance, group or layer normalisation), not over the batch.",
+        )
+
+
 def network(name: str) -> Network:
     """A network by name: mlp, mlp-64-64, convnet, convnet-3-32 (depth, width), convnet-2-16-none (norm), lenet,
     resnet. Raises UsageError for any other.

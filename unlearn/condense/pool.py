@@ -4,16 +4,17 @@ Every class has a row of example numbers, padded to the largest class; a draw is
 repetition, and examples that a small class does not have weigh zero.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from whence.cache import Entry, Examples
-from whence.cache.errors import DataError
+from whence.cache.errors import DataError, UsageError
+from whence.cache.jobs.progress import say
 
 
 class Reals(NamedTuple):
@@ -24,13 +25,14 @@ class Reals(NamedTuple):
     counts: Int[Array, " c"]
 
 
-LAYOUTS = ("vectors", "grey", "channels last", "channels first")
+LAYOUTS = ("vectors", "grey", "nhwc", "nchw")
+AXES = {"vectors": 2, "grey": 3, "nhwc": 4, "nchw": 4}
 
 
 class Scaling(NamedTuple):
     """From the data's own units and layout to (x - mean) / spread with channels last, and back.
 
-    mean, spread: over the last axis (channels of images, features of vectors).
+    mean, spread: over the last axis (channels of images, features of vectors). layout: one of `LAYOUTS`.
     """
 
     mean: np.ndarray
@@ -38,19 +40,20 @@ class Scaling(NamedTuple):
     layout: str
 
     @staticmethod
-    def of(x: np.ndarray) -> "Scaling":
-        """The scaling after which every channel or feature has mean 0 and spread 1; constant ones stay as they are.
-        Raises DataError for what is neither vectors nor images."""
-        layout = _layout(x)
+    def of(x: np.ndarray, layout: str | None = None) -> "Scaling":
+        """The scaling after which every channel or feature has mean 0 and spread 1; constant ones keep their values.
+        Raises DataError for what is neither vectors nor images, and for images whose layout is unclear."""
+        layout = _layout(x, layout)
         x = _channels_last(x, layout)
         axes = tuple(range(x.ndim - 1))
         mean, spread = x.mean(axes, dtype=np.float64), x.std(axes, dtype=np.float64)
         return Scaling(mean, np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, 1.0), layout)
 
     def apply(self, x: np.ndarray) -> Float[np.ndarray, "n ..."]:
-        if _layout(x) != self.layout:
+        if x.ndim != AXES[self.layout] or _channels_last(x, self.layout).shape[-1] != np.size(self.mean):
             raise DataError(
-                f"Examples of shape {list(x.shape[1:])} ({_layout(x)}) where {self.layout} are expected.",
+                f"Examples of shape {list(x.shape[1:])} where {self.layout} of {np.size(self.mean)} channels or "
+                "features are expected.",
                 "Give all data the same layout.",
             )
         return ((_channels_last(x, self.layout) - self.mean) / self.spread).astype(np.float32)
@@ -59,14 +62,15 @@ class Scaling(NamedTuple):
         x = (x * self.spread + self.mean).astype(np.float32)
         if self.layout == "grey":
             return x[..., 0]
-        return np.ascontiguousarray(np.moveaxis(x, -1, 1)) if self.layout == "channels first" else x
+        return np.ascontiguousarray(np.moveaxis(x, -1, 1)) if self.layout == "nchw" else x
 
 
 @dataclass(frozen=True, eq=False)
 class Pool:
     """Labelled examples ready to condense.
 
-    x: scaled, [n h w channels] or [n d] float32; y: class numbers; classes: how many; ids: of the examples.
+    x: scaled, [n h w channels] or [n d] float32; y: class numbers; classes: how many; ids: of the examples; removed:
+    ids of examples that were left out (`without`).
 
     >>> pool = Pool.of((np.random.default_rng(0).normal(size=(30, 5)), np.arange(30) % 3))
     >>> pool.x.shape, pool.classes
@@ -76,32 +80,45 @@ class Pool:
     x: Float[np.ndarray, "n ..."]
     y: Int[np.ndarray, " n"]
     classes: int
-    ids: Int[np.ndarray, " n"]
+    ids: Shaped[np.ndarray, " n"]
     scaling: Scaling
     fingerprint: str
+    removed: tuple[Any, ...] = ()
 
     @staticmethod
-    def of(data: Any, classes: int | None = None, scaling: Scaling | None = None) -> "Pool":
+    def of(
+        data: Any, classes: int | None = None, scaling: Scaling | None = None, *, layout: str | None = None
+    ) -> "Pool":
         """From Examples with columns x and y, or (x, y) arrays.
 
-        x: [n d] vectors, [n h w] grey images, [n h w channels] or [n channels h w] images (channels: the axis that
-            is 1 or 3 long; the last one when both are). uint8 or float.
-        scaling: of another pool (test data take that of the training data); their own unless given.
-        Raises DataError for NaN, for labels that are no class or outside 0..classes-1, and for a class without
-        examples.
+        Args:
+            data: x is [n d] vectors, [n h w] grey images, or [n h w channels] or [n channels h w] images, of numbers;
+                y is one class number per example.
+            classes: how many there are. If it is given, a class may lack examples (in test data, for instance).
+            scaling: of another pool (test data take that of the training data); their own unless given.
+            layout: "nhwc" or "nchw", where the channels are. If it is not given, the axis that is 1 or 3 long is
+                taken, and a line says so.
+
+        Raises DataError for NaN, for labels that are no class or outside 0..classes-1, for a class without examples
+        if `classes` is not given, and for images in which both or neither of the axes can be the channels.
         """
         examples = Examples.of(data)
         for name in ("x", "y"):
             if not isinstance(examples.columns.get(name), np.ndarray):
                 raise DataError(f"Condensation needs a column {name!r} with one row an example.", "Give x and y.")
-        x, y = np.asarray(examples.columns["x"]), np.asarray(examples.columns["y"])
-        _check(x, y, classes)
+        x = _numbers(np.asarray(examples.columns["x"]), examples.ids)
+        y = _class_numbers(np.asarray(examples.columns["y"]), examples.ids, classes)
+        if scaling is None:
+            scaling = Scaling.of(x, layout)
+            if layout is None and x.ndim > 2:
+                say(f"Images of shape {list(x.shape)} are taken as {scaling.layout}.")
+        elif layout not in (None, scaling.layout):
+            raise DataError(f"Layout {layout!r} with a scaling for {scaling.layout}.", "Give the data in that layout.")
         classes = int(y.max()) + 1 if classes is None else classes
-        scaling = Scaling.of(x) if scaling is None else scaling
-        return Pool(scaling.apply(x), y.astype(np.int64), classes, examples.ids, scaling, examples.fingerprint)
+        return Pool(scaling.apply(x), y, classes, examples.ids, scaling, examples.fingerprint)
 
     @staticmethod
-    def of_activations(entry: Entry, y: Any, array: str | None = None, classes: int | None = None) -> "Pool":
+    def of_activations(entry: Entry, y: Any, *, array: str | None = None, classes: int | None = None) -> "Pool":
         """From stored activations: one label for every row of the entry's (first) two-axis array."""
         wide = [name for name, spec in entry.arrays.items() if len(spec.shape) == 2]
         if array is None and not wide:
@@ -130,18 +147,32 @@ class Pool:
         return np.bincount(self.y, minlength=self.classes)
 
     def select(self, rows: Any) -> "Pool":
-        """Some of the examples, in the same scaling. Raises DataError if a class has no example left."""
-        rows = np.arange(len(self))[rows]
-        chosen = Examples({"x": self.x[rows], "y": self.y[rows]}, self.ids[rows])
-        _check(chosen.columns["x"], chosen.columns["y"], self.classes)  # type: ignore[arg-type]
-        return Pool(self.x[rows], self.y[rows], self.classes, self.ids[rows], self.scaling, chosen.fingerprint)
+        """The examples at these row numbers (or at which a mask is true), in the same scaling. Raises DataError if
+        none is left."""
+        return self._of(self._examples.select(rows))
 
     def without(self, ids: Any) -> "Pool":
         """All but the examples with these ids. Raises DataError for an id that is not here."""
-        unknown = np.setdiff1d(np.atleast_1d(ids), self.ids)
-        if len(unknown):
-            raise DataError(f"No example has id {unknown[:3].tolist()}.", "Use the ids of this data set.")
-        return self.select(~np.isin(self.ids, ids))
+        kept = self._of(self._examples.without(ids))
+        return replace(kept, removed=(*self.removed, *self.ids[~np.isin(self.ids, kept.ids)].tolist()))
+
+    @property
+    def _examples(self) -> Examples:
+        return Examples({"x": self.x, "y": self.y}, self.ids)
+
+    def _of(self, kept: Examples) -> "Pool":
+        if not len(kept):
+            raise DataError("No example is left.", "Keep at least one.")
+        return replace(self, x=kept.columns["x"], y=kept.columns["y"], ids=kept.ids, fingerprint=kept.fingerprint)
+
+    def check(self, per_class: int) -> None:
+        """Raises DataError if a class has fewer examples than this."""
+        few = int(self.counts.argmin())
+        if self.counts[few] < per_class:
+            raise DataError(
+                f"{per_class} examples per class are wanted, and class {few} has {self.counts[few]}.",
+                "Use fewer, or leave that class out.",
+            )
 
     def reals(self) -> Reals:
         rows = [np.flatnonzero(self.y == c) for c in range(self.classes)]
@@ -164,43 +195,67 @@ def draw(
     return jnp.take_along_axis(rows, at, 1), jnp.where(best >= 0, 1.0 / drawn, 0.0)
 
 
-def _layout(x: np.ndarray) -> str:
-    if x.ndim == 2:
-        return "vectors"
-    if x.ndim == 3:
-        return "grey"
+def _layout(x: np.ndarray, layout: str | None) -> str:
+    """Which layout the examples are in. Where both or neither of the axes can be the channels, it must be given."""
+    if layout not in (None, "nhwc", "nchw"):
+        raise UsageError(f"{layout!r} is no layout.", 'Use layout="nhwc" or "nchw".')
+    if x.ndim in (2, 3) and layout is None:
+        return "vectors" if x.ndim == 2 else "grey"
     if x.ndim != 4:
-        raise DataError(f"Examples of shape {list(x.shape[1:])} are no images or vectors.", "Give [n d] or [n h w c].")
-    return "channels first" if x.shape[-1] not in (1, 3) and x.shape[1] in (1, 3) else "channels last"
+        raise DataError(
+            f"Examples of shape {list(x.shape[1:])} are no images or vectors"
+            + (f" in layout {layout}." if layout else "."),
+            "Give [n d], [n h w], [n h w c] or [n c h w]; a layout only for the last two.",
+        )
+    first, last = (x.shape[axis] in (1, 3) for axis in (1, 3))
+    if layout is None and first == last:
+        raise DataError(
+            f"Images of shape {list(x.shape)} may have their channels in the second or in the last axis.",
+            'Give layout="nchw" (channels second) or layout="nhwc" (channels last).',
+        )
+    return layout or ("nchw" if first else "nhwc")
 
 
 def _channels_last(x: np.ndarray, layout: str) -> np.ndarray:
     if layout == "grey":
         return x[..., None]
-    return np.moveaxis(x, 1, -1) if layout == "channels first" else x
+    return np.moveaxis(x, 1, -1) if layout == "nchw" else x
 
 
-def _check(x: np.ndarray, y: np.ndarray, classes: int | None) -> None:
-    if not len(y):
-        raise DataError("There are no examples to condense.", "Give at least one per class.")
-    if x.dtype.kind not in "uif":
+def _numbers(x: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The examples. Raises DataError if there are none, if they are no numbers, or if some are not finite."""
+    if not x.size:
+        raise DataError(f"Data of shape {list(x.shape)} have no examples to condense.", "Give at least one per class.")
+    if x.dtype.kind not in "uifb":
         raise DataError(f"Examples of type {x.dtype} are no numbers.", "Give uint8 or float.")
-    broken = ~np.isfinite(x.reshape(len(x), -1)).all(1) if x.dtype.kind == "f" else np.zeros(len(x), bool)
+    broken = ~np.isfinite(x).reshape(len(x), -1).all(1)
     if broken.any():
         raise DataError(
-            f"{int(broken.sum())} of {len(x)} examples hold NaN or infinity, the first is row "
-            f"{int(np.flatnonzero(broken)[0])}.",
+            f"{int(broken.sum())} of {len(x)} examples have NaN or infinity, for instance those with ids "
+            f"{ids[broken][:3].tolist()}.",
             "Remove or repair them.",
         )
-    if y.ndim != 1 or y.dtype.kind not in "ui":
-        raise DataError(f"Labels of shape {list(y.shape)} and type {y.dtype} are no classes.", "Give one integer each.")
-    top = int(y.max()) + 1 if classes is None else classes
-    wrong = (y < 0) | (y >= top)
+    return x
+
+
+def _class_numbers(y: np.ndarray, ids: np.ndarray, classes: int | None) -> Int[np.ndarray, " n"]:
+    """The labels as int64. Raises DataError for labels that are not 0 to `classes` - 1, or have gaps if it is None."""
+    if y.ndim != 1 or y.dtype.kind not in "uib":
+        cure = "Use y.argmax(1) of one-hot rows, y[:, 0] of a column, y.astype(int) of whole numbers in floats."
+        raise DataError(f"Labels of shape {list(y.shape)} and type {y.dtype} are no classes.", cure)
+    found = np.unique(y)
+    wrong = y < 0 if classes is None else (y < 0) | (y >= classes)
     if wrong.any():
+        where = "below 0" if classes is None else f"outside 0 to {classes - 1}"
         raise DataError(
-            f"{int(wrong.sum())} labels lie outside 0 to {top - 1}, for instance {int(y[wrong][0])}.",
+            f"{int(wrong.sum())} labels lie {where}, for instance {y[wrong][:3].tolist()} of the examples with ids "
+            f"{ids[wrong][:3].tolist()}.",
             "Number the classes from 0, and give `classes` when there are more.",
         )
-    empty = np.flatnonzero(np.bincount(y, minlength=top) == 0)
-    if len(empty):
-        raise DataError(f"Class {int(empty[0])} has no example.", "Number the classes from 0 without gaps.")
+    gaps = np.flatnonzero(found != np.arange(len(found)))
+    if classes is None and len(gaps):
+        raise DataError(
+            f"Class {int(gaps[0])} has no example, and the largest label is {found[-1]}.",
+            "Number the classes from 0 without gaps, or give `classes`, as for test data that lack one.",
+        )
+    return y.astype(np.int64)

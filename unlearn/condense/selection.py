@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from whence.cache.errors import DataError, UsageError, did_you_mean
 
 from .pool import Pool
-from .settings import Settings
 
 if TYPE_CHECKING:
     import xarray
@@ -40,9 +39,14 @@ def centre_rows(features: Float[np.ndarray, "n f"], count: int, rng: np.random.G
     chosen = [int(np.square(features - features.mean(0)).sum(1).argmin())]
     nearest = np.square(features - features[chosen[0]]).sum(1)
     while len(chosen) < count:
+        nearest[chosen[-1]] = -1.0  # equal examples are at distance 0, and none is taken twice
         chosen.append(int(nearest.argmax()))
         nearest = np.minimum(nearest, np.square(features - features[chosen[-1]]).sum(1))
     return np.array(chosen)
+
+
+def highest_rows(scores: Float[np.ndarray, "n 1"], count: int, rng: np.random.Generator) -> Int[np.ndarray, " k"]:
+    return np.argsort(-scores[:, 0], kind="stable")[:count]
 
 
 RULES: dict[str, Callable[..., Int[np.ndarray, " k"]]] = {
@@ -51,40 +55,48 @@ RULES: dict[str, Callable[..., Int[np.ndarray, " k"]]] = {
 
 
 def select(
-    pool: Pool, rule: str, per_class: int, seed: int = 0, features: Float[np.ndarray, "n f"] | None = None
+    pool: Pool,
+    rule: str,
+    per_class: int,
+    seed: int = 0,
+    *,
+    features: Float[np.ndarray, "n f"] | None = None,
+    scores: "xarray.DataArray | None" = None,
 ) -> Pool:
-    """`per_class` examples of every class, chosen by random, herding or k-centre.
+    """`per_class` examples of every class.
 
-    features: what distances are measured in (a trained network's, say); the scaled examples unless given.
-    Raises DataError if a class has fewer, UsageError for an unknown rule.
+    Args:
+        pool: what to choose from.
+        rule: random, herding, k-centre, or influence (the highest mean score over queries).
+        per_class: how many.
+        seed: of the random rule.
+        features: what distances are measured in (a trained network's, say); the scaled examples by default.
+        scores: [query, train] with ids, of at least this pool's examples; of queries that nothing is reported on.
+
+    Raises DataError if a class has fewer, if an example has no score, or if features do not fit the pool, UsageError
+    for an unknown rule.
 
     >>> select(pool, "herding", per_class=2).y.tolist()
     [0, 0, 1, 1, 2, 2]
     """
-    if rule not in RULES:
-        raise UsageError(f"{rule!r} is no way to select.", did_you_mean(rule, RULES, "Use one of"))
-    Settings(per_class=per_class).check(pool)
+    if rule not in (*RULES, "influence"):
+        raise UsageError(f"{rule!r} is no way to select.", did_you_mean(rule, (*RULES, "influence"), "Use one of"))
+    if (rule == "influence") != (scores is not None):
+        raise UsageError("Influence, and it alone, needs scores.", 'Use select(pool, "influence", k, scores=scores).')
+    pool.check(per_class)
     flat = pool.x.reshape(len(pool), -1) if features is None else np.asarray(features)
-    rng, rows = np.random.default_rng([seed, 1]), []
+    if len(flat) != len(pool) or not np.isfinite(flat).all():
+        raise DataError(
+            f"Features of shape {list(flat.shape)} for {len(pool)} examples.", "Give one finite row an example."
+        )
+    if scores is not None:
+        mean = dict(zip(scores["train"].values.tolist(), scores.values.mean(0).tolist()))
+        unknown = [i for i in pool.ids.tolist() if i not in mean]
+        if unknown:
+            raise DataError(f"Example {unknown[0]} has no score.", "Score every example that may be chosen.")
+        flat = np.array([[mean[i]] for i in pool.ids.tolist()])
+    choose, rng, rows = RULES.get(rule, highest_rows), np.random.default_rng([seed, 1]), []
     for c in range(pool.classes):
         mine = np.flatnonzero(pool.y == c)
-        rows.append(mine[RULES[rule](flat[mine], per_class, rng)])
-    return pool.select(np.concatenate(rows))
-
-
-def by_influence(pool: Pool, scores: "xarray.DataArray", per_class: int) -> Pool:
-    """The `per_class` examples of every class with the highest mean influence over queries (attribution-led selection).
-
-    scores: [query, train] with ids, of at least this pool's examples; queries that nothing is reported on.
-    Raises DataError if an example has no score or a class has fewer.
-    """
-    Settings(per_class=per_class).check(pool)
-    mean = dict(zip(scores["train"].values.tolist(), scores.values.mean(0).tolist()))
-    unknown = [i for i in pool.ids.tolist() if i not in mean]
-    if unknown:
-        raise DataError(f"Example {unknown[0]} has no score.", "Score every example that may be chosen.")
-    values, rows = np.array([mean[i] for i in pool.ids.tolist()]), []
-    for c in range(pool.classes):
-        mine = np.flatnonzero(pool.y == c)
-        rows.append(mine[np.argsort(-values[mine], kind="stable")[:per_class]])
+        rows.append(mine[choose(flat[mine], per_class, rng)])
     return pool.select(np.concatenate(rows))

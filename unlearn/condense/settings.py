@@ -3,12 +3,11 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from whence.cache.errors import DataError, UsageError, did_you_mean
+from whence.cache.errors import UsageError, did_you_mean
 
 from .augment import OPERATIONS, check_operations
 from .methods import METHODS, CondensationMethod
 from .networks import ConvNet, Network
-from .pool import Pool
 from .training import Training
 
 INITS = ("real", "noise", "means")
@@ -96,19 +95,5 @@ class Settings:
         epochs = published if self.epochs is None else self.epochs
         return Training(epochs, self.lr_network, 0.0, 0.0, self.batch, drop=False)
 
-    def check(self, pool: Pool) -> None:
-        """Raises DataError if a class has fewer examples than are to be synthesised."""
-        few = int(pool.counts.argmin())
-        if pool.counts[few] < self.per_class:
-            raise DataError(
-                f"{self.per_class} examples per class are wanted, and class {few} has {pool.counts[few]}.",
-                "Use fewer, or leave that class out.",
-            )
-
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"network": describe(self.network)}
-
-
-def describe(network: Network) -> str:
-    """The network's settings in one line, for keys and cards."""
-    return repr(network)
+        return asdict(self) | {"network": repr(self.network)}

@@ -54,6 +54,9 @@ class Training:
         return optax.chain(*chain, optax.sgd(rate, self.momentum or None))
 
 
+SHORT = Training(epochs=10, lr=0.01, momentum=0.0, weight_decay=0.0, drop=False)  # for analyses of a set
+
+
 def fit(
     network: Network,
     params: Params,

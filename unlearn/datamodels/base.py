@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from whence.cache import DataError, Examples, UsageError, statistics
-from whence.cache.retrain.retrained import Retrained
+from whence.cache.retrain.retrained import Retrained, member_rows
 from whence.cache.statistics import LDS
 
 
@@ -64,7 +64,8 @@ class Pilot:
         """From the logits of models that saw everything [e p c] and a bank of oracles for this forget set."""
         checked = oracles.oracles(forget)
         after = checked["logits"][:, oracles.at_points(points.ids)]
-        return Pilot(np.asarray(forget, np.int64), points, after.mean(0) - before.mean(0))
+        ids = oracles.train_ids[member_rows(oracles.train_ids, forget)]
+        return Pilot(ids, points, after.mean(0) - before.mean(0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,10 @@ class Calibrated:
         return self.chosen.cost
 
     def predict_delta(self, forget: np.ndarray, points: Examples) -> np.ndarray:
-        shared = np.intersect1d(np.asarray(forget), self.used)
+        forget = np.asarray(forget)
+        if forget.dtype == bool:
+            raise DataError("A calibrated datamodel knows ids only.", "Give ids in place of a mask.")
+        shared = np.intersect1d(forget, self.used)
         if len(shared):
             raise DataError(
                 f"{len(shared)} examples of this forget set were used to calibrate the datamodel.",

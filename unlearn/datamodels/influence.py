@@ -67,7 +67,8 @@ class Influence:
     def removal(self, forget: np.ndarray) -> "Removal":
         """The prediction for one forget set, at any points. Raises NumericalError if its step is not finite."""
         trained = self.inverse.trained
-        examples = trained.train.select(member_rows(trained.train.ids, forget))
+        chosen = member_rows(trained.train.ids, forget)
+        examples = trained.train.select(chosen)
         gradient = forget_gradient(trained, examples, self.inverse.names)
         right = {name: g / len(trained.train) for name, g in gradient.items()}
         step = self.inverse(right)
@@ -79,7 +80,7 @@ class Influence:
                 "The inverse curvature of the forget set's gradient is not finite.",
                 "Raise the damping, or use fewer group terms.",
             )
-        return Removal(self, np.sort(np.asarray(forget, np.int64)), step)
+        return Removal(self, chosen, step)
 
     def step(self, forget: np.ndarray) -> dict[str, Tensor]:
         """Predicted change of the parameters when the forget set is left out (before `scale`)."""
@@ -92,7 +93,11 @@ class Influence:
 
 @dataclass(frozen=True, eq=False)
 class Removal:
-    """An influence datamodel for one forget set. step: predicted change of the parameters (before `scale`)."""
+    """An influence datamodel for one forget set.
+
+    forget: bool [n], the rows of the training examples in it. step: predicted change of the parameters (before
+    `scale`).
+    """
 
     influence: Influence
     forget: np.ndarray
@@ -107,9 +112,10 @@ class Removal:
 
     def predict_delta(self, forget: np.ndarray, points: Examples) -> Float[np.ndarray, "p ..."]:
         """As for `Influence`. Raises DataError for another forget set."""
-        if not np.array_equal(np.sort(np.asarray(forget, np.int64)), self.forget):
+        trained = self.influence.inverse.trained
+        if not np.array_equal(member_rows(trained.train.ids, forget), self.forget):
             raise DataError("This removal was computed for another forget set.", "Compute one: influence.removal(ids).")
-        return self.influence.scale * jacobian_product(self.influence.inverse.trained, points, self.step)
+        return self.influence.scale * jacobian_product(trained, points, self.step)
 
 
 def jacobian_product(trained: TrainedModel, points: Examples, step: Mapping[str, Tensor]) -> Float[np.ndarray, "p ..."]:

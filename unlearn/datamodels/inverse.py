@@ -19,7 +19,8 @@ from whence.attrib.methods.features import margin_task, random_projection
 from whence.attrib.methods.trak import projected_margins
 from whence.attrib.solvers.gauss_newton import gauss_newton_product
 from whence.cache import DataError, Examples, TrainedModel
-from whence.cache.model.bridge import to_jax, to_torch
+from whence.cache.jobs.signals import stop_if_signalled
+from whence.cache.model.bridge import to_jax, to_numpy, to_torch
 from whence.cache.model.capture import borrowed
 from whence.cache.model.sites import matrices_of, parameters_of
 from whence.cache.model.stateless import named_parameters, stateless
@@ -126,7 +127,7 @@ def projected(trained: TrainedModel, *, width: int = 256, damping: float = 1e-3,
         own = {name: directions[name].to(m) for name, m in matrices.items()}
         sketch = sum(torch.einsum("koi,oi->k", own[name], m) for name, m in matrices.items())
         assert isinstance(sketch, Tensor)
-        solved = torch.as_tensor(np.linalg.solve(moment, sketch.double().cpu().numpy())).to(sketch)
+        solved = torch.as_tensor(np.linalg.solve(moment, to_numpy(sketch.double()))).to(sketch)
         return parameters_of(model, sites, {n: torch.einsum("koi,k->oi", p, solved) for n, p in own.items()})
 
     names = tuple(dict.fromkeys(name for site in sites for _, name in site.parameters))
@@ -149,6 +150,7 @@ def batches(trained: TrainedModel, examples: Examples) -> Iterator[dict[str, Ten
     """All of some examples in blocks of one width, on the model's device."""
     width = int(examples.lengths.max())
     for start in range(0, len(examples), EXAMPLES_AT_ONCE):
+        stop_if_signalled()
         rows = np.arange(start, min(start + EXAMPLES_AT_ONCE, len(examples)))
         yield trained.batch(examples, rows, pad_to=width)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from whence.cache import Task
 from whence.cache.retrain.recipe import AdamW, Optimiser
-from whence.cache.retrain.replicas import PerReplica
+from whence.cache.retrain.replicas import PerReplica, mode
 
 from ..plan import FORWARD, Plan, mean_loss
 from ..request import UnlearningRequest
@@ -53,7 +53,7 @@ class NPO(PairedMethod):
     def plan(self, request: UnlearningRequest) -> Plan:
         pool, models = request.pool, request.models
         rows = pool.rows(FORGET)
-        with torch.no_grad():
+        with mode(models, training=False), torch.no_grad():
             before = models.apply(lambda m, b, extra: request.task.loss(m, b), pool.batch(rows), shared=True)
         table = before.new_zeros(len(models), len(pool))
         table[:, rows] = before

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from whence.cache import DataError
+from whence.cache.model.bridge import to_numpy
 from whence.cache.retrain.retrained import Retrained
 
 from ..plan import Plan, logits_table
@@ -39,7 +40,7 @@ class OracleMatching(UnlearningMethod):
                 "Train as many oracles as models, or match their mean (one_each=False).",
             )
         rows = self.matching.rows(request)
-        ids = request.pool.columns["example_id"][rows].cpu().numpy()
+        ids = to_numpy(request.pool.columns["example_id"][rows])
         logits = oracles.rows("logits", slice(0, count if self.one_each else len(oracles)))
         own = tuple(logits_table(request, request.models.select([0]), np.arange(1)).shape[2:])
         if logits.shape[2:] != own:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from whence.cache import DataError
 from whence.cache.retrain.recipe import AdamW, Optimiser
-from whence.cache.retrain.replicas import PerReplica
+from whence.cache.retrain.replicas import PerReplica, mode
 
 from ..plan import Plan, logits_table, mean_loss
 from ..request import UnlearningRequest
@@ -55,7 +55,8 @@ class SalUn(PairedMethod):
         def loss(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
             return mean_loss(task, model, batch, torch.ones_like(batch["y"], dtype=torch.bool))
 
-        _, gradient = models.gradient(loss, pool.batch(rows), shared=True)
+        with mode(models, training=False):
+            _, gradient = models.gradient(loss, pool.batch(rows), shared=True)
         kept = max(1, round(self.share * gradient.shape[1]))
         threshold = gradient.abs().topk(kept, dim=1).values[:, -1:]
         salient = (gradient.abs() >= threshold).to(gradient.dtype)

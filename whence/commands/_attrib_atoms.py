@@ -35,7 +35,7 @@ def by_atoms(
     order = np.argsort(-scores.values, axis=1, kind="stable")[:, :top]
     chosen = np.unique(order)
     parts = loaded.factors.score(queries, loaded.train.select(chosen), through=dictionary, site=site)
-    entries = lists(loaded, queries, top_of(scores, top, ("helpful",)))
+    entries = lists(loaded, queries, top_of(scores, top, ("helpful",)), scores)
     for row, entry in enumerate(entries):
         mine = parts.values[row][np.searchsorted(chosen, order[row])]
         for line, values in zip(entry["helpful"], mine):
@@ -54,7 +54,7 @@ def strongest(dictionary: "Dictionary", atoms: np.ndarray, values: np.ndarray, t
 
 def described(dictionary: "Dictionary", atom: int) -> str:
     """An atom as text: its token in its context; or the name of a part that is no atom."""
-    from whence.attrib import CONSTANT, RESIDUAL
+    from whence.attrib.scoring.atoms import CONSTANT, RESIDUAL
 
     if atom in (RESIDUAL, CONSTANT):
         return "what no atom explains" if atom == RESIDUAL else "the bias and the centre"

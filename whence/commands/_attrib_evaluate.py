@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from whence.cache import Examples, Store, UsageError
+from whence.options import Count, Device
 
 from ._shared import Dtype, ModelOptions, Printed, Stored
 
@@ -33,7 +34,7 @@ class Evaluate(Stored, Printed):
     """The tests that the scores are put to."""
     methods: tuple[str, ...] = ("identity", "ekfac", "cg")
     """Names of methods; "all" for every one that applies."""
-    subsets: int = 48
+    subsets: Count = 48
     """Subsets to retrain on, for lds and leave-out."""
     scores: str | None = None
     """Key of pairwise scores in the store, evaluated with --bank."""
@@ -41,7 +42,7 @@ class Evaluate(Stored, Printed):
     """Key of a bank in the store that measured the queries, in the order of the scores."""
     curve: Path | None = None
     """Folder for the curves of mislabelled examples."""
-    device: str | None = None
+    device: Device | None = None
     """The device of the models: cpu, cuda, cuda:1."""
     dtype: Dtype | None = None
     """Type of the model's parameters in attribution; float32 by default."""
@@ -111,9 +112,9 @@ class Probe(ModelOptions, Printed):
     """The properties to measure."""
     sites: tuple[str, ...] = ("*.mlp.*",)
     """Which linear maps, by glob."""
-    queries: int = 4
+    queries: Count = 4
     """Queries, the first of the data's own."""
-    limit: int = 256
+    limit: Count = 256
     """Training examples, the first of the data's own."""
 
     def run(self) -> None:

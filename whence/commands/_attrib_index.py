@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from whence.cache.errors import UsageError
+from whence.options import Count
 
 from ._attrib_job import Attribution, Job
 from ._queries import QueryOptions, lists, lists_text
@@ -24,11 +25,11 @@ class Compressed:
 
     kind: Literal["rank", "largest", "random"] = "rank"
     """Keep leading singular pairs, the coordinates with the largest expected contribution, or random projections."""
-    width: int = 2048
+    width: Count = 2048
     """Values per example, 16 bits each."""
 
     def build_index(self, loaded: Attribution) -> "Built":
-        from whence.attrib import Sketch, build_index
+        from whence.attrib.index import Sketch, build_index
 
         return build_index(loaded.factors, sketch=Sketch(self.kind, self.width, loaded.job.seed))
 
@@ -87,9 +88,9 @@ class Query(QueryOptions, Compressed, Job, Printed):
         whence attrib query --prompt "The yield expression is used when" --completion " defining a generator" --check
     """
 
-    candidates: int = CANDIDATES
+    candidates: Count = CANDIDATES
     """Found by the index for each query."""
-    top: int = 10
+    top: Count = 10
     """Listed."""
     rerank: bool = True
     """Score the candidates exactly."""

@@ -23,7 +23,7 @@ class Job(MethodOptions, ModelOptions):
     """Leave out examples whose gradients are not finite, after naming them."""
 
     def load(self) -> "Attribution":
-        from whence.attrib import finite_examples
+        from whence.attrib.finite import finite_examples
 
         loaded = self.load_named(self.model, self.sites)
         trained = loaded.trained

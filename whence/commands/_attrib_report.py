@@ -27,7 +27,8 @@ class Report(QueryOptions, Job):
     """Passages shown that lower it."""
 
     def run(self) -> None:
-        from whence.attrib.reporting import coverage, report, shown_passages
+        from whence.attrib.reporting import coverage, report
+        from whence.attrib.show import shown_passages
 
         loaded = self.load()
         queries = self.read_queries(loaded.corpus)

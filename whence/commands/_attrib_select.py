@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from whence.options import Count
+
 from ._attrib_job import Job
 from ._queries import QueryOptions, save_ids
 from ._shared import Printed
@@ -23,7 +25,7 @@ class Select(QueryOptions, Job, Printed):
 
     how: Literal["top", "bids", "dsir"] = "top"
     """The rule."""
-    k: int = 100
+    k: Count = 100
     """How many examples to choose."""
     by: Literal["mean", "max"] = "mean"
     """top: rank by the mean or by the largest influence over the queries."""
@@ -50,7 +52,9 @@ class Select(QueryOptions, Job, Printed):
             ids = top_k(loaded.fitted.score(queries), self.k, self.by)
         if self.out is not None:
             save_ids(self.out, ids)
-        rows = [{"id": int(i), "title": loaded.title(int(i))} for i in ids]
+        rows = [loaded.titled.line(int(i), 0.0) for i in ids]
+        for row in rows:
+            del row["nats"]
         lines = [f"  {row['id']:>10}  {row['title']}" for row in rows[:10]]
         head = f"{len(ids)} of {len(loaded.train)} examples by {self.how}" + (f": {self.out}" if self.out else "")
         more = ["  ..."] if len(rows) > len(lines) else []

@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from whence.options import Count
+
 from ._attrib_job import Attribution, Job
-from ._queries import QueryOptions, entry_of
+from ._queries import QueryOptions, entry_of, line_text
 from ._shared import Printed
 
 HEADS = {
@@ -31,7 +33,7 @@ class Tokens(QueryOptions, Job, Printed):
 
     view: Literal["output", "input", "position"] = "output"
     """The role of a token."""
-    top: int = 3
+    top: Count = 3
     """Examples of each query."""
     strongest: int = 6
     """Tokens listed of each."""
@@ -53,7 +55,7 @@ class Tokens(QueryOptions, Job, Printed):
             docs: Any = replace(loaded.corpus, train=train, queries=query)
             shown = [attrib.token_map(tokens, docs, 0, n) for n in range(len(train))] if self.out else []
             passages = [self._passage(loaded, train, tokens.values[0], n) for n in range(len(train))]
-            entries.append(entry_of(query, 0, passages=passages))
+            entries.append(entry_of(query, 0, best.isel(query=[place]), passages=passages))
             pages += shown
         if self.out is not None:
             whole = pages[0]
@@ -64,7 +66,7 @@ class Tokens(QueryOptions, Job, Printed):
         for entry in entries:
             lines.append(f"\n{entry['asked']}")
             for passage in entry["passages"]:
-                lines.append(f"  {passage['nats']:+.3e}  {passage['id']:>10}  {passage['title']}")
+                lines.append(f"  {line_text(passage)}")
                 lines += [f"      {t['nats']:+.3e}  {t['at']:>4}  {t['token']!r}" for t in passage["tokens"]]
         self.show({"view": self.view, "queries": entries}, "\n".join(lines))
 
@@ -77,5 +79,4 @@ class Tokens(QueryOptions, Job, Printed):
         pieces = loaded.corpus.vocabulary.pieces(ids)  # type: ignore[union-attr]  # a corpus of text
         order = np.argsort(-np.abs(row), kind="stable")[: self.strongest]
         tokens = [{"at": int(t), "token": pieces[t], "nats": float(row[t])} for t in order]
-        identity = int(train.ids[n])
-        return {"id": identity, "title": loaded.title(identity), "nats": float(row.sum()), "tokens": tokens}
+        return {**loaded.titled.line(int(train.ids[n]), float(row.sum())), "tokens": tokens}

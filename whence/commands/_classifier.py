@@ -1,5 +1,6 @@
 """What the commands of bank and unlearn share: the classifier that is retrained, and forget sets by name."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -7,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from whence.cache import Examples, UsageError
+from whence.files import read_text
+from whence.options import Count, Device, Positive, Share
 
 from ._shared import Stored
 
@@ -22,17 +25,17 @@ class ClassifierOptions(Stored):
     """digits, or an .npz with x_train, y_train, x_test and y_test."""
     network: str = "mlp-32"
     """mlp-32, mlp-64-32 (hidden widths) or conv-8-16 (channels)."""
-    share: float = 0.75
+    share: Share = 0.75
     """Share of the training examples in each random subset."""
-    epochs: int = 40
+    epochs: Count = 40
     """Epochs of each training."""
-    batch: int = 50
+    batch: Count = 50
     """Examples per step."""
-    rate: float = 0.02
+    rate: Positive = 0.02
     """Learning rate."""
     optimiser: Literal["sgd", "adamw"] = "sgd"
     """sgd has momentum 0.9."""
-    device: str = "cpu"
+    device: Device = "cpu"
     """The device of the models: cpu, cuda, cuda:1."""
 
     def make_bank(self, keep: str = "logits,margins") -> "Bank":
@@ -47,7 +50,7 @@ class ClassifierOptions(Stored):
 
 def forget_ids(text: str, train: Examples) -> np.ndarray:
     """ids: `random:20`, `random:20:3` (seed), `neighbours:ID:20` (within its class), `class:8:20`, `3,17,29`, or a
-    file with one id per line. Raises UsageError for another text."""
+    file of ids (.txt, .csv, .json). Raises UsageError for another text, and for an id named twice."""
     from whence.unlearn import forget_sets
 
     parts = text.split(":")
@@ -58,11 +61,28 @@ def forget_ids(text: str, train: Examples) -> np.ndarray:
             return forget_sets.neighbours(train, int(parts[1]), int(parts[2]), within="y")
         if parts[0] == "class":
             return forget_sets.class_slice(train, int(parts[1]), int(parts[2]))
-        if Path(text).is_file():
-            return np.array([int(line) for line in Path(text).read_text().split()], np.int64)
-        return np.array([int(i) for i in text.split(",") if i.strip()], np.int64)
+        return listed_ids(text)
     except (ValueError, IndexError, TypeError) as error:
         raise UsageError(
             f"{text!r} names no forget set.",
             "Use random:20, neighbours:17:20, class:8:20, ids such as 3,17,29, or a file of ids.",
         ) from error
+
+
+def listed_ids(text: str) -> np.ndarray:
+    """Ids separated by commas, or a file of them as `whence attrib select --out` writes it. Raises UsageError for what
+    is no id, or is named twice."""
+    path = Path(text)
+    words = re.split(r"[\s,\[\]]+", read_text(path).removeprefix("id\n") if path.is_file() else text)
+    names = [word for word in words if word]
+    wrong = [name for name in names if not re.fullmatch(r"-?[0-9]{1,18}", name)]
+    if wrong or not names:
+        where = f" in {path}" if path.is_file() else ""
+        raise UsageError(
+            f"{wrong[0] if wrong else text!r}{where} names no example.",
+            "Use random:20, neighbours:17:20, class:8:20, ids such as 3,17,29, or a file of ids.",
+        )
+    twice = [name for n, name in enumerate(names) if name in names[:n]]
+    if twice:
+        raise UsageError(f"The id {twice[0]} is named twice.", "Name every example once.")
+    return np.array([int(name) for name in names], np.int64)

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from whence.cache.errors import UsageError
+from whence.options import Count, Signed
 
 from ._decomp_source import Folder, Source, at_site, open_dictionary
 from ._shared import Printed
@@ -60,9 +62,9 @@ class Steer(Source, Printed):
     """The hook point, if the folder does not name it."""
     atom: int = 0
     """Which atom."""
-    strength: float = 6.0
+    strength: Annotated[float, Signed] = 6.0
     """How much of it is added; 0 removes the atom from the activation's code instead."""
-    tokens: int = 24
+    tokens: Count = 24
     """Tokens to generate."""
 
     def run(self) -> None:
@@ -100,7 +102,7 @@ class Edit(Printed):
 
     dictionary: Folder
     """A dictionary's folder."""
-    delete_documents: tuple[int, ...] = ()
+    delete_documents: tuple[Annotated[int, Signed], ...] = ()
     """Documents whose atoms are removed."""
     merge: tuple[Path, ...] = ()
     """Folders of dictionaries whose atoms are added, unless they are there already."""
@@ -110,6 +112,9 @@ class Edit(Printed):
     def run(self) -> None:
         from whence.decomp import save
 
+        twice = [n for n in self.delete_documents if self.delete_documents.count(n) > 1]
+        if twice:
+            raise UsageError(f"The document {twice[0]} is named twice.", "Name every document once.")
         if not self.delete_documents and not self.merge:
             raise UsageError("Nothing to change.", "Give --delete-documents, --merge, or both.")
         edited = open_dictionary(self.dictionary)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from whence.options import Count
+
 from ._decomp_source import ActivationOptions, Folder, figures, open_dictionary, table_text
 from ._shared import Printed
 
@@ -67,9 +69,9 @@ class Match(ActivationOptions, Printed):
     """The layers, in order."""
     checkpoints: bool = False
     """The models are checkpoints of one training."""
-    rows: int = 12000
+    rows: Count = 12000
     """Activations of each layer that are used."""
-    k: int = 8
+    k: Count = 8
     """Pursuit steps."""
     unexplained: float = 0.2
     """Threshold of the dictionaries."""

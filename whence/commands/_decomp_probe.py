@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whence.cache.errors import UsageError
+from whence.options import Count, Share
 
 from ._decomp_source import Folder, Source, at_site, figures, open_codec, table_text
 from ._shared import Printed
@@ -39,11 +40,11 @@ class Probe(Source, Printed):
     """The property of the documents that --classes names values of."""
     at: str = ""
     """The hook point, if the folder does not name it."""
-    atoms: tuple[int, ...] = (1, 5)
+    atoms: tuple[Count, ...] = (1, 5)
     """Numbers of atoms to probe with."""
-    k: int | None = None
+    k: Count | None = None
     """Steps; the dictionary's own by default."""
-    held_out: float = 0.5
+    held_out: Share = 0.5
     """Share of the labelled documents that accuracy is measured on."""
 
     def run(self) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import tyro
 
 from whence.cache.errors import UsageError
+from whence.options import Share
 
 from ._shared import DataOptions, Loaded, ModelOptions
 
@@ -27,7 +28,7 @@ class ActivationOptions(DataOptions):
     """Positions left out, such as 0 if texts begin with a beginning-of-sequence token."""
     skip_tokens: tuple[int, ...] = ()
     """Token ids left out, such as padding."""
-    held_out: float = 0.1
+    held_out: Share = 0.1
     """Share of the documents that evaluation uses; the same ones every time."""
 
     def observed(self, name: str) -> "Observed":

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whence.cache.errors import UsageError, did_you_mean
+from whence.cache.errors import UsageError
 
-from ._settings import with_settings
+from ._settings import registered, with_settings
 
 if TYPE_CHECKING:
     from whence.attrib import Method
@@ -32,13 +32,15 @@ class MethodOptions:
     steps: tuple[int, ...] = ()
     """Optimiser steps up to each checkpoint, for source."""
 
-    def build(self) -> "Method":
-        """The method. Raises UsageError for an unknown method or setting, or for checkpoints that do not match."""
+    def precheck(self) -> type["Method"]:
+        """The class of the method. Raises UsageError for an unknown method or setting."""
         from whence.attrib.methods import METHODS
 
-        kind = METHODS.get(self.method)
-        if kind is None:
-            raise UsageError(f"There is no method {self.method!r}.", did_you_mean(self.method, METHODS, "There are"))
+        return registered(METHODS, self.method, self.set)
+
+    def build(self) -> "Method":
+        """The method. Raises UsageError for an unknown method or setting, or for checkpoints that do not match."""
+        kind = self.precheck()
         own = {field.name: field for field in dataclasses.fields(kind)}
         return with_settings(kind, self.set, self._shared(own) | self._trajectory(own))
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whence.cache.errors import UsageError
+from whence.options import Count
 
-from ._shared import Loaded, title_of
+from ._shared import Loaded, Titled, beginning
 
 if TYPE_CHECKING:
     from whence.cache import Examples
@@ -25,8 +26,8 @@ class QueryOptions:
     completion: str | None = None
     """... and its completion. Begin it with the space that it needs."""
     queries: Path | None = None
-    """A .jsonl or .parquet file with a prompt and a completion per row. By default the data's own queries."""
-    first: int | None = None
+    """A .jsonl, .csv or .parquet file with a prompt and a completion per row. By default the data's own queries."""
+    first: Count | None = None
     """Only the first queries."""
 
     def read_queries(self, corpus: "Corpus") -> "Examples":
@@ -46,65 +47,88 @@ class QueryOptions:
             raise UsageError("These data are not text.", "Use the data's own queries.")
         if self.queries is not None:
             if not self.queries.is_file():
-                raise UsageError(f"There is no file {self.queries}.", "Give a .jsonl or .parquet file.")
+                raise UsageError(f"There is no file {self.queries}.", "Give a .jsonl, .csv or .parquet file.")
             return load_queries(self.queries, corpus.vocabulary)
         if self.prompt is None or self.completion is None:
             raise UsageError("A query has a prompt and a completion.", "Give both --prompt and --completion.")
         return query_examples([self.prompt], [self.completion], corpus.vocabulary)
 
 
-def query_text(queries: "Examples", row: int) -> str:
-    """A query as text: prompt [completion], or its title."""
-    about = queries.about
+def entry_of(queries: "Examples", row: int, scores: Any = None, **found: Any) -> dict[str, Any]:
+    """One query and what was found for it; its log-probability if the scores have it."""
+    about, identity = queries.about, int(queries.ids[row])
     if "prompt" in about and "completion" in about:
-        return f"{about['prompt'][row]} [{str(about['completion'][row]).strip()}]"
-    return title_of(queries, int(queries.ids[row]))
+        asked = f"{about['prompt'][row]} [{str(about['completion'][row]).strip()}]"
+    else:
+        asked = Titled(queries).title(identity)
+    entry: dict[str, Any] = {"query": identity}
+    if "document" in about and about["document"][row] != identity:
+        entry["document"] = about["document"][row]
+    entry["asked"] = asked
+    if scores is not None and "logprob" in scores.coords:
+        entry["logprob"] = float(scores["logprob"].values[row])
+    return entry | found
 
 
-def entry_of(queries: "Examples", row: int, **found: Any) -> dict[str, Any]:
-    """One query and what was found for it."""
-    return {"query": int(queries.ids[row]), "asked": query_text(queries, row), **found}
+def lists(
+    loaded: Loaded, queries: "Examples", best: dict[str, tuple[np.ndarray, ...]], scores: Any = None
+) -> list[dict[str, Any]]:
+    """name -> (ids [q k], values [q k], whether they are impossible [q k] if known) as one entry per query."""
+    entries = []
+    for row in range(len(queries)):
+        found: dict[str, Any] = {}
+        for name, (ids, values, *marks) in best.items():
+            found[name] = []
+            for place, (identity, value) in enumerate(zip(ids[row], values[row])):
+                if np.isfinite(value):
+                    line = loaded.titled.line(int(identity), float(value))
+                    found[name].append(line | ({"impossible": True} if marks and marks[0][row, place] else {}))
+        entries.append(entry_of(queries, row, scores, **found))
+    return entries
 
 
-def lists(loaded: Loaded, queries: "Examples", best: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
-    """name -> (ids [q k], values [q k]) as one entry per query, with titles."""
-    return [
-        entry_of(queries, row, **{
-            name: [
-                {"id": int(i), "title": loaded.title(int(i)), "nats": float(v)}
-                for i, v in zip(ids[row], values[row])
-                if np.isfinite(v)
-            ]
-            for name, (ids, values) in best.items()
-        })
-        for row in range(len(queries))
-    ]  # fmt: skip
-
-
-def top_of(scores: Any, k: int, names: tuple[str, ...] = ("helpful", "harmful")) -> dict[str, Any]:
-    """name -> (ids, values) [q k]: the k largest and smallest scores of each query."""
+def top_of(scores: Any, k: int, names: tuple[str, ...] = ("helpful", "harmful")) -> dict[str, tuple[np.ndarray, ...]]:
+    """name -> (ids, values, marks if there are any) [q k]: the k largest and smallest scores of each query."""
     order = np.argsort(-scores.values, axis=1, kind="stable")
     rows = {"helpful": order[:, :k], "harmful": order[:, ::-1][:, :k]}
-    ids = scores["train"].values
-    return {name: (ids[rows[name]], np.take_along_axis(scores.values, rows[name], 1)) for name in names}
+    arrays = [scores.values, *([scores["impossible"].values] if "impossible" in scores.coords else [])]
+    return {
+        name: (scores["train"].values[rows[name]], *(np.take_along_axis(a, rows[name], 1) for a in arrays))
+        for name in names
+    }
 
 
 def lists_text(entries: list[dict[str, Any]]) -> str:
     """Lists as text: each query, then the examples with the largest and the smallest influence."""
     lines = []
     for entry in entries:
-        lines.append(f"\n{entry['asked']}")
-        for name in (n for n in entry if n not in ("query", "asked")):
+        known = f"  (log-probability {entry['logprob']:+.4g} nats)" if "logprob" in entry else ""
+        lines.append(f"\n{entry['asked']}{known}")
+        for name in (n for n in entry if isinstance(entry[n], list)):
             lines.append(f"  {name}")
             for line in entry[name]:
-                lines.append(f"    {line['nats']:+.3e}  {line['id']:>10}  {line['title']}".rstrip())
-                lines += [f"        {p['nats']:+.3e}  {p['id']:>6}  {p['title']}" for p in line.get("atoms", ())]
+                lines.append(f"    {line_text(line)}")
+                lines += [f"        {line_text(part, 6)}" for part in line.get("atoms", ())]
     return "\n".join(lines)
 
 
-def save_scores(path: Path, scores: Any) -> None:
-    """Write a DataArray as .npz (values, coordinates and attributes), or .csv or .parquet (one row per value)."""
+def line_text(line: dict[str, Any], width: int = 10) -> str:
+    """Value, id (and document), title and the beginning of the text of one example, in one line."""
+    names = [f"{line['id']!s:>{width}}", *([f"({line['document']})"] if "document" in line else [])]
+    said = [beginning(line["title"], 60)]
+    if line.get("text") and not line["text"].startswith(line["title"][:20]):
+        said.append(f"| {beginning(line['text'], 40)}")
+    mark = "  IMPOSSIBLE" if line.get("impossible") else ""
+    return "  ".join([f"{line['nats']:+.3e}", *names, *said]).rstrip() + mark
+
+
+def save_scores(path: Path, scores: Any, titled: Titled) -> None:
+    """Write a DataArray as .npz (values, coordinates and attributes), or .csv or .parquet (one row per value), with the
+    documents, titles and beginnings of the texts of its training examples."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if "train" in scores.dims:
+        new = {name: ("train", values) for name, values in titled.columns(scores["train"].values).items()}
+        scores = scores.assign_coords({name: v for name, v in new.items() if name not in scores.coords})
     table = scores.rename(scores.name or "value")
     if path.suffix == ".npz":
         coords: dict[str, Any] = {str(name): np.asarray(scores[name].values) for name in scores.coords}

@@ -2,11 +2,14 @@
 
 import ast
 import dataclasses
+import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from whence.cache.errors import UsageError, did_you_mean
+
+from ._shared import Printed
 
 
 def with_settings(kind: type, texts: Sequence[str], given: Mapping[str, Any] | None = None) -> Any:
@@ -14,21 +17,43 @@ def with_settings(kind: type, texts: Sequence[str], given: Mapping[str, Any] | N
 
     Raises UsageError for an unknown name, a text without "=", and a field without a value.
     """
+    return kind(**values_of(kind, texts, given or {}))
+
+
+def values_of(kind: type, texts: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of that instance, by name. Raises UsageError likewise."""
     own = {field.name: field for field in dataclasses.fields(kind)}
-    values = dict(given or {})
-    for text in texts:
-        name, equals, value = text.partition("=")
-        name, _, inner = name.strip().replace("-", "_").partition(".")
-        if not equals or name not in own:
-            raise UsageError(
-                f"{called(kind)} has no setting {text!r}.", did_you_mean(name, own, "Give name=value; it has")
-            )
+    values = dict(given)
+    for name, inner, value in split_settings(kind, texts):
         now = values.get(name, _default(own[name]))
         values[name] = _changed(kind, now, inner, value) if inner else _value(value, now, own[name].type)
     missing = [name for name, field in own.items() if name not in values and _default(field) is dataclasses.MISSING]
     if missing:
         raise UsageError(f"{called(kind)} needs a value for {missing[0]!r}.", f"Give --set {missing[0]}=VALUE.")
-    return kind(**values)
+    return values
+
+
+def split_settings(kind: type, texts: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(name, name within it or "", value) of each text. Raises UsageError for an unknown name, or no "="."""
+    own, found = [field.name for field in dataclasses.fields(kind)], []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name, _, inner = name.strip().replace("-", "_").partition(".")
+        if not equals or name not in own:
+            raise UsageError(
+                f"set: {called(kind)} has no setting {text!r}.", did_you_mean(name, own, "Give name=value; it has")
+            )
+        found.append((name, inner, value))
+    return found
+
+
+def registered(registry: Mapping[str, Any], name: str, texts: Sequence[str] = ()) -> type:
+    """The method of a name. Raises UsageError for an unknown name or setting, before anything is computed for it."""
+    if name not in registry:
+        raise UsageError(f"There is no method {name!r}.", did_you_mean(name, registry, "There are"))
+    kind = registry[name] if isinstance(registry[name], type) else type(registry[name])
+    split_settings(kind, texts)
+    return kind
 
 
 def listed(registry: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -48,6 +73,18 @@ def listing(registry: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
         settings = (f"{name}={value}" if value else name for name, value in row["settings"].items())
         lines.append(f"{row['name']}: {' '.join(row['what'].split())}\n    {', '.join(settings)}")
     return rows, "\n".join(lines)
+
+
+def methods_command(kind: str, example: str, module: str) -> type:
+    """The command that lists the METHODS of a package, which is imported when it runs."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Methods(Printed):
+        def run(self) -> None:
+            self.show(*listing(importlib.import_module(module).METHODS))
+
+    Methods.__doc__ = f"List every {kind} method with its settings.\n\nExample:\n\n    {example}\n"
+    return Methods
 
 
 def called(kind: Any) -> str:

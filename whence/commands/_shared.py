@@ -1,13 +1,14 @@
 """What every group of commands shares: common options, the loaded model with its data, sizes, and printed results."""
 
 import json as json_module
-import re
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from whence.cache.errors import UsageError
+from whence.options import AGES, SIZES, Count, Device, Size, Workers, amount
 
 if TYPE_CHECKING:
     from whence.cache import Examples, Store, TrainedModel
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 Precision = Literal["float32", "tf32", "bfloat16"]
-SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,16 @@ class Printed:
 
     def show(self, facts: Any, text: str) -> None:
         """Print the facts as JSON if --json is given, else the text."""
-        print(json_module.dumps(facts, indent=1, default=str) if self.json else text)
+        print(json_module.dumps(plain(facts), indent=1, default=str) if self.json else text)
+
+
+def plain(facts: Any) -> Any:
+    """The same with null for numbers that are not finite, which JSON has not."""
+    if isinstance(facts, dict):
+        return {name: plain(value) for name, value in facts.items()}
+    if isinstance(facts, (list, tuple)):
+        return [plain(value) for value in facts]
+    return None if isinstance(facts, float) and not math.isfinite(facts) else facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +57,25 @@ class DataOptions(Stored):
     """Training data, and where models run."""
 
     data: str = "language-reference"
-    """language-reference, biographies, a .txt, .jsonl or .parquet file, or a hub name."""
-    memory: str | None = None
+    """language-reference, biographies, a .txt, .jsonl, .csv or .parquet file, a folder of such files, or a hub name."""
+    length: Count | None = None
+    """Tokens at which texts are cut: 128, or as many as the model reads if these are fewer, by default."""
+    memory: Size | None = None
     """Most memory to use at once, such as 4GB; half of what is free by default."""
-    positions: int | None = None
+    positions: Count | None = None
     """Positions in a batch; from the memory by default."""
-    device: str | None = None
+    device: Device | None = None
     """The device of the model: cpu, cuda, cuda:1."""
     dtype: Dtype | None = None
     """Type of the model's parameters; as loaded by default."""
-    cluster: str = "inline"
+    cluster: Workers = "inline"
     """inline, local:2, dask:ADDRESS or slurm:FILE."""
     log: Path | None = None
     """Append a line of JSON for every partition that is computed."""
     quiet: bool = False
     """No progress bars."""
+    no_check: bool = False
+    """Do not check the model on a few examples first; results then say that they are unchecked."""
 
     def load_named(self, name: str, sites: tuple[str, ...] = ("*",)) -> "Loaded":
         """A model by name with its data. Raises ModelError, DataError or UsageError when one cannot be loaded."""
@@ -71,16 +83,17 @@ class DataOptions(Stored):
 
         from whence.cache import Classification, LanguageModelling, TrainedModel
         from whence.inputs import load_data, load_model
+        from whence.pretrained import context_of
 
-        store = self.open_store()
+        store, unchecked = self.open_store(), cast(Any, {"check": False} if self.no_check else {})
         model, vocabulary = load_model(name, store, quiet=self.quiet)
-        corpus = load_data(self.data, vocabulary)
+        corpus = load_data(self.data, vocabulary, length=self.length, context=context_of(model))
         trained = TrainedModel(
             model, corpus.train, Classification() if corpus.vocabulary is None else LanguageModelling(),
             sites=list(sites), store=store, device=self.device,
             dtype=None if self.dtype is None else getattr(torch, self.dtype), memory=read_bytes(self.memory),
             positions=self.positions, quiet=self.quiet, cluster=self.cluster,
-            log=None if self.log is None else str(self.log),
+            log=None if self.log is None else str(self.log), **unchecked,
         )  # fmt: skip
         return Loaded(trained, corpus)
 
@@ -109,36 +122,63 @@ class Loaded:
         assert self.trained.store is not None  # a command has one
         return self.trained.store
 
+    @cached_property
+    def titled(self) -> "Titled":
+        """What is known about the training examples."""
+        return Titled(self.train)
+
+
+@dataclass(frozen=True, eq=False)
+class Titled:
+    """What results say about examples: document, title and the beginning of the text, by id."""
+
+    examples: "Examples"
+
+    @cached_property
+    def rows(self) -> dict[int, int]:
+        return {int(i): row for row, i in enumerate(self.examples.ids)}
+
     def title(self, identity: int) -> str:
-        """The title of a training example."""
-        return title_of(self.train, identity)
+        """The title of an example, or the beginning of its text, or its id."""
+        for name in ("title", "text"):
+            if name in self.examples.about:
+                return beginning(self.examples.about[name][self.rows[identity]], 60)
+        return f"example {identity}"
+
+    def line(self, identity: int, nats: float) -> dict[str, Any]:
+        """An example with a value: what a list has of it. `document`, the file's own id, if it is another."""
+        about, row = self.examples.about, self.rows[identity]
+        own = about["document"][row] if "document" in about else identity
+        text = {"text": beginning(about["text"][row], 80)} if "text" in about else {}
+        named = {"document": own} if own != identity else {}
+        return {"id": identity, **named, "title": self.title(identity), **text, "nats": nats}
+
+    def columns(self, ids: Any) -> dict[str, list[str]]:
+        """Document, title and beginning of the text of these ids, where they are known."""
+        about = self.examples.about
+        return {
+            name: [beginning(about[name][self.rows[int(i)]], 80) for i in ids]
+            for name in ("document", "title", "text")
+            if name in about
+        }
 
 
-def title_of(examples: "Examples", identity: int) -> str:
-    """The title of an example, or the beginning of its text, or its id."""
-    row = int(examples.rows_of([identity])[0])
-    for name in ("title", "text"):
-        if name in examples.about:
-            return " ".join(str(examples.about[name][row]).split())[:60]
-    return f"example {identity}"
+def beginning(text: Any, characters: int) -> str:
+    """The beginning of a text, in one line."""
+    return " ".join(str(text)[: 4 * characters].split())[:characters]
 
 
 def read_bytes(text: str | None, option: str = "--memory") -> int | None:
     """4GB, 500 MiB or 1e9 as a number of bytes; None stays None. Raises UsageError for other texts."""
-    if text is None:
-        return None
-    return int(
-        _amount(re.sub(r"i?b$", "", text.strip().lower()), SIZES, f"{option} cannot be {text!r}.", "4GB or 500MB")
-    )
+    found = None if text is None else amount(text, SIZES)
+    if text is not None and found is None:
+        raise UsageError(f"{option} cannot be {text!r}.", "Write it as 4GB or 500MB.")
+    return None if found is None else int(found)
 
 
 def read_seconds(text: str | None, option: str) -> float | None:
     """30d, 12h or 90s as seconds; None stays None. Raises UsageError for other texts."""
-    return None if text is None else _amount(text.lower(), AGES, f"{option} cannot be {text!r}.", "30d or 12h")
-
-
-def _amount(text: str, units: Mapping[str, int], cause: str, examples: str) -> float:
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([a-z]*)\s*", text)
-    if not found or found[2] not in units:
-        raise UsageError(cause, f"Write it as {examples}.")
-    return float(found[1]) * units[found[2]]
+    found = None if text is None else amount(text, AGES)
+    if text is not None and found is None:
+        raise UsageError(f"{option} cannot be {text!r}.", "Write it as 30d or 12h.")
+    return found

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whence.options import Count, Positive
+
 from ._shared import ModelOptions, Printed
 
 if TYPE_CHECKING:
@@ -32,9 +34,9 @@ class Document(ModelOptions, Printed):
     """
 
     document: str
-    """The document to forget: the value of `--column` that its passages share."""
-    column: str = "topic"
-    """The property that names documents: topic or title; for your own files, a column."""
+    """The document to forget: the value of `--column` that its passages share; of your own files, an id."""
+    column: str | None = None
+    """The property that names documents; topic by default, or of your own files `document`: the file's ids."""
     sites: tuple[str, ...] = ("*.mlp.*",)
     """Layers that the prediction moves, by clean name; "*" for every linear map."""
     damping: float = 0.1
@@ -45,18 +47,18 @@ class Document(ModelOptions, Printed):
     """Choose the scale on these documents instead."""
     scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
     """Scales that are tried on the pilots."""
-    steps: int = 16
+    steps: Count = 16
     """Steps of fine-tuning."""
-    batch: int = 8
+    batch: Count = 8
     """Passages per step."""
-    rate: float = 3e-4
+    rate: Positive = 3e-4
     """Learning rate of Adam. Low-rank updates allow ten times as much; larger rates change the retained passages."""
     rank: int = 0
     """Train low-rank updates of this rank; 0 trains every weight."""
-    epochs: int = 12
+    epochs: Count = 12
     """Epochs of the training, which compute is compared with."""
     out: Path = Path("out/forgot.safetensors")
-    """Weights by parameter name; the deletion log is in the file's metadata."""
+    """Weights and buffers by name; the deletion log is in the file's metadata."""
 
     def run(self) -> None:
         from whence.cache import UsageError
@@ -76,12 +78,13 @@ class Document(ModelOptions, Printed):
         done = run(job.method(scale), request, quiet=self.quiet)
         before, after = job.losses(trained, request), job.losses(done.trained(), request)
         forgot = merge(done.module()) if self.rank else done.module()
-        _save(self.out, named_parameters(forgot), done.log.to_json())
+        buffers = {name: b for name, b in forgot.named_buffers() if name in forgot.state_dict()}
+        _save(self.out, named_parameters(forgot) | buffers, done.log.to_json())
         facts = {
             "passages": len(request.forget), "scale": scale, "passes": done.passes, "of retraining": done.ratio,
             "forgotten before": before[0], "forgotten after": after[0],
             "retained before": before[1], "retained after": after[1],
-            "stopped": [stop.why for stop in done.stopped], "file": str(self.out),
+            "stopped": [stop.why for stop in done.stopped], "warnings": list(done.warnings), "file": str(self.out),
         }  # fmt: skip
         self.show(
             facts,
@@ -89,6 +92,7 @@ class Document(ModelOptions, Printed):
             f"nats per token: forgotten {before[0]:.3f} -> {after[0]:.3f}, retained {before[1]:.3f} -> {after[1]:.3f}\n"
             f"{done.passes:.0f} example passes, {100 * done.ratio:.1f} % of retraining, beside the factor fit\n"
             + "".join(f"stopped at step {stop.step}: {stop.why}\n" for stop in done.stopped)
+            + "".join(f"warning: {text}\n" for text in done.warnings)
             + f"written: {self.out}",
         )
 
@@ -113,7 +117,10 @@ class _Forgetting:
         from whence.unlearn.forget_sets import document as passages
 
         trained = self.trained
-        forget = passages(trained.train, document, self.job.column)
+        about = trained.train.about
+        column = self.job.column or ("topic" if "topic" in about else "document")
+        same = [value for value in about.get(column, ()) if str(value) == document]  # an id may be a number
+        forget = passages(trained.train, same[:1] or document, column)
         recipe = Recipe(self.job.epochs, self.job.batch, AdamW(self.job.rate))
         return UnlearningRequest(self.replicas(), trained.task, trained.train, forget, recipe)
 

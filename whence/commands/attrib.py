@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from whence.cache.errors import UsageError
+from whence.options import Count
 
 from ._attrib_evaluate import Evaluate, Probe
 from ._attrib_index import Index, Query
@@ -15,8 +16,8 @@ from ._attrib_job import Attribution, Job
 from ._attrib_report import Report
 from ._attrib_select import Select
 from ._attrib_tokens import Tokens
-from ._queries import QueryOptions, entry_of, lists, lists_text, save_scores, top_of
-from ._settings import listing
+from ._queries import QueryOptions, entry_of, line_text, lists, lists_text, save_scores, top_of
+from ._settings import methods_command
 from ._shared import Precision, Printed
 
 
@@ -34,7 +35,7 @@ class Plan(Job, Printed):
 
     score: int = 0
     """Plan to score as many queries too."""
-    rank: int | None = None
+    rank: Count | None = None
     """Keep queries at this rank; exact if they fit, else 32, by default."""
     precision: Precision = "float32"
     """Of the products with the training examples' gradients."""
@@ -87,19 +88,7 @@ class Fit(Job, Printed):
         self.show(facts, f"{head}\n{key}{'read from the store' if facts['from_store'] else 'fitted'}, {seconds:.1f} s")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Methods(Printed):
-    """List every attribution method with its settings.
-
-    Example:
-
-        whence attrib methods
-    """
-
-    def run(self) -> None:
-        from whence.attrib.methods import METHODS
-
-        self.show(*listing(METHODS))
+Methods = methods_command("attribution", "whence attrib methods", "whence.attrib")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +107,7 @@ class Score(QueryOptions, Job, Printed):
     """How many of the most helpful and most harmful examples to list."""
     only_top: bool = False
     """Keep the top-k only, never every score: memory does not grow with the data."""
-    rank: int | None = None
+    rank: Count | None = None
     """Keep queries at this rank; exact if they fit, else 32, by default."""
     precision: Precision = "float32"
     """Of the products with the training examples' gradients."""
@@ -128,13 +117,13 @@ class Score(QueryOptions, Job, Printed):
     """Sum over the training examples that share this, such as title."""
     one_query: bool = False
     """Sum over all queries."""
-    heads: int | None = None
+    heads: Count | None = None
     """Split by attention head: the number of heads (with --sites "*.attn.*")."""
-    key_value_heads: int | None = None
+    key_value_heads: Count | None = None
     """Heads of keys and values, if fewer."""
     prefilter: Literal["tfidf-query", "tfidf-document", "bm25"] | None = None
     """Score only the examples that share words with a query."""
-    keep: int = 100
+    keep: Count = 100
     """Examples that the prefilter keeps for each query."""
     dictionary: Path | None = None
     """Split the influence by the atoms of this dictionary of a site's inputs (`whence decomp build --at SITE.hook_in`),
@@ -153,6 +142,8 @@ class Score(QueryOptions, Job, Printed):
         queries = self.read_queries(loaded.corpus)
         if self.atom is not None and self.dictionary is None:
             raise UsageError("--atom needs a dictionary.", "Give --dictionary FOLDER.")
+        if self.only_top and self.out is not None:
+            raise UsageError("--only-top keeps no scores that --out could write.", "Give one of them.")
         ways = ("only_top", "group_by", "heads", "dictionary", "prefilter", "relative")
         special = [name for name in ways if getattr(self, name)]
         if len(special) > 1 and special != ["prefilter", "relative"]:
@@ -183,7 +174,8 @@ class Score(QueryOptions, Job, Printed):
         if self.relative is not None:
             scores = loaded.factors.relative(scores, train, self.relative)
         self._show(
-            lists(loaded, queries, top_of(scores, self.top)), scores,
+            loaded,
+            lists(loaded, queries, top_of(scores, self.top), scores), scores,
             recall={x.rule: dict(zip(x.shares.tolist(), x.recall.tolist())) for x in curves},
             scanned=len(train) / len(loaded.train), notes=[str(curve) for curve in curves],
         )  # fmt: skip
@@ -198,11 +190,16 @@ class Score(QueryOptions, Job, Printed):
 
     def _top(self, loaded: Attribution, queries: Any) -> None:
         found = loaded.fitted.top(queries, self.top, **self._ranked(loaded))
-        best = {name: (found[f"{name}_id"].values, found[name].values) for name in ("helpful", "harmful")}
-        self._show(lists(loaded, queries, best), None)
+        best = {
+            name: tuple(
+                found[f"{name}{part}"].values for part in ("_id", "", "_impossible") if f"{name}{part}" in found
+            )
+            for name in ("helpful", "harmful")
+        }
+        self._show(loaded, lists(loaded, queries, best, found), found)
 
     def _groups(self, loaded: Attribution, queries: Any) -> None:
-        from whence.attrib import groups_by
+        from whence.attrib.scoring.groups import groups_by
 
         groups = groups_by(loaded.train, self.group_by) if self.group_by else None
         each = None if self.one_query else {str(i): [i] for i in queries.ids}
@@ -211,42 +208,49 @@ class Score(QueryOptions, Job, Printed):
         for place, name in enumerate(scores["query"].values):
             order = np.argsort(-scores.values[place], kind="stable")[: self.top]
             names, values = scores["train"].values[order], scores.values[place, order]
-            found = [{"id": str(n)[:60], "title": "", "nats": float(v)} for n, v in zip(names, values)]
-            entries.append({"query": str(name), "asked": f"query {name}", "groups": found})
-        self._show(entries, scores)
+            found = [{"id": str(n), "title": "", "nats": float(v)} for n, v in zip(names, values)]
+            if each is None:
+                entries.append({"query": str(name), "asked": "all queries", "groups": found})
+            else:
+                entries.append(entry_of(queries, place, groups=found))
+        self._show(loaded, entries, scores)
 
     def _heads(self, loaded: Attribution, queries: Any) -> None:
-        from whence.attrib import find_heads
-
-        heads = find_heads(loaded.factors.sites, self.heads or 1, self.key_value_heads)
+        heads = loaded.factors.heads(self.heads or 1, self.key_value_heads)
         scores = loaded.factors.head_scores(queries, heads)
         entries = []
         for place in range(len(queries)):
             strength = np.abs(scores.values[place]).sum(0)
             order = np.argsort(-strength, kind="stable")[: self.top]
             found = [{"id": heads[h].name, "title": "sum of |influence|", "nats": float(strength[h])} for h in order]
-            entries.append(entry_of(queries, place, heads=found))
-        self._show(entries, scores)
+            entries.append(entry_of(queries, place, scores, heads=found))
+        self._show(loaded, entries, scores)
 
     def _atoms(self, loaded: Attribution, queries: Any, folder: Path) -> None:
         from ._attrib_atoms import atom_scores, by_atoms, described, opened
 
         dictionary = opened(folder, loaded)
         if self.atom is None:
-            self._show(*by_atoms(loaded, queries, dictionary, self.site, self.top))
+            self._show(loaded, *by_atoms(loaded, queries, dictionary, self.site, self.top))
             return
         active, scores = atom_scores(loaded, queries, dictionary, self.atom)
         about = described(dictionary, self.atom)
         self._show(
+            loaded,
             lists(loaded, active, top_of(scores, self.top, ("helpful",))),
             scores,
             [f"measured: mean activation of atom {self.atom}, {about}"],
         )
 
-    def _show(self, entries: list[dict[str, Any]], scores: Any, notes: Any = (), **more: Any) -> None:
-        if self.out is not None and scores is not None:
-            save_scores(self.out, scores)
+    def _show(
+        self, loaded: Attribution, entries: list[dict[str, Any]], scores: Any, notes: Any = (), **more: Any
+    ) -> None:
+        if self.out is not None and not self.only_top:
+            save_scores(self.out, scores, loaded.titled)
         lines = [lists_text(entries)]
+        if scores.attrs.get("warning"):
+            more["warning"] = scores.attrs["warning"]
+            lines.append(f"warning: {more['warning']}")
         if more.get("scanned", 1.0) < 1.0:
             lines.append(f"{more['scanned']:.1%} of the training examples scored, by {self.prefilter}")
         facts = {"queries": entries, **{name: value for name, value in more.items() if value}}
@@ -271,13 +275,12 @@ class Self(Job, Printed):
         loaded = self.load()
         found = loaded.fitted.self_influence()
         order = np.argsort(-found.values, kind="stable")[: self.top]
-        rows = [{"id": int(loaded.train.ids[n]), "title": loaded.title(int(loaded.train.ids[n])),
-                 "nats": float(found.values[n])} for n in order]  # fmt: skip
+        rows = [loaded.titled.line(int(loaded.train.ids[n]), float(found.values[n])) for n in order]
         if self.out is not None:
-            save_scores(self.out, found)
+            save_scores(self.out, found, loaded.titled)
         facts = {"examples": len(loaded.train), "mean": float(found.values.mean()), "top": rows}
         lines = [f"self-influence of {facts['examples']} examples, mean {facts['mean']:.3e} nats"]
-        self.show(facts, "\n".join(lines + [f"  {r['nats']:.3e}  {r['id']:>10}  {r['title']}" for r in rows]))
+        self.show(facts, "\n".join(lines + [f"  {line_text(row)}" for row in rows]))
 
 
 COMMANDS = {

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import tyro
 
+from whence.options import Count, Workers
+
 from ._classifier import ClassifierOptions, forget_ids
 from ._shared import Printed, Stored
 
@@ -20,7 +22,7 @@ class Run(ClassifierOptions, Printed):
         whence bank run --data digits --network mlp-32 --models 256 --share 0.75 --name digits-subsets
     """
 
-    models: int = 64
+    models: Count = 64
     """How many to train."""
     without: str | None = None
     """Train oracles instead: on everything but this forget set (see `whence unlearn run --help`)."""
@@ -30,7 +32,7 @@ class Run(ClassifierOptions, Printed):
     """Outputs to keep: logits, margins, losses, measurements, weights."""
     name: str | None = None
     """A name for the bank in the store."""
-    cluster: str = "inline"
+    cluster: Workers = "inline"
     """inline, local:2, dask:ADDRESS or slurm:FILE."""
 
     def run(self) -> None:

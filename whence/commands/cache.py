@@ -10,8 +10,9 @@ import tyro
 
 from whence.cache.errors import CorruptEntry, UsageError
 from whence.cache.jobs.progress import progress
-from whence.cache.store.maintenance import collect, remove, repair, verify
+from whence.cache.store.maintenance import collect, remove, repair, repair_names, verify, verify_names
 from whence.cache.store.store import Store, human
+from whence.options import Age, Size
 
 from ._shared import Printed, Stored, read_bytes, read_seconds
 
@@ -98,12 +99,13 @@ class Verify(Stored, Printed):
         targets = _targets(store, self.keys)
         checked = progress(targets, desc="verifying", unit="entry", quiet=self.json)
         faults = [fault for kind, key in checked for fault in verify(store, kind, key, not self.quick)]
+        faults += [] if self.keys else verify_names(store)
         lines = [f"{fault.kind} {fault.key[:12]} {fault.path}: {fault.problem}" for fault in faults]
         lines.append(f"{len(targets)} entries, {len(faults)} faults")
         self.show({"entries": len(targets), "faults": [asdict(fault) for fault in faults]}, "\n".join(lines))
         if faults:
             raise CorruptEntry(
-                f"{len({fault.key for fault in faults})} entries are damaged.",
+                f"{len({fault.key or fault.path for fault in faults})} entries or names are damaged.",
                 "Run `whence cache repair`, then the jobs that computed them: only what was damaged is computed again.",
             )
 
@@ -131,8 +133,10 @@ class Repair(Stored, Printed):
         for line in repaired:
             what = "removed whole" if line["removed"] else f"{len(line['dropped'])} shards to compute again"
             lines.append(f"{line['kind']} {line['key'][:12]}: {what}")
-        lines.append(f"{len(repaired)} entries repaired" if repaired else "Nothing is damaged.")
-        self.show(repaired, "\n".join(lines))
+        names = [] if self.keys else repair_names(store)
+        lines += [f"{path}: removed" for path in names]
+        lines.append(f"{len(repaired)} entries repaired" if repaired or names else "Nothing is damaged.")
+        self.show(repaired + [{"removed": True, "path": path} for path in names], "\n".join(lines))
 
 
 @dataclass(frozen=True)
@@ -146,9 +150,9 @@ class Gc(Stored, Printed):
         whence cache gc --max-size 500GB --older-than 30d --dry-run
     """
 
-    max_size: str | None = None
+    max_size: Size | None = None
     """Keep at most this much: 500GB, 20MB."""
-    older_than: str | None = None
+    older_than: Age | None = None
     """Remove what was not used for this long: 30d, 12h."""
     dry_run: bool = False
     """List what would be removed, and remove nothing."""
@@ -206,7 +210,7 @@ class Rm(Stored):
 
     def run(self) -> None:
         store = self.open_store()
-        for kind, key in [store.find(key) for key in self.keys]:
+        for kind, key in dict.fromkeys(store.find(key) for key in self.keys):
             print(f"{kind} {key[:12]} removed, {human(remove(store, kind, key, self.force))} freed")
 
 
@@ -234,7 +238,7 @@ class Export(Stored):
 
 
 def _targets(store: Store, keys: tuple[str, ...]) -> list[tuple[str, str]]:
-    return [store.find(key) for key in keys] if keys else list(store.contents())
+    return list(dict.fromkeys(store.find(key) for key in keys)) if keys else list(store.contents())
 
 
 def _facts(store: Store, kind: str, key: str) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import tyro
 
-from whence.cache.errors import DataError, UsageError
+from whence.cache.errors import UsageError
+from whence.files import labelled_arrays
+from whence.options import Count, Device, Positive
 
-from ._settings import listing
+from ._settings import methods_command
 from ._shared import Printed, Stored
 
 if TYPE_CHECKING:
@@ -32,23 +33,25 @@ class Run(Stored, Printed):
 
     data: str = "digits"
     """digits, or an .npz with x_train, y_train, x_test and y_test."""
+    layout: Literal["nhwc", "nchw"] | None = None
+    """Where the channels of images are; by default the axis that is 1 or 3 long."""
     out: Path = Path("out/condensed.npz")
     """The .npz or .safetensors to write; with several seeds, the seed is put before the ending."""
     method: str = "dcc"
     """The method; `whence condense methods` lists all of them."""
     network: str = "convnet-2-16"
     """mlp-64-64, convnet-2-16 (depth, width), convnet-2-16-none (norm), lenet, resnet."""
-    per_class: int = 1
+    per_class: Count = 1
     """Synthetic examples per class."""
-    outer: int = 100
+    outer: Count = 100
     """Fresh networks."""
-    inner: int | None = None
+    inner: Count | None = None
     """Matching steps with each; the published number for this many per class by default."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Training of the network between them; the published number by default."""
-    real_batch: int = 256
+    real_batch: Count = 256
     """Real examples per class and step."""
-    lr: float = 0.1
+    lr: Positive = 0.1
     """Learning rate of the synthetic examples, in units of the scaled data."""
     warm_outer: int = 0
     """Outer steps that match class by class before classes are contrasted (the papers use 250 of 1000)."""
@@ -60,10 +63,12 @@ class Run(Stored, Printed):
     """Learn the labels too."""
     augment: tuple[str, ...] = ("colour", "crop", "cutout", "scale", "rotate")
     """dsa and dsac: operations among colour, crop, cutout, flip, scale, rotate."""
-    groups: int = 2
+    groups: Count = 2
     """subgroup: number of groups of similar classes."""
     seeds: tuple[int, ...] = (0,)
     """One set per seed, computed together."""
+    device: Device | None = None
+    """The device of the computation: cpu, cuda, cuda:1; JAX's own by default."""
     quiet: bool = False
     """No progress bar."""
 
@@ -75,8 +80,8 @@ class Run(Stored, Printed):
         names = ["method", "per_class", "outer", "inner", "epochs", "real_batch", "lr", "warm_outer", "warm_inner"]
         names += ["init", "soft_labels", "augment", "groups"]
         settings = Settings(network=network(self.network), **{name: getattr(self, name) for name in names})
-        train, _ = load(self.data)
-        sets = condense(train, settings, self.seeds, self.open_store(), quiet=self.quiet)
+        train, _ = load(self.data, layout=self.layout)
+        sets = condense(train, settings, self.seeds, self.open_store(), device=self.device, quiet=self.quiet)
         paths = []
         for seed, one in zip(self.seeds, sets):
             stem = self.out.stem if len(sets) == 1 else f"{self.out.stem}-{seed}"
@@ -103,11 +108,11 @@ class Evaluate(Printed):
     """digits, or an .npz with x_train, y_train, x_test and y_test: the data that was condensed."""
     networks: tuple[str, ...] = ("convnet-2-16",)
     """The networks to train."""
-    count: int = 10
+    count: Count = 10
     """Networks trained on each set."""
-    passes: int = 300
+    passes: Count = 300
     """Epochs of training."""
-    lr: float = 0.01
+    lr: Positive = 0.01
     """Learning rate of that training."""
     baselines: tuple[str, ...] = ("random", "herding")
     """Real examples to compare with: random, herding, k-centre."""
@@ -161,13 +166,13 @@ class Report:
     """The page; beside the set by default."""
 
     def run(self) -> None:
-        from whence.unlearn.condense import Condensed, report
+        from whence.unlearn.condense import Condensed
 
         found = Condensed.load(self.set)
-        print(report(found, self.out or self.set.with_suffix(".html"), f"{self.set.name}: {len(found)} examples"))
+        print(found.report(self.out or self.set.with_suffix(".html"), f"{self.set.name}: {len(found)} examples"))
 
 
-def load(name: str, like: Any = None) -> "tuple[Pool, Pool]":
+def load(name: str, like: Any = None, layout: str | None = None) -> "tuple[Pool, Pool]":
     """Training and test pools of named or stored data, in the scaling of `like` when given.
 
     Raises DataError if the file or one of its arrays is missing.
@@ -181,30 +186,10 @@ def load(name: str, like: Any = None) -> "tuple[Pool, Pool]":
         corpus = digits(images=True)
         train = Pool.of(corpus.train, scaling=scaling)
         return train, Pool.of(corpus.queries, train.classes, train.scaling)
-    path = Path(name)
-    if path.suffix != ".npz" or not path.exists():
-        raise DataError(f"{name!r} is no data set to condense.", "Use digits, or the path of an .npz file.")
-    with np.load(path) as file:
-        missing = [array for array in ("x_train", "y_train", "x_test", "y_test") if array not in file]
-        if missing:
-            raise DataError(f"{name} has no array {missing[0]}.", "It needs x_train, y_train, x_test and y_test.")
-        train = Pool.of((file["x_train"], file["y_train"]), scaling=scaling)
-        return train, Pool.of((file["x_test"], file["y_test"]), train.classes, train.scaling)
+    file = labelled_arrays(name)
+    train = Pool.of((file["x_train"], file["y_train"]), scaling=scaling, layout=layout)
+    return train, Pool.of((file["x_test"], file["y_test"]), train.classes, train.scaling)
 
 
-@dataclass(frozen=True)
-class Methods(Printed):
-    """List every condensation method.
-
-    Example:
-
-        whence condense methods
-    """
-
-    def run(self) -> None:
-        from whence.unlearn.condense import METHODS
-
-        self.show(*listing(METHODS))
-
-
+Methods = methods_command("condensation", "whence condense methods", "whence.unlearn.condense")
 COMMANDS: dict[str, type] = {"run": Run, "methods": Methods, "evaluate": Evaluate, "report": Report}

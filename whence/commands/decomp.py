@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from whence.cache.errors import UsageError
+from whence.options import Count
 
 from ._decomp_atoms import Edit, Report, Steer
 from ._decomp_compare import Compare, Match
@@ -35,7 +36,7 @@ class Build(Source, Printed):
     """How: itda, calibrated, random, partition, kmeans or sae."""
     size: int | None = 2048
     """Largest number of atoms; for itda and partition 0 means no limit."""
-    k: int = 16
+    k: Count = 16
     """Pursuit steps."""
     unexplained: float | None = None
     """itda: the threshold. By default chosen on a part of the data so that the whole gives about `size` atoms."""
@@ -43,7 +44,7 @@ class Build(Source, Printed):
     """itda: the first atoms; lexicographic as in the published code."""
     cosine: float = 0.5
     """partition: a new exemplar starts below this cosine."""
-    batch: int | None = None
+    batch: Count | None = None
     """itda, partition: activations compared at once; sae: activations per step. By default the builder's own."""
 
     def run(self) -> None:
@@ -114,7 +115,7 @@ class Encode(Source, Printed):
     """The hook point, if the folder does not name it."""
     out: Path = Path("out/codes.safetensors")
     """The file to write."""
-    k: int | None = None
+    k: Count | None = None
     """Steps; the dictionary's own by default."""
     target: float = 0.0
     """Stop a token when at most this share of its squared norm is left."""
@@ -160,9 +161,9 @@ class Evaluate(Source, Printed):
     """Its folder."""
     at: str = ""
     """The hook point, if the folder does not name it."""
-    k: int | None = None
+    k: Count | None = None
     """Steps; the dictionary's own by default."""
-    ks: tuple[int, ...] = ()
+    ks: tuple[Count, ...] = ()
     """Numbers of steps for a sparsity curve."""
     loss: bool = True
     """Also run the model on the reconstruction; --no-loss evaluates the activations only."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from whence.options import Device
+
 from ._shared import Stored
 
 
@@ -21,13 +23,15 @@ class Demo(Stored):
 
     out: Path = Path("out/report.html")
     """The report to write."""
+    device: Device = "cpu"
+    """The device of the models: cpu, cuda, cuda:1."""
     quiet: bool = False
     """No progress bars."""
 
     def run(self) -> None:
         from whence.demo import demo
 
-        print(demo(self.open_store(), self.out, quiet=self.quiet))
+        print(demo(self.open_store(), self.out, device=self.device, quiet=self.quiet))
 
 
 COMMANDS = {"demo": Demo}

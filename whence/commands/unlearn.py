@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
+from whence.options import Count
+
 from ._classifier import ClassifierOptions, forget_ids
-from ._settings import listing, with_settings
+from ._settings import methods_command, registered, values_of
 from ._shared import Printed, Stored
 from ._unlearn_document import Document
 
@@ -60,13 +62,13 @@ class Datamodel(Stored, Printed):
 class _Setting(ClassifierOptions):
     forget: str = "random:20"
     """random:20, random:20:3 (a seed), neighbours:17:20 (of example 17, in its class), class:8:20, 3,17,29, a file."""
-    models: int = 32
+    models: Count = 32
     """Models in the ensemble that unlearns; distances need several."""
-    bank: int = 512
+    bank: Count = 512
     """Models retrained on random subsets for the datamodel of dmm and dm-direct."""
     datamodel: str | None = None
     """A datamodel that `whence unlearn datamodel` stored, by name or key, instead."""
-    steps: int = 80
+    steps: Count = 80
     """Steps of matching, for dmm and oracle-matching."""
 
     def prepared(self) -> "Prepared":
@@ -119,25 +121,32 @@ class Prepared:
     def method(self, name: str, settings: Sequence[str] = ()) -> "UnlearningMethod":
         """The method of a name with its settings, given the datamodel or the oracles that it needs. Raises UsageError
         for a name or setting that is not known."""
-        from dataclasses import fields
+        from whence.unlearn import METHODS
 
-        from whence.cache import UsageError
-        from whence.cache.errors import did_you_mean
-        from whence.cache.retrain.recipe import AdamW
-        from whence.unlearn import METHODS, Matching
+        values = checked(name, settings, self.setting.steps)
+        sources: dict[str, Callable[[], Any]] = {"datamodel": self.datamodel, "oracles": self.oracles}
+        return METHODS[name](**values | {field: sources[field]() for field in sources if field in values})
 
-        if name not in METHODS:
-            raise UsageError(f"There is no unlearning method {name!r}.", did_you_mean(name, METHODS, "There are"))
-        sources: dict[str, Callable[[], Any]] = {
-            "datamodel": self.datamodel,
-            "oracles": self.oracles,
-            "matching": lambda: Matching(steps=self.setting.steps, optimiser=AdamW(1e-2)),
-        }
-        own = {field.name for field in fields(METHODS[name])}
-        given = {field: source() for field, source in sources.items() if field in own}
-        if name == "retrain":
-            given["seed"] = 50_000  # an independent oracle
-        return with_settings(METHODS[name], settings, given)
+
+def checked(name: str, settings: Sequence[str], steps: int) -> dict[str, Any]:
+    """The settings of a method by name, None for a datamodel or oracles that are still to be computed. Raises
+    UsageError for a name or setting that is not known."""
+    from dataclasses import fields
+
+    from whence.cache import UsageError
+    from whence.cache.retrain.recipe import AdamW
+    from whence.unlearn import METHODS, Matching
+
+    registered(METHODS, name)
+    given: dict[str, Any] = {"datamodel": None, "oracles": None}
+    for text in settings:
+        if (field := text.partition("=")[0].strip()) in given:
+            raise UsageError(f"{name} computes {field!r} itself.", "Use --datamodel, --bank or --models.")
+    given["matching"] = Matching(steps=steps, optimiser=AdamW(1e-2))
+    if name == "retrain":
+        given["seed"] = 50_000  # an independent oracle
+    own = {field.name for field in fields(METHODS[name])}
+    return values_of(METHODS[name], settings, {field: value for field, value in given.items() if field in own})
 
 
 @dataclass(frozen=True)
@@ -154,20 +163,27 @@ class Run(_Setting):
     set: tuple[str, ...] = ()
     """Settings of the method, as name=value (epochs=4 optimiser.lr=0.01)."""
     out: Path = Path("out/unlearned.npz")
-    """Weights by parameter name, [models, ...], and the deletion log as JSON."""
+    """Weights and buffers by name, [models, ...], and the deletion log as JSON."""
+
+    def precheck(self) -> None:
+        checked(self.method, self.set, self.steps)
 
     def run(self) -> None:
+        from whence.cache.model.bridge import to_numpy
         from whence.unlearn.loop import run
 
+        self.precheck()  # before anything is trained
         prepared = self.prepared()
         done = run(prepared.method(self.method, self.set), prepared.request, quiet=False)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        weights = {name: v.cpu().numpy() for name, v in done.models.views().items()}
+        weights = {name: to_numpy(v) for name, v in (done.models.views() | done.models.buffers).items()}
         np.savez(self.out, deletion_log=np.array(done.log.to_json()), **weights)  # type: ignore[arg-type]
         print(
             f"{done.method}: {len(prepared.request.forget)} examples forgotten by {len(done.models)} models in "
             f"{done.seconds:.1f} s, {done.passes:.0f} example passes each ({100 * done.ratio:.1f} % of retraining)"
         )
+        for text in done.warnings:
+            print(f"  warning: {text}")
         for stop in done.stopped:
             print(f"  model {stop.model} stopped at step {stop.step}: {stop.why}")
         print(f"kept: {done.log.entries[-1].kept}\nwritten: {self.out}")
@@ -185,7 +201,7 @@ class Plan(_Setting, Printed):
         whence unlearn plan --forget neighbours:17:20
     """
 
-    pilots: int = 2
+    pilots: Count = 2
     """Pilot requests."""
     slack: float = 1.0
     """Accepted nats above noise."""
@@ -247,10 +263,14 @@ class Evaluate(_Setting, Printed):
     """Names, with commas; `whence unlearn methods` lists all of them."""
     direction: Literal["unlearned||oracle", "oracle||unlearned"] = "unlearned||oracle"
     """Of the divergence of KLoM."""
-    bins: int | None = None
+    bins: Count | None = None
     """Bins of the histograms; a fifth of the models, at most 20, by default."""
     out: Path = Path("out/unlearning.json")
     """The file of results; a page is written beside it."""
+
+    def precheck(self) -> None:
+        for name in self.methods.split(","):
+            checked(name.strip(), (), self.steps)
 
     def run(self) -> None:
         from whence.unlearn.evaluate import OracleSplit, evaluate
@@ -258,10 +278,12 @@ class Evaluate(_Setting, Printed):
         from whence.unlearn.report import save
         from whence.unlearn.results import table, to_json
 
+        names = [name.strip() for name in self.methods.split(",")]
+        self.precheck()  # before anything is trained
         prepared = self.prepared()
         metric = KLoM(self.direction, self.bins)
         split = OracleSplit.of(prepared.request, prepared.oracles(), prepared.bank.points, metric)
-        methods = [prepared.method(name.strip()) for name in self.methods.split(",")]
+        methods = [prepared.method(name) for name in names]
         found = evaluate(split, methods, title=self.forget, quiet=False)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.out.write_text(to_json(found))
@@ -269,19 +291,7 @@ class Evaluate(_Setting, Printed):
         print(to_json(found) if self.json else f"{table(found)}\n\nwritten: {self.out}, {page}")
 
 
-@dataclass(frozen=True)
-class Methods(Printed):
-    """List every unlearning method with its settings.
-
-    Example:
-
-        whence unlearn methods
-    """
-
-    def run(self) -> None:
-        from whence.unlearn import METHODS
-
-        self.show(*listing(METHODS))
+Methods = methods_command("unlearning", "whence unlearn methods", "whence.unlearn")
 
 
 @dataclass(frozen=True)

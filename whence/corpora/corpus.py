@@ -1,7 +1,7 @@
 """What a corpus is: examples to train on, queries to ask about, and the vocabulary both are written in."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,20 +43,25 @@ class Corpus:
 
 
 def query_examples(
-    prompts: Sequence[str], completions: Sequence[str], vocabulary: Vocabulary, **about: Sequence[Any]
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    vocabulary: Vocabulary,
+    *,
+    places: Sequence[str] = (),
+    **about: Sequence[Any],
 ) -> Examples:
     """Queries: prompt and completion as one sequence, labels -100 on the prompt.
 
     The completion's first token may grow out of the prompt's last (" yield" is not "yield"), so a completion
-    begins with the space it needs. Raises DataError for a completion of no token, or a prompt of none (its
-    first token could not be predicted from anything).
+    begins with the space it needs. places: where each was read from, for errors. Raises DataError for a completion of
+    no token, or a prompt of none (its first token could not be predicted from anything).
     """
     ids, labels = [], []
-    for prompt, completion in zip(prompts, completions, strict=True):
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         head, tail = vocabulary.encode(prompt), vocabulary.encode(completion)
         if len(head) == 0 or len(tail) == 0:
             raise DataError(
-                f"The query {prompt!r} -> {completion!r} has an empty half.",
+                f"{f'{places[row]}: t' if places else 'T'}he query {prompt!r} -> {completion!r} has an empty half.",
                 "Give both a prompt and a completion.",
             )
         ids.append(np.concatenate([head, tail]))
@@ -71,15 +76,15 @@ def ragged(ids: list[np.ndarray], labels: list[np.ndarray] | None = None) -> dic
     return {"input_ids": ids} | ({} if labels is None else {"labels": labels})
 
 
-def stable_ids(texts: Sequence[str]) -> np.ndarray:
+def stable_ids(texts: Sequence[str], taken: Iterable[int] = ()) -> np.ndarray:
     """An id for each text that depends on the text alone: nine digits of its sha256, the next free number where
-    two agree."""
-    taken: set[int] = set()
+    two agree, or where the number is taken."""
+    used = set(taken)
     out = []
     for text in texts:
         number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 10**9
-        while number in taken:
+        while number in used:
             number += 1
-        taken.add(number)
+        used.add(number)
         out.append(number)
     return np.array(out, np.int64)

@@ -1,17 +1,23 @@
-"""Data of one's own: text, JSONL and Parquet files, and data sets of the hub by name."""
+"""Data of one's own: text, JSONL, CSV and Parquet files, folders of them, and data sets of the hub by name."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from whence.cache import DataError, Examples, UsageError
+import numpy as np
 
+from whence.cache import DataError, Examples, UsageError
+from whence.cache.jobs.progress import say
+
+from ..files import READABLE, Row, read_rows, text_of
 from .corpus import Corpus, query_examples, ragged, stable_ids
 from .vocabulary import Vocabulary
 
-READABLE = (".txt", ".md", ".jsonl", ".parquet")
 TEXT_COLUMNS = ("text", "content", "document", "completion")
+EXACT = 2**53  # floats below it are exact integers
 
 
 def load(
@@ -23,27 +29,42 @@ def load(
     text: str | None = None,
     limit: int | None = None,
 ) -> Corpus:
-    """A corpus from a local file (.txt, .md, .jsonl, .parquet) or a hub data set ("name" or "name:config").
+    """A corpus from a local file (.txt, .md, .jsonl, .csv, .parquet), a folder of such files, or a hub data set ("name"
+    or "name:config").
 
-    Texts longer than `length` tokens are cut into several examples. vocabulary: of the model that is to read it; a
-    byte-pair one is trained on the texts when None. text: the column to read, the first of text, content, document
-    by default. Rows with `prompt` and `completion` become examples whose prompt is masked. Columns of plain values
-    are kept in `about`; an `id` column, where all are distinct integers, gives the ids.
+    A text of more than `length` tokens is cut into pieces, each an example; one of fewer than two tokens is left out;
+    both are said. Rows with `prompt` and `completion` become examples whose prompt is masked. Columns of plain values
+    are kept in `about`.
 
-    Raises DataError for a file that cannot be read or holds no text; UsageError for an unknown kind of file.
+    An `id` column gives the ids: distinct numbers or texts. `about["document"]` (`about["id"]` if the data have a
+    column `document` of their own) has the id of the text that an example is, or is a piece of. An example has the same
+    id if that is a 64-bit integer and the text is in one piece; else its id is nine digits of a hash of the text's id
+    and the number of the piece.
+
+    Args:
+        source: a path, or the name of a hub data set.
+        vocabulary: of the model that is to read it; a byte-pair one is trained on the texts when None.
+        length: most tokens of an example.
+        split: of a hub data set.
+        text: the column to read; the first of text, content, document by default.
+        limit: read only so many rows.
+
+    Raises DataError, with the line or row, for a file that cannot be read, a text that is none, and an id that is
+    missing, repeated or not exact; UsageError for an unknown kind of file.
     """
-    rows = list(_rows(source, split, limit))
+    rows = list(itertools.islice(_rows(source, split), limit))
     if not rows:
         raise DataError(f"{source} holds no rows.", "Give a file or split with at least one text.")
-    if {"prompt", "completion"} <= rows[0].keys():
+    known = list(dict.fromkeys(name for row in rows for name in row.values))
+    if {"prompt", "completion"} <= set(known):
         return _prompted(str(source), rows, vocabulary)
-    column = text or next((c for c in TEXT_COLUMNS if c in rows[0]), None)
-    if column is None or column not in rows[0]:
+    column = text or next((c for c in TEXT_COLUMNS if c in known), None)
+    if column is None or column not in known:
         raise DataError(
             f"{source} has no column of text called {text or 'text'!r}.",
-            f"Name one of its columns: {', '.join(rows[0])}.",
+            f"Name one of its columns: {', '.join(known)}.",
         )
-    texts = [str(row[column]) for row in rows]
+    texts = [text_of(row, column) for row in rows]
     words = vocabulary or Vocabulary.byte_pairs(texts)
     pieces = [
         (number, ids[start : start + length])
@@ -53,79 +74,57 @@ def load(
     ]
     if not pieces:
         raise DataError(f"No text of {source} is longer than one token.", "Look at its column of text.")
-    about = _about([rows[number] for number, _ in pieces], column)
+    numbers = [number for number, _ in pieces]
+    _say_changes(str(source), rows, numbers, length)
     shown = [words.decode(ids) for _, ids in pieces]
+    about = _about([rows[number] for number in numbers], column)
     about |= {"title": about.get("title") or [_title(t) for t in shown], "text": shown}
-    whole = len(pieces) == len(rows)
-    ids = _own_ids(rows) if whole else None
-    train = Examples(
-        ragged([ids for _, ids in pieces]),
-        ids if ids is not None else stable_ids([f"{n} {t}" for (n, _), t in zip(pieces, shown)]),
-        about,
-    )
+    ids, documents = _named(_own_ids(rows), numbers, shown)
+    about["id" if "document" in about else "document"] = documents
+    train = Examples(ragged([ids for _, ids in pieces]), ids, about)
     return Corpus(Path(str(source)).stem, train, train.select([]), words)
 
 
 def load_queries(source: str | Path, vocabulary: Vocabulary) -> Examples:
-    """Queries from a JSONL or Parquet file with the columns `prompt` and `completion`."""
-    rows = list(_rows(source, "train", None))
-    wrong = [number for number, row in enumerate(rows, 1) if not {"prompt", "completion"} <= row.keys()]
-    if not rows or wrong:
-        cause = f"{source}, row {wrong[0]} is no query." if wrong else f"{source} holds no queries."
-        raise DataError(cause, "Give rows with a `prompt` and a `completion`.")
+    """Queries from a file with the columns `prompt` and `completion`. Raises as `load`."""
+    rows = list(_rows(source, "train"))
+    if not rows:
+        raise DataError(f"{source} holds no queries.", "Give rows with a `prompt` and a `completion`.")
     return _prompted(str(source), rows, vocabulary).train
 
 
-def _prompted(source: str, rows: Sequence[Mapping[str, Any]], vocabulary: Vocabulary | None) -> Corpus:
-    prompts, completions = [str(r["prompt"]) for r in rows], [str(r["completion"]) for r in rows]
+def _prompted(source: str, rows: Sequence[Row], vocabulary: Vocabulary | None) -> Corpus:
+    prompts, completions = ([text_of(row, column) for row in rows] for column in ("prompt", "completion"))
     words = vocabulary or Vocabulary.byte_pairs(p + c for p, c in zip(prompts, completions))
-    made = query_examples(prompts, completions, words)
-    extra = {k: v for k, v in _about(rows, "").items() if k not in made.about}
-    ids = _own_ids(rows)
-    train = Examples(made.columns, made.ids if ids is None else ids, {**made.about, **extra})
+    found = query_examples(prompts, completions, words, places=[row.place for row in rows])
+    extra = {name: values for name, values in _about(rows, "").items() if name not in found.about}
+    own = _own_ids(rows)
+    ids, documents = (found.ids, found.ids.tolist()) if own is None else _named(own, range(len(rows)), prompts)
+    train = Examples(found.columns, ids, {**found.about, "document": documents, **extra})
     return Corpus(Path(source).stem, train, train.select([]), words)
 
 
-def _rows(source: str | Path, split: str, limit: int | None) -> Iterator[Mapping[str, Any]]:
-    path = Path(source)
-    rows = _local(path) if path.exists() else _hub(str(source), split)
-    for number, row in enumerate(rows):
-        if limit is not None and number >= limit:
-            return
-        yield row
+def _rows(source: str | Path, split: str) -> Iterator[Row]:
+    return read_rows(Path(source)) if Path(source).exists() else _hub(str(source), split)
 
 
-def _local(path: Path) -> Iterator[Mapping[str, Any]]:
-    if path.suffix not in READABLE:
-        raise UsageError(f"{path} is no kind of file that is read here.", f"Give one of {', '.join(READABLE)}.")
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            yield from pyarrow.parquet.read_table(path).to_pylist()
-            return
-        content = path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}.", "Look at the file; text is to be UTF-8.") from error
-    if path.suffix == ".jsonl":
-        for number, line in enumerate(content.splitlines(), 1):
-            if line.strip():
-                yield _json_row(line, f"{path}, line {number}")
-    else:
-        yield from ({"text": block} for block in content.split("\n\n") if block.strip())
+def _say_changes(source: str, rows: Sequence[Row], numbers: Sequence[int], length: int) -> None:
+    """Say how many texts are cut, and how many are left out, and where the first one is."""
+    pieces = np.bincount(numbers, minlength=len(rows))
+    cut, empty = np.flatnonzero(pieces > 1), np.flatnonzero(pieces == 0)
+    if len(cut):
+        say(
+            f"{source}: {len(cut)} of {len(rows)} texts are longer than {length} tokens and are cut into "
+            f"{pieces[cut].sum()} pieces ({rows[cut[0]].place}); the column `document` has the text's id."
+        )
+    if len(empty):
+        say(
+            f"{source}: {len(empty)} of {len(rows)} texts have fewer than two tokens and are left out "
+            f"({rows[empty[0]].place})."
+        )
 
 
-def _json_row(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is not JSON: {error}.", "Write one JSON object a line.") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where} is a {type(row).__name__}.", "Write one JSON object a line.")
-    return row
-
-
-def _hub(name: str, split: str) -> Iterator[Mapping[str, Any]]:
+def _hub(name: str, split: str) -> Iterator[Row]:
     if Path(name).suffix in READABLE:
         raise DataError(f"There is no file {name}.", "Give the path of a file that is there.")
     try:
@@ -134,7 +133,8 @@ def _hub(name: str, split: str) -> Iterator[Mapping[str, Any]]:
         raise UsageError("Hub data sets need the datasets package.", "pip install datasets") from error
     repository, _, config = name.partition(":")
     try:
-        yield from load_dataset(repository, config or None, split=split)
+        for number, values in enumerate(load_dataset(repository, config or None, split=split), 1):
+            yield Row(values, f"{name}, row {number}")
     except Exception as error:
         raise DataError(
             f"The data set {name!r} could not be loaded: {error}",
@@ -142,19 +142,62 @@ def _hub(name: str, split: str) -> Iterator[Mapping[str, Any]]:
         ) from error
 
 
-def _about(rows: Sequence[Mapping[str, Any]], text: str) -> dict[str, list[Any]]:
-    """The columns of plain values, for people."""
-    names = [n for n, v in rows[0].items() if n not in (text, "id") and isinstance(v, (str, int, float, bool))]
-    return {name: [row.get(name) for row in rows] for name in names}
+def _about(rows: Sequence[Row], text: str) -> dict[str, list[Any]]:
+    """The columns of plain values, for people; None where a row has none."""
+    columns = {
+        name: [row.values.get(name) for row in rows] for name in dict.fromkeys(n for r in rows for n in r.values)
+    }
+    plain = (str, int, float, bool, type(None))
+    return {
+        name: values
+        for name, values in columns.items()
+        if name not in (text, "id") and all(isinstance(v, plain) for v in values) and any(v is not None for v in values)
+    }
 
 
-def _own_ids(rows: Sequence[Mapping[str, Any]]) -> Any:
-    import numpy as np
+def _own_ids(rows: Sequence[Row]) -> list[int] | list[str] | None:
+    """The file's ids as integers if all of them are, else as texts; None if it has none."""
+    given = [_exact(row) for row in rows]
+    if all(i is None for i in given):
+        return None
+    ids: list[Any] = given
+    if not all(isinstance(i, int) for i in given):  # a .csv has texts only
+        ids = [str(i) for i in given]
+        ids = [int(i) for i in ids] if all(re.fullmatch(r"0|-?[1-9][0-9]{0,17}", i) for i in ids) else ids
+    first: dict[Any, Row] = {}
+    for own, row, raw in zip(ids, rows, given):
+        if raw is None:
+            raise DataError(f"{row.place} has no id, other rows have.", "Give every row an id, or none.")
+        if own in first:
+            raise DataError(
+                f"{row.place} repeats the id {own!r} of {first[own].place}.",
+                "Give every row its own id, or rename the column (`document` groups rows).",
+            )
+        first[own] = row
+    return ids
 
-    ids = [row.get("id") for row in rows]
-    if all(isinstance(i, int) and not isinstance(i, bool) for i in ids) and len(set(ids)) == len(ids):
-        return np.array(ids, np.int64)
-    return None
+
+def _exact(row: Row) -> int | str | None:
+    value = row.values.get("id")
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer() and abs(value) < EXACT:
+        return int(value)
+    if value is None or (isinstance(value, (int, str)) and not isinstance(value, bool) and value != ""):
+        return value
+    raise DataError(f"{row.place}: {value!r} cannot be an id.", "Give whole numbers or texts as ids.")
+
+
+def _named(own: Sequence[Any] | None, numbers: Sequence[int], texts: Sequence[str]) -> tuple[np.ndarray, list[Any]]:
+    """Ids of the examples, and the ids of the texts that they are pieces of."""
+    if own is None:
+        plain = stable_ids([f"{number} {text}" for number, text in zip(numbers, texts)])
+        return plain, [int(plain[n]) for n in np.searchsorted(numbers, numbers)]
+    fit = {number for number in numbers if isinstance(own[number], int) and -(2**63) <= own[number] < 2**63}
+    whole = {number for number, count in zip(*np.unique(numbers, return_counts=True)) if count == 1} & fit
+    piece = np.arange(len(numbers)) - np.searchsorted(numbers, numbers)  # of its text: the numbers ascend
+    derived = [f"{own[number]}/{k}" for number, k in zip(numbers, piece) if number not in whole]
+    hashed = iter(stable_ids(derived, taken=[own[number] for number in fit]).tolist())
+    ids = [own[number] if number in whole else next(hashed) for number in numbers]
+    return np.array(ids, np.int64), [own[number] for number in numbers]
 
 
 def _title(text: str) -> str:

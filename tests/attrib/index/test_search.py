@@ -5,7 +5,8 @@ import pytest
 import xarray
 
 from tests import cases
-from whence.attrib import EKFAC, Factors, Sketch, build_index
+from whence.attrib import EKFAC, Factors
+from whence.attrib.index import Sketch, build_index
 from whence.attrib.index.recall import recall_of
 from whence.attrib.index.search import index_inputs
 from whence.cache import DataError, Examples, Store, TrainedModel, UsageError

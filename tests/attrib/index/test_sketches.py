@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests import cases
-from whence.attrib import EKFAC, Factors, Sketch
+from whence.attrib import EKFAC, Factors
+from whence.attrib.index import Sketch
 from whence.attrib.index.sketches import Coordinates, Ranked, plan_sketch
 from whence.cache import DataError, TrainedModel, UsageError
 

@@ -11,6 +11,7 @@ import torch
 from tests import cases
 from whence import attrib
 from whence.attrib import EKFAC
+from whence.attrib.scoring.atoms import CONSTANT, RESIDUAL
 from whence.attrib.scoring.queries import exact_queries
 from whence.cache import Examples, ModelError, TrainedModel, UsageError, capture
 
@@ -87,7 +88,7 @@ def by_hand(factors: attrib.Factors, queries: Examples, dictionary: Toy, site: s
             for _, vector in parts:
                 rest[:8] -= vector
             parts = [(k, np.concatenate([v, np.zeros(len(rest) - 8)])) for k, v in parts]
-            for number, vector in [*parts, (attrib.RESIDUAL, rest), (attrib.CONSTANT, constant)]:
+            for number, vector in [*parts, (RESIDUAL, rest), (CONSTANT, constant)]:
                 each = out.setdefault(number, np.zeros((len(queries), len(trained.train))))
                 each[:, n] -= np.einsum("o,qoi,i->q", g[s], p, vector) / factors.count
     return out
@@ -109,7 +110,7 @@ def test_a_dictionary_that_explains_everything_has_no_residual() -> None:
         atoms=np.eye(8), encode=lambda x: SimpleNamespace(indices=np.tile(np.arange(8), (len(x), 1)), values=x)
     )
     parts = factors.score(queries, through=exact, site="up")
-    assert np.abs(parts.sel(atom=attrib.RESIDUAL).values).max() <= 1e-6 * np.abs(parts.values).max()
+    assert np.abs(parts.sel(atom=RESIDUAL).values).max() <= 1e-6 * np.abs(parts.values).max()
     with pytest.raises(UsageError, match="Name the site"):
         factors.score(queries, through=nowhere)
     with pytest.raises(UsageError, match="have no site 'out'"):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from whence.attrib import groups_by
+from whence.attrib.scoring.groups import groups_by
 from whence.cache import DataError
 
 

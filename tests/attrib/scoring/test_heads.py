@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from tests import reference
-from whence.attrib import find_heads
-from whence.attrib.scoring.heads import Head
+from whence.attrib.scoring.heads import Head, find_heads
 from whence.attrib.scoring.queries import exact_queries
 from whence.cache import ModelError, find_sites
 

@@ -69,10 +69,10 @@ def test_input_tokens_are_the_rate_s_own_gradient(factors, queries) -> None:
 
 
 def test_what_cannot_be_split_is_refused(factors, queries) -> None:
-    model = factors.trained.model
+    trained = factors.trained
     with pytest.raises(ModelError, match="no token embedding called 'wte'"):
-        token_embedding(model, "wte")
-    assert token_embedding(model) is model.embed
+        token_embedding(trained, trained.train, "wte")
+    assert token_embedding(trained, trained.train) is trained.model.embed
     other = cases.build("mlp").trained()
     with pytest.raises(ModelError, match="was fitted on a model"):
         factors.on(other).token_scores(queries, by="output")

@@ -44,5 +44,5 @@ def test_importance_resampling_prefers_what_looks_like_the_target() -> None:
     counts = hashed_ngrams(Examples.of({"input_ids": [np.array([1, 2, 1])]}), 1000)
     assert counts.sum() == 5
     assert counts.max() == 2
-    with pytest.raises(DataError, match="n-grams"):
+    with pytest.raises(DataError, match="compares tokens"):
         dsir(clusters()[0], raw, 2)

@@ -1,18 +1,27 @@
 """The job engine: any number of workers, deaths in the middle, errors with the partition named, signals."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import distributed
 import numpy as np
 import pytest
 
+import whence
 from tests import cases
 from whence.cache import ArraySpec, Store, activations, errors
+from whence.cache.jobs import broadcast
 from whence.cache.jobs.cluster import connect
 from whence.cache.jobs.partitions import ordered_sum, run_job
+from whence.cache.jobs.signals import stop_if_signalled, watch_signals
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import Recipe
 from whence.cache.retrain.retrained import subset_masks
@@ -138,3 +147,63 @@ def test_activations_and_banks_on_workers(quick, workers, monkeypatch):
         models = bank.run(masks, store=store, cluster=cluster, quiet=True)
         found.append((seen.read("up").tobytes(), models["logits"][:].tobytes()))
     assert found[0] == found[1]
+
+
+def test_a_signal_that_a_library_swallows_stops_the_job_before_the_next_partition(place):
+    def work(shard):
+        if shard.index == 4:
+            with contextlib.suppress(BaseException):
+                os.kill(os.getpid(), signal.SIGTERM)
+        return Covariance()(shard)
+
+    with pytest.raises(errors.Interrupted, match="SIGTERM"):
+        fit(place, work)
+    assert place.open("factors", {"x": 1}, partial=True).mask.sum() in (4, 5)
+
+
+def test_no_handler_of_exceptions_catches_an_interruption():
+    assert not issubclass(errors.Interrupted, Exception)
+    assert errors.Interrupted("a", "b").exit_code == 130
+
+
+def test_a_loop_inside_a_loop_stops_both():
+    def outer():
+        with watch_signals():
+            with contextlib.suppress(errors.Interrupted), watch_signals():
+                signal.raise_signal(signal.SIGTERM)
+            stop_if_signalled()
+            raise AssertionError("the outer loop ran on")
+
+    with pytest.raises(errors.Interrupted):
+        outer()
+    stop_if_signalled()  # no block is open
+
+
+def test_a_worker_of_other_code_is_refused(place, tmp_path):
+    """It would commit its own numbers under the key of this code."""
+    here = Path(whence.__file__).parent
+    shutil.copytree(here, tmp_path / "whence", ignore=shutil.ignore_patterns("__pycache__"))
+    changed = tmp_path / "whence/cache/retrain/scan.py"
+    changed.write_text(changed.read_text() + "\n# another version\n")
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as cluster:
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address]
+        command += ["--no-nanny", "--no-dashboard", "--nthreads", "1"]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        worker = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+        try:
+            with connect(f"dask:{cluster.scheduler_address}") as workers:
+                workers.client.wait_for_workers(1, timeout=60)
+                with pytest.raises(errors.ResourceError, match=r"runs other code of whence(.|\n)*same version"):
+                    fit(place, Covariance(), workers)
+        finally:
+            worker.kill()
+            worker.wait()
+
+
+def test_a_worker_that_comes_later_checks_its_code(monkeypatch):
+    import types
+
+    plugin = broadcast.CheckedBroadcast("job", b"", "0.1 of another day")
+    monkeypatch.setattr(broadcast.distributed, "get_worker", lambda: types.SimpleNamespace(address="tcp://it"))
+    with pytest.raises(errors.ResourceError, match="tcp://it runs other code"):
+        _ = plugin.work

@@ -274,3 +274,125 @@ def test_the_check_of_determinism_trains_a_few_steps_only(monkeypatch):
     monkeypatch.setattr(SGD, "update", lambda self, g, *rest: seen.append(len(g)) or update(self, g, *rest))
     bank.run(subset_masks(len(train), 3, 0.5), quiet=True)
     assert (seen.count(3), seen.count(2)) == (12, 8)
+
+
+def normalised(seed: int) -> nn.Module:
+    return Convolutional(nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_running_statistics_travel_with_a_trained_copy(place, stored):
+    bank = Bank(normalised, Classification(), data(), data(), Recipe(2, 8, AdamW(1e-2)), keep=("weights", "logits"))
+    store = place if stored else None
+    kept = bank.run(np.ones((2, 48), bool), store=store, quiet=True)
+    copies = bank.replicas(kept)
+    assert float((copies.buffers["norm.running_mean"]).abs().max()) > 0
+    assert copies.buffers["norm.num_batches_tracked"].tolist() == [12, 12]
+    np.testing.assert_allclose(copies.outputs(bank.task, bank.points, ["logits"])["logits"], kept["logits"], atol=1e-5)
+    again = bank.models(2, store=store, quiet=True)
+    for name, values in copies.buffers.items():
+        torch.testing.assert_close(again.buffers[name], values)
+
+
+class Scaled(nn.Module):
+    """Has a plain number that training changes and that is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(16, 3), 1.0
+
+    def forward(self, x):
+        return self.layer(x) * self.scale
+
+
+def test_a_copy_that_gives_other_outputs_than_its_model_is_refused():
+    def scaling(model, examples, seed):
+        model.scale = 3.0
+        return model
+
+    def build(seed):
+        return Scaled()
+
+    bank = Bank(build, Classification(), data(), data(), scaling, keep=("weights", "losses"))
+    with pytest.raises(ModelError, match="copies do not give the losses that were stored"):
+        bank.replicas(bank.run(np.ones((2, 48), bool), quiet=True))
+
+
+class FrozenFeatures(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features, self.head = nn.Linear(16, 8).requires_grad_(False), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.features(x).tanh())
+
+
+def test_frozen_parameters_are_each_models_own():
+    bank = Bank(lambda seed: FrozenFeatures(), Classification(), data(), data(), RECIPES["sgd"], keep=("logits",))
+    masks = np.ones((2, 48), bool)
+    together = bank.run(masks, quiet=True)["logits"]
+    for e in range(2):
+        np.testing.assert_allclose(bank.run(masks[:1], np.array([e]), quiet=True)["logits"][0], together[e], atol=1e-5)
+
+
+def test_batch_normalisation_over_one_example_is_refused_before_training():
+    def build(seed):
+        return nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+    bank = Bank(build, Classification(), data(49), data(), Recipe(1, 8, SGD(0.1)), keep=("losses",))
+    with pytest.raises(ModelError, match=r"batch of one example(.|\n)*batch size"):
+        bank.run(np.ones((1, 49), bool), quiet=True)
+    mask = np.ones((1, 49), bool)
+    mask[0, 0] = False
+    assert np.isfinite(bank.run(mask, quiet=True)["losses"]).all()
+
+
+def test_builds_that_differ_at_a_later_seed_have_banks_of_their_own(place):
+    def small(seed):
+        return mlp(seed)
+
+    def other(seed):
+        model = mlp(seed)
+        if seed == 2:
+            nn.init.zeros_(model[0].weight)
+        return model
+
+    masks = np.ones((3, 48), bool)
+    banks = [Bank(b, Classification(), data(), data(), RECIPES["sgd"], keep=("logits",)) for b in (small, other)]
+    first, second = (bank.run(masks, store=place, quiet=True) for bank in banks)
+    np.testing.assert_array_equal(first["logits"][0], second["logits"][0])
+    assert np.abs(first["logits"][2] - second["logits"][2]).max() > 1e-3
+    for bank, kept in zip(banks, (first, second)):
+        assert bank.run(masks, store=place, quiet=True).about["key"] == kept.about["key"]
+
+
+def test_forget_sets_are_ids_or_a_mask():
+    ids = 100 + np.arange(10)
+    mask = np.zeros(10, bool)
+    mask[[7, 9]] = True
+    np.testing.assert_array_equal(oracle_masks(ids, mask, 2), oracle_masks(ids, [107, 109], 2))
+    for given, cause in (
+        (mask[:4], "Booleans of shape"),
+        ([100.0, 102.7], "float64"),
+        ([100, 101, 100], r"named twice, for instance \[100\]"),
+        (np.array([2**63 + 5], np.uint64), "No example has the id"),
+        (["a"], "are no ids"),
+    ):
+        with pytest.raises(DataError, match=cause):
+            oracle_masks(ids, given, 2)
+
+
+def test_oracles_take_the_same_forget_sets():
+    bank = Bank(mlp, Classification(), data(), data(), RECIPES["sgd"], keep=("losses",))
+    mask = np.zeros(48, bool)
+    mask[[7, 9]] = True
+    found = bank.run(np.stack([~mask, ~mask]), quiet=True)
+    assert len(found.oracles(mask)) == len(found.excluding(mask)) == 2
+    with pytest.raises(DataError, match="were trained on what should be forgotten"):
+        found.oracles([100, 101])
+    for refused in ([100.0], [107, 107], mask[:3]):
+        with pytest.raises(DataError, match=r"no ids|twice|Booleans"):
+            found.oracles(refused)
+        with pytest.raises(DataError, match=r"no ids|twice|Booleans"):
+            found.excluding(refused)
+    assert found.at_points(mask).tolist() == [7, 9]

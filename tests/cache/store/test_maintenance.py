@@ -13,8 +13,9 @@ from torch import nn
 
 from whence.cache import Store, errors
 from whence.cache.model.fingerprint import model_fingerprint
+from whence.cache.store.commit import sign
 from whence.cache.store.export import export
-from whence.cache.store.maintenance import collect, remove, repair, verify
+from whence.cache.store.maintenance import collect, remove, repair, repair_names, verify, verify_names
 from whence.cli import main
 
 from .fill import SPECS, fill
@@ -227,3 +228,105 @@ def test_commands(place, capsys, tmp_path):
     code, printed = run("info", "nothing")
     assert code == 1
     assert "No entry is called 'nothing'" in printed
+
+
+def test_a_damaged_name_locks_nothing_and_is_found(place, capsys):
+    entry, other = fill(place, {"n": 1}), fill(place, {"n": 2})
+    for name, named in (("best", entry), ("second", other)):
+        place.name(name, named)
+    path = Path(place.root) / "v1/refs/best.json"
+    text = path.read_text()
+    for damaged in (text[: len(text) // 2], text.replace('"best"', '"Best"'), "{}", "[1]", "\x00"):
+        path.write_text(damaged)
+        assert place.refs() == {"second": other.key}
+        assert len(place.listing()) == 2
+        assert place.ref("second").key == other.key
+        assert verify_names(place)[0].path == "v1/refs/best.json"
+        for command in (["ls"], ["info", entry.key[:12]], ["pin", entry.key[:12]], ["gc", "--older-than", "1d"]):
+            assert main(["cache", *command, "--store", place.root]) == 0
+        assert main(["cache", "verify", "--store", place.root]) == 1
+        assert "v1/refs/best.json" in capsys.readouterr().out
+    path.write_text(text.replace('"best"', '"Best"'))
+    for opened in (entry, other):
+        opened.close()
+    for key in (entry.key, other.key):
+        place.pin("gradients", key, False)
+        age(place, key, 9)
+    assert collect(place, older_than=1.0) == []  # the damaged name may be this entry's
+    assert main(["cache", "repair", "--store", place.root]) == 0
+    assert (path.exists(), verify_names(place)) == (False, [])
+    remove(place, "gradients", entry.key)
+
+
+def test_a_damaged_hash_of_a_model_locks_nothing(place):
+    hashed = model_fingerprint(nn.Linear(2, 2))
+    place.remember(hashed)
+    path = Path(place.root) / f"v1/fingerprints/{hashed.hex}.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert place.differing_tensors(hashed.hex, hashed.hex) is None
+    assert repair_names(place) == [f"v1/fingerprints/{hashed.hex}.json"]
+    place.remember(hashed)
+    assert place.differing_tensors(hashed.hex, hashed.hex) == ()
+
+
+def test_a_sealed_entry_whose_header_is_lost_is_found_and_built_again(place):
+    entry = fill(place, {"n": 1})
+    before = entry.read("x").tobytes()
+    entry.close()
+    (folder(place, entry.key) / "entry.json").unlink()
+    assert not place.has("gradients", {"n": 1})
+    assert [line.state for line in place.listing()] == ["damaged"]
+    assert [fault.path for fault in verify(place, "gradients", entry.key)] == ["entry.json"]
+    again = fill(place, {"n": 1})
+    assert (again.sealed, again.read("x").tobytes()) == (True, before)
+    assert verify(place, "gradients", entry.key) == []
+    again.close()
+    (folder(place, entry.key) / "entry.json").unlink()
+    assert repair(place, "gradients", entry.key).removed
+    assert list(place.contents()) == []
+
+
+def test_stray_temporary_files_are_swept_wherever_they_are(place):
+    entry = fill(place, {"n": 1})
+    place.name("best", entry)
+    place.pin("gradients", entry.key)
+    strays = [Path(place.root) / "v1" / part / ".tmp-1-ab" for part in ("refs", "pins", "fingerprints", "scores/0a/0a")]
+    for stray in strays:
+        stray.parent.mkdir(parents=True, exist_ok=True)
+        stray.touch()
+    young = strays[0].with_name(".tmp-2-cd")
+    young.touch()
+    for stray in strays:
+        os.utime(stray, (0, 0))
+    collect(place, older_than=1e9)
+    assert [stray.exists() for stray in (*strays, young)] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize("sizes", [(10**12, 1), (2**60, 2**59), (2**40, 1)])
+def test_signed_headers_with_absurd_sizes_are_refused_quickly(place, sizes):
+    rows, shard_rows = sizes
+    entry = fill(place, {"n": 1})
+    entry.close()
+    path = folder(place, entry.key) / "entry.json"
+    document = json.loads(path.read_bytes())
+    del document["digest"]
+    document["grid"] = {"rows": rows, "shard_rows": shard_rows, "whole": False}
+    for spec in document["arrays"].values():
+        spec["shape"][0] = rows
+    path.write_bytes(sign(document))
+    began = time.monotonic()
+    assert verify(place, "gradients", entry.key)
+    assert place.listing()
+    repair(place, "gradients", entry.key)
+    assert time.monotonic() - began < 10
+
+
+def test_a_grid_that_its_arrays_do_not_have_is_refused(place):
+    entry = fill(place, {"n": 1})
+    path = folder(place, entry.key) / "entry.json"
+    document = json.loads(path.read_bytes())
+    del document["digest"]
+    document["grid"]["rows"] = 10**15
+    path.write_bytes(sign(document))
+    with pytest.raises(errors.CorruptEntry, match="impossible shards"):
+        place.get(entry.key)

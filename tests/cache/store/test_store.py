@@ -1,7 +1,11 @@
 """The store as its callers see it: keys, writing, resuming, reading, errors."""
 
+import errno
 import json
+import os
 import pickle
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -71,7 +75,7 @@ def test_shard_files_are_zarr_pythons_own(place, tmp_path):
         copy = tmp_path / f"copy-{dtype}"
         copy.mkdir()
         (copy / "zarr.json").write_bytes((source / "zarr.json").read_bytes())
-        zarr.open_array(str(copy), mode="r+")[...] = x
+        zarr.open_array(str(copy), mode="r+")[...] = x.view(np.uint16) if dtype == "bfloat16" else x
         ours = sorted(p.name for p in source.iterdir())
         assert ours == sorted(p.name for p in copy.iterdir())
         for name in ours:
@@ -262,3 +266,48 @@ def test_a_job_that_does_not_fit_is_refused_with_what_would(place):
     huge = place.writer("gradients", {}, {"g": ArraySpec((10**9, 10**6), "float32")})
     with pytest.raises(errors.ResourceError, match=r"rows fit|bfloat16"):
         huge.__enter__()
+
+
+def test_a_folder_that_cannot_be_made_has_a_typed_error():
+    with pytest.raises(errors.StoreError, match=r"/proc/whence\S* cannot be created(.|\n)*WHENCE_CACHE"):
+        Store("/proc/whence/store").put("scores", {"n": 1}, {"v": np.zeros(0)})
+
+
+def test_another_users_store_has_a_typed_error(place, monkeypatch):
+    entry = place.put("scores", {"n": 1}, {"v": np.arange(3.0)})
+    entry.close()
+
+    def refused(*arguments, **named):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for what, calls in (
+        ("open", (lambda: place.open("scores", {"n": 1}), lambda: place.get(entry.key))),
+        ("listdir", (place.listing, lambda: place.find(entry.key))),
+        ("stat", (place.listing,)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, what, refused)
+            for call in calls:
+                with pytest.raises(errors.StoreError, match=r"cannot be read(.|\n)*permissions"):
+                    call()
+
+
+def test_a_bfloat16_array_and_its_neighbours_are_read_by_plain_zarr(place):
+    """In a process that has never imported this package."""
+    x = values((30, 2), "bfloat16")
+    entry = build(place, {"a": 1}, {"x": x, "y": values((30,), "float32")}, 8)
+    group = Path(place.root) / "v1/gradients" / entry.key[:2] / entry.key / "data.zarr"
+    script = (
+        "import sys, zarr, ml_dtypes\n"
+        f"group = zarr.open_group({str(group)!r}, mode='r')\n"
+        "print(sorted(group.array_keys()), len(list(group.members())), group['y'].dtype, end=' ')\n"
+        "print(group['x'].attrs['logical_dtype'])\n"
+        "print(group['x'][:].view(ml_dtypes.bfloat16).tobytes().hex())\n"
+        "assert 'whence' not in sys.modules"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd="/")
+    first, second = run.stdout.splitlines()
+    assert first == "['x', 'y'] 2 float32 bfloat16"
+    assert second == x.tobytes().hex()
+    assert entry["x"].dtype == BF16
+    assert entry.to_xarray()["x"].values.tobytes() == x.tobytes()

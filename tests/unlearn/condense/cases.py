@@ -14,7 +14,7 @@ def images(classes: int = 3, counts: tuple[int, ...] = (7, 9, 12), size: int = 4
 
 
 def image_pool(**options) -> Pool:
-    return Pool.of(images(**options))
+    return Pool.of(images(**options), layout="nhwc")
 
 
 def vector_pool(seed: int = 0, each: int = 30, classes: int = 3) -> Pool:

@@ -6,8 +6,7 @@ import pytest
 import xarray
 
 from whence.cache import DataError, UsageError
-from whence.unlearn.condense import MLP, Pool, Settings, Training, at_equal_size, condensed_retain
-from whence.unlearn.condense.selection import by_influence
+from whence.unlearn.condense import MLP, Pool, Settings, Training, at_equal_size, condensed_retain, select
 from whence.unlearn.datamodels import ridge
 from whence.unlearn.loop import run
 from whence.unlearn.methods import DMM, Matching
@@ -41,7 +40,7 @@ def test_selection_by_influence_and_condensation_at_equal_size():
     test = Pool.of(held_out, pool.classes, pool.scaling)
     values = np.random.default_rng(0).normal(size=(2, len(train)))
     scores = xarray.DataArray(values, dims=("query", "train"), coords={"query": [0, 1], "train": train.ids})
-    chosen = by_influence(pool, scores, 3)
+    chosen = select(pool, "influence", 3, scores=scores)
     for c in range(pool.classes):
         mine = pool.ids[pool.y == c]
         best = mine[np.argsort(-values.mean(0)[pool.y == c])[:3]]
@@ -51,4 +50,4 @@ def test_selection_by_influence_and_condensation_at_equal_size():
         "random": (2, 2), "herding": (1, 2), "influence": (1, 2), "dcc": (2, 2)
     }  # fmt: skip
     with pytest.raises(DataError, match="has no score"):
-        by_influence(pool, scores[:, 1:], 3)
+        select(pool, "influence", 3, scores=scores[:, 1:])

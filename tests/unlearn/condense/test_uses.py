@@ -18,21 +18,14 @@ from whence.unlearn.condense import (
     Pool,
     Settings,
     Training,
+    accuracy_curve,
     condense,
-    contributions,
-    fixed_set,
     kernel_velocity,
-    plot_examples,
-    plot_losses,
-    plot_velocity,
-    repeated_sampling,
-    report,
     select,
 )
 from whence.unlearn.condense.continual import average_after, by_class, by_domain, chosen, condensed, run
+from whence.unlearn.condense.dynamics import tangent_kernel
 from whence.unlearn.condense.matching import distance, weighted_gradient
-from whence.unlearn.condense.report import grid
-from whence.unlearn.condense.velocity import tangent_kernel
 
 from .cases import image_pool, vector_pool
 
@@ -71,8 +64,8 @@ def test_time_to_accuracy_of_repeated_sampling_and_of_a_fixed_set(made):
     pool, test = vector_pool(), vector_pool(seed=5)
     test = Pool.of((pool.scaling.undo(test.x), test.y), scaling=pool.scaling)
     training = Training(epochs=60, lr=0.05)
-    new = repeated_sampling(pool, test, NET, 2, training, moments=6, networks=2)
-    same = fixed_set(made, test, NET, training, moments=6, networks=2)
+    new = accuracy_curve(pool, test, NET, training, per_class=2, moments=6, networks=2)
+    same = accuracy_curve(made, test, NET, training, moments=6, networks=2)
     for curve in (new, same):
         assert curve.accuracy.shape == (2, 6)
         np.testing.assert_array_equal(curve.seen, 60 * np.arange(1, 7))
@@ -92,20 +85,18 @@ def test_the_tangent_kernel_is_the_product_of_jacobians_and_stands_still_without
         rows.append(np.concatenate([np.asarray(g).ravel() for g in jax.tree.leaves(gradient)]))
     np.testing.assert_allclose(kernel, np.stack(rows) @ np.stack(rows).T, rtol=1e-4)
     still = Training(epochs=0, momentum=0.0, weight_decay=0.0, drop=False)
-    np.testing.assert_array_equal(kernel_velocity(made, np.asarray(x), NET, 3, still), 0)
+    np.testing.assert_array_equal(kernel_velocity(made, np.asarray(x), NET, 3, training=still), 0)
     slow, fast = (
-        kernel_velocity(made, np.asarray(x), NET, 3, replace(still, epochs=2, lr=lr)).mean() for lr in (0.01, 0.1)
+        kernel_velocity(made, np.asarray(x), NET, 3, training=replace(still, epochs=2, lr=lr)).mean()
+        for lr in (0.01, 0.1)
     )
     assert 0 < slow < fast
-    axes = Figure().subplots()
-    assert plot_velocity({"a": np.full((2, 3), 0.1)}, axes) is axes
-    np.testing.assert_allclose(axes.lines[0].get_ydata(), -1, atol=1e-6)
 
 
 def test_a_set_shows_its_examples_and_its_card(made):
     left, right = Figure().subplots(1, 2)
-    assert plot_examples(made, left) is left
-    assert plot_losses(made, right) is right
+    assert made.plot_examples(left) is left
+    assert made.plot_losses(right) is right
     np.testing.assert_allclose(right.lines[0].get_ydata(), made.losses)
     told = replace(made, about={**made.about, "note": HOSTILE})
     html = told._repr_html_()
@@ -121,7 +112,7 @@ def test_contributions_add_up_to_the_sum_of_cosines(made):
     gradient = jax.jit(weighted_gradient, static_argnums=0)
     still = Training(epochs=0, momentum=0.0, weight_decay=0.0, drop=False)
     for contrast in (True, False):
-        found = contributions(made, pool, NET, contrast=contrast, networks=1, training=still)
+        found = made.contributions(pool, NET, contrast=contrast, networks=1, training=still)
         assert found.shape == (6, 30)
         fresh, _ = jax.random.split(jax.random.split(jax.random.key(0), 1)[0])
         params = jax.jit(lambda key: NET.init(key, (5,), 3))(fresh)
@@ -138,17 +129,17 @@ def test_contributions_add_up_to_the_sum_of_cosines(made):
         other = made.y[:, None] != pool.y[None]
         assert (np.abs(found.values[other]).max() > 0) == contrast
     with pytest.raises(UsageError, match="No network"):
-        contributions(made, pool, NET, networks=0)
+        made.contributions(pool, NET, networks=0)
 
 
 def test_an_example_pulls_hardest_on_its_own_copy():
     pool = vector_pool(each=10)
     rows = [0, 10, 20]
     copy = Condensed(pool.x[rows], np.eye(3, dtype=np.float32), pool.scaling, np.zeros(0), pool.ids[rows])
-    found = contributions(copy, pool, NET, contrast=False, networks=4)
+    found = copy.contributions(pool, NET, contrast=False, networks=4)
     for s, row in enumerate(rows):
-        own = found.sel(synthetic=s, real=row).item()
-        assert own > float(found.sel(synthetic=s)[pool.y == s].mean())
+        own = found.sel(synthetic=-1 - s, real=row).item()
+        assert own > float(found.sel(synthetic=-1 - s)[pool.y == s].mean())
 
 
 def test_continual_learning_by_domain_and_by_class():
@@ -158,7 +149,7 @@ def test_continual_learning_by_domain_and_by_class():
     training = Training(epochs=60, lr=0.05, batch=200, momentum=0.9, drop=False)
     memories = {
         "condensed": condensed(replace(SMALL, per_class=4)),
-        "none": lambda pool, seed: (pool.x[:0], pool.y[:0]),
+        "none": lambda pool, seed: None,
     }
     found = run(tasks, memories, NET, training, (0, 1))
     assert found.dims == ("memory", "seed", "after", "task")
@@ -177,15 +168,15 @@ def test_continual_learning_by_domain_and_by_class():
 
 
 def test_the_report_shows_the_grid_and_the_card(tmp_path, made):
-    page = report(made, tmp_path / "page.html", "a < b").read_text()
+    page = made.report(tmp_path / "page.html", "a < b").read_text()
     assert "a &lt; b" in page
     assert "data:image/png;base64," in page
     assert "real_batch" in page
     assert "src=http" not in page
     pool = image_pool(channels=3)
     pictures = Condensed(pool.x[[0, 7, 16]], np.eye(3), pool.scaling, np.zeros(1), np.arange(3))
-    assert grid(pictures).shape == (15, 5, 3)
-    assert grid(made).shape == (6, 5, 3)
+    assert pictures.grid().shape == (15, 5, 3)
+    assert made.grid().shape == (6, 5, 3)
 
 
 def test_commands_condense_judge_and_report(tmp_path, capsys, store, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..layers import Params
-from ..matching import Part, gradient_matching
+from ..matching import Part
 from ..networks import Network
 from ..pool import Pool
 
@@ -34,10 +34,3 @@ class CondensationMethod(ABC):
     @abstractmethod
     def parts(self, pool: Pool, groups: int = 1) -> Int[np.ndarray, "g m"]:
         """The classes of every part once warmed up (class by class before that), -1 if a part has fewer."""
-
-
-class GradientMatching(CondensationMethod):
-    """A method whose loss is the distance of the part's gradients, layer by layer."""
-
-    def loss(self, network: Network, params: Params, part: Part) -> Float[Array, ""]:
-        return gradient_matching(network, params, part)

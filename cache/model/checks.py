@@ -1,0 +1,288 @@
+"""What is checked before a trained model is first used: on a few of its own examples of different lengths.
+
+1. Batching changes nothing: the objective of each example alone equals its objective in a padded batch.
+2. Gradients belong to their examples: for random weights w, sum_b w_b G_b of the captured gradients equals autograd's
+   gradient of sum_b w_b L_b, at every covered parameter.
+3. The model is the same: a stored verdict keeps the objectives of its examples, which are computed again when it is
+   read for a model.
+
+Tolerances are relative, and follow the model's type (`TOLERANCES`): rounding of sound models stays well below them,
+while rows that belong to other examples differ by the size of a gradient.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..jobs.progress import say
+from ..store.keys import key_of
+from .capture import Batch, Captured, Objective, borrowed, capture, graph_from_the_first_layer
+from .sites import Site, parameters_of
+from .stateless import named_parameters
+
+if TYPE_CHECKING:
+    from .trained import ModelPass
+
+PROBES = 4
+SEED = 20260101  # of the examples' weights
+
+
+class Tolerance(NamedTuple):
+    """relative: of an objective or a gradient. absolute: of an objective, in nats."""
+
+    relative: float
+    absolute: float
+
+
+TOLERANCES = {
+    torch.float64: Tolerance(1e-6, 1e-8),
+    torch.float32: Tolerance(2e-3, 1e-3),
+    torch.float16: Tolerance(5e-2, 5e-2),
+    torch.bfloat16: Tolerance(1e-1, 2e-1),
+}
+
+
+def probe_rows(lengths: Int64[np.ndarray, " n"], positions: int | None = None) -> Int64[np.ndarray, " k"]:
+    """Rows of up to four examples from the shortest to the longest; shorter ones if the batch of them would have more
+    than `positions` positions. A single example is taken twice: its weights differ."""
+    order = np.argsort(lengths, kind="stable")
+    rows = np.unique(np.linspace(0, len(order) - 1, min(PROBES, len(order))).round().astype(np.int64))
+    if positions is not None and len(rows) > 2:
+        fitting = [len(order) - 1 - np.argmax(lengths[order[::-1]] * PROBES <= positions)]
+        if lengths[order[-1]] * PROBES > positions and lengths[order[0]] * PROBES <= positions:
+            rows = np.unique(np.linspace(0, fitting[0], PROBES).round().astype(np.int64))
+        elif lengths[order[-1]] * PROBES > positions:
+            rows = rows[:2]
+    chosen = order[rows]
+    return np.repeat(chosen, 2) if len(chosen) == 1 else chosen
+
+
+def checked(run: "ModelPass") -> str:
+    """Check the model of a pass on its examples, unless it was: once per model, data, task, sites and objective.
+
+    Raises ModelError, with site, likely cause and cure, if a check fails, or if a stored verdict is of other losses.
+    """
+    trained = run.trained
+    inputs = {name: value for name, value in run.inputs().items() if name != "seed"}
+    key = key_of("checks", inputs)
+    if key in trained.verdicts:
+        return trained.verdicts[key]
+    rows = probe_rows(run.examples.lengths, run.positions)
+    store = trained.store
+    alone = None if run.objective == "sampled" else _alone(run, rows)
+    if store is not None and store.has("checks", inputs):
+        entry = store.open("checks", inputs)
+        if alone is not None:
+            _same_model(run, entry.read("alone"), alone, entry.key)
+        return trained.verdicts.setdefault(key, entry.about["says"])
+    _check(run, rows, alone)
+    says = _says(run)
+    if store is not None:
+        kept = np.zeros(0) if alone is None else alone
+        store.put("checks", inputs, {"alone": kept}, about={"says": says, "ids": run.examples.ids[rows].tolist()})
+    trained.verdicts[key] = says
+    if not trained.quiet:
+        say(says)
+    return says
+
+
+def _says(run: "ModelPass") -> str:
+    what = {"loss": "the data's labels", "sampled": "sampled labels", "measurement": "the measurement"}[run.objective]
+    own = named_parameters(run.trained.model)
+    covered = {name for site in run.sites for _, name in site.parameters}
+    trained = sum(own[name].requires_grad for name in covered if name in own)
+    return (
+        f"checked with {what}: batching changes nothing, gradients are autograd's at {len(run.sites)} sites "
+        f"({trained} of {len(covered)} parameters are trained)"
+    )
+
+
+def _check(run: "ModelPass", rows: np.ndarray, alone: np.ndarray | None) -> None:
+    trained = run.trained
+    batch = trained.batch(run.examples, rows)
+    for attempt in range(3):  # a label that is sampled at a boundary may change with the last bit: another seed then
+        objective = replace(run, seed=run.seed + attempt).of
+        seen = capture(trained.model, run.sites, batch, objective)
+        weights = torch.as_tensor(np.random.default_rng(SEED).uniform(0.5, 2.0, len(rows)))
+        weights[1::2] *= -1
+        values, wanted = _autograd(trained.model, run.sites, batch, objective, weights)
+        tolerance = _tolerance(trained.dtype, seen.value)
+        if _close(_numbers(values), _numbers(seen.value), tolerance).all():
+            break
+    else:
+        raise ModelError(
+            f"The {_name(run)} changes from one forward pass to the next: {_numbers(values).tolist()}, then "
+            f"{_numbers(seen.value).tolist()}.",
+            "Look for dropout that stays on in evaluation mode (functional dropout without training=self.training), "
+            "sampling or noise in the forward pass, or a layer that is replaced when hooks are on it.",
+        )
+    if alone is not None:
+        _check_alone(run, rows, batch, alone, _numbers(seen.value))
+    _check_gradients(run, seen, weights, wanted)
+
+
+def _alone(run: "ModelPass", rows: np.ndarray) -> Float[np.ndarray, " k"]:
+    """The objective of each example in a batch of its own, without padding."""
+    trained, found = run.trained, []
+    with borrowed(trained.model), torch.no_grad():
+        for row in rows:
+            whole = trained.batch(run.examples, [row])
+            try:
+                value = run.of(trained.model, unpadded(whole))
+            except Exception:  # a model of one fixed width: its padding is part of its input
+                value = run.of(trained.model, whole)
+            found.append(_numbers(value).ravel()[0])
+    return np.array(found)
+
+
+def unpadded(batch: Batch) -> Batch:
+    """A batch of one example without the masked positions before and after it."""
+    mask = batch.get("attention_mask")
+    if mask is None or mask.ndim != 2 or not bool(mask.any()) or bool(mask.all()):
+        return batch
+    real = mask[0].nonzero().flatten()
+    span = slice(int(real[0]), int(real[-1]) + 1)
+    return {n: v[:, span] if v.ndim > 1 and v.shape[:2] == mask.shape else v for n, v in batch.items()}
+
+
+def _check_alone(run: "ModelPass", rows: np.ndarray, batch: Batch, alone: np.ndarray, value: np.ndarray) -> None:
+    tolerance = _tolerance(run.trained.dtype, batch.get("x"))
+    bad = np.flatnonzero(~_close(value, alone, tolerance))
+    if not len(bad):
+        return
+    at = int(bad[0])
+    trained = run.trained
+    one = {name: v[at : at + 1] for name, v in batch.items()}
+    with borrowed(trained.model), torch.no_grad():
+        padded = _numbers(run.of(trained.model, one))
+    mask = batch.get("attention_mask")
+    if mask is not None and bool((mask[:, 0] == 0).any()):
+        cause = "Padding is on the left, and the model's positions do not follow the mask."
+        cure = "Pad on the right, or give lists of unequal length, or a position_ids column that the model takes."
+    elif not _close(padded, alone[at : at + 1], tolerance)[0]:
+        cause = "The model depends on padding: the attention mask does not reach it, or it averages over all positions."
+        cure = "Let its forward take attention_mask, write a Task that passes it, or give examples of one length."
+    else:
+        cause = "The examples of a batch change each other: batch statistics in evaluation mode, or a layer over them."
+        cure = "Use the running statistics (track_running_stats=True), or group or layer normalisation."
+    raise ModelError(
+        f"The {_name(run)} of example {run.examples.ids[rows[at]]} is {alone[at]:.6g} alone and {value[at]:.6g} in a "
+        f"padded batch. {cause}",
+        cure,
+    )
+
+
+def _check_gradients(run: "ModelPass", seen: Captured, weights: Tensor, wanted: dict[str, Tensor]) -> None:
+    found, scales = {}, {}
+    for site in run.sites:
+        a, g = (_wide(t) for t in (seen.inputs[site.name], seen.grads[site.name]))
+        w = weights.to(g)
+        found[site.name] = torch.einsum("bso,bsi->oi", g * w[:, None, None], a)
+        scales[site.name] = float((w.abs() * g.flatten(1).norm(dim=1) * a.flatten(1).norm(dim=1)).sum())
+    matrices = parameters_of(run.trained.model, run.sites, found)
+    for name, matrix in matrices.items():
+        users = [site for site in run.sites if name in dict(site.parameters).values()]
+        truth = _wide(wanted[name]).to(matrix)
+        scale = max(float(truth.norm()), 0.1 * sum(scales[site.name] for site in users))
+        error = float((matrix.reshape(truth.shape) - truth).norm())
+        if error > _tolerance(run.trained.dtype, wanted[name]).relative * scale:
+            raise _wrong_gradient(run, users[0], error / max(float(truth.norm()), 1e-30))
+
+
+def _wrong_gradient(run: "ModelPass", site: Site, error: float) -> ModelError:
+    return ModelError(
+        f"At {site.name}, the gradients of single examples do not add up to autograd's: they differ by "
+        f"{error:.0%} (objective: {_name(run)}). The layer's rows cannot be assigned to examples: it runs on another "
+        "axis first (sequence-first), on learned vectors without a batch axis, on routed rows, or its weight is also "
+        "used outside the layer.",
+        f"Leave the site out: find_sites(model, exclude={site.name!r}); or let the batch be the layer's first axis.",
+    )
+
+
+def _autograd(
+    model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective, weights: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The objective [b], and autograd's gradient of its weighted sum at every covered parameter."""
+    own = named_parameters(model)
+    covered = {name for site in sites for _, name in site.parameters}
+    with borrowed(model), _without_grads(model), torch.enable_grad(), graph_from_the_first_layer(model):
+        for name in covered:
+            own[name].requires_grad_(True)
+        value = objective(model, batch)
+        if value.requires_grad:
+            torch.autograd.backward((value * weights.to(value)).sum())
+        grads = {name: own[name].grad for name in covered}
+    return value.detach(), {n: torch.zeros_like(own[n]) if g is None else g.detach() for n, g in grads.items()}
+
+
+@contextmanager
+def _without_grads(model: nn.Module) -> Iterator[None]:
+    """No parameter has a gradient inside; each has its own again afterwards."""
+    own = [(parameter, parameter.grad) for parameter in nn.Module.parameters(model)]
+    try:
+        for parameter, _ in own:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, grad in own:
+            parameter.grad = grad
+
+
+def _same_model(run: "ModelPass", stored: np.ndarray, found: np.ndarray, key: str) -> None:
+    if stored.shape != found.shape or _close(found, stored, _tolerance(run.trained.dtype, None)).all():
+        return
+    raise ModelError(
+        f"This model gives {_name(run)} {found.round(5).tolist()} for the examples that it was checked on; the entry "
+        f"{key[:12]} was computed with {stored.round(5).tolist()}.",
+        "The weights are the same and the forward pass is not: restore the code or the settings that it was computed "
+        "with, or use another store.",
+    )
+
+
+def check_hook_point(name: str, value: Tensor, batch: Batch) -> None:
+    """Raise ModelError unless the output at a hook point has one row per position: [b s d], or [b d] where examples
+    have one position."""
+    size = len(next(iter(batch.values())))
+    tokens = batch.get("input_ids", batch.get("attention_mask"))
+    wanted = (size,) if tokens is None else tuple(tokens.shape)
+    sound = value.shape[: len(wanted)] == wanted and value.ndim == len(wanted) + 1
+    if tokens is None:
+        sound = value.ndim in (2, 3) and len(value) == size
+    if not sound:
+        raise ModelError(
+            f"{name} has the shape {list(value.shape)} for a batch of {size} examples"
+            + (f" of {wanted[1]} positions" if len(wanted) > 1 else "")
+            + ": it has not one row per position, [b s d].",
+            "Choose the output of a block, an attention or an MLP; heads and attention patterns have more axes.",
+        )
+
+
+def _name(run: "ModelPass") -> str:
+    return {"loss": "loss", "sampled": "loss of sampled labels", "measurement": "measurement"}[run.objective]
+
+
+def _close(found: np.ndarray, wanted: np.ndarray, tolerance: Tolerance) -> np.ndarray:
+    """Whether values agree; what is not finite is another error's matter."""
+    apart = np.abs(found - wanted) <= tolerance.absolute + tolerance.relative * np.abs(wanted)
+    return apart | ~np.isfinite(found) | ~np.isfinite(wanted)
+
+
+def _numbers(value: Tensor) -> Float[np.ndarray, "..."]:
+    return value.detach().double().cpu().numpy()
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def _tolerance(dtype: torch.dtype, value: Tensor | None) -> Tolerance:
+    """Of the coarser of the model's type and the value's."""
+    types = [t for t in (dtype, None if value is None else value.dtype) if t in TOLERANCES]
+    return max((TOLERANCES[t] for t in types), default=TOLERANCES[torch.float32])
