@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tests import cases
-from whence.cache import ModelError, NumericalError, Store, WhenceError, activations
+from whence.cache import ModelError, NumericalError, Store, activations
+from whence.cache.errors import WhenceError
 
 
 def plain(case: cases.Case, name: str) -> np.ndarray:
