@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from whence.cache import ArraySpec, Examples, NotCached, NumericalError
+from whence.cache import ArraySpec, Examples, NumericalError
+from whence.cache.errors import NotCached
 from whence.cache.jobs.partitions import run_job
 from whence.cache.model.batches import BatchSource, CapturedBatch
 from whence.cache.model.gradients import open_gradients, stored_dtype

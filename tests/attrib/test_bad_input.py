@@ -11,7 +11,6 @@ from whence.cache import (
     Classification,
     DataError,
     Examples,
-    Interrupted,
     LanguageModelling,
     ModelError,
     NumericalError,
@@ -19,6 +18,7 @@ from whence.cache import (
     Store,
     find_sites,
 )
+from whence.cache.errors import Interrupted
 
 
 def test_no_matching_site() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.unlearn import cases
 from tests.unlearn.condense.cases import vector_pool
-from whence.cache import SGD, AdamW, Bank, Recipe, Schedule, Store, subset_masks
+from whence.cache import SGD, AdamW, Bank, Recipe, Store, subset_masks
+from whence.cache.retrain.recipe import Schedule
 from whence.cache.store.keys import key_of
 from whence.unlearn import METHODS, Matching, lasso, ridge
 from whence.unlearn.condense import METHODS as CONDENSATION

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from whence import cli
-from whence.cache import Interrupted
-from whence.cache.errors import StoreError
+from whence.cache.errors import Interrupted, StoreError
 from whence.packages import command_groups
 
 
