@@ -19,9 +19,10 @@ from ..errors import ModelError, ResourceError
 from ..jobs.cluster import Cluster
 from ..jobs.progress import progress, say
 from ..store.store import Store
-from .batches import BATCH_POSITIONS, CapturedBatch, PlannedBatch, check_examples, plan_batches, to_captured_batch
+from .batches import BATCH_POSITIONS, CapturedBatch, PlannedBatch, plan_batches, to_captured_batch
 from .capture import called_sites, capture
 from .checkpoints import models_at
+from .data_checks import check_data
 from .examples import Examples
 from .fingerprint import model_fingerprint
 from .sites import Pattern, Sites, copied, find_sites
@@ -130,7 +131,7 @@ class TrainedModel:
         """
         wanted = self.sites if sites is None else sites
         found = wanted if isinstance(wanted, Sites) else find_sites(self.model, wanted, quiet=self.quiet)
-        check_examples(self.train)
+        check_data(self.train, self.task, self.model)
         called = called_sites(self.model, found, self.batch(self.train, [0]), self.task.loss)
         if len(called) == len(found):
             return found
@@ -153,7 +154,7 @@ class TrainedModel:
         Raises DataError for an empty data set, ResourceError if one example does not fit the memory limit.
         """
         examples = self.train if examples is None else examples
-        check_examples(examples)
+        check_data(examples, self.task, self.model)
         run = ModelPass(self, examples, sites, objective, seed, positions or self.positions)
         return replace(run, positions=run.batch_positions())
 
