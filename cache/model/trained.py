@@ -19,11 +19,12 @@ from ..errors import ModelError, ResourceError
 from ..jobs.cluster import Cluster
 from ..jobs.progress import progress, say
 from ..store.store import Store
-from .batches import BATCH_POSITIONS, CapturedBatch, PlannedBatch, check_examples, plan_batches, to_captured_batch
+from .batches import BATCH_POSITIONS, CapturedBatch, PlannedBatch, plan_batches, to_captured_batch
 from .bridge import idle_bytes
 from .capture import called_sites, capture
 from .checkpoints import models_at
 from .checks import checked, probe_rows
+from .data_checks import check_data
 from .examples import Examples
 from .fingerprint import model_fingerprint
 from .sites import Pattern, Sites, copied, find_sites
@@ -163,7 +164,7 @@ class TrainedModel:
         """
         wanted = self.sites if sites is None else sites
         found = wanted if isinstance(wanted, Sites) else find_sites(self.model, wanted, quiet=self.quiet)
-        check_examples(self.train)
+        check_data(self.train, self.task, self.model)
         rows = probe_rows(self.train.lengths, self.positions)  # several: a routed layer sees some examples only
         called = called_sites(self.model, found, self.batch(self.train, rows), self.task.loss)
         if len(called) == len(found):
@@ -188,7 +189,7 @@ class TrainedModel:
         if a check of the model fails (see `check`).
         """
         examples = self.train if examples is None else examples
-        check_examples(examples)
+        check_data(examples, self.task, self.model)
         run = ModelPass(self, examples, sites, objective, seed, positions or self.positions)
         run = replace(run, positions=run.batch_positions())
         if self.checks:
