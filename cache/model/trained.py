@@ -7,7 +7,7 @@ sites see under one objective.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -80,6 +80,7 @@ class TrainedModel:
     cluster: str | Cluster = "inline"
     log: str | None = None
     check: InitVar[Any] = True  # the method of this name is its default, so False alone says no
+    checks: bool = field(init=False, repr=False, default=True)
     verdicts: dict[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self, check: Any) -> None:
@@ -105,14 +106,11 @@ class TrainedModel:
     def __getstate__(self) -> dict[str, Any]:  # a worker has no workers of its own
         return {**self.__dict__, "cluster": "inline"}
 
-    if TYPE_CHECKING:
-        checks: bool
-
     def replace(self, **changes: Any) -> "TrainedModel":
         """The same with some arguments changed."""
         return replace(self, **{"check": self.checks} | changes)
 
-    def check(  # type: ignore[no-redef]  # noqa: F811
+    def check(  # type: ignore[no-redef, misc]  # noqa: F811
         self, queries: Examples | None = None, sites: Sites | Pattern | Sequence[Pattern] | None = None
     ) -> str:
         """Check on up to four examples of different lengths that the loss of each alone equals its loss in a padded
