@@ -70,7 +70,9 @@ def annotated(
     """Scores [query, train, ...] with the coordinates `title` and `text` of the training examples and `query_text` (the
     beginnings of what `about` has), `logprob` of the queries, and, with `attrs["warning"]`, `impossible` [query, train]
     if a score is. The last axis is summed for it if it is `site`. caution: of the fit, first in the warning."""
-    found = {name: ("train", texts_of(train, name)) for name in ("title", "text") if name in train.about}
+    found: dict[str, Any] = {
+        name: ("train", texts_of(train, name)) for name in ("title", "text") if name in train.about
+    }
     found |= {"query_text": ("query", text)} if (text := query_texts(queries)) is not None else {}
     warnings = [caution] if caution else []
     values = scores.values.sum(-1) if scores.dims[2:] == ("site",) else scores.values
@@ -80,7 +82,7 @@ def annotated(
             marks = impossible(values, logprob, str(scores.attrs["measurement"]))
             warnings += impossible_text(values, logprob, marks, queries, train.ids)
             found |= {"impossible": (("query", "train"), marks)} if marks.any() else {}
-    sure = [] if logprob is None or scores.attrs["measurement"] not in ("logprob", "loss") else logprob > -CERTAIN
+    sure: Any = [] if logprob is None or scores.attrs["measurement"] not in ("logprob", "loss") else logprob > -CERTAIN
     if np.any(sure):
         warnings.append(
             f"The model is certain of the queries with ids {queries.ids[sure][:5].tolist()} (probability 1): the "

@@ -6,7 +6,7 @@ Every case prints the tables that the documentation quotes and says which of its
 from collections.abc import Sequence
 
 from whence.unlearn.report import save
-from whence.unlearn.results import Evaluation, table
+from whence.unlearn.results import Evaluation
 
 from .harness import Benchmark, Run
 
@@ -15,7 +15,7 @@ bench = Benchmark(__file__, __doc__, example="digits --seeds 1")
 
 def show(run: Run, evaluation: Evaluation, claims: dict[str, bool]) -> None:
     run.say(f"\n{evaluation.title}: {evaluation.forgotten} forgotten, {evaluation.models} models per side, "
-            f"{evaluation.bins} bins\n\n{table(evaluation)}\n")  # fmt: skip
+            f"{evaluation.bins} bins\n\n{evaluation}\n")  # fmt: skip
     for claim, held in claims.items():
         run.claim(claim, held)
 

@@ -28,7 +28,7 @@ from whence.unlearn.loop import run as forget_by
 from whence.unlearn.methods import DMM, NPO, GradDiff, Matching, UnlearningMethod
 from whence.unlearn.metrics import KLoM
 from whence.unlearn.request import UnlearningRequest
-from whence.unlearn.results import NO_OP, NULL, Evaluation, table
+from whence.unlearn.results import NO_OP, NULL, Evaluation
 
 from .harness import Run
 
@@ -203,7 +203,7 @@ def evaluations(run: Run, models: int, documents: int) -> list[Evaluation]:
     for row in rows:
         summary.row(*row)
     for one in found:
-        run.say(f"\n{one.title}, per token, {one.models} models per side, {one.bins} bins\n\n{table(one)}")
+        run.say(f"\n{one.title}, per token, {one.models} models per side, {one.bins} bins\n\n{one}")
     run.say()
     for claim, held in claims.items():
         run.claim(claim, held)

@@ -9,7 +9,7 @@ Tools of the field find `encode`, `decode` and `W_dec` under the names they expe
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,7 @@ from jaxtyping import Float
 from whence.cache.errors import DataError, UsageError
 
 from . import kernels
-from .activations import Origin
+from .activations import Origin, numbers
 from .codec import Codec, bucketed
 from .kernels import Basis, Code, Pursuit
 from .provenance import Provenance, Text, context, real_tokens
@@ -180,6 +180,102 @@ class Dictionary(Codec):
         row, tokens = {int(i): n for n, i in enumerate(examples.ids)}, real_tokens(examples, column)
         found = [context(tokens, row, *place, decode, window) for place in self.provenance.places]
         return replace(self, text=tuple(found))
+
+    def insert(self, x: Any, provenance: Provenance, unexplained: float = 0.0) -> "Dictionary":
+        """With activations [m d] added as atoms, those whose unexplained share exceeds a threshold.
+
+        The rows are judged together against the dictionary as it is. The log records this edit, as every other, and the
+        Gram matrix gets rows and columns instead of being computed anew.
+
+        Args:
+            x: the activations.
+            provenance: the place of each.
+            unexplained: the threshold; 0 inserts everything that is not already an atom (up to rounding).
+
+        Raises DataError for rows that are zero or not finite, UsageError for a threshold outside 0 to 1.
+        """
+        if not 0 <= unexplained < 1:
+            raise UsageError(f"An unexplained share of {unexplained}.", "Give a number from 0 to below 1.")
+        x = np.asarray(numbers(x), np.float32)
+        energy = np.sum(np.asarray(x, np.float64) ** 2, axis=1)
+        if not (np.isfinite(energy) & (energy > 0)).all():
+            raise DataError("Some rows are zero or not finite.", "Leave them out before inserting.")
+        centred = x if self.centre is None else x - self.centre
+        k = min(self.k, len(self))
+        share = np.asarray(self.encode(x, k=k).unexplained) if k else np.ones(len(x))
+        keep = share > max(unexplained, 1e-6)
+        norm = np.linalg.norm(centred, axis=1)
+        atoms = (centred / norm[:, None])[keep]
+        added = provenance._replace(norm=norm.astype(np.float32), error=share.astype(np.float32)).rows(keep)
+        note = {"edit": "insert", "offered": len(x), "inserted": int(keep.sum()), "unexplained": unexplained}
+        return self._joined(atoms, added, None, note)
+
+    def merge(self, other: "Dictionary", same: float = 0.999) -> "Dictionary":
+        """With the atoms of another; one that has |cosine| above `same` with an atom of this is left out, as is one
+        from the same place.
+
+        Raises ModelError when they come from different models or hook points, DataError when centred differently.
+
+        >>> len(dictionary.merge(dictionary)) == len(dictionary)  # an atom that is there already is not added
+        True
+        """
+        self.origin.check_same(other.origin)
+        mine, theirs = (np.zeros(d.width) if d.centre is None else d.centre for d in (self, other))
+        if not np.array_equal(mine, theirs):
+            raise DataError("The dictionaries are centred differently.", "Build both with one centre.")
+        near = np.asarray(kernels.forms.product(jnp.asarray(other.atoms), jnp.asarray(self.atoms)))
+        known = set(self.provenance.places) - {(-1, -1)}
+        keep = (np.abs(near).max(axis=1, initial=0.0) <= same) & np.array(
+            [place not in known for place in other.provenance.places], bool
+        )
+        note = {"edit": "merge", "with": other.fingerprint, "inserted": int(keep.sum()), "same": same}
+        text = None if other.text is None else tuple(other.text[n] for n in np.flatnonzero(keep))
+        return self._joined(other.atoms[keep], other.provenance.rows(keep), text, note)
+
+    def delete_documents(self, documents: Iterable[int]) -> "Dictionary":
+        """Without any atom that came from these documents.
+
+        Other atoms are activations of other documents and stay as they are, bit for bit. Raises DataError when nothing
+        would be left.
+
+        >>> 0 in dictionary.delete_documents([0]).provenance.document
+        False
+        """
+        listed = sorted({int(d) for d in documents})
+        gone = np.isin(self.provenance.document, listed)
+        if gone.all():
+            raise DataError("Every atom comes from these documents.", "Build a dictionary without them.")
+        left = self.rows(~gone, {"edit": "delete documents", "documents": listed, "deleted": int(gone.sum())})
+        if "basis" in self.__dict__:
+            rows = np.flatnonzero(~gone)
+            gram = None if self.basis.gram is None else self.basis.gram[rows][:, rows]
+            left._carry(Basis(self.basis.atoms[rows], gram))
+        return left
+
+    def _joined(
+        self, atoms: np.ndarray, provenance: Provenance, text: tuple[Text, ...] | None, note: Mapping[str, Any]
+    ) -> "Dictionary":
+        """Atoms whose text is not known get an empty one."""
+        new = (Text("", "", ""),) * len(atoms) if text is None else text
+        both = replace(
+            self,
+            atoms=np.concatenate([self.atoms, atoms]),
+            provenance=self.provenance.joined(provenance),
+            text=None if self.text is None else (*self.text, *new),
+            log=(*self.log, note),
+        )
+        if "basis" in self.__dict__ and len(atoms):
+            large = kernels.forms.resized(self.basis, _blocks(len(both) + kernels.forms.BLOCK))
+            both._carry(kernels.append(large, jnp.asarray(atoms), jnp.int32(len(self))))
+        return both
+
+    def _carry(self, basis: Basis) -> None:
+        """Take a basis that is known already, cut or filled up to whole blocks, into the cached property."""
+        self.__dict__["basis"] = kernels.forms.resized(basis, _blocks(len(self)))
+
+
+def _blocks(size: int) -> int:
+    return -(-size // kernels.forms.BLOCK) * kernels.forms.BLOCK
 
 
 def quoted(text: Text) -> str:

@@ -34,7 +34,7 @@ def table(rows: dict[str, Interval], /, **attrs: Any) -> xr.Dataset:
     return xr.Dataset(columns, coords={"metric": list(rows)}, attrs=attrs)
 
 
-def evaluate(codec: Codec, activations: Any, k: int | None = None) -> xr.Dataset:
+def evaluate(codec: Codec, activations: Any, k: int | Sequence[int] | None = None) -> xr.Dataset:
     """Reconstruction on activations that the dictionary was not built from.
 
     Variables value, low, high over `metric`: fvu, Σ‖x − x̂‖² / Σ‖x − mean‖², the mean over these activations (NaN if
@@ -42,12 +42,20 @@ def evaluate(codec: Codec, activations: Any, k: int | None = None) -> xr.Dataset
     number of different atoms; dead, the share of atoms that never fire here; rare, the share that fire, on fewer than
     one activation in 10^5. Rows that are not finite or zero are left out and counted in the attributes.
 
+    Args:
+        codec: a dictionary or autoencoder.
+        activations: `Activations`, or an array [t d].
+        k: steps; by default the codec's own. Several give the curve of error against steps, with an axis `k` first.
+
     Raises ModelError for another model's activations, DataError when no usable row is there.
 
     >>> found = evaluate(dictionary, read)
     >>> 0 < float(found["value"].sel(metric="fvu")) < 1
     True
     """
+    if isinstance(k, Sequence):
+        each = [evaluate(codec, activations, k=steps) for steps in k]
+        return xr.concat(each, xr.Variable("k", list(k)), combine_attrs="drop")
     acts = Activations.of(activations)
     codec.origin.check_same(acts.origin)
     total, counts = _sums(codec, acts, k)
@@ -111,11 +119,6 @@ def distinct(code: Code) -> np.ndarray:
     signal, step = np.nonzero(np.asarray(code.values))
     pairs = np.stack([signal, np.asarray(code.indices)[signal, step]], axis=1)
     return np.unique(pairs, axis=0) if len(pairs) else pairs.reshape(0, 2)
-
-
-def sparsity_curve(codec: Codec, activations: Any, ks: Sequence[int]) -> xr.Dataset:
-    """`evaluate` at every number of steps: value, low and high over (k, metric)."""
-    return xr.concat([evaluate(codec, activations, k=k) for k in ks], xr.Variable("k", list(ks)), combine_attrs="drop")
 
 
 def losses(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,27 @@ class Features:
     document: np.ndarray
     position: np.ndarray
     token: np.ndarray
+
+    def contexts(
+        self, examples: Any, decode: Callable[[Sequence[int]], str], window: int = 8, column: str = "input_ids"
+    ) -> list[list[Text]]:
+        """The text around the rows in `top`, for each atom.
+
+        Args:
+            examples: with token ids; those that the activations came from.
+            decode: token ids -> text (a tokenizer's).
+            window: tokens on either side.
+            column: of the token ids.
+
+        Raises DataError for documents not among the examples.
+        """
+        row, tokens = {int(i): n for n, i in enumerate(examples.ids)}, real_tokens(examples, column)
+
+        @cache
+        def look(number: int) -> Text:
+            return context(tokens, row, int(self.document[number]), int(self.position[number]), decode, window)
+
+        return [[look(int(n)) for n in rows if n >= 0] for rows in self.top]
 
 
 def features(dictionary: Dictionary, activations: Any, top: int = 8, near: int = 6, *, quiet: bool = True) -> Features:
@@ -99,23 +121,3 @@ def _nearest(atoms: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         found.append(np.take_along_axis(best, order, axis=1))
         cosines.append(np.take_along_axis(values, order, axis=1))
     return np.concatenate(found), np.concatenate(cosines)
-
-
-def top_contexts(
-    found: Features,
-    examples: Any,
-    decode: Callable[[Sequence[int]], str],
-    window: int = 8,
-    column: str = "input_ids",
-) -> list[list[Text]]:
-    """The text around the rows in `top`, for each atom. Raises DataError for documents not among the examples."""
-    row, tokens = {int(i): n for n, i in enumerate(examples.ids)}, real_tokens(examples, column)
-    known: dict[int, Text] = {}
-
-    def look(number: int) -> Text:
-        if number not in known:
-            place = (row, int(found.document[number]), int(found.position[number]))
-            known[number] = context(tokens, *place, decode, window)
-        return known[number]
-
-    return [[look(int(n)) for n in rows if n >= 0] for rows in found.top]

@@ -18,7 +18,7 @@ from .features import Features
 def page(
     dictionary: Dictionary, found: Features, contexts: list[list[Text]] | None = None, title: str = "Dictionary"
 ) -> str:
-    """The page's HTML. contexts: from `top_contexts`; without them only places are shown."""
+    """The page's HTML. contexts: from `Features.contexts`; without them only places are shown."""
     text = json.dumps(_data(dictionary, found, contexts), ensure_ascii=False, separators=(",", ":"))
     for mark in "&<>\u2028":  # no sequence inside can end the script element
         text = text.replace(mark, f"\\u{ord(mark):04x}")

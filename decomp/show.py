@@ -66,8 +66,8 @@ def plot_growth(dictionary: Dictionary, ax: "Axes | None" = None) -> "Axes":
 
 
 def plot_curve(curve: "xr.Dataset", metric: str = "fvu", label: str = "", ax: "Axes | None" = None) -> "Axes":
-    """One metric of `sparsity_curve` or `training_curve` (its first axis across) with its 95 % interval. Returns the
-    axes."""
+    """One metric of `evaluate` at several k or of `training_curve` (its first axis across) with its 95 % interval.
+    Returns the axes."""
     axes, found = axes_or_new(ax), curve.sel(metric=metric)
     across = str(found["value"].dims[0])
     x = found["tokens"] if across == "mark" else found[across]

@@ -7,19 +7,24 @@ set than the one reported: the best of a grid by the reported metric is an illus
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
 from whence.cache import DataError, Examples, UsageError
+from whence.cache.display import axes_or_new
 from whence.cache.retrain.retrained import Retrained
 
-from .attacks import u_lira
+from .audit import u_lira
 from .loop import Unlearned, run
 from .methods.method import UnlearningMethod
 from .metrics import FEWEST, KLoM, energy_distance, two_sample_test, warn_if_hidden
 from .request import UnlearningRequest
 from .results import NO_OP, NULL, Evaluation, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +94,19 @@ class OracleSplit:
     def margins(self, unlearned: Unlearned) -> Float[np.ndarray, "e p"]:
         """The models' margins at the split's points. Raises DataError if they do not match the bank's."""
         return self._matching(unlearned.outputs(self.points, ("margins",))["margins"])
+
+    def plot_margins(self, unlearned: Unlearned, column: int, ax: "Axes | None" = None) -> "Axes":
+        """One point's margins (in nats of log-odds) over the models before, after, and over the oracles, as histograms
+        on one set of bins: what KLoM compares. column: of the split's points, one of `columns`. Returns the axes."""
+        found = {"before": self.before(), "after": self.margins(unlearned), "oracles": self.reference}
+        values = {name: margins[:, column] for name, margins in found.items()}
+        axes, every = axes_or_new(ax), np.concatenate(list(values.values()))
+        edges = np.linspace(every.min(), every.max() + 1e-9, 16)
+        for name, own in values.items():
+            axes.hist(own, edges.tolist(), histtype="step", linewidth=1.6, density=True, label=name)
+        axes.set(xlabel="margin, nats", ylabel="density over models")
+        axes.legend(frameon=False)
+        return axes
 
     def _matching(self, margins: np.ndarray) -> np.ndarray:
         expected = (len(self.points), *(() if self.tokens is None else self.tokens.shape[1:]))

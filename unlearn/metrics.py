@@ -6,7 +6,7 @@ programs disagree on its direction, its number of bins, and lose the largest sam
 the last bin is closed, direction and bins are arguments, and the default direction is the paper's own auditor's.
 
 At small N most of a KLoM is sampling noise: compare with the same number for oracles against other oracles (the null
-row of an evaluation), and ask `advise` how many models an effect needs.
+row of an evaluation), and `KLoM.advise` says how many models an effect needs.
 """
 
 import warnings
@@ -44,6 +44,15 @@ class Summary(NamedTuple):
         """Without an interval."""
         p95, p99 = np.percentile(values, [95, 99])
         return Summary(float(values.mean()), Interval(float(p95), level=0.9), float(p99))
+
+
+class Advice(NamedTuple):
+    """models: how many show the effect; floor, effect: what noise and effect score at that many (median of
+    the effect against the 95th percentile of noise)."""
+
+    models: int
+    floor: float
+    effect: float
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,24 @@ class KLoM:
         interval = Interval(plain.p95, max(0.0, plain.p95 - 1.645 * sd), plain.p95 + 1.645 * sd, 0.9)
         return plain._replace(interval=interval)
 
+    def advise(self, effect: float) -> Advice:
+        """The smallest number of models at which the typical point with a shift of `effect` standard deviations
+        scores twice the noise floor. Raises UsageError for an effect below 0.2: thousands of models.
+
+        >>> KLoM().advise(1.0).models
+        150
+        """
+        if effect < 0.2:
+            raise UsageError(
+                f"A shift of {effect} standard deviations is not seen by a histogram of any affordable bank.",
+                "Use the energy distance or the two-sample test, or a mean over points.",
+            )
+        for models in (8, 16, 24, 32, 48, 64, 100, 150, 200, 300, 500, 1000, 2000):
+            floor, typical = noise_floor(models, self.bins), noise_floor(models, self.bins, 50.0, effect)
+            if typical >= 2 * floor:
+                break
+        return Advice(models, floor, typical)
+
     def _unchecked(self, unlearned: np.ndarray, oracles: np.ndarray) -> np.ndarray:
         bins = self.bins_for(min(len(unlearned), len(oracles)))
         out = np.empty(unlearned.shape[1])
@@ -185,38 +212,10 @@ def noise_floor(
     return float(np.percentile(KLoM(bins=bins or bins_for(models))._unchecked(p + shift, q), quantile))
 
 
-class Advice(NamedTuple):
-    """models: how many show the effect; floor, effect: what noise and effect score at that many (median of
-    the effect against the 95th percentile of noise)."""
-
-    models: int
-    floor: float
-    effect: float
-
-
-def advise(effect: float, bins: int | None = None) -> Advice:
-    """The smallest number of models at which the typical point with a shift of `effect` standard deviations
-    scores twice the noise floor. Raises UsageError for an effect below 0.2: thousands of models.
-
-    >>> advise(1.0).models
-    150
-    """
-    if effect < 0.2:
-        raise UsageError(
-            f"A shift of {effect} standard deviations is not seen by a histogram of any affordable bank.",
-            "Use the energy distance or the two-sample test, or a mean over points.",
-        )
-    for models in (8, 16, 24, 32, 48, 64, 100, 150, 200, 300, 500, 1000, 2000):
-        floor, typical = noise_floor(models, bins), noise_floor(models, bins, 50.0, effect)
-        if typical >= 2 * floor:
-            return Advice(models, floor, typical)
-    return Advice(models, floor, typical)
-
-
 def warn_if_hidden(floor: float, found: float, models: int) -> None:
     """Warn when a reported p95 is not above what noise alone gives, with the number of models that would do."""
     if found <= 1.25 * floor:
-        enough = advise(1.0).models
+        enough = KLoM().advise(1.0).models
         warnings.warn(
             f"p95 {found:.2f} is within noise ({floor:.2f} for oracles against oracles at {models} models): "
             f"smaller differences are hidden. {max(enough, 2 * models)} models would show a shift of one "

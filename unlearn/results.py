@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from whence.cache import DataError, UsageError
-from whence.cache.display import Cell, Interval, Shown, markdown
+from whence.cache.display import Cell, Interval, Shown, axes_or_new, markdown
 from whence.cache.display import table as display_table
 
 from .metrics import KLoM, Summary
 
 if TYPE_CHECKING:
     import xarray
+    from matplotlib.axes import Axes
 
 PARTS = ("forget", "retain", "validation")
 NULL, NO_OP = "oracles (null)", "no-op"
@@ -71,17 +72,32 @@ class Evaluation:
         return f"Evaluation({self.forgotten} examples forgotten, {self.models} models per side: {methods})"
 
     def __str__(self) -> str:
-        return table(self)
+        """Markdown: p95 and mean of KLoM by part (nats), the 90 % interval of the forget set's p95, compute over
+        retraining, U-LiRA, energy distance and two-sample accuracy on the forget set."""
+        warnings = [f"Warning: {text}" for text in self.about.get("warnings", ())]
+        return "\n\n".join([markdown(HEAD, _rows(self)), *warnings])
 
     def _repr_html_(self) -> str:
         return shown(self).html
 
+    def compute_and_klom(self, part: str) -> list[tuple[str, float, float]]:
+        """(method, compute in percent of retraining, p95 of KLoM) without the two rows to compare with."""
+        rows = (row for row in self.rows if row.method not in (NULL, NO_OP))
+        return [(row.method, 100 * row.ratio, row.klom[part].p95) for row in rows]
 
-def table(evaluation: Evaluation) -> str:
-    """Markdown: p95 and mean of KLoM by part (nats), the 90 % interval of the forget set's p95, compute over
-    retraining, U-LiRA, energy distance and two-sample accuracy on the forget set."""
-    warnings = [f"Warning: {text}" for text in evaluation.about.get("warnings", ())]
-    return "\n\n".join([markdown(HEAD, _rows(evaluation)), *warnings])
+    def plot(self, part: str = "forget", ax: "Axes | None" = None) -> "Axes":
+        """p95 of KLoM (nats) on one part against compute (percent of retraining, logarithmic), one point per method;
+        the null row and the models left as they are as lines. Returns the axes."""
+        axes = axes_or_new(ax, 5.0, 3.8)
+        for name, color, style in ((NULL, "green", "--"), (NO_OP, "brown", ":")):
+            axes.axhline(self[name].klom[part].p95, color=color, ls=style, lw=1, label=name)
+        for k, (name, percent, value) in enumerate(self.compute_and_klom(part)):
+            x = max(percent, 0.01)
+            axes.plot(x, value, color=f"C{k % 10}", marker="os^Dv"[k // 10 % 5])
+            axes.annotate(name, (x, value), fontsize=7, xytext=(3, 3), textcoords="offset points")
+        axes.set(xscale="log", xlabel="compute, % of retraining", ylabel="KLoM p95, nats", title=part)
+        axes.legend(fontsize=7)
+        return axes
 
 
 def shown(evaluation: Evaluation) -> Shown:

@@ -58,7 +58,7 @@ class Subject:
             for passage in (*query["helping"], *query["hindering"]):
                 yield query, passage
 
-    def anchors(self) -> dict[int, str]:
+    def anchors(self) -> dict[int | str, str]:
         """passage id -> where it is shown first."""
         return {passage["id"]: _anchor(query, passage) for query, passage in reversed(list(self.passages()))}
 

@@ -12,7 +12,7 @@ rows, that rate splits in two ways:
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ def _call_products(
         if isinstance(module, (nn.Conv1d, nn.Conv2d)):
             each = moved.sum(1)
         else:
-            features = module.weight.ndim if kind_of(module) == "norm" else 1
+            features = cast(torch.Tensor, module.weight).ndim if kind_of(module) == "norm" else 1
             each = moved.flatten(-features).sum(-1)
         found.append(_by_position(each, size, width, clean_name(name)))
     return torch.stack(found)

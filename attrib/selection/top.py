@@ -24,8 +24,8 @@ def top_k(scores: "xarray.DataArray", k: int, by: Literal["mean", "max"] = "mean
 def pairwise_values(scores: "xarray.DataArray") -> Float[np.ndarray, "q n"]:
     """Scores [query, train], in float64, summed over what they are split by. Raises NumericalError if one is not
     finite."""
-    values = scores.sum([dim for dim in scores.dims if dim not in ("query", "train")], skipna=False)
-    values = values.transpose("query", "train").values.astype(np.float64)
+    summed = scores.sum([dim for dim in scores.dims if dim not in ("query", "train")], skipna=False)
+    values = np.asarray(summed.transpose("query", "train").values, np.float64)
     if not np.isfinite(values).all():
         raise NumericalError("There are scores that are not finite.", "Score those examples again, or leave them out.")
     return values

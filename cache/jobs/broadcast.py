@@ -60,13 +60,10 @@ class CheckedBroadcast(distributed.WorkerPlugin):
     def __getstate__(self) -> dict[str, Any]:
         return {"name": self.name, "payload": self.payload, "code": self.code, "_work": None}
 
-    def setup(self, worker: Any) -> None:
-        check_code(self.code, installed_code(), worker.address)
-
     @property
     def work(self) -> Any:
         if self._work is None:
-            self.setup(distributed.get_worker())  # of a worker that came later, Dask only logs a failed setup
+            check_code(self.code, installed_code(), distributed.get_worker().address)
             self._work = cloudpickle.loads(self.payload)
         return self._work
 
@@ -74,8 +71,8 @@ class CheckedBroadcast(distributed.WorkerPlugin):
 def broadcast(client: Any, name: str, work: Callable[..., Any], limit: int) -> None:
     """Send `work` to every worker under a name.
 
-    Raises UsageError if it takes more than `limit` bytes, ResourceError if workers cannot be reached or run other code
-    than this process (one that is started later says so at its first partition).
+    Raises UsageError if it takes more than `limit` bytes, ResourceError if workers cannot be reached. A worker of other
+    code than this process raises ResourceError when it first takes up the work (`received`), before it computes.
     """
     payload = cloudpickle.dumps(work)
     if len(payload) > limit:
@@ -91,10 +88,8 @@ def broadcast(client: Any, name: str, work: Callable[..., Any], limit: int) -> N
         except OSError as error:  # a worker is just being lost
             log.info("broadcasting %s: %s", name, error)
             time.sleep(attempt)
-        except (ResourceError, AttributeError) as error:
+        except AttributeError as error:
             withdraw(client, name)
-            if isinstance(error, ResourceError):
-                raise
             raise ResourceError(  # it has no class of this name
                 f"A worker runs an older version of whence than this process ({plugin.code}).",
                 "Install the same version there.",

@@ -58,9 +58,10 @@ def to_torch(array: "jax.Array", *, copy: bool = True) -> torch.Tensor:
 def to_numpy(array: "jax.Array | torch.Tensor | np.ndarray") -> np.ndarray:
     """Either library's array as numpy on the host; bfloat16, which numpy lacks, as float32. Large ones leave a GPU
     through page-locked memory, which is some ten times as fast as through ordinary memory."""
+    if isinstance(array, np.ndarray):
+        return array
     if not isinstance(array, torch.Tensor):
-        staged = array.nbytes >= STAGED and array.dtype == np.float32 and not isinstance(array, np.ndarray)
-        if not staged or next(iter(array.devices())).platform != "gpu":
+        if array.nbytes < STAGED or array.dtype != np.float32 or next(iter(array.devices())).platform != "gpu":
             return np.asarray(array)
         array = to_torch(array, copy=False)
     array = (array.float() if array.dtype == torch.bfloat16 else array).detach()

@@ -282,7 +282,7 @@ def _wide(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def _tolerance(dtype: torch.dtype, value: Tensor | None) -> Tolerance:
+def _tolerance(dtype: torch.dtype | None, value: Tensor | None) -> Tolerance:
     """Of the coarser of the model's type and the value's."""
     types = [t for t in (dtype, None if value is None else value.dtype) if t in TOLERANCES]
     return max((TOLERANCES[t] for t in types), default=TOLERANCES[torch.float32])

@@ -7,7 +7,7 @@ sites see under one objective.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -19,11 +19,12 @@ from ..errors import ModelError, ResourceError
 from ..jobs.cluster import Cluster
 from ..jobs.progress import progress, say
 from ..store.store import Store
-from .batches import BATCH_POSITIONS, CapturedBatch, PlannedBatch, check_examples, plan_batches, to_captured_batch
+from .batches import BATCH_POSITIONS, CapturedBatch, PlannedBatch, plan_batches, to_captured_batch
 from .bridge import idle_bytes
 from .capture import called_sites, capture
 from .checkpoints import models_at
 from .checks import checked, probe_rows
+from .data_checks import check_data
 from .examples import Examples
 from .fingerprint import model_fingerprint
 from .sites import Pattern, Sites, copied, find_sites
@@ -79,6 +80,7 @@ class TrainedModel:
     cluster: str | Cluster = "inline"
     log: str | None = None
     check: InitVar[Any] = True  # the method of this name is its default, so False alone says no
+    checks: bool = field(init=False, repr=False, default=True)
     verdicts: dict[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self, check: Any) -> None:
@@ -104,14 +106,11 @@ class TrainedModel:
     def __getstate__(self) -> dict[str, Any]:  # a worker has no workers of its own
         return {**self.__dict__, "cluster": "inline"}
 
-    if TYPE_CHECKING:
-        checks: bool
-
     def replace(self, **changes: Any) -> "TrainedModel":
         """The same with some arguments changed."""
         return replace(self, **{"check": self.checks} | changes)
 
-    def check(  # type: ignore[no-redef]  # noqa: F811
+    def check(  # type: ignore[no-redef, misc]  # noqa: F811
         self, queries: Examples | None = None, sites: Sites | Pattern | Sequence[Pattern] | None = None
     ) -> str:
         """Check on up to four examples of different lengths that the loss of each alone equals its loss in a padded
@@ -163,7 +162,7 @@ class TrainedModel:
         """
         wanted = self.sites if sites is None else sites
         found = wanted if isinstance(wanted, Sites) else find_sites(self.model, wanted, quiet=self.quiet)
-        check_examples(self.train)
+        check_data(self.train, self.task, self.model)
         rows = probe_rows(self.train.lengths, self.positions)  # several: a routed layer sees some examples only
         called = called_sites(self.model, found, self.batch(self.train, rows), self.task.loss)
         if len(called) == len(found):
@@ -188,7 +187,7 @@ class TrainedModel:
         if a check of the model fails (see `check`).
         """
         examples = self.train if examples is None else examples
-        check_examples(examples)
+        check_data(examples, self.task, self.model)
         run = ModelPass(self, examples, sites, objective, seed, positions or self.positions)
         run = replace(run, positions=run.batch_positions())
         if self.checks:

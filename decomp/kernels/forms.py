@@ -66,6 +66,15 @@ def append(basis: Basis, new: Float[Array, "m d"], count: Int[Array, ""]) -> Bas
     return Basis(atoms, jax.lax.dynamic_update_slice(gram, rows.T, (0, count)))
 
 
+def resized(basis: Basis, rows: int, gram: bool = True) -> Basis:
+    """The basis with zero rows added or taken off at the end, and its Gram matrix if it has one and `gram`."""
+    keep = min(rows, basis.atoms.shape[0])
+    atoms = jnp.zeros((rows, basis.atoms.shape[1])).at[:keep].set(basis.atoms[:keep])
+    if basis.gram is None or not gram:
+        return Basis(atoms, None)
+    return Basis(atoms, jnp.zeros((rows, rows), basis.gram.dtype).at[:keep, :keep].set(basis.gram[:keep, :keep]))
+
+
 def gram_pays(size: int, itemsize: int = 4, limit: int = 4 << 30) -> bool:
     """Whether the Gram matrix of `size` atoms stays under `limit` bytes; where it does, it is the faster form."""
     return size * size * itemsize <= limit

@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from .code import decode
-from .forms import Basis, append, gram_pays, product
+from .forms import Basis, append, gram_pays, product, resized
 from .pursuit import Pursuit, encode
 
 
@@ -56,8 +56,4 @@ def with_capacity(basis: Basis, needed: int, most: int | None = None) -> Basis:
         capacity *= 2
     if most is not None and needed <= most:
         capacity = min(capacity, most)
-    atoms = jnp.zeros((capacity, basis.atoms.shape[1])).at[: basis.atoms.shape[0]].set(basis.atoms)
-    if basis.gram is None or not gram_pays(capacity):
-        return Basis(atoms, None)
-    old = basis.gram.shape[0]
-    return Basis(atoms, jnp.zeros((capacity, capacity), basis.gram.dtype).at[:old, :old].set(basis.gram))
+    return resized(basis, capacity, gram_pays(capacity))

@@ -8,7 +8,8 @@ import torch
 
 from tests import cases
 from whence.attrib import EKFAC, ActivationMeasurement, Direction
-from whence.cache import DataError, TrainedModel, capture
+from whence.cache import DataError, TrainedModel
+from whence.cache.model.capture import capture
 
 
 def test_its_gradient_is_that_of_the_mean_activation() -> None:

@@ -15,10 +15,10 @@ from whence.cache import (
     NumericalError,
     Store,
     TrainedModel,
-    WhenceError,
     activations,
-    torch_batches,
 )
+from whence.cache.errors import WhenceError
+from whence.cache.model.readers import torch_batches
 
 
 def plain(case: cases.Case, name: str) -> np.ndarray:

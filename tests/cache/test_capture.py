@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from tests import cases, reference
-from whence.cache import LanguageModelling, ModelError, NumericalError, capture, find_sites
+from whence.cache import LanguageModelling, ModelError, NumericalError, find_sites
+from whence.cache.model.capture import capture
 from whence.cache.model.sites import matrices_of, parameters_of
 from whence.cache.model.stateless import named_parameters
 

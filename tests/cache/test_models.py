@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from tests import cases
-from whence.cache import LanguageModelling, Sites, Store, TrainedModel, activations, capture, find_sites
-from whence.cache.model.capture import called_sites
+from whence.cache import LanguageModelling, Sites, Store, TrainedModel, activations, find_sites
+from whence.cache.model.capture import called_sites, capture
 from whence.cache.model.sites import matrices_of
 from whence.cache.model.stateless import call_with, named_parameters
 

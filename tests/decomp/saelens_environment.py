@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from whence.decomp import Activations, Dictionary, Origin, Random
+from whence.decomp import Activations, Dictionary, Random
+from whence.decomp.activations import Origin
 from whence.decomp.interop import saelens
 
 NEEDS = ("torch==2.13.0", "sae-lens==6.54.12")  # torch first: it decides the build that the rest is content with

@@ -5,7 +5,8 @@ import pytest
 
 from tests.decomp.test_builders import stream
 from whence.cache.errors import DataError, ModelError
-from whence.decomp import ITDA, Dictionary, Origin, Provenance, diff, layers, overlap, similarity
+from whence.decomp import ITDA, Dictionary, Provenance, diff, layers, overlap, similarity
+from whence.decomp.activations import Origin
 from whence.decomp.provenance import Text
 
 

@@ -9,8 +9,8 @@ from whence import decomp
 from whence.cache import Examples
 from whence.cache.errors import CorruptEntry, DataError, ModelError, NewerFormat, NotCached, StoreError, UsageError
 from whence.cache.store.store import Store
-from whence.decomp import Activations, Dictionary, Origin, Provenance, Random, files
-from whence.decomp.activations import from_entry
+from whence.decomp import Activations, Dictionary, Provenance, Random, files
+from whence.decomp.activations import Origin, from_entry
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def gram_is_exact(dictionary: Dictionary) -> None:
 
 def test_deleting_documents_leaves_the_rest_bit_for_bit(dictionary):
     before = np.asarray(dictionary.basis.gram)
-    kept = decomp.delete_documents(dictionary, [3, 4, 999])
+    kept = dictionary.delete_documents([3, 4, 999])
     stay = ~np.isin(dictionary.provenance.document, [3, 4])
     assert stay.sum() == len(kept) < 70
     np.testing.assert_array_equal(kept.atoms, dictionary.atoms[stay])
@@ -142,7 +142,7 @@ def test_deleting_documents_leaves_the_rest_bit_for_bit(dictionary):
     gram_is_exact(kept)
     assert kept.log[-1] == {"edit": "delete documents", "documents": [3, 4, 999], "deleted": 70 - len(kept)}
     with pytest.raises(DataError, match="Every atom"):
-        decomp.delete_documents(dictionary, range(30))
+        dictionary.delete_documents(range(30))
 
 
 def test_inserting_adds_what_is_not_explained(dictionary):
@@ -150,39 +150,39 @@ def test_inserting_adds_what_is_not_explained(dictionary):
     new = np.random.default_rng(1).standard_normal((5, 16)).astype(np.float32)
     offered = np.concatenate([new, 7 * dictionary.atoms[:3]])
     place = Provenance.of(np.arange(100, 108), np.zeros(8), np.zeros(8), np.ones(8))
-    grown = decomp.insert(dictionary, offered, place)
+    grown = dictionary.insert(offered, place)
     assert grown.provenance.document[70:].tolist() == [100, 101, 102, 103, 104]
     np.testing.assert_allclose(grown.provenance.norm[70:], np.linalg.norm(new, axis=1), rtol=1e-5)
     gram_is_exact(grown)
     assert np.asarray(grown.encode(new, k=1).unexplained).max() < 1e-5
     with pytest.raises(DataError):
-        decomp.insert(dictionary, np.zeros((8, 16)), place)
+        dictionary.insert(np.zeros((8, 16)), place)
 
 
 def test_merging_takes_each_place_once(dictionary):
     assert dictionary.basis.gram is not None
     first, second = dictionary.rows(slice(0, 50)), dictionary.rows(slice(30, 70))
     assert first.basis.gram is not None
-    both = decomp.merge(first, second)
+    both = first.merge(second)
     assert both.provenance.places == dictionary.provenance.places
     gram_is_exact(both)
     other = Dictionary(second.atoms, second.provenance, 5, Origin("blocks.1.hook_out", "cccc"))
     with pytest.raises(ModelError):
-        decomp.merge(first, other)
+        first.merge(other)
 
 
 def test_an_edited_dictionary_keeps_its_texts(dictionary):
     shown = dictionary.with_text(examples(), str)
-    assert decomp.merge(shown.rows(slice(0, 50)), shown.rows(slice(30, 70))).text == shown.text
+    assert shown.rows(slice(0, 50)).merge(shown.rows(slice(30, 70))).text == shown.text
     place = Provenance.of([100], [0], [0], [1.0])
-    grown = decomp.insert(shown, np.random.default_rng(1).standard_normal((1, 16)), place)
+    grown = shown.insert(np.random.default_rng(1).standard_normal((1, 16)), place)
     assert grown.text == (*shown.text, ("", "", ""))
 
 
 def test_an_edited_dictionary_encodes_as_one_built_so(dictionary):
     assert dictionary.basis.gram is not None
     x, _ = problem(2, d=16)
-    kept = decomp.delete_documents(dictionary, [1, 2])
+    kept = dictionary.delete_documents([1, 2])
     plain = Dictionary(kept.atoms, kept.provenance, k=5)
     np.testing.assert_allclose(kept.encode(x).values, plain.encode(x).values, atol=1e-5)
     assert jnp.asarray(kept.encode(x).indices).max() < len(kept)

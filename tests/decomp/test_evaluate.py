@@ -7,9 +7,10 @@ from tests.decomp.test_builders import stream
 from whence.cache import TrainedModel
 from whence.cache.display.interval import Interval
 from whence.cache.errors import DataError, ModelError, NumericalError
-from whence.decomp import Activations, Dictionary, Origin, Provenance, Random, splice
+from whence.decomp import Activations, Dictionary, Provenance, Random, splice
+from whence.decomp.activations import Origin
 from whence.decomp.codec import Codec
-from whence.decomp.evaluate import evaluate, loss_recovered, losses, sparsity_curve
+from whence.decomp.evaluate import evaluate, loss_recovered, losses
 from whence.decomp.kernels import Code
 from whence.decomp.observe import observe
 from whence.decomp.probing import probe, probe_documents
@@ -76,7 +77,7 @@ def test_the_figures_are_their_definitions():
 
 def test_the_error_falls_with_steps():
     acts = stream(t=1500)
-    found = sparsity_curve(Random(50, k=3).build(acts), acts, [1, 2, 4])
+    found = evaluate(Random(50, k=3).build(acts), acts, [1, 2, 4])
     assert found.k.values.tolist() == [1, 2, 4]
     assert (found.value.sel(metric="fvu").diff("k") < 0).all()
 

@@ -9,7 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.decomp.reference import paper_loop
 from whence.cache.errors import CorruptEntry, ModelError, StoreError, UsageError
-from whence.decomp import Activations, Dictionary, Origin, Provenance, Random, SparseAutoencoder
+from whence.decomp import Activations, Dictionary, Provenance, Random, SparseAutoencoder
+from whence.decomp.activations import Origin
 from whence.decomp.interop import adapter, mirrored, saelens, sparsify
 from whence.decomp.provenance import Text
 

@@ -15,7 +15,8 @@ from whence.cache import Store
 from whence.cache.errors import UsageError
 from whence.cache.store.bfloat16 import BFLOAT16
 from whence.cache.store.keys import key_of
-from whence.decomp import BUILDERS, ITDA, SAE, Activations, Calibrated, KMeans, Origin, Partition, Random
+from whence.decomp import BUILDERS, ITDA, SAE, Activations, Calibrated, KMeans, Partition, Random
+from whence.decomp.activations import Origin
 from whence.decomp.builders.builder import Source
 from whence.decomp.files import from_entry, put
 

@@ -10,8 +10,9 @@ from tests.pages import Tags
 from whence.cache import Examples
 from whence.cache.display import write_page
 from whence.cache.errors import DataError, ModelError
-from whence.decomp import ITDA, Activations, Dictionary, Origin, Provenance, show, sparsity_curve
-from whence.decomp.features import features, top_contexts
+from whence.decomp import ITDA, Activations, Dictionary, Provenance, evaluate, show
+from whence.decomp.activations import Origin
+from whence.decomp.features import features
 from whence.decomp.pages import page
 from whence.decomp.provenance import Text
 
@@ -56,7 +57,7 @@ def test_contexts_are_the_text_around_the_top_rows(acts, dictionary):
     rows = [np.arange(30) + 100 * n for n in range(10)]
     examples = Examples({"input_ids": rows}, np.arange(10, dtype=np.int64))
     found = features(dictionary, acts, top=3)
-    contexts = top_contexts(found, examples, lambda ids: " ".join(map(str, ids)), window=2)
+    contexts = found.contexts(examples, lambda ids: " ".join(map(str, ids)), window=2)
     first = found.top[0][0]
     assert contexts[0][0].token == str(100 * acts.document[first] + acts.position[first])
 
@@ -102,7 +103,7 @@ def test_curves_draw_where_they_are_told(acts, dictionary):
     built = ITDA(size=12, k=2, unexplained=0.05).build(acts)
     assert show.plot_growth(built, one) is one
     assert one.lines[0].get_ydata()[-1] == len(built)
-    assert show.plot_curve(sparsity_curve(dictionary, acts, (1, 2)), "fvu", "these", two) is two
+    assert show.plot_curve(evaluate(dictionary, acts, (1, 2)), "fvu", "these", two) is two
     assert "share" in two.get_ylabel()
     with pytest.raises(DataError, match="growth curve"):
         show.plot_growth(dictionary)

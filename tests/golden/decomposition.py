@@ -14,11 +14,11 @@ from whence.decomp import (
     Calibrated,
     Dictionary,
     KMeans,
-    Origin,
     Partition,
     Random,
     SparseAutoencoder,
 )  # fmt: skip
+from whence.decomp.activations import Origin
 from whence.decomp.activations import from_entry as activations_of
 from whence.decomp.files import from_entry, put
 

@@ -14,12 +14,12 @@ from whence.cache import (
     LanguageModelling,
     Recipe,
     Regression,
-    Schedule,
     Store,
     TrainedModel,
     oracle_masks,
     subset_masks,
 )  # fmt: skip
+from whence.cache.retrain.recipe import Schedule
 from whence.cache.retrain.retrained import Retrained, retrained_from
 from whence.unlearn import datamodels
 from whence.unlearn.datamodels.regression import Regression as FittedRegression

@@ -14,11 +14,11 @@ from whence.cache import (
     LanguageModelling,
     Recipe,
     Regression,
-    Schedule,
     Store,
     Task,
     subset_masks,
 )  # fmt: skip
+from whence.cache.retrain.recipe import Schedule
 
 from . import models as given
 from .registry import ARTEFACTS, Made, settings

@@ -17,9 +17,9 @@ from whence.unlearn.evaluate import OracleSplit, Rule, evaluate, sweep
 from whence.unlearn.loop import run
 from whence.unlearn.methods import DMM, DescentAscent, FineTune, GradientAscent, Matching, OracleMatching
 from whence.unlearn.metrics import KLoM
-from whence.unlearn.report import page, plot, plot_margins, save
+from whence.unlearn.report import page, save
 from whence.unlearn.request import UnlearningRequest
-from whence.unlearn.results import NO_OP, NULL, from_json, table, to_dataset, to_json
+from whence.unlearn.results import NO_OP, NULL, from_json, to_dataset, to_json
 
 MATCHING = Matching(steps=60, batch_size=24, optimiser=AdamW(1e-2))
 
@@ -45,7 +45,7 @@ def test_null_and_no_op_stand_first_and_order_is_right(evaluation):
 
 
 def test_tables_datasets_and_pages_hold_every_row(evaluation, tmp_path):
-    text = table(evaluation)
+    text = str(evaluation)
     assert text.count("\n") == 5
     data = to_dataset(evaluation)
     assert float(data.klom.sel(row=NULL, part="forget", statistic="p95")) == evaluation[NULL].klom["forget"].p95
@@ -66,18 +66,18 @@ def test_json_has_the_whole_evaluation(evaluation):
     again = from_json(to_json(other))
     assert again.metric == other.metric
     assert again.about == other.about
-    assert table(again) == table(other)
+    assert str(again) == str(other)
     with pytest.raises(DataError, match="no evaluation"):
         from_json("{}")
 
 
 def test_plots_use_the_given_axes(evaluation):
     left, right = Figure().subplots(1, 2)
-    assert plot(evaluation, "retain", left) is left
+    assert evaluation.plot("retain", left) is left
     assert left.get_title() == "retain"
     assert len(left.texts) == 2
-    margins = np.arange(8.0)
-    assert plot_margins(margins, margins + 1, margins + 2, right) is right
+    split = OracleSplit.of(cases.request(), cases.oracles(), cases.points())
+    assert split.plot_margins(run(FineTune(0.1), cases.request()), 3, right) is right
     assert "nats" in right.get_xlabel()
 
 

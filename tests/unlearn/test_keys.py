@@ -9,13 +9,15 @@ import pytest
 
 from tests.unlearn import cases
 from tests.unlearn.condense.cases import vector_pool
-from whence.cache import SGD, AdamW, Bank, Recipe, Schedule, Store, subset_masks
+from whence.cache import SGD, AdamW, Bank, Recipe, Store, subset_masks
+from whence.cache.retrain.recipe import Schedule
 from whence.cache.store.keys import key_of
-from whence.unlearn import METHODS, Matching, lasso, ridge
+from whence.unlearn import METHODS, Matching
 from whence.unlearn.condense import METHODS as CONDENSATION
 from whence.unlearn.condense import MLP, ConvNet, Settings, select
 from whence.unlearn.condense.condensing import Job
 from whence.unlearn.condense.selection import RULES
+from whence.unlearn.datamodels import lasso, ridge
 
 # another value of fields for which a number larger by one, or the text with a letter more, is no value
 OTHER: dict[str, Any] = {

@@ -5,11 +5,10 @@ import pytest
 
 from tests.unlearn.reference import energy_of_point, klom_of_point
 from whence.cache import DataError, UsageError
-from whence.unlearn.attacks import attack_by_logistic, membership, u_lira
+from whence.unlearn.audit import attack_by_logistic, membership, u_lira
 from whence.unlearn.metrics import (
     KLoM,
     accuracy,
-    advise,
     bins_for,
     checked,
     energy_distance,
@@ -85,11 +84,11 @@ def test_the_interval_covers_repetitions():
 
 def test_bins_and_advice_follow_the_number_of_models():
     assert [bins_for(n) for n in (8, 32, 64, 100, 500)] == [3, 6, 12, 20, 20]
-    one, two = advise(1.0), advise(2.0)
+    one, two = KLoM().advise(1.0), KLoM().advise(2.0)
     assert one.models > two.models
     assert one.effect >= 2 * one.floor
     with pytest.raises(UsageError, match="not seen"):
-        advise(0.1)
+        KLoM().advise(0.1)
     with pytest.warns(UserWarning, match="within noise"):
         warn_if_hidden(0.6, 0.7, 64)
 

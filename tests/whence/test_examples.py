@@ -24,13 +24,14 @@ from whence import attrib, cache, decomp
 from whence.cache import Classification, Store, TrainedModel
 from whence.unlearn import OracleSplit
 
-PACKAGES = ("cache", "attrib", "decomp", "unlearn", "unlearn.condense")
+PACKAGES = ("cache", "attrib", "decomp", "unlearn", "unlearn.datamodels", "unlearn.condense")
 # the names that a reader uses first have an example
 SHOWN = {
     "cache": {"Examples", "TrainedModel", "Store", "find_sites", "capture", "activations", "Classification"},
     "attrib": {"Method.fit", "Factors.score", "Factors.self_influence", "Factors.top", "ActivationMeasurement"},
     "decomp": {"Activations", "ITDA", "Dictionary", "evaluate", "compare", "save", "load"},
-    "unlearn": {"ridge", "UnlearningRequest", "run", "evaluate", "KLoM"},
+    "unlearn": {"UnlearningRequest", "run", "evaluate", "KLoM"},
+    "unlearn.datamodels": {"ridge"},
     "unlearn.condense": {"Pool", "condense", "select", "evaluate"},
 }
 
@@ -98,7 +99,7 @@ def examples() -> Iterator[Any]:
 @pytest.mark.parametrize(("package", "name"), examples())
 def test_it_runs(package: str, name: str, store: Store, tmp_path: Path) -> None:
     text, public = documented(package, name), vars(importlib.import_module(f"whence.{package}"))
-    stage = {**STAGE, **(UNLEARNED if package == "unlearn" else {})}
+    stage = {**STAGE, **(UNLEARNED if package in ("unlearn", "unlearn.datamodels") else {})}
     words = set(re.findall(r"\w+", text))
     known = vars(cache) | public | {"np": np, "torch": torch, "store": store, "folder": tmp_path}
     known |= {word: make() for word, make in stage.items() if word in words}

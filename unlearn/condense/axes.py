@@ -33,7 +33,7 @@ def on(device: str | None) -> AbstractContextManager:
 
 
 def _accelerated() -> bool:
-    device = jax.config.jax_default_device
+    device = getattr(jax.config, "jax_default_device", None)
     return (jax.default_backend() if device is None else device.platform) != "cpu"
 
 

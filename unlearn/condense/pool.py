@@ -163,7 +163,8 @@ class Pool:
     def _of(self, kept: Examples) -> "Pool":
         if not len(kept):
             raise DataError("No example is left.", "Keep at least one.")
-        return replace(self, x=kept.columns["x"], y=kept.columns["y"], ids=kept.ids, fingerprint=kept.fingerprint)
+        x, y = (np.asarray(kept.columns[name]) for name in "xy")
+        return replace(self, x=x, y=y, ids=kept.ids, fingerprint=kept.fingerprint)
 
     def check(self, per_class: int) -> None:
         """Raises DataError if a class has fewer examples than this."""

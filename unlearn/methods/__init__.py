@@ -1,15 +1,15 @@
 """Unlearning methods, one file each, and their registry: the command line, documents and tests read it."""
 
-from .ascent import GradientAscent as GradientAscent
-from .descent_ascent import DescentAscent as DescentAscent
+from .descent import GradientAscent as GradientAscent
+from .descent import DescentAscent as DescentAscent
 from .dm_direct import DMDirect as DMDirect
 from .dmm import DMM as DMM
-from .finetune import FineTune as FineTune
-from .grad_diff import GradDiff as GradDiff
-from .l1 import L1Sparse as L1Sparse
+from .descent import FineTune as FineTune
+from .descent import GradDiff as GradDiff
+from .descent import L1Sparse as L1Sparse
 from .matching import Matching as Matching
 from .method import UnlearningMethod as UnlearningMethod
-from .neggrad import NegGradPlus as NegGradPlus
+from .descent import NegGradPlus as NegGradPlus
 from .newton import Newton as Newton
 from .npo import NPO as NPO
 from .npo import SimNPO as SimNPO

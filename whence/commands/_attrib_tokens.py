@@ -53,7 +53,7 @@ class Tokens(QueryOptions, Job, Printed):
             train = loaded.train.select(loaded.train.rows_of(best["helpful_id"].values[place]))
             tokens = loaded.factors.token_scores(query, train, by="layer" if self.view == "position" else self.view)
             docs: Any = replace(loaded.corpus, train=train, queries=query)
-            shown = [attrib.token_map(tokens, docs, 0, n) for n in range(len(train))] if self.out else []
+            shown = [attrib.show.token_map(tokens, docs, 0, n) for n in range(len(train))] if self.out else []
             passages = [self._passage(loaded, train, tokens.values[0], n) for n in range(len(train))]
             entries.append(entry_of(query, 0, best.isel(query=[place]), passages=passages))
             pages += shown

@@ -33,14 +33,13 @@ class Report(Source, Printed):
 
     def run(self) -> None:
         from whence.cache.display import write_page
-        from whence.decomp.features import features, top_contexts
-        from whence.decomp.pages import page
+        from whence.decomp import features, page
 
         dictionary = at_site(open_dictionary(self.dictionary), self.dictionary, self.at)
         loaded = self.load()
         site = dictionary.origin.site
         found = features(dictionary, loaded.activations([site])[site], self.top, quiet=self.quiet)
-        contexts = top_contexts(found, loaded.corpus.train, loaded.decode)
+        contexts = found.contexts(loaded.corpus.train, loaded.decode)
         path = write_page(page(dictionary, found, contexts, self.title or f"Atoms of {site}"), self.out)
         facts = {"file": str(path), "bytes": path.stat().st_size, "atoms": len(dictionary)}
         self.show(facts, f"{len(dictionary)} atoms: {path}")
@@ -111,7 +110,7 @@ class Edit(Printed):
     """The folder to write."""
 
     def run(self) -> None:
-        from whence.decomp import delete_documents, merge, save
+        from whence.decomp import save
 
         twice = [n for n in self.delete_documents if self.delete_documents.count(n) > 1]
         if twice:
@@ -121,7 +120,7 @@ class Edit(Printed):
         edited = open_dictionary(self.dictionary)
         known = len(edited.log)
         for folder in self.merge:
-            edited = merge(edited, open_dictionary(folder))
+            edited = edited.merge(open_dictionary(folder))
         if self.delete_documents:
             if not set(self.delete_documents) & set(edited.provenance.document.tolist()):
                 listed = ", ".join(map(str, self.delete_documents))
@@ -129,7 +128,7 @@ class Edit(Printed):
                     f"No atom comes from document {listed}.",
                     "The feature page and `whence decomp compare --diff` show the documents of atoms.",
                 )
-            edited = delete_documents(edited, self.delete_documents)
+            edited = edited.delete_documents(self.delete_documents)
         path, done = save(edited, self.out), [dict(note) for note in edited.log[known:]]
         notes = [", ".join(f"{name} {value}" for name, value in note.items()) for note in done]
         facts = {"folder": str(path), "atoms": len(edited), "log": done}

@@ -172,14 +172,14 @@ class Evaluate(Source, Printed):
         import numpy as np
         import xarray as xr
 
-        from whence.decomp import Dictionary, evaluate, loss_recovered, sparsity_curve
+        from whence.decomp import Dictionary, evaluate, loss_recovered
 
         dictionary = at_site(open_codec(self.dictionary), self.dictionary, self.at)
         loaded = self.load()
         site = dictionary.origin.site
         stream, held = loaded.split(site)
         if self.ks:
-            curve = sparsity_curve(dictionary, held, self.ks)
+            curve = evaluate(dictionary, held, self.ks)
             points = {str(k): figures(curve.sel(k=k)) for k in self.ks}
             self.show({"ks": points}, curve.value.to_pandas().round(4).to_string())
             return

@@ -276,7 +276,7 @@ class Evaluate(_Setting, Printed):
         from whence.unlearn.evaluate import OracleSplit, evaluate
         from whence.unlearn.metrics import KLoM
         from whence.unlearn.report import save
-        from whence.unlearn.results import table, to_json
+        from whence.unlearn.results import to_json
 
         names = [name.strip() for name in self.methods.split(",")]
         self.precheck()  # before anything is trained
@@ -288,7 +288,7 @@ class Evaluate(_Setting, Printed):
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.out.write_text(to_json(found))
         page = save([found], self.out.with_suffix(".html"))
-        print(to_json(found) if self.json else f"{table(found)}\n\nwritten: {self.out}, {page}")
+        print(to_json(found) if self.json else f"{found}\n\nwritten: {self.out}, {page}")
 
 
 Methods = methods_command("unlearning", "whence unlearn methods", "whence.unlearn")

@@ -9,7 +9,8 @@ from torch import nn
 from tests import cases, reference
 from whence.attrib import EKFAC, KFAC, Damping, Identity, Method
 from whence.attrib.methods import Diagonal
-from whence.cache import Classification, Examples, capture
+from whence.cache import Classification, Examples
+from whence.cache.model.capture import capture
 
 
 @pytest.fixture(autouse=True)

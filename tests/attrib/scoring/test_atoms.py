@@ -13,7 +13,8 @@ from whence import attrib
 from whence.attrib import EKFAC
 from whence.attrib.scoring.atoms import CONSTANT, RESIDUAL
 from whence.attrib.scoring.queries import exact_queries
-from whence.cache import Examples, ModelError, TrainedModel, UsageError, capture
+from whence.cache import Examples, ModelError, TrainedModel, UsageError
+from whence.cache.model.capture import capture
 
 
 @dataclass(frozen=True)

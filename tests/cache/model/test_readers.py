@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from whence.cache import Store, jax_batches, torch_batches
+from whence.cache import Store
+from whence.cache.model.readers import jax_batches, torch_batches
 
 
 @pytest.fixture
