@@ -106,7 +106,8 @@ class Curvature(Fitted):
         found = {}
         for site, a in inputs.items():
             g, factors = grads[site], self.per_site[site]
-            scale = to_accelerator(self.inverse(site).astype(a.dtype))
+            values = to_accelerator(factors.eigenvalues.astype(a.dtype))
+            scale = kernels.damped_inverse(values, self.damping.at(site, factors.eigenvalues))
             if factors.qa is None or factors.qs is None:
                 found[site] = kernels.gradients(a, g) * scale
                 continue

@@ -65,9 +65,15 @@ def to_numpy(array: "jax.Array | torch.Tensor | np.ndarray") -> np.ndarray:
             return np.asarray(array)
         array = to_torch(array, copy=False)
     array = (array.float() if array.dtype == torch.bfloat16 else array).detach()
-    if array.device.type != "cuda" or array.nbytes < STAGED:
-        return array.cpu().numpy()
-    return torch.empty_like(array, device="cpu", pin_memory=True).copy_(array).numpy().copy()
+    host = to_host(array)
+    return host.numpy().copy() if host.is_pinned() else host.numpy()
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in the host's memory, page-locked if it is large and comes from a GPU."""
+    if tensor.device.type != "cuda" or tensor.nbytes < STAGED:
+        return tensor.cpu()
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor)
 
 
 def to_accelerator(array: np.ndarray) -> "jax.Array":

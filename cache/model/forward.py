@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .bridge import to_host
 from .code import References, code_digest, references
 
 # an address in memory in a printed module says nothing about the model
@@ -46,7 +47,7 @@ DEEPEST = 12
 
 def tensor_digest(tensor: torch.Tensor) -> str:
     """sha256 over dtype, shape and row-major bytes of one tensor."""
-    value = tensor.detach().to("cpu").contiguous()
+    value = to_host(tensor.detach()).contiguous()
     digest = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode())
     if value.numel():
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
