@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import DataError, ModelError
 from .batches import check_examples
 from .examples import Examples
-from .forward import unwrapped
+from .stateless import unwrapped
 from .task import IGNORED, Classification, LanguageModelling, Regression, Task, takes_mask
 
 TOLERANCE = 1e-2  # of the largest logit: far above rounding in float32, far below another prediction

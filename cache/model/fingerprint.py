@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .forward import forward_of, tensor_digest
-from .forward import unwrapped as unwrapped
+from .stateless import unwrapped
 
 ARCHITECTURE = "(architecture)"
 

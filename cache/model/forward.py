@@ -44,17 +44,6 @@ OPAQUE = ("logging", "threading", "_thread", "weakref", "random", "numpy.random"
 DEEPEST = 12
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of `torch.compile` and `DataParallel`."""
-    while True:
-        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        else:
-            return model
-
-
 def tensor_digest(tensor: torch.Tensor) -> str:
     """sha256 over dtype, shape and row-major bytes of one tensor."""
     value = tensor.detach().to("cpu").contiguous()

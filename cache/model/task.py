@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, ModelError
 from . import rng
-from .forward import unwrapped
+from .stateless import unwrapped
 
 Batch = dict[str, Tensor]
 IGNORED = -100
