@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int64
 
 from ..display import facts
 from ..errors import CorruptEntry, DataError
-from ..model.examples import named_rows
+from ..model.examples import named_rows, rows_of
 from ..store.entry import Entry
 
 
@@ -144,15 +144,11 @@ class Retrained:
 
         Raises DataError for a point that the bank was not run on, and for values that are no ids.
         """
-        where = {int(i): column for column, i in enumerate(self.point_ids)}
-        wanted = _as_ids(self.point_ids, ids).tolist()
-        unknown = [i for i in wanted if i not in where]
-        if unknown:
-            raise DataError(
-                f"The bank has no outputs for {len(unknown)} of these points, for instance {unknown[:3]}.",
-                "Run the bank with these examples among its `points`.",
-            )
-        return np.array([where[i] for i in wanted], np.int64)
+        try:
+            return rows_of(self.point_ids, ids)
+        except DataError as error:
+            cause = f"The bank has no outputs for some of these points: {error.cause}"
+            raise DataError(cause, "Run the bank with these examples among its `points`.") from error
 
     def excluding(self, forget: Sequence[Any] | np.ndarray) -> "Retrained":
         """The models that were trained on none of the forget set (see `oracle_masks`); may be few."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from whence.cache import DataError, Examples, UsageError
 from whence.cache.jobs.progress import say
+from whence.cache.model.examples import as_ids
 
 from ..files import READABLE, Row, read_rows, text_of
 from .corpus import Corpus, query_examples, ragged, stable_ids
@@ -37,9 +38,9 @@ def load(
     are kept in `about`.
 
     An `id` column gives the ids: distinct numbers or texts. `about["document"]` (`about["id"]` if the data have a
-    column `document` of their own) has the id of the text that an example is, or is a piece of. An example has the same
-    id if that is a 64-bit integer and the text is in one piece; else its id is nine digits of a hash of the text's id
-    and the number of the piece.
+    column `document` of their own) has the id of the text that an example is, or is a piece of. An example whose
+    text is in one piece has that id (of a text, the integer that `Examples` stands for it, so that it can be named by
+    the text); a piece's id is nine digits of a hash of the text's id and the number of the piece.
 
     Args:
         source: a path, or the name of a hub data set.
@@ -191,12 +192,12 @@ def _named(own: Sequence[Any] | None, numbers: Sequence[int], texts: Sequence[st
     if own is None:
         plain = stable_ids([f"{number} {text}" for number, text in zip(numbers, texts)])
         return plain, [int(plain[n]) for n in np.searchsorted(numbers, numbers)]
-    fit = {number for number in numbers if isinstance(own[number], int) and -(2**63) <= own[number] < 2**63}
-    whole = {number for number, count in zip(*np.unique(numbers, return_counts=True)) if count == 1} & fit
+    exact = as_ids([str(own[number]) for number in numbers]).tolist()  # an integer is itself
+    whole = {number for number, count in zip(*np.unique(numbers, return_counts=True)) if count == 1}
     piece = np.arange(len(numbers)) - np.searchsorted(numbers, numbers)  # of its text: the numbers ascend
     derived = [f"{own[number]}/{k}" for number, k in zip(numbers, piece) if number not in whole]
-    hashed = iter(stable_ids(derived, taken=[own[number] for number in fit]).tolist())
-    ids = [own[number] if number in whole else next(hashed) for number in numbers]
+    hashed = iter(stable_ids(derived, taken=exact).tolist())
+    ids = [exact[n] if number in whole else next(hashed) for n, number in enumerate(numbers)]
     return np.array(ids, np.int64), [own[number] for number in numbers]
 
 
