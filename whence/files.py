@@ -1,13 +1,14 @@
 """Text, JSON lines, CSV and Parquet files as rows: the one reader of data, queries, labels, forget sets and job files.
 
-Text is UTF-8, with or without a byte-order mark; a line ends at a line feed, with or without a carriage return. What
-is not text, or not a row, is an error that names the file and the line (of Parquet the row).
+Text is UTF-8, with or without a byte-order mark; a line ends at a line feed, a carriage return, or both. What is not
+text, or not a row, is an error that names the file and the line (of Parquet the row).
 """
 
 import csv
 import io
 import json
 import math
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,7 +36,7 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise DataError(f"Cannot read {path} ({error.strerror}).", "Give the path of a file.") from error
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path} is UTF-16, not UTF-8.", "Save it as UTF-8.")
+        raise DataError(f"{path} is UTF-16 or UTF-32, not UTF-8.", "Save it as UTF-8.")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -45,26 +46,27 @@ def read_text(path: Path) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(f"{path}, line {line} has a NUL character.", "Save it as UTF-8 text, not as UTF-16 or UTF-32.")
-    return text.replace("\r\n", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a file, or of every such file in a folder, by path.
 
-    A .txt or .md file has a row {"text": ...} per block between empty lines. Raises UsageError for another kind of
-    file, DataError for one that cannot be read.
+    A .txt or .md file has a row {"text": ...} per block between empty lines, or lines of blanks. Raises UsageError for
+    another kind of file, DataError for one that cannot be read.
     """
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in READABLE and p.is_file())
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in READABLE and p.is_file())
         if not files:
             raise DataError(f"The folder {path} has no data file.", f"Put {', '.join(READABLE)} files into it.")
         for file in files:
             yield from read_rows(file)
         return
     readers = {".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows, ".txt": _blocks, ".md": _blocks}
-    if path.suffix not in readers:
+    kind = path.suffix.lower()
+    if kind not in readers:
         raise UsageError(f"{path} is no kind of file that is read here.", f"Give one of {', '.join(READABLE)}.")
-    for row in readers[path.suffix](path):
+    for row in readers[kind](path):
         for name, value in row.values.items():
             _check_text(name, row.place)
             if isinstance(value, str):
@@ -111,10 +113,11 @@ def labelled_arrays(name: str) -> dict[str, np.ndarray]:
 
 def _blocks(path: Path) -> Iterator[Row]:
     line = 1
-    for block in read_text(path).split("\n\n"):
-        if block.strip():
-            yield Row({"text": block}, f"{path}, line {line}")
-        line += block.count("\n") + 2
+    parts = re.split(r"(\n[ \t]*\n)", read_text(path))
+    for part in parts:
+        if part.strip():
+            yield Row({"text": part}, f"{path}, line {line}")
+        line += part.count("\n")
 
 
 def _json_lines(path: Path) -> Iterator[Row]:

@@ -56,6 +56,8 @@ class _Calls:
     live: list[_Call] = field(default_factory=list)
     dead: list[_Call] = field(default_factory=list)
     backward: bool = False
+    tables: bool = True  # whether tables without a batch axis are given one
+    spread: bool = False  # whether one was
 
     def of(self, site: Site) -> list[_Call]:
         found = [call for call in self.live if call.module in site.modules]
@@ -151,24 +153,42 @@ def _traced(
     objective: Objective,
     of: Callable[[Tensor], Tensor],
     certain: bool,
+    spread: bool = True,
 ) -> tuple["_Calls", Tensor]:
-    """The calls of the sites' modules, with the gradients at their outputs, and the objective."""
+    """The calls of the sites' modules, with the gradients at their outputs, and the objective. A model that cannot be
+    run where its tables are spread over the batch is run again with them as they are."""
     for started in (False, True):  # a checkpointed block has gradients only if its input does
-        calls = _Calls(_batch_size(batch))
+        calls = _Calls(_batch_size(batch), tables=spread)
+        value: Tensor | None = None
         with torch.enable_grad(), ExitStack() as hooks:
             for name in dict.fromkeys(name for site in sites for name in site.modules):
                 tap = _tap(calls, name, certain)
                 hooks.callback(_runner(model, name).register_forward_hook(tap, with_kwargs=True).remove)
             if started:
                 hooks.enter_context(graph_from_the_first_layer(model))
-            value = objective(model, batch)
-            _check_value(value, calls.size)
+            try:
+                value = objective(model, batch)
+                _check_value(value, calls.size)
+            except _Ambiguous:
+                raise
+            except Exception:
+                if not calls.spread:
+                    raise
+                value = None
+                break
             calls.backward = True
             if value.requires_grad:
                 torch.autograd.backward(of(value).sum())
         called = {call.module for call in calls.live}
         if all(called & set(site.modules) for site in sites):
             break
+    if value is None:
+        return _traced(model, sites, batch, objective, of, certain, spread=False)
+    if not value.requires_grad and calls.dead and not calls.live:
+        raise ModelError(
+            "The model's forward pass runs its layers without a graph, so nothing has a gradient.",
+            "Take torch.no_grad, torch.inference_mode and .detach() out of forward and of the task's loss.",
+        )
     if not value.requires_grad:
         raise ModelError(
             "The objective does not depend on any of the sites.",
@@ -227,8 +247,10 @@ def _runner(model: nn.Module, name: str) -> nn.Module:
 def _tap(calls: _Calls, name: str, certain: bool) -> Callable[..., Tensor]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
         x = (args[0] if args else next(iter(kwargs.values()))).detach()
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding) and calls.tables:
+            rows = x
             x, out = _spread(x, out, calls.size, certain)
+            calls.spread |= x is not rows
         if not torch.is_grad_enabled():
             calls.dead.append(_Call(name, x, tuple(out.shape)))
             return out
@@ -327,14 +349,14 @@ def _rows(
 def _by_example(t: Tensor, size: int, site: Site) -> Tensor:
     """[b*k ...] as [b k ...]; [b ...] unchanged. Whether rows lie example by example is checked once per model, by its
     gradients (checks.py)."""
-    if len(t) == size:
+    if t.ndim > 0 and len(t) == size:
         return t
-    if len(t) % size == 0 and len(t) > 0:
+    if t.ndim > 0 and len(t) % size == 0 and len(t) > 0:
         return t.reshape(size, len(t) // size, *t.shape[1:])
     raise ModelError(
         f"{site.name} is called on a tensor of shape {tuple(t.shape)} for a batch of {size} examples.",
-        f"Its rows cannot be assigned to examples (the batch must be the first axis). Leave it out: exclude="
-        f"{site.name!r}.",
+        f"Its rows cannot be assigned to examples (the batch must be the first axis). Leave the site out: "
+        f"find_sites(model, exclude={site.name!r}).",
     )
 
 

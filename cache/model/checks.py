@@ -162,11 +162,7 @@ def _check_alone(run: "ModelPass", rows: np.ndarray, batch: Batch, alone: np.nda
     one = {name: v[at : at + 1] for name, v in batch.items()}
     with borrowed(trained.model), torch.no_grad():
         padded = _numbers(run.of(trained.model, one))
-    mask = batch.get("attention_mask")
-    if mask is not None and bool((mask[:, 0] == 0).any()):
-        cause = "Padding is on the left, and the model's positions do not follow the mask."
-        cure = "Pad on the right, or give lists of unequal length, or a position_ids column that the model takes."
-    elif not _close(padded, alone[at : at + 1], tolerance)[0]:
+    if not _close(padded, alone[at : at + 1], tolerance)[0]:
         cause = "The model depends on padding: the attention mask does not reach it, or it averages over all positions."
         cure = "Let its forward take attention_mask, write a Task that passes it, or give examples of one length."
     else:
@@ -197,6 +193,12 @@ def _check_gradients(run: "ModelPass", seen: Captured, weights: Tensor, wanted: 
 
 
 def _wrong_gradient(run: "ModelPass", site: Site, error: float) -> ModelError:
+    if any(getattr(run.trained.model.get_submodule(name), "scale_grad_by_freq", False) for name in site.modules):
+        return ModelError(
+            f"At {site.name}, scale_grad_by_freq divides a token's gradient by how often a batch has it, so an example "
+            "has no gradient of its own.",
+            "Set scale_grad_by_freq = False on the table, or leave the site out.",
+        )
     return ModelError(
         f"At {site.name}, the gradients of single examples do not add up to autograd's: they differ by "
         f"{error:.0%} (objective: {_name(run)}). The layer's rows cannot be assigned to examples: it runs on another "

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, ModelError
+from ..errors import DataError, ModelError, WhenceError
 from .batches import check_examples
 from .examples import Examples
 from .stateless import unwrapped
@@ -170,10 +170,12 @@ def _probe(examples: Examples, task: Task, model: nn.Module) -> Tensor:
             f"{index} of {name or 'the embedding'}, which has {size}.",
             "Cut the texts to the model's length and tokenize with the model's own vocabulary.",
         ) from None
-    except (IndexError, RuntimeError) as error:
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
         shortest = int(np.argmin(examples.lengths))
-        if isinstance(error, torch.OutOfMemoryError) or examples.lengths[shortest] == examples.lengths[longest]:
+        if isinstance(error, (torch.OutOfMemoryError, WhenceError)):
             raise
+        if examples.lengths[shortest] == examples.lengths[longest]:
+            raise _cannot_run(examples, longest, error) from error
         with _quiet(model):
             task.logits(model, _batch(examples, [shortest], model))
         raise DataError(
@@ -181,6 +183,17 @@ def _probe(examples: Examples, task: Task, model: nn.Module) -> Tensor:
             f"{str(error).splitlines()[0]}",
             f"Cut the texts to the model's length; {examples.lengths[shortest]} positions can be run.",
         ) from error
+
+
+def _cannot_run(examples: Examples, row: int, error: Exception) -> DataError:
+    name = "input_ids" if "input_ids" in examples.columns else "x"
+    value = np.asarray(examples.columns[name][row])
+    floating = "" if value.dtype.kind == "f" or name != "x" else f"; if they are no tokens, {name}.astype('float32')"
+    return DataError(
+        f"The model cannot be run on the example with id {_ids(examples, [row])} alone, {name} of shape "
+        f"{list(value.shape)} and type {value.dtype}: {(str(error).splitlines() or [type(error).__name__])[0]}",
+        f"Give {name} in the shape and type that the model's forward takes for a batch of one{floating}.",
+    )
 
 
 class _BeyondTable(Exception):

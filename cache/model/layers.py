@@ -174,7 +174,8 @@ class Embedding(_Biased):
         one_hot = F.one_hot(x.reshape(len(x), -1).long(), module.num_embeddings).to(g.dtype)
         if module.padding_idx is not None:  # autograd gives the padding row no gradient either
             one_hot[..., module.padding_idx] = 0
-        return one_hot, _flat(g, module.embedding_dim)
+        scale = getattr(module, "embed_scale", 1.0)  # transformers' scaled tables (Gemma, BART) return table * scale
+        return one_hot, _flat(g, module.embedding_dim) * torch.as_tensor(scale, dtype=g.dtype, device=g.device)
 
     def weight(self, module: Any, matrix: Tensor) -> dict[str, Tensor]:
         return {"weight": matrix.transpose(-1, -2)}

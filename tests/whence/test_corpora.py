@@ -189,7 +189,7 @@ def test_separators_within_a_string_end_no_line(mark: str, tmp_path: Path) -> No
     assert load_queries(path, Vocabulary.byte_pairs(["a b c"], 300)).about["prompt"] == [f"a{mark}b"]
 
 
-@pytest.mark.parametrize("ends", ["\n", "\r\n"], ids=ascii)
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"], ids=ascii)
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=ascii)
 def test_line_ends_and_byte_order_marks_are_no_part_of_a_text(ends: str, mark: str, tmp_path: Path) -> None:
     for name, lines in {
@@ -200,6 +200,19 @@ def test_line_ends_and_byte_order_marks_are_no_part_of_a_text(ends: str, mark: s
         (tmp_path / name).write_bytes((mark + ends.join(lines)).encode())
         found = [text.strip("\n") for text in load(tmp_path / name).train.about["text"]]
         assert found == ["one two", "three four"]
+
+
+def test_a_line_of_blanks_ends_a_block(tmp_path: Path) -> None:
+    (tmp_path / "A.TXT").write_text("one two\n \t\nthree four\n\n\n\nfive six\n")
+    assert [t.strip() for t in load(tmp_path / "A.TXT").train.about["text"]] == ["one two", "three four", "five six"]
+    (tmp_path / "A.TXT").write_bytes(b"one\n\n\ntwo \0")
+    with pytest.raises(DataError, match="line 4"):
+        load(tmp_path / "A.TXT")
+
+
+def test_a_title_that_a_row_lacks_is_the_texts_beginning(tmp_path: Path) -> None:
+    found = load(jsonl(tmp_path / "a.jsonl", {"text": "one two", "title": None}, {"text": "three four", "title": "t"}))
+    assert found.train.about["title"] == ["one two", "t"]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])

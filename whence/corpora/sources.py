@@ -79,7 +79,8 @@ def load(
     _say_changes(str(source), rows, numbers, length)
     shown = [words.decode(ids) for _, ids in pieces]
     about = _about([rows[number] for number in numbers], column)
-    about |= {"title": about.get("title") or [_title(t) for t in shown], "text": shown}
+    titles = about.get("title") or [None] * len(shown)
+    about |= {"title": [_title(t) if own is None else own for own, t in zip(titles, shown)], "text": shown}
     ids, documents = _named(_own_ids(rows), numbers, shown)
     about["id" if "document" in about else "document"] = documents
     train = Examples(ragged([ids for _, ids in pieces]), ids, about)
@@ -126,7 +127,7 @@ def _say_changes(source: str, rows: Sequence[Row], numbers: Sequence[int], lengt
 
 
 def _hub(name: str, split: str) -> Iterator[Row]:
-    if Path(name).suffix in READABLE:
+    if Path(name).suffix.lower() in READABLE:
         raise DataError(f"There is no file {name}.", "Give the path of a file that is there.")
     try:
         from datasets import load_dataset

@@ -101,7 +101,14 @@ class Positions(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         places = torch.arange(input_ids.shape[1])
-        x = self.wte(input_ids) + self.wpe(places if self.form == "t" else places[None])
+        rows = {
+            "t": lambda: self.wpe(places),
+            "1t": lambda: self.wpe(places[None]),
+            "flat": lambda: self.wpe(places.repeat(len(input_ids))).view(*input_ids.shape, -1),
+            "one": lambda: self.wpe(torch.tensor(3)),
+            "unsqueezed": lambda: self.wpe(places).unsqueeze(0),
+        }[self.form]()
+        x = self.wte(input_ids) + rows
         return self.head(x + torch.tanh(self.fc(x)))
 
 
@@ -156,7 +163,7 @@ def test_an_expert_that_the_first_example_does_not_use_is_named() -> None:
         Identity().fit(bound(Experts(), examples))
 
 
-@pytest.mark.parametrize("form", ["t", "1t"])
+@pytest.mark.parametrize("form", ["t", "1t", "flat"])
 @pytest.mark.parametrize("positions", [24, 36, None])
 def test_position_tables_looked_up_once_equal_autograd(form: str, positions: int | None) -> None:
     tokens = np.random.default_rng(0).integers(0, 11, (12, 6))
@@ -164,6 +171,51 @@ def test_position_tables_looked_up_once_equal_autograd(form: str, positions: int
     sites = find_sites(model, kinds=("linear", "embedding"), quiet=True)
     trained = bound(model, Examples.of({"input_ids": tokens}), LanguageModelling(), sites=sites, positions=positions)
     check_equals_autograd(trained)
+
+
+@pytest.mark.parametrize("form", ["one", "unsqueezed"])
+def test_tables_that_cannot_be_spread_over_the_batch_are_named(form: str) -> None:
+    tokens = np.random.default_rng(0).integers(0, 11, (5, 6))
+    model = Positions(form)
+    sites = find_sites(model, kinds=("linear", "embedding"), quiet=True)
+    trained = bound(model, Examples.of({"input_ids": tokens}), LanguageModelling(), sites=sites)
+    with pytest.raises(ModelError, match=r"(?s)wpe.*exclude='wpe'"):
+        Identity().fit(trained)
+
+
+class Scaled(nn.Embedding):
+    """A table as in transformers' Gemma and BART."""
+
+    embed_scale = 2.5
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.embed_scale
+
+
+def test_a_scaled_table_equals_autograd_alone_and_tied() -> None:
+    for tied in (False, True):
+        model = Positions("t")
+        model.wte = Scaled(11, 8, padding_idx=0)
+        if tied:
+            model.head.weight = model.wte.weight
+        sites = find_sites(model, kinds=("linear", "embedding"), quiet=True)
+        check_equals_autograd(bound(model, cases.sequences(), LanguageModelling(), sites=sites))
+
+
+def test_a_table_that_scales_gradients_by_frequency_is_named_with_the_cause() -> None:
+    tokens = np.random.default_rng(0).integers(0, 11, (5, 6))
+    model = Positions("t")
+    model.wte.scale_grad_by_freq = True
+    sites = find_sites(model, kinds=("linear", "embedding"), quiet=True)
+    with pytest.raises(ModelError, match="scale_grad_by_freq"):
+        Identity().fit(bound(model, Examples.of({"input_ids": tokens}), LanguageModelling(), sites=sites))
+
+
+def test_a_forward_without_a_graph_is_named() -> None:
+    model = network()
+    model.forward = torch.no_grad()(model.forward)  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="without a graph"):
+        Identity().fit(bound(model, cases.vectors(4, classes=3)))
 
 
 def test_layers_called_on_one_and_on_several_equal_autograd() -> None:
@@ -369,13 +421,12 @@ def test_a_model_that_a_padded_batch_changes_is_refused_with_its_cause(how: str,
         Identity().fit(bound(Mixed(how), cases.sequences(), LanguageModelling()))
 
 
-def test_left_padding_is_named() -> None:
+def test_padding_on_the_left_is_no_part_of_the_data() -> None:
     tokens, mask = np.full((4, 8), 10), np.zeros((4, 8), int)
     for row, length in enumerate((3, 5, 8, 4)):
         tokens[row, 8 - length :], mask[row, 8 - length :] = np.arange(length), 1
     examples = Examples.of({"input_ids": tokens, "attention_mask": mask})
-    with pytest.raises(ModelError, match="Padding is on the left"):
-        bound(Mixed("positions"), examples, LanguageModelling()).check()
+    check_equals_autograd(bound(Mixed("positions"), examples, LanguageModelling()))
 
 
 def test_only_the_padding_at_both_sides_is_cut() -> None:

@@ -57,6 +57,18 @@ def test_sound_labels_are_taken(y):
     check_data(Examples.of((X, y), ids=IDS), Classification(), nn.Linear(4, 3))
 
 
+@pytest.mark.parametrize(
+    ("x", "what"),
+    [
+        (np.arange(16).reshape(4, 4), r"(?s)shape \[4\] and type int64.*astype\('float32'\)"),
+        (np.zeros((4, 5), np.float32), r"shape \[5\] and type float32.*multiplied"),
+    ],
+)
+def test_inputs_that_the_model_cannot_be_run_on(x, what):
+    with pytest.raises(DataError, match=what):
+        check_data(Examples.of((x, [0, 1, 2, 2]), ids=IDS), Classification(), nn.Linear(4, 3))
+
+
 def test_labels_of_a_regression():
     check_data(Examples.of((X, X[:, :2])), Regression(), nn.Linear(4, 2))
     with pytest.raises(DataError, match="3 numbers for 2 outputs"):
