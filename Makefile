@@ -35,7 +35,7 @@ bench: $(READY)
 # with $(PYTHON) and its own packages, not those of .venv, whose torch has no CUDA; skips its tests, and measures nothing,
 # where torch sees no CUDA device
 gpu:
-	$(PYTHON) -m pytest -q -o addopts= -p no:cacheprovider tests/test_gpu.py tests/decomp/test_gpu.py
+	JAX_PLATFORMS=cuda,cpu $(PYTHON) -m pytest -q -o addopts= -p no:cacheprovider tests/test_gpu.py tests/decomp/test_gpu.py
 	$(PYTHON) -m benchmarks.gpu
 
 notebook: $(READY)

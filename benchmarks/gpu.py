@@ -87,7 +87,8 @@ def gpt2(
     table = run.table("job", *(f"{name}, s|.2f" for name in found), *["ratio|.2f"] * ratio, title=f"{device}: {size}")
     for name in next(iter(found.values())).seconds:
         seconds = [outcome.seconds[name] for outcome in found.values()]
-        table.row(name, *seconds, *([found["kronfluence"].seconds[name] / found["whence"].seconds[name]] if ratio else []))
+        ratios = [found["kronfluence"].seconds[name] / found["whence"].seconds[name]] if ratio else []
+        table.row(name, *seconds, *ratios)
     run.say("\npeak memory: " + ", ".join(f"{name} {outcome.peak / 1e9:.2f} GB" for name, outcome in found.items()))
     run.say(f"JAX's devices: {', '.join(outcome.jax for outcome in found.values() if outcome.jax)}")
     for name, ours in found["whence"].arrays.items() if ratio else ():

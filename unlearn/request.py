@@ -159,7 +159,7 @@ class UnlearningRequest:
     @cached_property
     def pool(self) -> "Pool":
         parts = [self.forgotten, self.kept, *([self.unlabelled] if self.unlabelled else [])]
-        return Pool.of(parts, self.device)
+        return Pool.of(parts, self.device, self.models.flat.dtype)
 
     def trained(self, replica: int = 0, **options: Any) -> TrainedModel:
         """One of the models as it is before, bound to all training data. options: as for TrainedModel (store, sites,
@@ -181,9 +181,9 @@ class Pool(NamedTuple):
     sizes: tuple[int, ...]
 
     @staticmethod
-    def of(parts: list[Examples], device: torch.device | str = "cpu") -> "Pool":
+    def of(parts: list[Examples], device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> "Pool":
         width = max(int(part.lengths.max()) for part in parts)
-        batches = [part.batch(np.arange(len(part)), pad_to=width, device=device) for part in parts]
+        batches = [part.batch(np.arange(len(part)), width, device, dtype) for part in parts]
         shared = set.intersection(*(set(batch) for batch in batches))
         columns = {
             name: torch.cat([batch[name].to(batches[0][name].dtype) for batch in batches]) for name in sorted(shared)

@@ -145,9 +145,9 @@ def gather(
 
 def query_batches(factors: Curvature, queries: Examples) -> Iterator[CapturedBatch]:
     """Batches of the queries' measurement, each of as many queries as fit an eighth of the memory limit."""
+    run = factors.trained.run("measurement", factors.sites, queries)
     width = int(queries.lengths.max())
     at_once = max(1, factors.trained.memory_limit() // 8 // gradient_bytes(factors))
-    run = factors.trained.run("measurement", factors.sites, queries)
     run = replace(run, positions=min(run.positions or width, at_once * width))
     return run.batches(desc="queries")
 

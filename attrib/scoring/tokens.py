@@ -22,6 +22,7 @@ from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whence.cache import DataError, Examples, ModelError, Task, TrainedModel
+from whence.cache.model.batches import check_examples
 from whence.cache.model.bridge import to_numpy, to_torch
 from whence.cache.model.capture import borrowed, layer_calls
 from whence.cache.model.layers import layer_of
@@ -307,7 +308,8 @@ def _fill(
 
 
 def _empty(queries: Examples, train: Examples) -> np.ndarray:
-    """[q n s], NaN past an example's end."""
+    """[q n s], NaN past an example's end. Raises DataError if there is no training example."""
+    check_examples(train, "set of training examples")
     return np.full((len(queries), len(train), int(train.lengths.max())), np.nan, np.float32)
 
 

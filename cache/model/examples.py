@@ -133,7 +133,7 @@ class Examples:
             rows = _rows_of_mask(rows, len(self))
         elif rows.size and rows.dtype.kind not in "iu":
             raise DataError(f"Row numbers of type {rows.dtype} select nothing.", "Give whole numbers, or a mask.")
-        rows = rows.astype(np.int64)
+        rows = rows.astype(np.int64).reshape(-1)
         return Examples(
             {name: _take(values, rows) for name, values in self.columns.items()},
             self.ids[rows],
@@ -174,9 +174,12 @@ class Examples:
             about["id"] = names[0] + names[1]
         return Examples(columns, np.concatenate([self.ids, other.ids]), about)
 
-    def batch(self, rows: Any, pad_to: int | None = None, device: Any = "cpu") -> dict[str, torch.Tensor]:
+    def batch(
+        self, rows: Any, pad_to: int | None = None, device: Any = "cpu", dtype: torch.dtype | None = None
+    ) -> dict[str, torch.Tensor]:
         """These rows as tensors: ragged columns padded on the right (to `pad_to` positions when given), with
-        `attention_mask` [b s] if there is anything to mask and `example_id` [b] always."""
+        `attention_mask` [b s] if there is anything to mask and `example_id` [b] always. Floating-point columns have
+        the type `dtype`, their own by default."""
         rows = np.asarray(rows, np.int64)
         out: dict[str, torch.Tensor] = {}
         for name, values in self.columns.items():
@@ -197,7 +200,7 @@ class Examples:
             if name in out and not out[name].is_floating_point():
                 out[name] = out[name].long()
         out["example_id"] = torch.as_tensor(self.ids[rows])
-        return {name: tensor.to(device) for name, tensor in out.items()}
+        return {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in out.items()}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -346,12 +349,14 @@ def _cut(columns: Mapping[str, Column], ids: np.ndarray) -> Mapping[str, Column]
                 f"The attention_mask of example {ids[at]} has other values than 0 and 1.",
                 "Give 1 for every token and 0 for padding.",
             )
+    lengths = [len(row) for row in rows]
+    if not any(_has_shape(values, lengths) for name, values in columns.items() if name != "attention_mask"):
+        return columns  # of something else than the positions of a column, such as the patches of an image
     if all(row.all() for row in rows):
         whole = isinstance(mask, np.ndarray)
         return columns if whole else {name: v for name, v in columns.items() if name != "attention_mask"}
     real = [np.flatnonzero(row) for row in rows]
     parts = [slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0) for at in real]
-    lengths = [len(row) for row in rows]
     out = {
         name: [np.asarray(v)[part] for v, part in zip(values, parts)] if _has_shape(values, lengths) else values
         for name, values in columns.items()

@@ -61,16 +61,18 @@ class Task(Protocol):
 
 
 def outputs_of(out: Any) -> Tensor:
-    """The logits tensor of what a model returned (a tensor, a tuple, or a Hugging Face output)."""
+    """The logits tensor of what a model returned (a tensor, a tuple, a dict, or a Hugging Face output)."""
     if isinstance(out, Tensor):
         return out
     if hasattr(out, "logits"):
         return out.logits
+    if isinstance(out, Mapping) and isinstance(out.get("logits"), Tensor):
+        return out["logits"]
     if isinstance(out, (tuple, list)) and isinstance(out[0], Tensor):
         return out[0]
     raise DataError(
         f"The model returned a {type(out).__name__}, which holds no logits.",
-        "Return a tensor, a tuple that begins with one, or an object with .logits; or write a Task.",
+        "Return a tensor, a tuple that begins with one, or logits by that name in an object or dict; or write a Task.",
     )
 
 

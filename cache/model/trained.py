@@ -146,8 +146,7 @@ class TrainedModel:
 
     def batch(self, examples: Examples, rows: Any, pad_to: int | None = None) -> dict[str, Tensor]:
         """These rows of some examples as tensors on the device, floating-point columns in the model's type."""
-        batch = examples.batch(rows, pad_to=pad_to, device=self.device)
-        return {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in batch.items()}
+        return examples.batch(rows, pad_to, self.device, self.dtype)
 
     def planned(self, examples: Examples, desc: str, positions: int = BATCH_POSITIONS) -> Iterator[PlannedBatch]:
         """The batches that all of these examples are run in, under a progress bar."""

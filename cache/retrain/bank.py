@@ -17,11 +17,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import DataError, ModelError, StoreError, UsageError
 from ..jobs.cluster import INLINE, Cluster
 from ..jobs.partitions import run_job
 from ..jobs.progress import progress, say
+from ..model.batches import check_examples
+from ..model.data_checks import check_data
 from ..model.examples import Examples
 from ..model.fingerprint import model_fingerprint
 from ..model.task import Task
@@ -127,6 +130,7 @@ class Bank:
         masks, seeds = self._check(masks, seeds)
         if store is not None and store.has("bank", inputs := self._inputs_in(store, masks, seeds)):
             return retrained_from(store.open("bank", inputs))
+        self._check_data(self.points)
         work = _Work(self, masks, seeds, quiet)
         about: dict[str, Any] = {"recipe": str(self.recipe), "why_sequential": work.why_sequential}
         if store is None:
@@ -188,6 +192,7 @@ class Bank:
     def train_replicas(self, masks: np.ndarray, seeds: np.ndarray | None = None, *, quiet: bool = True) -> Replicas:
         """The trained models themselves, side by side (all at once; `run` trains as many as fit the memory)."""
         masks, seeds = self._check(masks, seeds)
+        self._check_data()
         if isinstance(self.recipe, Recipe):
             replicas = Replicas.of([self.build(int(seed)) for seed in seeds]).to(self.device)
             return train(replicas, self.task, self.train, masks, seeds, self.recipe, quiet=quiet)
@@ -252,6 +257,18 @@ class Bank:
                 "register it as a buffer, or run the bank again in another store.",
             )
 
+    def _check_data(self, points: Examples | None = None) -> None:
+        """Check what is trained on, unless a function of the caller's own does that, and points whose labels count."""
+        model = self.build(0)
+        if any(isinstance(part, _BatchNorm) and part.running_mean is None for part in model.modules()):
+            return  # normalised by whole batches: it is not defined on the one example that is run
+        if isinstance(self.recipe, Recipe):
+            check_data(self.train, self.task, model)
+        if points is not None:
+            check_examples(points, "set of points")
+            if {"margins", "losses", "measurements"} & set(self.keep):
+                check_data(points, self.task, model)
+
     def _check(self, masks: np.ndarray, seeds: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         masks = np.asarray(masks)
         if masks.ndim != 2 or masks.shape[1] != len(self.train) or masks.dtype != bool or not len(masks):
@@ -268,7 +285,10 @@ class Bank:
         seeds = np.arange(len(masks)) if seeds is None else np.asarray(seeds)
         if seeds.shape != (len(masks),):
             raise DataError(f"{len(seeds)} seeds for {len(masks)} masks.", "Give one seed per mask.")
-        return masks, seeds.astype(np.int64)
+        whole = seeds.astype(np.int64) if seeds.dtype.kind in "iu" else None
+        if whole is None or (whole != seeds).any():
+            raise DataError(f"Seeds of type {seeds.dtype} are no numbers of 63 bits.", "Give whole numbers.")
+        return masks, whole
 
 
 @dataclass(eq=False)
@@ -364,7 +384,8 @@ def _why_sequential(bank: Bank) -> str | None:
     if reason is None:
         replicas = Replicas.of([model, model]).to(bank.device)
         rows = np.zeros((2, 1), np.int64)
-        batch = {k: v[rows] for k, v in bank.train.batch(np.arange(1), device=bank.device).items()}
+        one = bank.train.batch(np.arange(1), device=bank.device, dtype=replicas.flat.dtype)
+        batch = {k: v[rows] for k, v in one.items()}
         try:
             replicas.gradient(weighted_loss(bank.task), batch, {"weights": torch.ones(2, 1, device=bank.device)})
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
@@ -391,7 +412,7 @@ def _replicas_that_fit(bank: Bank) -> int:
         return tensor
 
     rows = np.zeros(min(bank.recipe.batch_size, len(bank.train)), np.int64)
-    batch = {k: v[None] for k, v in bank.train.batch(rows).items()}
+    batch = {k: v[None] for k, v in bank.train.batch(rows, dtype=replicas.flat.dtype).items()}
     with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         replicas.gradient(weighted_loss(bank.task), batch, {"weights": torch.ones(1, len(rows))})
     each = 8 * replicas.flat.numel() * replicas.flat.element_size() + 2 * kept

@@ -121,7 +121,7 @@ def train(
     batch of one example is too small for the model's batch normalisation.
     """
     device, dtype = replicas.flat.device, replicas.flat.dtype
-    columns = data.batch(np.arange(len(data)), device=device)
+    columns = data.batch(np.arange(len(data)), device=device, dtype=dtype)
     walk, totals = steps_of(masks, seeds, recipe)
     total = torch.as_tensor(totals, dtype=dtype, device=device)[:, None]
     count = int(totals.max()) if most is None else min(most, int(totals.max()))

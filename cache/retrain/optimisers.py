@@ -5,12 +5,15 @@ that are trained side by side, or a dict of tensors by name, the parameters of o
 so every point of a run may be kept, and a step can be differentiated in parameters, averages and gradient.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
+
+from ..errors import UsageError
 
 Tree: TypeAlias = Tensor | Mapping[str, Tensor]
 Rate: TypeAlias = Tensor | float  # [e 1] for a matrix, one number for a dict
@@ -32,6 +35,9 @@ class SGD:
     momentum: float = 0.9
     weight_decay: float = 0.0
     nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        _check_settings(self, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def init(self, parameters: Tree) -> Moments:
         return Moments((_zeros(parameters),), _none_taken(parameters))
@@ -58,6 +64,11 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_settings(self, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"betas of AdamW are {self.betas}.", "Give two numbers from 0 to below 1.")
 
     def init(self, parameters: Tree) -> Moments:
         return Moments((_zeros(parameters), _zeros(parameters)), _none_taken(parameters))
@@ -95,6 +106,15 @@ def clipped(gradient: Tree, limit: float) -> Tree:
     # the square is clamped before the root for the root's derivative at 0
     norm = torch.stack([(g * g).sum() for g in gradient.values()]).sum().clamp(min=1e-24).sqrt()
     return {name: g * (limit / norm).clamp(max=1.0) for name, g in gradient.items()}
+
+
+def _check_settings(optimiser: Optimiser, **settings: float) -> None:
+    """Raise UsageError for a number that is negative or not finite."""
+    for name, value in settings.items():
+        if not 0 <= value < math.inf:
+            raise UsageError(
+                f"{name} of {type(optimiser).__name__} is {value}.", "Give a finite number that is not negative."
+            )
 
 
 def _zeros(parameters: Tree) -> Tree:

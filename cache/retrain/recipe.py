@@ -75,10 +75,11 @@ class Recipe:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or self.batches not in ("own", "shared"):
+        whole = self.epochs % 1 == 0 and self.batch_size % 1 == 0
+        if not whole or self.epochs < 1 or self.batch_size < 1 or self.batches not in ("own", "shared"):
             raise UsageError(
                 f"Cannot train {self.epochs} epochs in {self.batches!r} batches of {self.batch_size}.",
-                "Use at least one epoch, batches of at least one example, and own or shared batches.",
+                "Use whole numbers: at least one epoch, batches of at least one example; and own or shared batches.",
             )
 
     def passes(self, examples: int) -> int:
@@ -111,7 +112,7 @@ def _permutation(n: int, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
 
 
 def _own_steps(masks: np.ndarray, seeds: np.ndarray, recipe: Recipe) -> tuple[Iterator[Step], Int64[np.ndarray, " e"]]:
-    size = recipe.batch_size
+    size = min(recipe.batch_size, masks.shape[1])
     per_epoch = -(-masks.sum(1) // size)
     totals = (per_epoch * recipe.epochs).astype(np.int64)
 

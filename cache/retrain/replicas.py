@@ -221,7 +221,7 @@ class Replicas:
         with mode(self, training=False), torch.no_grad():
             for start in range(0, len(points) if measures else 0, POINTS_AT_ONCE):
                 rows = np.arange(start, min(start + POINTS_AT_ONCE, len(points)))
-                batch = points.batch(rows, pad_to=width, device=self.flat.device)
+                batch = points.batch(rows, width, self.flat.device, self.flat.dtype)
                 parts.append(self.apply(_measured(task, measures), batch, shared=True))
         out = {name: to_numpy(torch.cat([part[name] for part in parts], 1)) for name in measures}
         if "weights" in keep:

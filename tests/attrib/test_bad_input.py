@@ -109,3 +109,12 @@ def test_interrupted_keeps_what_was_done(tmp_path, monkeypatch: pytest.MonkeyPat
     EKFAC().fit(trained)
     assert trained.store is not None
     assert "resumed" in {event.what for event in trained.store.events}
+
+
+def test_no_query_and_no_training_example() -> None:
+    case = cases.build("attention")
+    factors = EKFAC().fit(case.trained(model=case.model.float()))
+    with pytest.raises(DataError, match="is empty"):
+        factors.score(case.examples.select([]))
+    with pytest.raises(DataError, match="training examples is empty"):
+        factors.token_scores(case.examples, case.examples.select([]))

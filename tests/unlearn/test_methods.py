@@ -281,3 +281,25 @@ def test_a_signal_that_a_library_swallowed_stops_the_next_step(monkeypatch):
     monkeypatch.setattr("whence.unlearn.loop.stop_if_signalled", lambda: (_ for _ in ()).throw(Interrupted("x", "y")))
     with pytest.raises(Interrupted):
         run(FineTune(), cases.request())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (FineTune, {"epochs": 0}),
+        (FineTune, {"epochs": float("nan")}),
+        (FineTune, {"batch_size": 0}),
+        (NegGradPlus, {"steps": -1}),
+        (NegGradPlus, {"alpha": float("inf")}),
+        (GradDiff, {"retain_batch": 0}),
+        (NPO, {"beta": 0.0}),
+    ],
+)
+def test_a_setting_that_no_method_can_use_is_refused_by_name(settings) -> None:
+    method, given = settings
+    with pytest.raises(UsageError, match=f"{next(iter(given))} of {method.name} is"):
+        method(**given)
+
+
+def test_fractions_of_an_epoch_are_a_setting() -> None:
+    assert FineTune(epochs=0.5).settings()["epochs"] == 0.5

@@ -4,6 +4,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
+from whence.cache import UsageError
 from whence.cache.retrain.recipe import Optimiser
 from whence.cache.retrain.replicas import PerReplica
 
@@ -11,6 +14,7 @@ from ..plan import Phase, Plan, batches, side_by_side
 from ..request import UnlearningRequest
 
 FORGET, RETAIN = 0, 1  # parts of a request's pool
+POSITIVE = ("epochs", "batch_size", "beta", "temperature")
 
 
 def not_a_setting(why: str, **options: Any) -> Any:
@@ -35,6 +39,10 @@ class UnlearningMethod(ABC):
 
     label: str = field(default="", kw_only=True, metadata={"why": "names the row of a table"})
 
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            check_number(f"{each.name} of {self.name}", getattr(self, each.name), each.name, whole=each.type is int)
+
     @abstractmethod
     def plan(self, request: UnlearningRequest) -> Plan:
         """What is to be done, in phases. Raises what the method's preparation raises."""
@@ -49,6 +57,19 @@ class UnlearningMethod(ABC):
         equal models, if the objects given as fields that are not settings are equal too."""
         own = {each.name: plain(getattr(self, each.name)) for each in fields(self) if "why" not in each.metadata}
         return {"method": self.name, **own}
+
+
+def check_number(title: str, value: Any, name: str, *, whole: bool) -> None:
+    """Raise UsageError for a number that no method can use: not finite, a broken or negative count, or a batch, an
+    epoch or a divisor of nothing. What is no number is not checked."""
+    if not isinstance(value, (int, float, np.number)) or isinstance(value, bool):
+        return
+    if not np.isfinite(value):
+        raise UsageError(f"{title} is {value}.", "Give a finite number.")
+    if whole and (value % 1 or (value < 0 and name != "seed")):
+        raise UsageError(f"{title} is {value}.", "Give a whole number that is not negative.")
+    if value <= 0 and (name in POSITIVE or name.endswith("batch")):
+        raise UsageError(f"{title} is {value}.", "Give a number above 0.")
 
 
 def plain(value: Any) -> Any:

@@ -240,3 +240,66 @@ def test_left_and_right_padding_give_the_scores_of_the_texts():
     wanted = scores(texts())
     for left in (False, True):
         np.testing.assert_allclose(scores(padded(left)), wanted, rtol=1e-5, atol=1e-7)
+
+
+def mlp(*layers):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), *layers, nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize(
+    ("x", "cause"),
+    [(X[:, :3], r"id \[11\] \(x \[1, 3\] of torch.float32"), ((X * 9).astype(int), "x .* of torch.int64")],
+    ids=["another width", "whole numbers"],
+)
+def test_columns_that_the_first_layer_does_not_take_are_named(x, cause):
+    with pytest.raises(DataError, match=cause):
+        check_data(Examples.of((x, [0, 1, 2, 0]), ids=IDS), Classification(), mlp())
+
+
+def test_a_forward_that_refuses_long_texts_in_its_own_words_is_a_data_error():
+    class Refusing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.e, self.h = nn.Embedding(11, 8), nn.Linear(8, 11)
+
+        def forward(self, input_ids):
+            if input_ids.shape[1] > 4:
+                raise ValueError("too long")
+            return self.h(self.e(input_ids))
+
+    with pytest.raises(DataError, match=r"5 positions, ids \[14\]: ValueError: too long"):
+        check_data(texts(), LanguageModelling(), Refusing())
+
+
+def test_a_model_that_normalises_by_its_batch_is_refused_as_one():
+    normalised = mlp(nn.BatchNorm1d(6, track_running_stats=False))
+    with pytest.raises(ModelError, match="statistics of its batch"):
+        check_data(Examples.of((X, [0, 1, 2, 0])), Classification(), normalised)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 5), (4, 3)])
+def test_a_mask_of_another_shape_than_the_tokens_is_refused(shape):
+    padded = np.zeros((4, 5), int)
+    mask = np.ones(shape, int)
+    mask[0] = 0
+    with pytest.raises(DataError, match="attention_mask has another shape"):
+        check_data(Examples.of({"input_ids": padded, "attention_mask": mask}), LanguageModelling(), gpt2())
+
+
+def test_a_small_leak_from_the_next_token_is_seen():
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match="sees the tokens that it is to predict"):
+        check_data(texts(), LanguageModelling(), BertLMHeadModel(BertConfig(**BERT)).eval())
+
+
+def test_logits_may_be_in_a_dict():
+    class Dict(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.e, self.h = nn.Embedding(11, 8), nn.Linear(8, 11)
+
+        def forward(self, input_ids):
+            return {"logits": self.h(self.e(input_ids))}
+
+    check_data(texts(), LanguageModelling(), Dict())

@@ -161,3 +161,12 @@ def test_vectors_at_positions_are_cut_and_padded_too():
 def test_a_mask_of_other_values_is_refused():
     with pytest.raises(DataError, match="attention_mask of example 1"):
         Examples.of({"input_ids": [[1, 2], [3, 4]], "attention_mask": [[1, 1], [0, -1]]})
+
+
+def test_one_row_number_selects_one_example() -> None:
+    assert Examples.of({"x": np.eye(3)}).select(1).ids.tolist() == [1]
+
+
+def test_floats_are_cast_in_a_batch_and_whole_numbers_are_not() -> None:
+    batch = Examples.of({"x": np.eye(3), "y": np.arange(3)}).batch([0], dtype=torch.float32)
+    assert (batch["x"].dtype, batch["y"].dtype) == (torch.float32, torch.int64)

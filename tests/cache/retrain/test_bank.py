@@ -396,3 +396,57 @@ def test_oracles_take_the_same_forget_sets():
         with pytest.raises(DataError, match=r"A mask of shape|twice|cannot be an id"):
             found.excluding(refused)
     assert found.at_points(mask).tolist() == [7, 9]
+
+
+def linear(seed: int = 0) -> nn.Module:
+    return nn.Linear(4, 3)
+
+
+def table(dtype: str = "f4", width: int = 4, first: int = 0) -> Examples:
+    x = np.random.default_rng(0).normal(size=(6, width)).astype(dtype)
+    return Examples.of((x, np.arange(6) % 3 + first))
+
+
+@pytest.mark.parametrize(
+    ("train", "points", "cause"),
+    [
+        (table(width=5), table(), "cannot be run on the example"),
+        (table(), table(width=5), "cannot be run on the example"),
+        (table(first=1), table(), "y has 3 for a model with 3 outputs"),
+        (table(), table(first=1), "y has 3 for a model with 3 outputs"),
+        (table(), table().select([]), "set of points is empty"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_or_measured_are_refused_with_ids(train, points, cause) -> None:
+    with pytest.raises(DataError, match=cause):
+        Bank(linear, Classification(), train, points, Recipe(1, 4)).run(np.ones((2, 6), bool), quiet=True)
+
+
+def test_points_without_labels_have_logits() -> None:
+    points = Examples.of({"x": table().columns["x"]})
+    bank = Bank(linear, Classification(), table(), points, Recipe(1, 4), keep=("logits",))
+    assert bank.run(np.ones((2, 6), bool), quiet=True)["logits"].shape == (2, 6, 3)
+
+
+def test_data_of_another_float_type_train_the_same_models() -> None:
+    masks = np.ones((2, 6), bool)
+    one, other = (
+        Bank(linear, Classification(), data, data, Recipe(1, 4)).run(masks, quiet=True)["logits"]
+        for data in (table("f4"), Examples.of((table("f4").columns["x"].astype("f8"), np.arange(6) % 3)))
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_batch_beyond_the_data_costs_no_memory() -> None:
+    masks = np.ones((2, 6), bool)
+    one, other = (
+        Bank(linear, Classification(), table(), table(), Recipe(2, size)).run(masks, quiet=True)["logits"]
+        for size in (6, 10**12)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+def test_seeds_are_whole() -> None:
+    bank = Bank(linear, Classification(), table(), table(), Recipe(1, 4))
+    with pytest.raises(DataError, match="Seeds of type float64"):
+        bank.run(np.ones((2, 6), bool), np.array([0.5, 1.0]), quiet=True)

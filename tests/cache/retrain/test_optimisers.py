@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from whence.cache import UsageError
 from whence.cache.retrain.optimisers import SGD, AdamW, clipped
 
 OPTIMISERS = {
@@ -56,3 +57,9 @@ def test_clipping_is_per_model_in_a_matrix_and_over_all_tensors_of_a_dict() -> N
     one = clipped({"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])}, 1.0)
     torch.testing.assert_close(one["a"], torch.tensor([0.6]))
     torch.testing.assert_close(one["b"], torch.tensor([[0.8]]))
+
+
+@pytest.mark.parametrize("make", [lambda: SGD(-1.0), lambda: SGD(float("nan")), lambda: AdamW(betas=(0.9, 1.0))])
+def test_settings_out_of_range_are_refused(make) -> None:
+    with pytest.raises(UsageError, match=r"of (SGD|AdamW)|betas"):
+        make()
