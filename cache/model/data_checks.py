@@ -183,17 +183,8 @@ def _probe(examples: Examples, task: Task, model: nn.Module) -> Tensor:
             f"{index} of {name or 'the embedding'}, which has {size}.",
             "Cut the texts to the model's length and tokenize with the model's own vocabulary.",
         ) from None
-<<<<<<< HEAD
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        shortest = int(np.argmin(examples.lengths))
-        if isinstance(error, (torch.OutOfMemoryError, WhenceError)):
-            raise
-        if examples.lengths[shortest] == examples.lengths[longest]:
-            raise _cannot_run(examples, longest, error) from error
-        with _quiet(model):
-=======
     except NOT_RUN as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, (torch.OutOfMemoryError, WhenceError)):
             raise
         raise _not_run(examples, task, model, longest, error) from error
 
@@ -208,7 +199,6 @@ def _not_run(examples: Examples, task: Task, model: nn.Module, longest: int, err
         )
     if examples.lengths[shortest] < examples.lengths[longest]:
         with suppress(*NOT_RUN), _quiet(model):
->>>>>>> trials-t2
             task.logits(model, _batch(examples, [shortest], model))
             return DataError(
                 f"The model cannot be run on {examples.lengths[longest]} positions, ids {_ids(examples, [longest])}: "
@@ -221,17 +211,6 @@ def _not_run(examples: Examples, task: Task, model: nn.Module, longest: int, err
         f"The model cannot be run on the example with id {_ids(examples, [longest])} ({', '.join(columns)}): {said}",
         "Give columns of the shape and type that its first layer takes (images channels first, numbers as floats); a "
         "forward with other arguments needs a Task.",
-    )
-
-
-def _cannot_run(examples: Examples, row: int, error: Exception) -> DataError:
-    name = "input_ids" if "input_ids" in examples.columns else "x"
-    value = np.asarray(examples.columns[name][row])
-    floating = "" if value.dtype.kind == "f" or name != "x" else f"; if they are no tokens, {name}.astype('float32')"
-    return DataError(
-        f"The model cannot be run on the example with id {_ids(examples, [row])} alone, {name} of shape "
-        f"{list(value.shape)} and type {value.dtype}: {(str(error).splitlines() or [type(error).__name__])[0]}",
-        f"Give {name} in the shape and type that the model's forward takes for a batch of one{floating}.",
     )
 
 
