@@ -66,7 +66,7 @@ def check_number(title: str, value: Any, name: str, *, whole: bool) -> None:
         return
     if not np.isfinite(value):
         raise UsageError(f"{title} is {value}.", "Give a finite number.")
-    if whole and (value % 1 or (value < 0 and name != "seed")):
+    if whole and (float(value) % 1 or (value < 0 and name != "seed")):
         raise UsageError(f"{title} is {value}.", "Give a whole number that is not negative.")
     if value <= 0 and (name in POSITIVE or name.endswith("batch")):
         raise UsageError(f"{title} is {value}.", "Give a number above 0.")
