@@ -54,7 +54,7 @@ def test_lds_of_what_does_not_match_is_refused() -> None:
         lds(labelled(truth), additive_bank(truth, 8))
     with pytest.raises(DataError, match="20 training examples"):
         lds(labelled(truth), additive_bank(truth[:, :18]))
-    with pytest.raises(DataError, match="no outputs for 1"):
+    with pytest.raises(DataError, match="no outputs for some of these points: 1 ids"):
         lds(labelled(truth, queries=[0, 1, 9]), additive_bank(truth))
     with pytest.raises(DataError, match="kept no"):
         lds(labelled(truth), additive_bank(truth), "margins")
