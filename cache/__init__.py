@@ -10,7 +10,7 @@ if __name__ != "whence.cache":
 
 # errors
 from .errors import DataError as DataError
-from .errors import Interrupted as Interrupted
+from .errors import NotCached as NotCached
 from .errors import ModelError as ModelError
 from .errors import NumericalError as NumericalError
 from .errors import ResourceError as ResourceError
