@@ -25,7 +25,7 @@ def tiny(monkeypatch, tmp_path):
     torch.manual_seed(0)
     model = Attention().eval()
     monkeypatch.setattr("whence.inputs.load_model", lambda name, store=None, quiet=False: (model, words))
-    monkeypatch.setattr("whence.inputs.load_data", lambda name, vocabulary=None, length=128: corpus)
+    monkeypatch.setattr("whence.inputs.load_data", lambda name, vocabulary=None, **limits: corpus)
     monkeypatch.setenv("WHENCE_CACHE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
 

@@ -231,7 +231,8 @@ def _(store: Store) -> Made:
 def _(store: Store) -> Made:
     p, factors = fitted("ekfac text", store)
     ends = factors.top(p.queries, 3)
-    return last(store, "scores", **{str(name): ends[name].values for name in ends.data_vars})
+    names = [str(name) for name in ends.data_vars if not str(name).endswith(("_title", "_text"))]  # those are newer
+    return last(store, "scores", **{name: ends[name].values for name in names})
 
 
 @artefact("attrib/heads")

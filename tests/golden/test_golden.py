@@ -133,14 +133,19 @@ def test_read_by_its_own_reader(name: str, written: Store) -> None:
 @pytest.mark.parametrize("name", [name for name in STORED if " + " not in name and name not in OTHER_KEY])
 def test_asking_again_is_a_hit(name: str, written: Store) -> None:
     """Nothing is computed, nothing is added, and the answer is the frozen one."""
-    before, asked = set(written.contents()), len(written.events)
+    before, asked = contents(written), len(written.events)
     made = ARTEFACTS[name](written)
-    events = written.events[asked:]
+    events = [event for event in written.events[asked:] if event.kind != "checks"]
     assert {event.what for event in events} == {"hit"}
     assert (made.kind, made.key) in [(event.kind, event.key) for event in events]
     assert made.key == FROZEN[name].key
-    assert set(written.contents()) == before
+    assert contents(written) == before
     frozen.compare(made.values, FROZEN[name], made_anew=True)
+
+
+def contents(store: Store) -> set[tuple[str, str]]:
+    """Entries but for verdicts of checks, which the version before did not have."""
+    return {(kind, key) for kind, key in store.contents() if kind != "checks"}
 
 
 def test_a_condensation_resumes_from_its_checkpoint(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from whence.unlearn.traces import remaining_influence
 MASK = np.isin(np.arange(cases.TRAIN), cases.FORGET)
 WRONG = {
     "named twice": ([3, 3, 4], r"\b3\b"),
-    "floats": ([1.0, 2.7], "float"),
-    "whole floats": (np.array([1.0, 2.0]), "float"),
+    "floats": ([1.0, 2.7], "cannot be an id"),
+    "whole floats": (np.array([1.0, 2.0]), "cannot be an id"),
     "unknown": ([99], "99"),
     "empty": ([], "empty"),
     "everything": (np.arange(cases.TRAIN), "whole training set"),

@@ -27,7 +27,7 @@ from whence.unlearn import OracleSplit
 PACKAGES = ("cache", "attrib", "decomp", "unlearn", "unlearn.datamodels", "unlearn.condense")
 # the names that a reader uses first have an example
 SHOWN = {
-    "cache": {"Examples", "TrainedModel", "Store", "find_sites", "capture", "activations", "Classification"},
+    "cache": {"Examples", "TrainedModel", "Store", "find_sites", "activations", "Classification"},
     "attrib": {"Method.fit", "Factors.score", "Factors.self_influence", "Factors.top", "ActivationMeasurement"},
     "decomp": {"Activations", "ITDA", "Dictionary", "evaluate", "compare", "save", "load"},
     "unlearn": {"UnlearningRequest", "run", "evaluate", "KLoM"},

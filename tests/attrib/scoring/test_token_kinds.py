@@ -142,7 +142,20 @@ def test_layers_shared_by_hugging_face() -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 11, "embedding_size": 8, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = AlbertForMaskedLM(AlbertConfig(**sizes, intermediate_size=16, max_position_embeddings=12)).eval()
-    check_sums(trained(model, pattern="*albert_layers*"), "layer")
+    with pytest.raises(ModelError, match="masked language model"):
+        attrib.Identity().fit(trained(model, pattern="*albert_layers*"))
+
+    class Predicting(nn.Module):
+        """Its outputs as those of a causal model, which they are not: the layers are what is tried."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+            return self.inner(input_ids, attention_mask=attention_mask).logits
+
+    check_sums(trained(Predicting(), pattern="*albert_layers*"), "layer")
 
 
 @pytest.mark.parametrize("how", [{"by": "layer"}, {"by": "output"}, {"by": "output", "how": "difference"}])

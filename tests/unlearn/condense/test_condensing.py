@@ -286,7 +286,7 @@ def test_bad_input_is_named():
         "NaN": (np.where(np.arange(len(x))[:, None, None, None] == 3, np.nan, x), y),
         "below 0": (x, y - 1),
         "has no example": (x[y != 1], y[y != 1]),
-        "no numbers": (np.full(x.shape, "a"), y),
+        "where numbers are needed": (np.full(x.shape, "a"), y),
         "no classes": (x, y.astype(np.float32)),
         "no images or vectors": (x[:, 0, 0, 0], y),
     }

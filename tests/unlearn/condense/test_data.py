@@ -65,7 +65,7 @@ def test_other_data_must_have_the_layout_of_the_scaling():
     [
         (LABELS + 1, "Class 0 has no example"),
         (LABELS * 10**12, "Class 1 has no example"),
-        (np.where(LABELS == 0, 2**64 - 1, LABELS).astype(np.uint64), "Class 0 has no example"),
+        (np.where(LABELS == 0, 2**64 - 1, LABELS).astype(np.uint64), "beyond 63 bits"),
         (LABELS - 1, r"below 0, for instance \[-1, -1, -1\] of the examples with ids \[0, 3, 6\]"),
         (LABELS.astype(np.float32), "astype"),
         (np.eye(3)[LABELS], "argmax"),

@@ -206,7 +206,7 @@ def test_commands_condense_judge_and_report(tmp_path, capsys, store, monkeypatch
     np.savez(data, x_train=x, y_train=pool.y, x_test=x)
     with pytest.raises(DataError, match="no array y_test"):
         COMMANDS["run"](out=out, network="mlp-4", quiet=True, **common).run()
-    with pytest.raises(DataError, match="no data set"):
+    with pytest.raises(DataError, match="no labelled data set"):
         COMMANDS["run"](data="nowhere", out=out).run()
     with pytest.raises(UsageError, match="no ending that names"):  # said before the work
         COMMANDS["run"](data="nowhere", out=tmp_path / "set.pt").run()
