@@ -143,7 +143,7 @@ def test_layers_shared_by_hugging_face() -> None:
     sizes = {"vocab_size": 11, "embedding_size": 8, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = AlbertForMaskedLM(AlbertConfig(**sizes, intermediate_size=16, max_position_embeddings=12)).eval()
     with pytest.raises(ModelError, match="masked language model"):
-        attrib.Identity().fit(trained(model, pattern="*albert_layers*"))
+        Identity().fit(trained(model, pattern="*albert_layers*"))
 
     class Predicting(nn.Module):
         """Its outputs as those of a causal model, which they are not: the layers are what is tried."""
