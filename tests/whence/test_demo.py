@@ -113,7 +113,7 @@ def test_a_changed_plan_is_another_report(plan, first, tmp_path) -> None:
     demo(store, tmp_path / "a.html", replace(plan, shown=2), quiet=True)
     built = [e for e in store.events if e.what == "built"]
     # scores of the passages that are shown now; the model, factors, activations and dictionary are the same
-    assert {e.kind for e in built} <= {"report", "scores"}
+    assert {e.kind for e in built} <= {"checks", "report", "scores"}
     parts = {store.header(e.kind, e.key).inputs.get("what") for e in built}
     assert {part for part in parts if part and part.startswith("demo")} == {"demo: influence", "demo: atoms"}
 
