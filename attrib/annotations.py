@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from whence.cache import Classification, DataError, Examples, LanguageModelling, TrainedModel
 from whence.cache.jobs.progress import say
+from whence.cache.model.borrowing import borrowed
 from whence.cache.model.bridge import to_numpy
-from whence.cache.model.capture import borrowed
 
 if TYPE_CHECKING:
     import xarray

@@ -4,8 +4,7 @@ Every sum is kept per partition (a fixed run of examples) in float64 and reduced
 batching, on how often the job was killed, or on how many workers computed it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -18,6 +17,7 @@ from jaxtyping import Float
 from whence.cache import ArraySpec, DataError, NumericalError, TrainedModel, UsageError
 from whence.cache.jobs.cluster import INLINE
 from whence.cache.jobs.partitions import ordered_sum, run_job
+from whence.cache.jobs.threads import in_threads
 from whence.cache.model.batches import BatchSource, CapturedBatch
 from whence.cache.model.bridge import to_accelerator, to_numpy
 from whence.cache.store.layout import Shard
@@ -27,7 +27,6 @@ from .memory import check_fit_fits
 
 PARTITION_EXAMPLES = 512
 MAX_PARTITIONS = 16
-THREADED = 1 << 20  # bytes, from which work on several arrays is shared among threads
 ORTHOGONAL = 2e-5  # largest |Q^T Q - I| accepted of a float32 eigenbasis
 
 
@@ -184,18 +183,10 @@ def to_float64(total: kernels.Sum) -> np.ndarray:
 
 def finished(sums: Mapping[str, kernels.Sum]) -> dict[str, np.ndarray]:
     """Running sums as float64 on the host. Raises NumericalError naming one that is not finite."""
-    values = in_threads(to_float64, list(sums.values()), sum(total.high.nbytes for total in sums.values()))
+    values = in_threads(to_float64, sums.values(), sum(total.high.nbytes for total in sums.values()))
     out = dict(zip(sums, values))
     check_finite(out)
     return out
-
-
-def in_threads(work: Callable[[Any], Any], items: Sequence[Any], nbytes: int, threads: int | None = None) -> list[Any]:
-    """work(item) of every item, in threads if the items have so many bytes that starting them is nothing."""
-    if nbytes < THREADED:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, items))
 
 
 def check_finite(sums: Mapping[str, np.ndarray]) -> None:
@@ -228,7 +219,7 @@ def eigenbases(matrices: Mapping[str, np.ndarray], dtype: str) -> dict[str, Eige
     """The eigenbasis of every matrix, two decompositions at a time."""
     unique = {id(m): m for m in matrices.values()}
     sizes = sum(m.nbytes for m in unique.values())
-    solved = dict(zip(unique, in_threads(lambda m: eigenbasis(m, dtype), list(unique.values()), sizes, threads=2)))
+    solved = dict(zip(unique, in_threads(lambda m: eigenbasis(m, dtype), unique.values(), sizes, threads=2)))
     return {name: solved[id(m)] for name, m in matrices.items()}
 
 

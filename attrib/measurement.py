@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from whence.cache import DataError, Task
-from whence.cache.model.capture import live_outputs_at
+from whence.cache.model.outputs import live_outputs_at
 
 
 @runtime_checkable

@@ -13,8 +13,8 @@ import xarray as xr
 from whence.cache import Examples, TrainedModel
 from whence.cache.display.interval import Interval
 from whence.cache.errors import DataError
+from whence.cache.model.borrowing import borrowed
 from whence.cache.model.bridge import to_numpy
-from whence.cache.model.capture import borrowed
 
 from . import intervals
 from .activations import Activations, Origin, finite

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from whence.cache import TrainedModel
 from whence.cache.errors import ModelError, NumericalError, near_names
 from whence.cache.model.bridge import to_jax, to_torch
-from whence.cache.model.capture import hook_points
+from whence.cache.model.outputs import hook_points
 
 from . import kernels
 from .codec import Codec

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from whence.cache import DataError, Examples, LanguageModelling, TrainedModel, UsageError
 from whence.cache.jobs.signals import stop_if_signalled
+from whence.cache.model.borrowing import borrowed
 from whence.cache.model.bridge import to_numpy
-from whence.cache.model.capture import borrowed
 from whence.cache.retrain.loop import descend, weighted_loss
 from whence.cache.retrain.recipe import AdamW, Optimiser
 from whence.cache.retrain.replicas import Replicas, mode

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from whence.cache import DataError
-from whence.cache.model.examples import named_rows
+from whence.cache.model.ids import named_rows
 from whence.cache.retrain.retrained import mask_hash, member_rows
 
 

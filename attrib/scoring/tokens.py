@@ -23,8 +23,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whence.cache import DataError, Examples, ModelError, Task, TrainedModel
 from whence.cache.model.batches import check_examples
+from whence.cache.model.borrowing import borrowed
 from whence.cache.model.bridge import to_numpy, to_torch
-from whence.cache.model.capture import borrowed, layer_calls
+from whence.cache.model.capture import layer_calls
 from whence.cache.model.layers import layer_of
 from whence.cache.model.sites import clean_name, parameters_of
 from whence.cache.model.stateless import named_parameters, stateless

@@ -17,7 +17,7 @@ from torch.func import grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whence.cache import Sites, Task
-from whence.cache.model.capture import borrowed
+from whence.cache.model.borrowing import borrowed
 from whence.cache.model.sites import matrices_of, parameters_of
 from whence.cache.model.stateless import call_with, named_parameters
 from whence.cache.model.trained import ModelPass

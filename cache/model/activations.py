@@ -68,7 +68,8 @@ def activations(
     found = layouts(trained, examples, names)
     (block,) = _blocks(trained, examples, found, np.arange(1))
     widths = {name: block[name].shape[1] for name in names}
-    ends = np.cumsum(_rows_each(examples, found[names[0]].each))
+    each = found[names[0]].each
+    ends = np.cumsum(examples.real_positions if each is None else np.full(len(examples), each, np.int64))
     total = int(ends[-1])
     specs = {name: ArraySpec((total, widths[name]), dtype) for name in names}
     specs |= {name: ArraySpec((total,), "int64") for name in COORDINATES}
@@ -80,16 +81,6 @@ def activations(
         store, "activations", inputs, specs, work, shard_rows=shard, about=about,
         cluster=trained.cluster, log=trained.log, desc="activations", quiet=trained.quiet,
     )  # fmt: skip
-
-
-def _rows_each(examples: Examples, each: int | None) -> np.ndarray:
-    """Rows that each example gives: `each`, or its real positions, by its own mask where it has one."""
-    if each is not None:
-        return np.full(len(examples), each, np.int64)
-    mask = examples.columns.get("attention_mask")
-    if mask is None or np.ndim(mask[0]) != 1:
-        return examples.lengths
-    return np.array([np.count_nonzero(row) for row in mask], np.int64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,9 +4,8 @@ Hooks live in a context manager; parameters are frozen for the time, so no param
 kept; and the model comes back as it was (training mode, requires_grad, hooks), after an exception too.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from ..errors import ModelError, NumericalError, near_names
+from ..errors import ModelError, NumericalError
+from .borrowing import borrowed
 from .layers import layer_of
-from .sites import Site, clean_name
+from .sites import Site
 from .stateless import unwrapped
 
 Batch = dict[str, Tensor]
@@ -66,35 +66,6 @@ class _Calls:
 
 class _Ambiguous(Exception):
     """An embedding was called on as many numbers as there are examples: one per example, or one table for all."""
-
-
-@contextmanager
-def borrowed(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode with frozen parameters, its layers called one by one: neither as compiled graphs nor
-    as the fused paths of torch's transformer layers, both of which run no hooks. On the way out every module's mode and
-    every parameter's requires_grad is what it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    with _eager():
-        try:
-            torch.backends.mha.set_fastpath_enabled(False)
-            for module, _ in modes:
-                module.training = False
-            for parameter, _ in flags:
-                parameter.requires_grad_(False)
-            yield model
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fused)
-            for module, mode in modes:
-                module.training = mode
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
-
-
-def _eager() -> AbstractContextManager[Any]:
-    """Whatever torch.compile has compiled runs as plain Python; nothing is compiled unless torch._dynamo is loaded."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def capture(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective) -> Captured:
@@ -426,87 +397,6 @@ def called_sites(model: nn.Module, sites: Sequence[Site], batch: Batch, objectiv
             hooks.callback(handle.remove)
         objective(model, batch)
     return [site.name for site in sites if seen & set(site.modules)]
-
-
-class _Enough(Exception):
-    """Every requested hook point has been seen; the rest of the forward pass is not needed."""
-
-
-def hook_points(model: nn.Module) -> dict[str, str]:
-    """Clean name -> full name of every module whose output can be captured.
-
-    >>> sorted(hook_points(model))
-    ['0', '1', '2']
-    """
-    return {clean_name(name): name for name, _ in reversed(list(model.named_modules())) if name}
-
-
-def tensor_of(out: Any, name: str) -> Tensor:
-    """The activation in what a module returned: a tensor, or the first of a tuple, list or output of transformers.
-
-    Raises ModelError for anything else.
-    """
-    first = out
-    while not isinstance(first, Tensor) and (isinstance(first, (tuple, list)) or hasattr(first, "to_tuple")):
-        parts = first.to_tuple() if hasattr(first, "to_tuple") else first
-        first = parts[0] if len(parts) else None
-    if not isinstance(first, Tensor):
-        raise ModelError(
-            f"{name} returns a {type(out).__name__}, which does not begin with a tensor.",
-            "Choose a hook point that returns a tensor, or a tuple whose first element is one.",
-        )
-    return first
-
-
-def outputs_at(model: nn.Module, names: Sequence[str], run: Callable[[], Any]) -> dict[str, Tensor]:
-    """Outputs of the named modules (TransformerLens hook points are modules too) while `run()` runs the model,
-    without gradients, the forward cut short once all have been seen.
-
-    Raises ModelError for a name that is no module, with near names, or one that is never reached.
-    """
-
-    def cut(seen: dict[str, Tensor]) -> None:
-        if len(seen) == len(set(names)):
-            raise _Enough
-
-    with borrowed(model), torch.no_grad():
-        return _watched(model, names, run, cut)
-
-
-def live_outputs_at(model: nn.Module, names: Sequence[str], run: Callable[[], Any]) -> dict[str, Tensor]:
-    """The same with their autograd graph, the model run to its end in its present mode: what is computed from them has
-    gradients, which are zero at later layers. Raises ModelError for the names that `outputs_at` refuses."""
-    return _watched(model, names, run, lambda seen: None)
-
-
-def _watched(
-    model: nn.Module, names: Sequence[str], run: Callable[[], Any], then: Callable[[dict[str, Tensor]], None]
-) -> dict[str, Tensor]:
-    """First outputs of the named modules while `run()` runs, `then` called after each."""
-    points, modules = hook_points(model), dict(model.named_modules())
-    full = {}
-    for name in names:
-        full[name] = name if name in modules else points.get(name, "")
-        if not full[name]:
-            raise ModelError(f"The model has no module or hook point {name!r}.", near_names(name, list(points)))
-    seen: dict[str, Tensor] = {}
-
-    def hook(name: str) -> Callable[..., None]:
-        def keep(_module: nn.Module, _args: Any, out: Any) -> None:
-            seen.setdefault(name, tensor_of(out, name).clone())  # it may be written into later
-            then(seen)
-
-        return keep
-
-    with ExitStack() as hooks:
-        for name in full:
-            hooks.callback(model.get_submodule(full[name]).register_forward_hook(hook(name)).remove)
-        with suppress(_Enough):
-            run()
-    missing = [name for name in names if name not in seen]
-    if missing:
-        raise ModelError(f"{missing[0]} is never reached in this forward pass.", "Choose another hook point.")
-    return {name: seen[name] for name in names}
 
 
 def position_mask(positions: Bool[Tensor, "b s"], rows: int) -> Bool[Tensor, "b r"]:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..jobs.progress import say
 from ..store.keys import key_of
-from .capture import Batch, Captured, Objective, borrowed, capture, graph_from_the_first_layer
+from .borrowing import borrowed
+from .capture import Batch, Captured, Objective, capture, graph_from_the_first_layer
 from .sites import Site, parameters_of
 from .stateless import named_parameters
 
@@ -133,23 +134,9 @@ def _alone(run: "ModelPass", rows: np.ndarray) -> Float[np.ndarray, " k"]:
     trained, found = run.trained, []
     with borrowed(trained.model), torch.no_grad():
         for row in rows:
-            whole = trained.batch(run.examples, [row])
-            try:
-                value = run.of(trained.model, unpadded(whole))
-            except Exception:  # a model of one fixed width: its padding is part of its input
-                value = run.of(trained.model, whole)
+            value = run.of(trained.model, trained.batch(run.examples, [row]))
             found.append(_numbers(value).ravel()[0])
     return np.array(found)
-
-
-def unpadded(batch: Batch) -> Batch:
-    """A batch of one example without the masked positions before and after it."""
-    mask = batch.get("attention_mask")
-    if mask is None or mask.ndim != 2 or not bool(mask.any()) or bool(mask.all()):
-        return batch
-    real = mask[0].nonzero().flatten()
-    span = slice(int(real[0]), int(real[-1]) + 1)
-    return {n: v[:, span] if v.ndim > 1 and v.shape[:2] == mask.shape else v for n, v in batch.items()}
 
 
 def _check_alone(run: "ModelPass", rows: np.ndarray, batch: Batch, alone: np.ndarray, value: np.ndarray) -> None:
@@ -246,24 +233,6 @@ def _same_model(run: "ModelPass", stored: np.ndarray, found: np.ndarray, key: st
         "The weights are the same and the forward pass is not: restore the code or the settings that it was computed "
         "with, or use another store.",
     )
-
-
-def check_hook_point(name: str, value: Tensor, batch: Batch) -> None:
-    """Raise ModelError unless the output at a hook point has one row per position: [b s d], or [b d] where examples
-    have one position."""
-    size = len(next(iter(batch.values())))
-    tokens = batch.get("input_ids", batch.get("attention_mask"))
-    wanted = (size,) if tokens is None else tuple(tokens.shape)
-    sound = value.shape[: len(wanted)] == wanted and value.ndim == len(wanted) + 1
-    if tokens is None:
-        sound = value.ndim in (2, 3) and len(value) == size
-    if not sound:
-        raise ModelError(
-            f"{name} has the shape {list(value.shape)} for a batch of {size} examples"
-            + (f" of {wanted[1]} positions" if len(wanted) > 1 else "")
-            + ": it has not one row per position, [b s d].",
-            "Choose the output of a block, an attention or an MLP; heads and attention patterns have more axes.",
-        )
 
 
 def _name(run: "ModelPass") -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, ModelError, WhenceError
 from .batches import check_examples
+from .borrowing import borrowed
 from .examples import Examples
 from .stateless import unwrapped
 from .task import IGNORED, Classification, LanguageModelling, Regression, Task, takes_mask
@@ -316,13 +317,6 @@ def _batch(examples: Examples, rows: Any, model: nn.Module, pad_to: int | None =
 
 @contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, without gradients, and back as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    """A borrowed model, without gradients."""
+    with borrowed(model), torch.no_grad():
+        yield

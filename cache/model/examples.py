@@ -13,22 +13,20 @@ the first that is real to the last, so every batch is padded on the right, here.
 """
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 
 from ..errors import DataError
-
-Column: TypeAlias = np.ndarray | Sequence[np.ndarray]
+from .columns import Column, columns_of
+from .ids import as_ids, id_texts, named_rows, repeated_ids, rows_of, rows_of_mask
 
 # the value of a padded position, by column; `attention_mask` masks padded positions in any case
-LOWEST, HIGHEST = -(2**63), 2**63 - 1  # of ids and whole numbers
 PADDING = {"labels": -100}
 TOKENS = ("input_ids", "labels", "attention_mask", "position_ids", "token_type_ids")  # of whole numbers
 
@@ -64,7 +62,7 @@ class Examples:
                     "Give every column one row an example.",
                 )
         object.__setattr__(self, "ids", as_ids(self.ids))
-        repeated = _repeated(self.ids)
+        repeated = repeated_ids(self.ids)
         if len(repeated):
             shown = [self.about["id"][row] if "id" in self.about else int(self.ids[row]) for row in repeated[:3]]
             raise DataError(
@@ -87,11 +85,11 @@ class Examples:
         """
         if isinstance(data, Examples):
             return data
-        columns = _columns_of(data)
+        columns = columns_of(data)
         count = len(next(iter(columns.values()))) if columns else 0
         if ids is None:
             return Examples(columns, np.arange(count, dtype=np.int64), about or {})
-        texts = _texts(ids)
+        texts = id_texts(ids)
         return Examples(columns, as_ids(ids), {**({"id": texts} if texts else {}), **(about or {})})
 
     def __len__(self) -> int:
@@ -109,7 +107,9 @@ class Examples:
     def real_positions(self) -> Int64[np.ndarray, " n"]:
         """Positions in each example that its `attention_mask` does not leave out."""
         mask = self.columns.get("attention_mask")
-        return self.lengths if mask is None else np.array([int(np.sum(row)) for row in mask], np.int64)
+        if mask is None or np.ndim(mask[0]) != 1:
+            return self.lengths
+        return np.array([np.count_nonzero(row) for row in mask], np.int64)
 
     @property
     def _sequences(self) -> str | None:
@@ -130,7 +130,7 @@ class Examples:
             rows = np.arange(len(self))[rows]
         rows = np.asarray(rows)
         if rows.dtype == bool:
-            rows = _rows_of_mask(rows, len(self))
+            rows = rows_of_mask(rows, len(self))
         elif rows.size and rows.dtype.kind not in "iu":
             raise DataError(f"Row numbers of type {rows.dtype} select nothing.", "Give whole numbers, or a mask.")
         rows = rows.astype(np.int64).reshape(-1)
@@ -239,102 +239,6 @@ class Examples:
 SHOWN = 8  # examples that a notebook is shown
 
 
-def as_ids(values: Any) -> Int64[np.ndarray, " n"]:
-    """Ids as int64, each exactly: whole numbers as they are, texts by their number in decimal, or else by 53 bits of
-    their sha256 (which JSON and JavaScript keep).
-
-    Raises DataError for floats, NaN, truth values, nulls and whole numbers beyond 63 bits.
-
-    >>> as_ids(["17", 3]).tolist(), as_ids(["a17"]) == as_ids(np.array(["a17"]))
-    ([17, 3], array([ True]))
-    """
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    if isinstance(values, np.ndarray) and values.dtype.kind == "i":
-        return values.ravel().astype(np.int64)
-    each = values.ravel().tolist() if isinstance(values, np.ndarray) else _flat(values)
-    return np.array([_id_of(value) for value in each], np.int64)
-
-
-def _flat(values: Any) -> list[Any]:
-    if isinstance(values, torch.Tensor):
-        return values.detach().cpu().ravel().tolist()
-    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
-        return [values]
-    return [inner for value in values for inner in _flat(value)]
-
-
-def _id_of(value: Any) -> int:
-    if isinstance(value, (str, np.str_)):
-        text = str(value)
-        if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", text) and LOWEST <= int(text) <= HIGHEST:
-            return int(text)
-        return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 11
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if whole and LOWEST <= value <= HIGHEST:
-        return int(value)
-    raise DataError(
-        f"{value!r} cannot be an id{' (it is beyond 63 bits)' if whole else ''}.",
-        "Give whole numbers of 63 bits and a sign, or text (`[str(i) for i in ids]`).",
-    )
-
-
-def _texts(given: Any) -> list[str]:
-    """The ids as they were given, if some are texts that are no numbers."""
-    if isinstance(given, np.ndarray) and given.dtype.kind not in "OUT":
-        return []
-    each = _flat(given.tolist() if isinstance(given, np.ndarray) else given)
-    return [str(value) for value in each] if any(isinstance(v, str) and str(_id_of(v)) != v for v in each) else []
-
-
-def _repeated(ids: np.ndarray) -> Int64[np.ndarray, " k"]:
-    """The first row of every id that is there more than once."""
-    _, first, counts = np.unique(ids, return_index=True, return_counts=True)
-    return np.sort(first[counts > 1])
-
-
-def rows_of(ids: Int64[np.ndarray, " n"], wanted: Any) -> Int64[np.ndarray, " k"]:
-    """Row numbers of the wanted ids, in their order. A mask of n truth values is taken as one.
-
-    Raises DataError for an id that is not among `ids`, a mask of another length, and for what is no id (`as_ids`).
-    """
-    array = np.asarray(wanted) if not isinstance(wanted, torch.Tensor) else wanted.detach().cpu().numpy()
-    if array.dtype == bool:
-        return _rows_of_mask(array, len(ids))
-    found = as_ids(wanted)
-    order = np.argsort(ids, kind="stable")
-    places = np.minimum(np.searchsorted(ids, found, sorter=order), max(len(ids) - 1, 0))
-    rows = order[places] if len(ids) else np.zeros(0, np.int64)
-    here = ids[rows] == found if len(ids) else np.zeros(len(found), bool)
-    if not here.all():
-        unknown = [str(shown) for shown, known in zip(_flat(array.tolist()), here) if not known]
-        raise DataError(
-            f"{len(unknown)} ids are not among these {len(ids)} examples, for instance {', '.join(unknown[:3])}.",
-            "Use the ids of this data set (its .ids).",
-        )
-    return rows.astype(np.int64)
-
-
-def named_rows(ids: Int64[np.ndarray, " n"], wanted: Any) -> Int64[np.ndarray, " k"]:
-    """The rows of a set of ids, such as those to forget: as `rows_of`, and DataError for an id that is named twice."""
-    rows = rows_of(ids, wanted)
-    twice = _repeated(rows)
-    if len(twice):
-        raise DataError(
-            f"Ids are named twice, for instance {ids[rows[twice]][:3].tolist()}.", "Name every example once."
-        )
-    return rows
-
-
-def _rows_of_mask(mask: np.ndarray, count: int) -> Int64[np.ndarray, " k"]:
-    if mask.shape != (count,):
-        raise DataError(
-            f"A mask of shape {mask.shape} cannot select from {count} examples.",
-            "Make the mask over the same examples, in the same order.",
-        )
-    return np.flatnonzero(mask)
-
-
 def _cut(columns: Mapping[str, Column], ids: np.ndarray) -> Mapping[str, Column]:
     """The columns without the padding that their `attention_mask` names. A mask that has nothing more to say goes."""
     mask = columns.get("attention_mask")
@@ -380,102 +284,3 @@ def _end_to_end(one: Any, other: Any) -> Any:
     if arrays and len(one) and len(other) and (np.ndim(one[0]) == 0 or np.shape(one[0])[1:] != np.shape(other[0])[1:]):
         raise DataError("A column has other shapes in the two sets of examples.", "Give both columns of one shape.")
     return [*one, *other]
-
-
-def _columns_of(data: Any) -> dict[str, Column]:
-    if isinstance(data, Mapping):
-        return {str(name): _column(values, str(name)) for name, values in data.items()}
-    if isinstance(data, tuple) and len(data) == 2:
-        return {"x": _column(data[0], "x"), "y": _column(data[1], "y")}
-    if hasattr(data, "to_pydict"):  # an Arrow table
-        return {name: _column(values, name) for name, values in data.to_pydict().items()}
-    if hasattr(data, "columns") and hasattr(data, "iloc"):  # a pandas table
-        return {str(name): _column(data[name].to_numpy(), str(name)) for name in data.columns}
-    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        raise DataError(
-            f"A {type(data).__name__} is not a data set with a length.",
-            "Give a dict of columns, a list of dicts, (x, y) arrays, a pandas or Arrow table, or a map-style dataset.",
-        )
-    items = [data[row] for row in range(len(data))]
-    if not items:
-        raise DataError("The data set is empty.", "Give at least one example.")
-    if isinstance(items[0], Mapping):
-        return _columns_of_rows(items)
-    if isinstance(items[0], (tuple, list)) and len(items[0]) == 2:
-        return {"x": _column([x for x, _ in items], "x"), "y": _column([y for _, y in items], "y")}
-    raise DataError(
-        f"Items of type {type(items[0]).__name__} cannot be read as examples.",
-        "Let items be dicts of arrays, or (x, y) pairs.",
-    )
-
-
-def _columns_of_rows(items: list[Mapping[str, Any]]) -> dict[str, Column]:
-    """The columns of numbers of a list of rows: those that have a number in some row."""
-    columns = {}
-    for name in items[0]:
-        lacking = next((row for row, item in enumerate(items) if name not in item), None)
-        if lacking is not None:
-            raise DataError(f"Row {lacking} has no column {name!r}.", "Give every row the same columns.")
-        values = [item[name] for item in items]
-        if any(_is_numeric(value) for value in values):
-            columns[name] = _column(values, name)
-    if not columns:
-        raise DataError("No column has numbers.", "Tokenize texts first, or give arrays of numbers.")
-    return columns
-
-
-def _is_numeric(value: Any) -> bool:
-    try:
-        return np.asarray(value).dtype.kind in "biuf" and value is not None
-    except ValueError:  # lists of unequal length
-        return False
-
-
-def _column(values: Any, name: str) -> Column:
-    """A column as one array, or as a list of arrays of unequal length. Raises DataError with the row of the first value
-    that is no number."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
-        return _whole_numbers(values, name)
-    if hasattr(values, "to_pylist"):
-        values = values.to_pylist()
-    rows = []
-    for at, value in enumerate(values):
-        row = _numbers(value)
-        if row is None:
-            what = "null" if value is None else f"a {type(value).__name__}" if not isinstance(value, str) else "text"
-            raise DataError(
-                f"Column {name!r} is {what} in row {at}, where numbers are needed: {str(value)[:40]!r}.",
-                "Give numbers (tokenize texts, drop or fill rows without a value), or pass the column as about={...}.",
-            )
-        rows.append(_whole_numbers(row, name))
-    if rows and all(r.shape == rows[0].shape for r in rows):
-        return np.stack(rows)
-    if any(r.ndim == 0 or r.shape[1:] != rows[0].shape[1:] for r in rows):
-        raise DataError(
-            f"Column {name!r} has examples of different shapes that cannot be batched.",
-            "Pad or crop them to one shape first; only their first axis may differ.",
-        )
-    return rows
-
-
-def _numbers(value: Any) -> np.ndarray | None:
-    """A value as an array of numbers; None for what is not."""
-    try:
-        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-        if array.dtype == object and array.size:  # as tables keep nested lists
-            array = np.stack([np.asarray(each) for each in array])
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return array if array.dtype.kind in "biuf" else None
-
-
-def _whole_numbers(array: np.ndarray, name: str) -> np.ndarray:
-    """Unsigned numbers as signed ones, which torch takes, if each is kept exactly."""
-    if array.dtype.kind != "u" or array.dtype.itemsize < 2:
-        return array
-    if array.size and int(array.max()) > HIGHEST:
-        raise DataError(f"Column {name!r} has {int(array.max())}, beyond 63 bits.", "Give smaller whole numbers.")
-    return array.astype(np.int64)

@@ -5,12 +5,12 @@ weights under another activation function, number of heads or temperature are an
 
 import hashlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from ..jobs.threads import in_threads
 from .forward import forward_of, tensor_digest
 from .stateless import unwrapped
 
@@ -58,11 +58,9 @@ def model_fingerprint(model: nn.Module | Mapping[str, torch.Tensor]) -> Fingerpr
     else:
         tensors = dict(model)
     names = sorted(tensors)
-    hashed: dict[int, str] = {}
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        distinct = {id(tensors[name]): tensors[name] for name in names}
-        for at, digest in zip(distinct, pool.map(tensor_digest, distinct.values())):
-            hashed[at] = digest
+    distinct = {id(tensors[name]): tensors[name] for name in names}
+    sizes = sum(tensor.nbytes for tensor in distinct.values())
+    hashed = dict(zip(distinct, in_threads(tensor_digest, distinct.values(), sizes, torch.get_num_threads())))
     leaves = {name: hashed[id(tensors[name])] for name in names}
     if isinstance(model, nn.Module):
         leaves[ARCHITECTURE] = hashlib.sha256(forward_of(model).encode()).hexdigest()

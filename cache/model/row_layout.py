@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ..errors import DataError, ModelError
 from .batches import BATCH_POSITIONS
+from .borrowing import borrowed
 from .bridge import to_numpy
-from .capture import borrowed, hook_points, outputs_at, tensor_of
 from .examples import Examples
+from .outputs import hook_points, outputs_at, tensor_of
 from .task import Classification, LanguageModelling, Regression, Task
 from .trained import TrainedModel
 

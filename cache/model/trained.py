@@ -7,6 +7,7 @@ sites see under one objective.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -161,7 +162,7 @@ class TrainedModel:
         """
         wanted = self.sites if sites is None else sites
         found = wanted if isinstance(wanted, Sites) else find_sites(self.model, wanted, quiet=self.quiet)
-        check_data(self.train, self.task, self.model)
+        self._check_data(self.train)
         rows = probe_rows(self.train.lengths, self.positions)  # several: a routed layer sees some examples only
         called = called_sites(self.model, found, self.batch(self.train, rows), self.task.loss)
         if len(called) == len(found):
@@ -170,6 +171,16 @@ class TrainedModel:
         if not self.quiet:
             say(f"{len(unused)} sites are never called by the forward pass and are left out: {', '.join(unused)}")
         return found.only(called)
+
+    @cached_property
+    def _sound(self) -> set[str]:
+        """Fingerprints of examples that the task and the model can be run on: they are checked once."""
+        return set()
+
+    def _check_data(self, examples: Examples) -> None:
+        if examples.fingerprint not in self._sound:
+            check_data(examples, self.task, self.model)
+            self._sound.add(examples.fingerprint)
 
     def run(
         self,
@@ -186,7 +197,7 @@ class TrainedModel:
         if a check of the model fails (see `check`).
         """
         examples = self.train if examples is None else examples
-        check_data(examples, self.task, self.model)
+        self._check_data(examples)
         run = ModelPass(self, examples, sites, objective, seed, positions or self.positions)
         run = replace(run, positions=run.batch_positions())
         if self.checks:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int64
 
 from ..display import facts
 from ..errors import CorruptEntry, DataError
-from ..model.examples import named_rows, rows_of
+from ..model.ids import named_rows, rows_of
 from ..store.entry import Entry
 
 

@@ -12,7 +12,7 @@ from torch.func import grad_and_value
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..jobs.progress import progress
-from ..model.capture import borrowed
+from ..model.borrowing import borrowed
 from ..model.checkpoints import with_weights
 from ..model.stateless import named_parameters, stateless
 from ..model.trained import TrainedModel

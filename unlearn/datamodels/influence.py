@@ -24,8 +24,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from whence.attrib import Factors
 from whence.attrib.solvers.gauss_newton import gauss_newton_product
 from whence.cache import DataError, Examples, NumericalError, TrainedModel
+from whence.cache.model.borrowing import borrowed
 from whence.cache.model.bridge import to_numpy
-from whence.cache.model.capture import borrowed
 from whence.cache.model.stateless import named_parameters, stateless
 from whence.cache.retrain.retrained import member_rows
 

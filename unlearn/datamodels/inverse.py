@@ -20,8 +20,8 @@ from whence.attrib.methods.trak import projected_margins
 from whence.attrib.solvers.gauss_newton import gauss_newton_product
 from whence.cache import DataError, Examples, TrainedModel
 from whence.cache.jobs.signals import stop_if_signalled
+from whence.cache.model.borrowing import borrowed
 from whence.cache.model.bridge import to_jax, to_numpy, to_torch
-from whence.cache.model.capture import borrowed
 from whence.cache.model.sites import matrices_of, parameters_of
 from whence.cache.model.stateless import named_parameters, stateless
 

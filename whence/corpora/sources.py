@@ -11,7 +11,7 @@ import numpy as np
 
 from whence.cache import DataError, Examples, UsageError
 from whence.cache.jobs.progress import say
-from whence.cache.model.examples import as_ids
+from whence.cache.model.ids import as_ids
 
 from ..files import READABLE, Row, read_rows, text_of
 from .corpus import Corpus, query_examples, ragged, stable_ids

@@ -6,6 +6,7 @@ import pytest
 
 from tests.attrib.kernels.arrays import SHAPES, arrays, close, formed
 from whence.attrib import kernels
+from whence.attrib.kernels.pairs import inner_products
 
 
 @pytest.mark.parametrize("group", [1, 2, 16])
@@ -16,6 +17,15 @@ def test_pair_products_whatever_the_group(shape: tuple[int, ...], group: int) ->
     found = kernels.pair_products(*map(jnp.asarray, (queries, a, g)), group=group)
     wanted = np.einsum("qoi,boi->qb", queries, formed(a, g))
     close(found, wanted, 1e-4)
+
+
+def test_inner_products_are_the_same_in_the_form_of_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    queries, each = (jnp.asarray(rng.normal(size=(count, 5, 7)), jnp.float32) for count in (4, 3))
+    wanted = np.einsum("qoi,boi->qb", queries, each)
+    close(inner_products(queries, each), wanted, 1e-4)
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    close(inner_products(queries, each), wanted, 1e-4)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -16,7 +16,6 @@ from whence.attrib import Identity
 from whence.cache import Classification, Examples, LanguageModelling, ModelError, Store, TrainedModel, find_sites
 from whence.cache.model import capture as capturing
 from whence.cache.model.batches import position_mask
-from whence.cache.model.checks import check_hook_point, unpadded
 from whence.cache.model.layers import Embedding, Linear, Normalisation
 
 
@@ -429,11 +428,6 @@ def test_padding_on_the_left_is_no_part_of_the_data() -> None:
     check_equals_autograd(bound(Mixed("positions"), examples, LanguageModelling()))
 
 
-def test_only_the_padding_at_both_sides_is_cut() -> None:
-    batch = {"input_ids": torch.arange(6)[None], "attention_mask": torch.tensor([[0, 1, 0, 1, 1, 0]])}
-    assert unpadded(batch)["input_ids"].tolist() == [[1, 2, 3, 4]]
-
-
 def test_queries_are_checked_when_they_are_first_scored() -> None:
     """The training examples have one length; the queries have not."""
     same = Examples.of({"input_ids": np.random.default_rng(0).integers(0, 11, (6, 5))})
@@ -486,18 +480,6 @@ def test_rounding_fails_no_sound_model(dtype: torch.dtype) -> None:
     model = cases.Attention(d=64, context=128)
     examples = cases.sequences(longest=128)
     TrainedModel(model, examples, LanguageModelling(), dtype=dtype, quiet=True).check()
-
-
-@pytest.mark.parametrize(
-    ("shape", "sound"), [((2, 5, 8), True), ((2, 4, 5, 8), False), ((5, 2, 8), False), ((2, 8), False)]
-)
-def test_hook_points_have_one_row_per_position(shape: tuple[int, ...], sound: bool) -> None:
-    batch = {"input_ids": torch.zeros(2, 5)}
-    if sound:
-        check_hook_point("mid", torch.zeros(shape), batch)
-    else:
-        with pytest.raises(ModelError, match=r"mid has the shape \["):
-            check_hook_point("mid", torch.zeros(shape), batch)
 
 
 def wrap(owner: Any, name: str, change: Callable[..., Any]) -> Callable[[pytest.MonkeyPatch], None]:

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from whence.cache import DataError, Examples
-from whence.cache.model.examples import as_ids, named_rows
+from whence.cache.model.ids import as_ids, named_rows
 
 X = np.zeros((2, 3), np.float32)
 

@@ -1,0 +1,38 @@
+"""A model in use: in evaluation mode, frozen, its layers called one by one; afterwards it is as it was."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode with frozen parameters, its layers called one by one: neither as compiled graphs nor
+    as the fused paths of torch's transformer layers, both of which run no hooks. On the way out every module's mode and
+    every parameter's requires_grad is what it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    with _eager():
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            for module, _ in modes:
+                module.training = False
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            yield model
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
+            for module, mode in modes:
+                module.training = mode
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Whatever torch.compile has compiled runs as plain Python; nothing is compiled unless torch._dynamo is loaded."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
