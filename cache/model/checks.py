@@ -77,12 +77,14 @@ def checked(run: "ModelPass") -> str:
         return trained.verdicts[key]
     rows = probe_rows(run.examples.lengths, run.positions)
     store = trained.store
-    alone = None if run.objective == "sampled" else _alone(run, rows)
     if store is not None and store.has("checks", inputs):
         entry = store.open("checks", inputs)
-        if alone is not None:
-            _same_model(run, entry.read("alone"), alone, entry.key)
+        if run.objective != "sampled":  # in one batch, which was found to change nothing
+            _same_model(run, entry.read("alone"), _together(run, rows), entry.key)
         return trained.verdicts.setdefault(key, entry.about["says"])
+    alone = (
+        None if run.objective == "sampled" else np.concatenate([_together(run, rows[[n]]) for n in range(len(rows))])
+    )
     _check(run, rows, alone)
     says = _says(run)
     if store is not None:
@@ -129,14 +131,11 @@ def _check(run: "ModelPass", rows: np.ndarray, alone: np.ndarray | None) -> None
     _check_gradients(run, seen, weights, wanted)
 
 
-def _alone(run: "ModelPass", rows: np.ndarray) -> Float[np.ndarray, " k"]:
-    """The objective of each example in a batch of its own, without padding."""
-    trained, found = run.trained, []
+def _together(run: "ModelPass", rows: Int64[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+    """The objective of these examples in one batch."""
+    trained = run.trained
     with borrowed(trained.model), torch.no_grad():
-        for row in rows:
-            value = run.of(trained.model, trained.batch(run.examples, [row]))
-            found.append(_numbers(value).ravel()[0])
-    return np.array(found)
+        return _numbers(run.of(trained.model, trained.batch(run.examples, rows)))
 
 
 def _check_alone(run: "ModelPass", rows: np.ndarray, batch: Batch, alone: np.ndarray, value: np.ndarray) -> None:

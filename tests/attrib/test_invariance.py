@@ -102,7 +102,7 @@ def test_killed_in_the_middle_and_run_again(
 
     def mortal(self, *args, **kwargs):
         calls[0] += 1
-        if calls[0] % 12 == 0:
+        if calls[0] % 16 == 0:  # a start takes up to 13 passes on single examples before it commits something
             raise Killed
         return forward(self, *args, **kwargs)
 
@@ -115,6 +115,7 @@ def test_killed_in_the_middle_and_run_again(
                 break
             except Killed:
                 deaths += 1
+                assert deaths < 30, "a start that is killed makes no progress"
     assert deaths >= 2
     np.testing.assert_array_equal(killed, straight)
 
