@@ -33,7 +33,7 @@ def test_an_infinite_gradient_is_reported_and_left_out_on_request() -> None:
     trained = TrainedModel(Overflowing(), examples, cases.build("mlp").task, quiet=True)
     with pytest.raises(NumericalError, match=r"gradient is not finite for 1 examples of this batch: ids \[107\]"):
         EKFAC().fit(trained)
-    clean = attrib.finite_examples(trained)
+    clean = attrib.finite.finite_examples(trained)
     assert list(examples.ids[~np.isin(examples.ids, clean.ids)]) == [107]
     factors = EKFAC().fit(trained.replace(train=clean))
     with pytest.raises(NumericalError, match=r"ids \[107\]"):
