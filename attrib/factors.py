@@ -103,16 +103,9 @@ class Factors(Curvature):
         >>> bool((factors.self_influence() > 0).all())
         True
         """
-        import xarray
-
-        train = chosen(self.trained.train, train)
-        return xarray.DataArray(
-            squared_norms(self, train, 1) / np.float32(self.train_size),
-            dims=("train",),
-            coords={"train": train.ids},
-            name="self_influence",
-            attrs={"units": "nats", "method": self.method, "damping": self.damping.value},
-        )
+        norms = squared_norms(self, chosen(self.trained.train, train), 1)
+        array = self.labelled_alone(norms / np.float32(self.train_size), train)
+        return array.assign_attrs(damping=self.damping.value)
 
     def top(
         self,
