@@ -22,12 +22,13 @@ from ..jobs.progress import progress, say
 from ..store.store import Store
 from .batches import BATCH_POSITIONS, CapturedBatch, PlannedBatch, plan_batches, to_captured_batch
 from .bridge import idle_bytes
-from .capture import called_sites, capture
+from .capture import capture
 from .checkpoints import models_at
 from .checks import checked, probe_rows
 from .data_checks import check_data
 from .examples import Examples
 from .fingerprint import model_fingerprint
+from .placing import placed
 from .sites import Pattern, Sites, copied, find_sites
 from .stateless import unwrapped
 from .task import Task
@@ -164,13 +165,16 @@ class TrainedModel:
         found = wanted if isinstance(wanted, Sites) else find_sites(self.model, wanted, quiet=self.quiet)
         self._check_data(self.train)
         rows = probe_rows(self.train.lengths, self.positions)  # several: a routed layer sees some examples only
-        called = called_sites(self.model, found, self.batch(self.train, rows), self.task.loss)
-        if len(called) == len(found):
-            return found
-        unused = [name for name in found.names if name not in called]
-        if not self.quiet:
-            say(f"{len(unused)} sites are never called by the forward pass and are left out: {', '.join(unused)}")
-        return found.only(called)
+        sound = placed(self.model, found, self.batch(self.train, rows), self.task.loss)
+        unused = [name for name in found.names if name not in sound.names]
+        if unused and not self.quiet:
+            said = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
+            say(f"{len(unused)} sites are never called by the forward pass and are left out: {said}")
+        if sound.alone and not self.quiet:
+            say(
+                f"The examples of a batch run one at a time: the rows of {len(sound.alone)} sites are on no axis of it."
+            )
+        return sound
 
     @cached_property
     def _sound(self) -> set[str]:
