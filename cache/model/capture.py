@@ -84,22 +84,23 @@ def batch_row(batch: Batch, row: int) -> Batch:
 
 
 def _joined(each: Sequence[Captured], sites: Sequence[Site]) -> Captured:
-    """Examples that ran one at a time, as a batch: sites with fewer rows for some examples are filled up with zeros."""
-    inputs, grads, weights = {}, {}, {}
-    joined: dict[tuple[int, ...], Tensor] = {}  # what sites share stays shared
+    """Examples that ran one at a time, as a batch: experts' rows are filled up with zeros."""
+    inputs: dict[str, Tensor] = {}
+    grads: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    shared: dict[tuple[int, ...], Tensor] = {}  # what sites share stays shared
     for site in sites:
         a, g = ([getattr(seen, part)[site.name] for seen in each] for part in ("inputs", "grads"))
-        if not site.alone:
-            key = tuple(map(id, a))
-            inputs[site.name] = joined[key] if key in joined else joined.setdefault(key, torch.cat(a))
-            grads[site.name] = torch.cat(g)
-            continue
         if site.routed:
             rows = row_bucket(max(x.shape[1] for x in a))
             a, g = ([F.pad(t, (0, 0, 0, rows - t.shape[1])) for t in part] for part in (a, g))
-        inputs[site.name], grads[site.name] = torch.cat(a), torch.cat(g)
-        a, g = inputs[site.name], grads[site.name]
-        weights[site.name] = (a.any(-1) & g.any(-1)).to(g.dtype) if site.routed else torch.ones_like(g[..., 0])
+        key = tuple(map(id, a))
+        inputs[site.name] = shared[key] if key in shared else shared.setdefault(key, torch.cat(a))
+        grads[site.name] = torch.cat(g)
+        if site.alone:
+            counts = inputs[site.name].any(-1) & grads[site.name].any(-1) if site.routed else None
+            ones = torch.ones_like(grads[site.name][..., 0])
+            weights[site.name] = ones if counts is None else ones * counts
     return Captured(torch.cat([seen.value for seen in each]), inputs, grads, weights)
 
 
@@ -300,8 +301,8 @@ def _rows(
 
 
 def _by_example(t: Tensor, size: int, site: Site) -> Tensor:
-    """[b*k ...] as [b k ...]; [b ...] unchanged; [s b ...] as [b s ...]; what one example alone gave as [1 ...]. Whether
-    rows lie example by example is checked once per model, by its gradients (checks.py)."""
+    """[b*k ...] as [b k ...]; [b ...] unchanged; [s b ...] as [b s ...]; what one example alone gave as [1 ...].
+    Whether rows lie example by example is checked once per model, by its gradients (checks.py)."""
     t = _example_first(t, site)
     if t.ndim > 0 and len(t) == size:
         return t

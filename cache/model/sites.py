@@ -38,8 +38,8 @@ class Site:
     parameters: attribute ("weight", "bias") -> the model's own parameter name. count: numbers covered.
     partial: "weight" or "bias" if only that one of the two is covered, because the other is frozen.
     inside: the site whose matrix, in memory, contains this one's.
-    rows: where the layer's calls have the example: the first axis, the second, or none ("alone": the examples of a batch
-        run one at a time).
+    rows: where the layer's calls have the example: on the first axis, the second, or none ("alone": the examples of a
+        batch run one at a time).
     routed: an expert, which some positions reach; an example of which none does has the gradient zero.
     """
 

@@ -3,7 +3,7 @@ parameters, float64. One table for tests and for the documents."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ def with_adapters(build: Callable[[], nn.Module], *targets: str) -> Callable[[],
 class SequenceToSequence:
     """The text of a source is predicted from the tokens before it: an encoder-decoder's task in ten lines."""
 
-    settings = {"task": "SequenceToSequence"}
+    settings: ClassVar = {"task": "SequenceToSequence"}
 
     def logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return model(
@@ -129,7 +129,7 @@ def image_classifier(name: str, **settings: Any) -> Callable[[], nn.Module]:
 class Pairs:
     """Whether a picture and a text belong together, each pair on its own (the loss of SigLIP with no other pairs)."""
 
-    settings = {"task": "Pairs"}
+    settings: ClassVar = {"task": "Pairs"}
 
     def logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         out = model(
@@ -171,7 +171,9 @@ TABLE: dict[str, Architecture] = {
         causal("gpt2", n_embd=16, n_layer=2, n_head=2, vocab_size=19, n_positions=16), tokens, LM,
         {"transformer.h.0": None, "transformer.h.1": None},
     ),
-    "GPT-NeoX": Architecture(causal("gpt_neox", **TEXT), tokens, LM, {"gpt_neox.layers.0": None, "gpt_neox.layers.1": None}),
+    "GPT-NeoX": Architecture(
+        causal("gpt_neox", **TEXT), tokens, LM, {"gpt_neox.layers.0": None, "gpt_neox.layers.1": None}
+    ),
     "Llama": Architecture(causal("llama", **GROUPED), tokens, LM, LLAMA_BLOCKS),
     "Mistral": Architecture(causal("mistral", **GROUPED, sliding_window=4), tokens, LM, LLAMA_BLOCKS),
     "Qwen 2": Architecture(causal("qwen2", **GROUPED), tokens, LM, LLAMA_BLOCKS),
@@ -197,7 +199,8 @@ TABLE: dict[str, Architecture] = {
     ),
     "T5": Architecture(t5, sources_and_targets, SequenceToSequence(), {"encoder.block.0": None, "decoder.block.1": 4}),
     "BERT": Architecture(
-        classifier("bert", **TEXT), labelled_tokens, Classification(), {"bert.encoder.layer.0": None, "bert.encoder.layer.1": None}
+        classifier("bert", **TEXT), labelled_tokens, Classification(),
+        {"bert.encoder.layer.0": None, "bert.encoder.layer.1": None},
     ),
     "ModernBERT": Architecture(
         classifier("modernbert", **TEXT, local_attention=4, cls_token_id=1, sep_token_id=2, mask_token_id=3),
@@ -218,6 +221,7 @@ TABLE: dict[str, Architecture] = {
         {"base_model.model.model.layers.0": None, "base_model.model.model.layers.1": None},
     ),
     "LoRA on GPT-NeoX": Architecture(
-        with_adapters(causal("gpt_neox", **TEXT), "query_key_value"), tokens, LM, {"base_model.model.gpt_neox.layers.1": None},
+        with_adapters(causal("gpt_neox", **TEXT), "query_key_value"), tokens, LM,
+        {"base_model.model.gpt_neox.layers.1": None},
     ),
 }  # fmt: skip
