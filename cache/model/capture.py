@@ -94,13 +94,15 @@ def _joined(each: Sequence[Captured], sites: Sequence[Site]) -> Captured:
         if site.routed:
             rows = row_bucket(max(x.shape[1] for x in a))
             a, g = ([F.pad(t, (0, 0, 0, rows - t.shape[1])) for t in part] for part in (a, g))
-        key = tuple(map(id, a))
-        inputs[site.name] = shared[key] if key in shared else shared.setdefault(key, torch.cat(a))
+            inputs[site.name] = torch.cat(a)
+        else:
+            key = tuple(map(id, a))
+            inputs[site.name] = shared[key] if key in shared else shared.setdefault(key, torch.cat(a))
         grads[site.name] = torch.cat(g)
         if site.alone:
-            counts = inputs[site.name].any(-1) & grads[site.name].any(-1) if site.routed else None
             ones = torch.ones_like(grads[site.name][..., 0])
-            weights[site.name] = ones if counts is None else ones * counts
+            reached = inputs[site.name].any(-1) & grads[site.name].any(-1)
+            weights[site.name] = ones * reached if site.routed else ones
     return Captured(torch.cat([seen.value for seen in each]), inputs, grads, weights)
 
 

@@ -1,5 +1,5 @@
-"""Routed experts: each is a site, in a list of modules or in one parameter of all; an example that does not reach one has
-the gradient zero there; its moments count the positions that reach it; every method gives the scores of autograd."""
+"""Routed experts: each is a site, in a list of modules or in one parameter of all; an example that does not reach one
+has the gradient zero there; its moments count the positions that reach it; scores equal autograd's."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests import reference
 from whence.attrib import EKFAC, Identity
-from whence.cache import Classification, Examples, ModelError, Store, TrainedModel, find_sites
+from whence.cache import Classification, Examples, ModelError, Store, TrainedModel
 from whence.cache.model.capture import capture
 from whence.cache.model.gradients import gradients, open_gradients
 from whence.cache.model.sites import matrices_of, parameters_of
@@ -27,17 +27,17 @@ class Listed(nn.Module):
         setattr(self, name, nn.ModuleList([nn.Linear(6, 6) for _ in range(3)]))
 
     def route(self, x: Tensor) -> Tensor:
-        return torch.bucketize(x[:, 0].detach(), torch.tensor([-0.5, 0.5]).to(x))
+        return torch.bucketize(x[:, 0].detach().contiguous(), torch.tensor([-0.5, 0.5]).to(x))
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(0, 1)
-        return self.head(torch.tanh(self.routed(flat, self.route(flat))).view_as(x).mean(1))
+        return self.head(torch.tanh(self.routed(torch.tanh(self.mix(flat)), self.route(flat))).view_as(x).mean(1))
 
-    def routed(self, flat: Tensor, choice: Tensor) -> Tensor:
-        out = torch.zeros_like(flat)
+    def routed(self, h: Tensor, choice: Tensor) -> Tensor:
+        out = torch.zeros_like(h)
         for number, expert in enumerate(getattr(self, self.name)):
             if bool((choice == number).any()):
-                out[choice == number] = expert(torch.tanh(self.mix(flat))[choice == number])
+                out[choice == number] = expert(h[choice == number])
         return out
 
 
@@ -53,10 +53,10 @@ class Fused(Listed):
         self.up = nn.Parameter(weight.transpose(1, 2).contiguous() if self.is_transposed else weight)
         self.up_bias = nn.Parameter(torch.stack([layer.bias.data for layer in layers]))
 
-    def routed(self, flat: Tensor, choice: Tensor) -> Tensor:
-        out, h = torch.zeros_like(flat), torch.tanh(self.mix(flat))
+    def routed(self, h: Tensor, choice: Tensor) -> Tensor:
+        out = torch.zeros_like(h)
         if self.how == "stacked":  # every expert sees every row, and zero where it is not chosen
-            chosen = nn.functional.one_hot(choice, 3).T[..., None].to(flat)
+            chosen = nn.functional.one_hot(choice, 3).T[..., None].to(h)
             return ((torch.bmm(h * chosen, self.up) + self.up_bias[:, None]) * chosen).sum(0)
         for number in range(3):
             rows = choice == number
@@ -124,14 +124,16 @@ def test_an_example_that_does_not_reach_an_expert_has_the_gradient_zero() -> Non
 @pytest.mark.parametrize("name", ["listed", "linear"])
 def test_an_expert_that_no_training_example_reaches_changes_no_score(name: str) -> None:
     """It has no curvature; its gradients for queries, which reach it, meet none of the training data."""
-    only = data().select([0, 1] * 3 + [0, 1])
-    train = Examples.of((only.columns["x"] * np.linspace(0.8, 1.2, 8)[:, None, None], np.arange(8) % 3))
+    x = data().columns["x"][[0, 1] * 4] * np.linspace(0.8, 1.2, 8)[:, None, None]
+    train = Examples.of((x, np.arange(8) % 3))
     trained = bound(MODELS[name](), train)
     assert sum(site.routed for site in trained.find()) == 3
     fitted = EKFAC().fit(trained)
     scores = fitted.score(data()).values
     assert np.isfinite(scores).all()
-    reached = trained.find().only([site.name for site in trained.find() if not site.name.endswith(("1", "2", "1]", "2]"))])
+    reached = trained.find().only(
+        [site.name for site in trained.find() if not site.name.endswith(("1", "2", "1]", "2]"))]
+    )
     np.testing.assert_allclose(scores, EKFAC().fit(trained, sites=reached).score(data()).values, rtol=1e-5, atol=1e-9)
 
 
