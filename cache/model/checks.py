@@ -25,6 +25,7 @@ from ..jobs.progress import say
 from ..store.keys import key_of
 from .borrowing import borrowed
 from .capture import Batch, Captured, Objective, capture, graph_from_the_first_layer
+from .forward import forward_of
 from .layers import layer_at
 from .sites import Site, parameters_of
 from .stateless import named_parameters
@@ -72,17 +73,17 @@ def checked(run: "ModelPass") -> str:
     Raises ModelError, with site, likely cause and cure, if a check fails, or if a stored verdict is of other losses.
     """
     trained = run.trained
+    known = _known_as(run)
+    if known in trained.verdicts:
+        return trained.verdicts[known][0]
     inputs = {name: value for name, value in run.inputs().items() if name != "seed"}
-    key = key_of("checks", inputs)
-    if key in trained.verdicts:
-        return trained.verdicts[key]
     rows = probe_rows(run.examples.lengths, run.positions)
     store = trained.store
     if store is not None and store.has("checks", inputs):
         entry = store.open("checks", inputs)
         if run.objective != "sampled":  # in one batch, which was found to change nothing
             _same_model(run, entry.read("alone"), _together(run, rows), entry.key)
-        return trained.verdicts.setdefault(key, entry.about["says"])
+        return trained.verdicts.setdefault(known, (entry.about["says"], trained.model))[0]
     alone = (
         None if run.objective == "sampled" else np.concatenate([_together(run, rows[[n]]) for n in range(len(rows))])
     )
@@ -91,10 +92,21 @@ def checked(run: "ModelPass") -> str:
     if store is not None:
         kept = np.zeros(0) if alone is None else alone
         store.put("checks", inputs, {"alone": kept}, about={"says": says, "ids": run.examples.ids[rows].tolist()})
-    trained.verdicts[key] = says
+    trained.verdicts[known] = says, trained.model
     if not trained.quiet:
         say(says)
     return says
+
+
+def _known_as(run: "ModelPass") -> str:
+    """What a verdict is known by in this process: the model as an object and what its forward does. Its weights do not
+    count, which a hash of every tensor at every pass would cost: what is checked does not depend on their values."""
+    trained = run.trained
+    about = {
+        "forward": forward_of(trained.model), "data": run.examples.fingerprint, "task": trained.task.settings,
+        "sites": run.sites.settings, "objective": run.objective,
+    }  # fmt: skip
+    return f"{id(trained.model)} {key_of('checks', about)}"
 
 
 def _says(run: "ModelPass") -> str:

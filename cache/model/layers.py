@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .stateless import has_inner_tensors
+
 Rows = Float[Tensor, "b s _"]
 
 
@@ -300,6 +302,22 @@ def layers_in(model: nn.Module) -> Iterator[tuple[str, Any, Layer]]:
             kind = layer_of(found)
             assert kind is not None
             yield f"{name}.{attribute}" if name else attribute, found, kind
+
+
+def packed(weight: Tensor) -> bool:
+    """Whether a weight is quantised: integers or 8-bit floats, or a tensor that keeps its numbers in such. It is no
+    matrix to read, and nothing trains it."""
+    if has_inner_tensors(weight):
+        return any(packed(getattr(weight, name)) for name in weight.__tensor_flatten__()[0])
+    return not weight.is_floating_point() or weight.element_size() < 2
+
+
+def packed_layers(model: nn.Module) -> Iterator[str]:
+    """Names of the modules whose weight is quantised, whatever their class calls it."""
+    for name, module in model.named_modules():
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        if any("weight" in attribute and packed(tensor) for attribute, tensor in own):
+            yield name
 
 
 def layer_at(model: nn.Module, name: str) -> tuple[Any, Layer]:

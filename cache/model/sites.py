@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ..display import table
 from ..errors import ModelError, near_names
 from ..jobs.progress import say
-from .layers import KINDS, Layer, Multiplied, layer_at, layers_in
+from .layers import KINDS, Layer, Multiplied, layer_at, layers_in, packed, packed_layers
 from .stateless import call_with as call_with
 from .stateless import copied as copied
-from .stateless import distinct, unwrapped
+from .stateless import distinct, memory_of, unwrapped
 from .stateless import named_parameters as named_parameters
 
 Pattern = str | re.Pattern[str]
@@ -185,7 +185,8 @@ def find_sites(
         frozen: cover frozen parameters too.
         quiet: state nothing.
 
-    Raises ModelError if a pattern matches nothing, with the nearest names, or only frozen or computed weights.
+    Raises ModelError if a pattern matches nothing, with the nearest names, or only frozen, computed or quantised
+    weights, and for a model compiled by torch.jit.
 
     >>> sites = find_sites(model, quiet=True)
     >>> [(site.name, site.shape) for site in sites]  # the bias is one more input
@@ -198,6 +199,11 @@ def find_sites(
             f"Kinds are {', '.join(sorted({layer.kind for layer in KINDS}))}.",
         )
     model = unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "The model is compiled by torch.jit: its layers run inside the compiled graph, where no hook sees them.",
+            "Give the module that was scripted or traced.",
+        )
     trained = {id(p) for p in named_parameters(model).values() if p.requires_grad}
     whole = [site for site in _all_sites(model, None) if site.kind in kinds]
     every = whole if frozen or not trained else [site for site in _all_sites(model, trained) if site.kind in kinds]
@@ -223,13 +229,12 @@ def _with_coverage(model: nn.Module, chosen: Sequence[Site], trained: set[int], 
     """The sites and what they leave out; `trained` has the ids of the trained parameters."""
     own = named_parameters(model)
     covered = {name for site in chosen for _, name in site.parameters}
-    storages = {own[name].untyped_storage().data_ptr() for name in covered} - {0}
+    storages = {memory_of(own[name]) for name in covered} - {0}
     inside = [own[name] for name in covered]
     rest = tuple(
         (name, p.numel())
         for name, p in own.items()
-        if name not in covered
-        and not (p.untyped_storage().data_ptr() in storages and distinct([*inside, p]) == distinct(inside))
+        if name not in covered and not (memory_of(p) in storages and distinct([*inside, p]) == distinct(inside))
     )
     note = "" if trained else "; no parameter requires a gradient: all count as trained"
     if trained and frozen and any(id(own[name]) not in trained for name in covered):
@@ -240,6 +245,9 @@ def _with_coverage(model: nn.Module, chosen: Sequence[Site], trained: set[int], 
     computed = _computed(model)
     if computed:
         note += f"; the weight of {len(computed)} layers is computed: {', '.join(computed[:3])}"
+    quantised = sum(1 for _ in packed_layers(model))
+    if quantised:
+        note += f"; {quantised} layers are quantised, their weights count as they are packed"
     return Sites(tuple(chosen), distinct(own.values()), rest, note)
 
 
@@ -251,6 +259,13 @@ def _no_match(model: nn.Module, pattern: Pattern, whole: Sequence[Site], kinds: 
         return ModelError(
             f"Every site that matches {_text(pattern)!r} is frozen ({', '.join(frozen[:3])}): it was not trained.",
             "Choose trained layers (kinds= names other kinds), or cover frozen ones too: find_sites(frozen=True).",
+        )
+    quantised = [clean_name(name) for name in packed_layers(model)]
+    if any(_matches(name, pattern) for name in quantised):
+        return ModelError(
+            f"{len(quantised)} layers are quantised ({', '.join(quantised[:3])}): their weights are packed numbers of "
+            "8 bits or less, which nothing trains and which have no gradient.",
+            "Attribute adapters that were trained on them (peft), or load the model in bfloat16 or float32.",
         )
     if computed:
         return ModelError(
@@ -276,7 +291,8 @@ def _all_sites(model: nn.Module, trained: set[int] | None) -> list[Site]:
     parameter_names = {id(p): name for name, p in named_parameters(model).items()}
     by_weight: dict[int, list[tuple[str, Any, Layer]]] = {}
     for name, module, layer in layers_in(model):
-        if _parameter(module, "weight") is not None:
+        weight = _parameter(module, "weight")
+        if weight is not None and not packed(weight):
             by_weight.setdefault(id(module.weight), []).append((name, module, layer))
     sites: list[Site] = []
     weights: list[tuple[str, Tensor]] = []

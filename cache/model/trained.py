@@ -30,7 +30,7 @@ from .examples import Examples
 from .fingerprint import model_fingerprint
 from .placing import placed
 from .sites import Pattern, Sites, copied, find_sites
-from .stateless import unwrapped
+from .stateless import own_type, unwrapped
 from .task import Task
 
 Objective = Literal["loss", "sampled", "measurement"]
@@ -83,17 +83,17 @@ class TrainedModel:
     log: str | None = None
     check: InitVar[Any] = True  # the method of this name is its default, so False alone says no
     checks: bool = field(init=False, repr=False, default=True)
-    verdicts: dict[str, str] = field(default_factory=dict, repr=False)
+    verdicts: dict[str, tuple[str, nn.Module]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self, check: Any) -> None:
         object.__setattr__(self, "checks", check is not False)
         object.__setattr__(self, "model", unwrapped(self.model))
-        own = next(iter(self.model.parameters()), torch.zeros(0))
-        device = torch.device(own.device if self.device is None else self.device)
+        own_device, own_dtype = own_type(self.model)
+        device = torch.device(own_device if self.device is None else self.device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
-        dtype = self.dtype or own.dtype
-        if own.device != device or (self.dtype is not None and own.dtype != dtype):
+        dtype = self.dtype or own_dtype
+        if own_device != device or dtype != own_dtype:
             try:
                 moved = copied(self.model).to(device)
                 object.__setattr__(self, "model", moved if self.dtype is None else moved.to(dtype))

@@ -464,6 +464,25 @@ def test_the_verdict_is_kept_once_per_model_data_and_sites(store: Store, monkeyp
     assert len(calls) == 4
 
 
+def test_a_model_that_was_checked_is_not_hashed_again_at_each_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = bound(network(), cases.vectors())
+    sites = trained.find()
+    trained.run("loss", sites)
+    hashed = []
+    monkeypatch.setattr("whence.cache.model.trained.model_fingerprint", hashed.append)
+    trained.run("loss", sites)
+    assert not hashed
+
+
+def test_a_model_whose_forward_is_changed_is_checked_again() -> None:
+    trained = bound(network(), cases.vectors())
+    trained.check()
+    plain = trained.model.forward
+    trained.model.forward = lambda x: plain(x) * trained.model[2].weight.norm()  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="used outside"):
+        trained.check()
+
+
 def test_a_stored_verdict_of_other_losses_is_another_model(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the fingerprint cannot see is found by the losses."""
     bound(network(), cases.vectors(), store=store).check()
