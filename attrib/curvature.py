@@ -5,7 +5,7 @@ identity and diagonal in the weights' own basis, K-FAC with an outer product of 
 ones. What is done with them is the same for all: (G + damping I)^-1 times gradients.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from whence.cache import DataError, Examples, Sites
+from whence.cache import DataError, Entry, Examples, Sites
 from whence.cache.display import facts, table
 from whence.cache.model.bridge import to_accelerator
 from whence.cache.model.sites import Site
@@ -37,6 +37,36 @@ class SiteFactors(NamedTuple):
     qa: np.ndarray | None
     qs: np.ndarray | None
     eigenvalues: np.ndarray
+
+
+class StoredFactors(Mapping[str, SiteFactors]):
+    """The factors of sites that are not kept in memory: each is read from its entry when it is used.
+
+    entries: site -> the entry that has its arrays.
+    """
+
+    def __init__(self, entries: Mapping[str, Entry]):
+        self.entries = entries
+
+    def __getitem__(self, site: str) -> SiteFactors:
+        entry = self.entries[site]
+        return SiteFactors(*(entry.read(f"{site}/{part}") for part in SiteFactors._fields))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def eigenvalues(self, site: str) -> np.ndarray:
+        return self.entries[site].read(f"{site}/eigenvalues")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(
+            self.entries[site].arrays[f"{site}/{part}"].nbytes for site in self.entries for part in SiteFactors._fields
+        )
 
 
 @dataclass(frozen=True)
@@ -83,9 +113,14 @@ class Curvature(Fitted):
         """N in every score: the number of examples that the model was trained on."""
         return self.count if self.size is None else self.size
 
+    def eigenvalues(self, site: str) -> np.ndarray:
+        """The eigenvalues of a site, [o i]."""
+        stored = self.per_site
+        return stored.eigenvalues(site) if isinstance(stored, StoredFactors) else stored[site].eigenvalues
+
     def damped(self, site: str) -> np.ndarray:
         """Eigenvalues plus damping, [o i]."""
-        values = self.per_site[site].eigenvalues
+        values = self.eigenvalues(site)
         return values + self.damping.at(site, values)
 
     def inverse(self, site: str) -> np.ndarray:
@@ -146,7 +181,7 @@ class Curvature(Fitted):
         determines the others. Sites whose eigenvalues are all the same, which no data gave, count none."""
         total = 0.0
         for site in self.sites:
-            values = self.per_site[site.name].eigenvalues
+            values = self.eigenvalues(site.name)
             if np.ptp(values) > 0:
                 total += float((values / (values + self.damping.at(site.name, values)).clip(1e-300)).sum())
         return total
@@ -162,7 +197,7 @@ class Curvature(Fitted):
         below = sum(
             int((values <= self.damping.at(s.name, values)).sum())
             for s in self.sites
-            for values in [self.per_site[s.name].eigenvalues]
+            for values in [self.eigenvalues(s.name)]
         )
         return (
             f"{self.count} examples ({rows:.0f} positions) are too few for {total} directions: {below / total:.0%} of "
@@ -177,6 +212,8 @@ class Curvature(Fitted):
 
     @property
     def nbytes(self) -> int:
+        if isinstance(self.per_site, StoredFactors):
+            return self.per_site.nbytes
         return sum(a.nbytes for f in self.per_site.values() for a in f if a is not None)
 
     def __repr__(self) -> str:

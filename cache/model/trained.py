@@ -49,7 +49,7 @@ class TrainedModel:
         store: where artefacts are kept; None keeps nothing.
         device: where the model and its batches are; by default where the model is. Another one gets a copy.
         dtype: the type of the parameters; by default the model's own. Another one gets a copy.
-        memory: bytes that a job may hold on that device; by default half of what is free there.
+        memory: bytes that a job may hold on that device beside the model; by default half of what is free there.
         positions: positions (rows times padded width) in a batch; by default measured against `memory`.
         spill: bytes of captured batches that a fit may keep in the store between its two passes.
         quiet: show no progress bars and no notes.
@@ -143,7 +143,7 @@ class TrainedModel:
         return model_fingerprint(self.model).hex
 
     def memory_limit(self) -> int:
-        """Bytes that a job may hold on the device: as given, else half of what is free there now."""
+        """Bytes that a job may hold on the device beside the model: as given, else half of what is free there now."""
         return memory_limit(self.memory, self.device)
 
     def batch(self, examples: Examples, rows: Any, pad_to: int | None = None) -> dict[str, Tensor]:
