@@ -116,6 +116,8 @@ def to_captured_batch(planned: PlannedBatch, seen: Captured, positions: Tensor, 
         return crossed[id(t)]
 
     def weight(name: str) -> Any:
+        if name in seen.weights:
+            return cross(seen.weights[name])
         a = seen.inputs[name]
         if a.shape[1] not in masks:
             masks[a.shape[1]] = position_mask(positions, a.shape[1]).to(a.dtype)

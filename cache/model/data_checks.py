@@ -17,7 +17,7 @@ from ..errors import DataError, ModelError, WhenceError
 from .batches import check_examples
 from .borrowing import borrowed
 from .examples import Examples
-from .stateless import unwrapped
+from .stateless import own_type, unwrapped
 from .task import IGNORED, Classification, LanguageModelling, Regression, Task, takes_mask
 
 NOT_RUN = (IndexError, RuntimeError, TypeError, ValueError)  # of a model on data that do not fit it
@@ -282,7 +282,7 @@ def _check_causal(examples: Examples, task: LanguageModelling, model: nn.Module)
             for each in (tokens, other)
         )
     change = (first - second)[:, :-1].abs().max()
-    half = next(iter(model.parameters())).dtype in (torch.float16, torch.bfloat16)
+    half = own_type(model)[1] in (torch.float16, torch.bfloat16)
     if change > (TOLERANCE if half else CAUSAL) * first.abs().max():
         raise ModelError(
             f"{type(unwrapped(model)).__name__} sees the tokens that it is to predict: changing the last one changes "
@@ -311,8 +311,7 @@ def _check_padding(examples: Examples, task: Task, model: nn.Module) -> None:
 
 
 def _batch(examples: Examples, rows: Any, model: nn.Module, pad_to: int | None = None) -> dict[str, Tensor]:
-    own = next(iter(model.parameters()), torch.zeros(0))
-    return examples.batch(rows, pad_to, own.device, own.dtype)
+    return examples.batch(rows, pad_to, *own_type(model))
 
 
 @contextmanager

@@ -21,11 +21,27 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
+def own_type(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and type that a model computes in: of its first parameter that is no packed integers."""
+    own = list(nn.Module.parameters(model)) or [torch.zeros(0)]
+    return own[0].device, next((p.dtype for p in own if p.is_floating_point() and p.element_size() > 1), own[0].dtype)
+
+
+def has_inner_tensors(tensor: Tensor) -> bool:
+    """Whether a tensor keeps its numbers in other tensors (quantised or sharded ones do) and has no memory itself."""
+    return hasattr(tensor, "__tensor_flatten__")
+
+
+def memory_of(tensor: Tensor) -> int:
+    """What tensors that share memory have in common; 0 for one that has none."""
+    return 0 if has_inner_tensors(tensor) else tensor.untyped_storage().data_ptr()
+
+
 def distinct(tensors: Iterable[Tensor]) -> int:
     """How many different numbers these tensors have: what several of them share in memory counts once."""
     by_storage: dict[int, list[Tensor]] = {}
     for tensor in {id(t): t for t in tensors}.values():
-        by_storage.setdefault(tensor.untyped_storage().data_ptr() or -id(tensor), []).append(tensor)
+        by_storage.setdefault(memory_of(tensor) or -id(tensor), []).append(tensor)
     return sum(_numbers(sharing) for sharing in by_storage.values())
 
 

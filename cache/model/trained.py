@@ -22,14 +22,15 @@ from ..jobs.progress import progress, say
 from ..store.store import Store
 from .batches import BATCH_POSITIONS, CapturedBatch, PlannedBatch, plan_batches, to_captured_batch
 from .bridge import idle_bytes
-from .capture import called_sites, capture
+from .capture import capture
 from .checkpoints import models_at
 from .checks import checked, probe_rows
 from .data_checks import check_data
 from .examples import Examples
 from .fingerprint import model_fingerprint
+from .placing import placed
 from .sites import Pattern, Sites, copied, find_sites
-from .stateless import unwrapped
+from .stateless import own_type, unwrapped
 from .task import Task
 
 Objective = Literal["loss", "sampled", "measurement"]
@@ -82,17 +83,17 @@ class TrainedModel:
     log: str | None = None
     check: InitVar[Any] = True  # the method of this name is its default, so False alone says no
     checks: bool = field(init=False, repr=False, default=True)
-    verdicts: dict[str, str] = field(default_factory=dict, repr=False)
+    verdicts: dict[str, tuple[str, nn.Module]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self, check: Any) -> None:
         object.__setattr__(self, "checks", check is not False)
         object.__setattr__(self, "model", unwrapped(self.model))
-        own = next(iter(self.model.parameters()), torch.zeros(0))
-        device = torch.device(own.device if self.device is None else self.device)
+        own_device, own_dtype = own_type(self.model)
+        device = torch.device(own_device if self.device is None else self.device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
-        dtype = self.dtype or own.dtype
-        if own.device != device or (self.dtype is not None and own.dtype != dtype):
+        dtype = self.dtype or own_dtype
+        if own_device != device or dtype != own_dtype:
             try:
                 moved = copied(self.model).to(device)
                 object.__setattr__(self, "model", moved if self.dtype is None else moved.to(dtype))
@@ -164,13 +165,16 @@ class TrainedModel:
         found = wanted if isinstance(wanted, Sites) else find_sites(self.model, wanted, quiet=self.quiet)
         self._check_data(self.train)
         rows = probe_rows(self.train.lengths, self.positions)  # several: a routed layer sees some examples only
-        called = called_sites(self.model, found, self.batch(self.train, rows), self.task.loss)
-        if len(called) == len(found):
-            return found
-        unused = [name for name in found.names if name not in called]
-        if not self.quiet:
-            say(f"{len(unused)} sites are never called by the forward pass and are left out: {', '.join(unused)}")
-        return found.only(called)
+        sound = placed(self.model, found, self.batch(self.train, rows), self.task.loss)
+        unused = [name for name in found.names if name not in sound.names]
+        if unused and not self.quiet:
+            said = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
+            say(f"{len(unused)} sites are never called by the forward pass and are left out: {said}")
+        if sound.alone and not self.quiet:
+            say(
+                f"The examples of a batch run one at a time: the rows of {len(sound.alone)} sites are on no axis of it."
+            )
+        return sound
 
     @cached_property
     def _sound(self) -> set[str]:
