@@ -179,6 +179,7 @@ def test_of_a_trained_model_only_model_data_task_and_sites_are_in_the_key(proble
     options = {
         "store": Store(tmp_path), "device": "cpu", "memory": 10**9, "positions": 3, "spill": 0, "quiet": False,
         "check": False, "cluster": "local:1", "log": str(tmp_path / "log"), "verdicts": {},
+        "training": None,
     }  # fmt: skip
     assert {*changes, *options} == {each.name for each in fields(trained) if each.name != "_"} - {"checks"} | {"check"}
     inputs = methods.Identity().fit(trained).inputs
