@@ -111,7 +111,7 @@ class Factors(Curvature):
             dims=("train",),
             coords={"train": train.ids},
             name="self_influence",
-            attrs={"units": "nats", "method": self.method, "damping": self.damping.value},
+            attrs={"units": "nats", "method": self.method, "damping": str(self.damping)},
         )
 
     def top(

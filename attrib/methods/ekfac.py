@@ -60,13 +60,13 @@ class EKFAC(CurvatureMethod):
         run, store = self.run(trained, sites), trained.store
         inputs = self.inputs(run)
         if store is not None and store.has("factors", inputs):
-            return factors_of_entry(trained, store.open("factors", inputs), self.damping)
+            return factors_of_entry(trained, store.open("factors", inputs), self.damping_for(run))
         per_site, _ = self.curvature(run, inputs)
         if store is None:
-            return Factors(trained, self.name, inputs, sites, per_site, len(run.examples), self.damping)
+            return Factors(trained, self.name, inputs, sites, per_site, len(run.examples), self.damping_for(run))
         arrays = {f"{name}/{part}": value for name, f in per_site.items() for part, value in f._asdict().items()}
         about = {"sites": sites_to_json(sites), "count": len(run.examples), "coverage": sites.coverage}
-        return factors_of_entry(trained, store.put("factors", inputs, arrays, about=about), self.damping)
+        return factors_of_entry(trained, store.put("factors", inputs, arrays, about=about), self.damping_for(run))
 
     def inputs(self, run: ModelPass) -> dict[str, Any]:
         return {**super().inputs(run), **({"redraw": True} if self._redraws(run) else {})}

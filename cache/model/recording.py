@@ -38,7 +38,7 @@ class Recorder:
         optimiser: Any,
         *,
         every: int,
-        averaged: Averaged = "positions",
+        averaged: Averaged = "targets",
         clip: float | None = None,
         by_row: bool = False,
     ):
@@ -119,7 +119,7 @@ def record(
     optimizer: torch.optim.Optimizer,
     *,
     every: int = 100,
-    averaged: Averaged = "positions",
+    averaged: Averaged = "targets",
     clip: float | None = None,
 ) -> Iterator[Recorder]:
     """Record the run of a plain training loop: call `step(ids)` on what this yields after every `optimizer.step()`.
@@ -128,9 +128,9 @@ def record(
         folder: where the run is written.
         model, optimizer: what is trained, and torch's optimiser that trains it.
         every: steps between checkpoints. Each has the weights and the optimiser's averages.
-        averaged: what the loss of a step is a mean over: "positions" (the counted tokens of the batch, as transformers
-            computes it; for one label per example that is the mean over examples), "examples" (of losses summed over
-            their tokens), or "nothing" (a sum).
+        averaged: what the loss of a step is a mean over: "targets" (the predicted tokens of the batch, as transformers
+            computes it; for one label per example that is the mean over examples), "positions" (labels of -100
+            too), "examples" (of losses summed over their tokens), or "nothing" (a sum).
         clip: largest norm of a gradient, if the loop clips gradients.
 
     A loop that ends in an exception leaves an unfinished run, which is refused when it is opened. Raises UsageError for
@@ -189,7 +189,6 @@ def trainer_callback(folder: str | Path, *, every: int | None = None) -> Any:
     class RunCallback(TrainerCallback):
         recorder: Recorder | None = None
         order: Order | None = None
-        rows: list[int] = []
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
             if state.global_step:

@@ -6,6 +6,7 @@ The folder has `run.json` (settings), `steps.jsonl` (a line per step) and `check
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,13 +23,15 @@ from .stateless import named_parameters
 
 FORMAT = "whence-run/1"
 ADAMS, SGDS = ("Adam", "AdamW"), ("SGD",)
-MOMENTS: Mapping[str, tuple[str, ...]] = {  # names in torch.optim of the averages, as cache.retrain's optimisers order them
+MOMENTS: Mapping[
+    str, tuple[str, ...]
+] = {  # names in torch.optim of the averages, as cache.retrain's optimisers order them
     "Adam": ("exp_avg", "exp_avg_sq"),
     "AdamW": ("exp_avg", "exp_avg_sq"),
     "SGD": ("momentum_buffer",),
 }
 SETTINGS = ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay", "amsgrad", "maximize")
-Averaged: TypeAlias = Literal["positions", "examples", "nothing"]
+Averaged: TypeAlias = Literal["targets", "positions", "examples", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,28 @@ class Group:
     settings: Mapping[str, Any]
 
 
+class Checkpointed(ABC):
+    """The model and the optimiser's state after `step` steps; `digest` stands for them in keys."""
+
+    step: int
+    digest: str
+
+    @abstractmethod
+    def read(self, kind: str = "model") -> dict[str, Tensor]:
+        """Tensors by parameter name: "model" (weights and buffers), or one of the optimiser's averages by its name in
+        torch.optim."""
+
+
 @dataclass(frozen=True)
-class Saved:
-    """A checkpoint: after how many steps, and its file, with the first digits of the file's sha256."""
+class Saved(Checkpointed):
+    """A checkpoint in a file. digest: the first digits of the file's sha256."""
 
     step: int
     path: Path
     digest: str
 
     def read(self, kind: str = "model") -> dict[str, Tensor]:
-        """Tensors by parameter name: "model" (weights and buffers), or one of the optimiser's averages by its name in
-        torch.optim. Raises DataError for a file that is damaged."""
+        """As for Checkpointed. Raises DataError for a file that is damaged."""
         try:
             with safe_open(self.path, "pt") as file:
                 names = [name for name in file.keys() if name.startswith(f"{kind}/")]  # noqa: SIM118 (not a dict)
@@ -67,25 +81,26 @@ class TrainingRun:
     """A recorded run.
 
     Args:
-        folder: where it is.
+        folder: where it is recorded; None for one in memory.
         optimiser: name of its class in torch.optim.
         groups: of parameters.
         rates: [t g], the learning rate of every step and group.
         ids: of the examples that each step saw; None if the order could not be recorded.
         checkpoints: in order; the first is the start if the run was recorded from there.
-        averaged: what the loss of a step is a mean over: the counted positions of its examples (as transformers'
-            models and the bank compute it), its examples (each one's loss summed over positions), or nothing (a sum).
+        averaged: what the loss of a step is a mean over: its examples' predicted tokens ("targets", as transformers'
+            models compute it; one per example without tokens), all their positions ("positions", as the bank
+            computes it), the examples, each one's loss summed over tokens ("examples"), or "nothing" (a sum).
         clip: largest norm of a gradient, or None.
         by_row: whether `ids` are rows of the training data (`of_data` turns them into ids).
     """
 
-    folder: Path
+    folder: Path | None
     optimiser: str
     groups: tuple[Group, ...]
     rates: Float[np.ndarray, "t g"]
     ids: tuple[Int64[np.ndarray, " _b"], ...] | None
-    checkpoints: tuple[Saved, ...]
-    averaged: Averaged = "positions"
+    checkpoints: tuple[Checkpointed, ...]
+    averaged: Averaged = "targets"
     clip: float | None = None
     by_row: bool = False
 
@@ -168,7 +183,7 @@ def open_run(folder: str | Path) -> TrainingRun:
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(folder, f"{type(error).__name__}: {error}") from error
-    broken = next((c for c in run.checkpoints if not c.whole()), None)
+    broken = next((c for c in saved if not c.whole()), None)
     if broken is not None:
         raise damaged(broken.path, "its contents have changed since it was written, or it is missing")
     if not run.checkpoints:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..jobs.progress import progress
 from ..model.borrowing import borrowed
 from ..model.checkpoints import with_weights
+from ..model.fingerprint import model_fingerprint
+from ..model.runs import MOMENTS, Checkpointed, Group, TrainingRun
 from ..model.stateless import named_parameters, stateless
 from ..model.trained import TrainedModel
 from .loop import Point, advance, descend, weighted_loss
@@ -26,6 +28,18 @@ class Step(NamedTuple):
 
     rows: np.ndarray
     rate: float
+
+
+@dataclass(frozen=True, eq=False)
+class Kept(Checkpointed):
+    """A checkpoint in memory. parts: kind -> tensors by parameter name."""
+
+    step: int
+    digest: str
+    parts: Mapping[str, Mapping[str, Tensor]]
+
+    def read(self, kind: str = "model") -> dict[str, Tensor]:
+        return {name: tensor.detach() for name, tensor in self.parts.get(kind, {}).items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +113,25 @@ class Trajectory:
     def trained(self) -> nn.Module:
         """The model at the end of the run."""
         return with_weights(self.start.model, self.end().parameters)
+
+    def finished(self) -> TrainedModel:
+        """The trained model at the end of the run, which knows how it was trained."""
+        return self.start.replace(model=self.trained(), training=self.recorded())
+
+    def recorded(self) -> TrainingRun:
+        """The run as `cache.runs` records one, in memory, with the kept points and the end as its checkpoints."""
+        name = type(self.recipe.optimiser).__name__
+        own = dict(nn.Module.named_parameters(self.start.model)) | dict(nn.Module.named_buffers(self.start.model))
+        settings = {k: v for k, v in asdict(self.recipe.optimiser).items() if k != "lr"}
+        kept = []
+        for step, point in sorted({**self.points, len(self.steps): self.end()}.items()):
+            parts = {"model": {**own, **point.parameters}}
+            parts |= dict(zip(MOMENTS[name], point.moments.averages)) if step else {}
+            kept.append(Kept(step, model_fingerprint(with_weights(self.start.model, point.parameters)).hex, parts))
+        rates = np.array([[step.rate] for step in self.steps])
+        ids = tuple(self.start.train.ids[step.rows] for step in self.steps)
+        groups = (Group(tuple(self.points[0].parameters), settings),)
+        return TrainingRun(None, name, groups, rates, ids, tuple(kept), "positions", self.recipe.clip)
 
     @contextmanager
     def exact(self) -> Iterator[None]:

@@ -60,7 +60,7 @@ class Problem:
             m.TracIn: {"rates": [0.2, 0.1]},
             m.TRAK: {"width": 8, "damping": 0.1, "seed": 1},
             m.LoGra: {"rank": 2, "start": "pca", "damping": Damping(0.7), "seed": 1},
-            m.SOURCE: {"segments": (Segment([early], 0.1, 3),), "seed": 1},
+            m.SOURCE: {"segments": (Segment([early], 0.1, 3),), "seed": 1, "parts": 2},
             Segment: {"checkpoints": [late, early], "rate": 0.2, "steps": 5},
             m.MAGIC: {"start": late, "recipe": Recipe(1, 5, batches="shared"), "seed": 1},
             Recipe: {"epochs": 1, "batch_size": 5, "optimiser": SGD(0.3), "schedule": Schedule("linear"),

@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 from tests import cases
-from whence.cache import Classification, DataError, Examples, LanguageModelling, ModelError, TrainedModel, UsageError, runs
+from whence.cache import (
+    Classification,
+    DataError,
+    Examples,
+    LanguageModelling,
+    ModelError,
+    TrainedModel,
+    UsageError,
+    runs,
+)
 
 
 def network() -> nn.Module:
@@ -82,7 +91,8 @@ def test_a_run_of_an_unknown_optimiser_keeps_weights_and_rates(tmp_path: Path) -
     loop(tmp_path, optimiser="RMSprop")
     run = runs.open_run(tmp_path)
     assert run.optimiser == "RMSprop"
-    assert run.checkpoints[-1].read() and not run.checkpoints[-1].read("exp_avg_sq")
+    assert run.checkpoints[-1].read()
+    assert not run.checkpoints[-1].read("exp_avg_sq")
 
 
 def test_a_run_that_was_stopped_is_refused(tmp_path: Path) -> None:
@@ -129,21 +139,23 @@ def test_another_architecture_and_other_data_are_named(tmp_path: Path) -> None:
         opened(tmp_path, model=nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 3)))
     with pytest.raises(ModelError, match="which this model has not"):
         opened(tmp_path, model=nn.Linear(4, 3))
-    with pytest.raises(DataError, match="other|not among these 3"):
+    with pytest.raises(DataError, match=r"other|not among these 3"):
         opened(tmp_path, train=data().select([0, 1, 2]))
 
 
 def test_a_run_is_never_written_over(tmp_path: Path) -> None:
     loop(tmp_path)
-    with pytest.raises(UsageError, match="a run in .* already"):
+    with pytest.raises(UsageError, match=r"a run in .* already"):
         loop(tmp_path)
     model = network()
-    with pytest.raises(UsageError, match="no parameter of this model"), runs.record(
-        tmp_path / "b", model, torch.optim.SGD(network().parameters(), 0.1)
+    with (
+        pytest.raises(UsageError, match="no parameter of this model"),
+        runs.record(tmp_path / "b", model, torch.optim.SGD(network().parameters(), 0.1)),
     ):
         pass
-    with pytest.raises(UsageError, match="undefined"), runs.record(
-        tmp_path / "c", model, torch.optim.SGD(model.parameters(), 0.1), every=0
+    with (
+        pytest.raises(UsageError, match="undefined"),
+        runs.record(tmp_path / "c", model, torch.optim.SGD(model.parameters(), 0.1), every=0),
     ):
         pass
 
@@ -160,18 +172,21 @@ def test_a_trainer_is_recorded_as_a_plain_loop_would_be(tmp_path: Path, accumula
 
     tokens = torch.randint(0, 11, (10, 6), generator=torch.Generator().manual_seed(1))
     labels = tokens.clone()
-    labels[:, 0] = -100  # never predicted; without it, this loss counts it in its mean
+    labels[:, 0] = -100  # never predicted; this loss would count it in its mean
     rows = [{"input_ids": row, "labels": own} for row, own in zip(tokens, labels)]
     args = TrainingArguments(
         str(tmp_path / "out"), num_train_epochs=2, per_device_train_batch_size=4, learning_rate=1e-2, report_to=[],
-        gradient_accumulation_steps=accumulated, save_strategy="no", use_cpu=True, disable_tqdm=True, logging_steps=99, adam_epsilon=1e-4,
+        gradient_accumulation_steps=accumulated, save_strategy="no", use_cpu=True, disable_tqdm=True, logging_steps=99,
+        adam_epsilon=1e-4,
     )  # fmt: skip
     model = built()
     Trainer(model, args, train_dataset=rows, callbacks=[runs.trainer_callback(tmp_path / "run", every=2)]).train()
     train = Examples.of({"input_ids": tokens.numpy()}, ids=np.arange(10) + 100)
     trained = TrainedModel.from_run(tmp_path / "run", built(), train, LanguageModelling(), quiet=True)
     run = trained.training
-    assert run is not None and run.ids is not None and run.clip == 1.0
+    assert run is not None
+    assert run.ids is not None
+    assert run.clip == 1.0
     assert sorted(np.concatenate(run.ids)) == sorted([*train.ids, *train.ids])
     assert [len(each) for each in run.ids] == {1: [4, 4, 2] * 2, 2: [8, 2] * 2}[accumulated]
     by_hand = built().train()
