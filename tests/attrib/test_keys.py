@@ -62,6 +62,9 @@ class Problem:
             m.LoGra: {"rank": 2, "start": "pca", "damping": Damping(0.7), "seed": 1},
             m.SOURCE: {"segments": (Segment([early], 0.1, 3),), "seed": 1, "parts": 2},
             Segment: {"checkpoints": [late, early], "rate": 0.2, "steps": 5},
+            m.BIF: {"draws": 5, "every": 1, "burn_in": 2, "rate": 2e-5, "locality": 10.0, "beta": 0.5, "batch": 5,
+                    "seed": 1},
+            m.Daunce: {"checkpoints": [late, early, late]},
             m.MAGIC: {"start": late, "recipe": Recipe(1, 5, batches="shared"), "seed": 1},
             Recipe: {"epochs": 1, "batch_size": 5, "optimiser": SGD(0.3), "schedule": Schedule("linear"),
                      "batches": "own", "clip": 0.1},
@@ -85,6 +88,9 @@ class Problem:
             "logra": m.LoGra(rank=3, start="random"),
             "source": m.SOURCE((Segment([early], 0.1, 3), Segment([late], 0.1, 3))),
             "magic": m.MAGIC(early, RECIPE),
+            "adamw": m.AdamWInfluence(early, RECIPE),
+            "bif": m.BIF(draws=4, every=2, burn_in=3),
+            "daunce": m.Daunce([early, late]),
             "magic, AdamW": m.MAGIC(early, replace(RECIPE, optimiser=AdamW(0.05))),
         }
         return given.get(name) or methods.METHODS[name]()

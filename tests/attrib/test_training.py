@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests import cases
 from whence.attrib import Damping, methods
 from whence.attrib.training import damping_of
-from whence.cache import Examples, LanguageModelling, TrainedModel, UsageError
+from whence.cache import Examples, LanguageModelling, ModelError, Regression, TrainedModel, UsageError
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe
 from whence.cache.retrain.trajectory import Trajectory
 
@@ -78,6 +78,67 @@ def test_tracin_of_a_recorded_run_weighs_every_parameter_by_adams_rate() -> None
         g = gradients(at, at.task.loss, end.train, names)
         wanted -= (rate * (f / (v.sqrt() + 1e-8)) @ g.T / 9).numpy()
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6 * np.abs(wanted).max())
+
+
+def test_a_run_without_much_curvature_is_the_optimisers_own_dynamics() -> None:
+    """Adam's state is followed exactly: momentum, bias correction, and that a gradient moves its own second moment."""
+    with jax.enable_x64(True):
+        end = trained(AdamW(1e-5, eps=1e-3, weight_decay=0.1), epochs=12)
+        queries = end.train.select([0, 3, 4])
+        ours = methods.AdamWInfluence().fit(end).score(queries)
+        exact = methods.MAGIC().fit(end).score(queries).values
+    np.testing.assert_allclose(ours.values, exact, atol=0.01 * np.abs(exact).max())
+    assert 0 < ours.attrs["error_proxy"] < 0.01
+    assert ours.attrs["unpredicted"] < 0.02
+
+
+def test_the_error_proxy_is_rate_times_curvature() -> None:
+    """One squared error of one parameter, of curvature 4: the path's x is the steps' rate times 4, and scores are too
+    large by x / (1 - exp(-x))."""
+    model = nn.Linear(1, 1, bias=False).double()
+    data = Examples.of((np.full((3, 1), 2.0), np.array([0.5, 1.0, 2.5])))
+    begun = TrainedModel(model, data, Regression(), quiet=True)
+    end = Trajectory.record(begun, Recipe(200, 3, SGD(1e-3, momentum=0.0), batches="shared"), 0).finished()
+    with jax.enable_x64(True):
+        found = methods.AdamWInfluence().fit(end).score(data)
+        exact = methods.MAGIC().fit(end).score(data).values
+    x = 200 * 1e-3 * 4.0
+    assert found.attrs["error_proxy"] == pytest.approx(x, rel=1e-3)
+    theta = [float(model.weight.detach())]
+    for _ in range(200):
+        theta.append(theta[-1] - 1e-3 * (4.0 * theta[-1] - 2.0 * 4.0 / 3))
+    ends = {
+        n: sum(2.0 * (2.0 * t - y) - (4.0 * t - 8.0 / 3) for t in theta[:-1]) for n, y in enumerate((0.5, 1.0, 2.5))
+    }
+    np.testing.assert_allclose(found.values[0], [-2.0 * 1e-3 / 3 * ends[n] for n in range(3)], rtol=1e-6)
+    assert np.abs(found.values).max() > 1.2 * np.abs(exact).max()
+
+
+def test_a_recorded_run_is_taken_again() -> None:
+    end = trained(AdamW(1e-2, weight_decay=0.1), epochs=5)
+    run = end.training
+    assert run is not None
+    queries = end.train.select([0, 3])
+    ours = methods.MAGIC().fit(end).score(queries).values
+    by_hand = methods.MAGIC(start().model, recipe(AdamW(1e-2, weight_decay=0.1), 5)).fit(end).score(queries).values
+    np.testing.assert_allclose(ours, by_hand, rtol=1e-6)
+    for changes, words in (
+        ({"ids": None}, "order"), ({"optimiser": "Adafactor"}, "Adafactor"), ({"averaged": "nothing"}, "averaged"),
+        ({"checkpoints": run.checkpoints[1:]}, "start"), ({"optimiser": "Adam"}, "decays"),
+    ):  # fmt: skip
+        with pytest.raises(ModelError, match=words):
+            methods.MAGIC().fit(end.replace(training=replace(run, **changes)))
+
+
+def test_training_that_is_not_smooth_in_its_data_is_said() -> None:
+    """Steps of sign: with a tiny eps Adam's first step is the same however an example weighs, but for the sign."""
+    smooth, rough = (trained(AdamW(0.1, eps=eps), epochs=30) for eps in (0.1, 1e-12))
+    queries = smooth.train.select([0, 3, 4])
+    good, bad = (methods.MAGIC().fit(end).score(queries).attrs for end in (smooth, rough))
+    assert good["unpredicted"] < 0.05
+    assert "not smooth" not in good.get("warning", "")
+    assert bad["unpredicted"] > 0.25
+    assert "not smooth in its data" in bad["warning"]
 
 
 def gradients(at: TrainedModel, of: Any, data: Examples, names: tuple[str, ...]) -> Tensor:
