@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from whence.cache import DataError, Entry, Examples, Sites
+from whence.cache import DataError, Entry, Examples, Sites, UsageError
 from whence.cache.display import facts, table
 from whence.cache.model.bridge import to_accelerator
 from whence.cache.model.sites import Site
@@ -37,6 +37,9 @@ class SiteFactors(NamedTuple):
     qa: np.ndarray | None
     qs: np.ndarray | None
     eigenvalues: np.ndarray
+
+
+Rule = Literal["relative", "absolute", "steps"]
 
 
 class StoredFactors(Mapping[str, SiteFactors]):
@@ -71,24 +74,55 @@ class StoredFactors(Mapping[str, SiteFactors]):
 
 @dataclass(frozen=True)
 class Damping:
-    """What is added to the eigenvalues before they are inverted.
+    """How eigenvalues are inverted: 1 / (eigenvalue + damping), or as far as the steps of training went.
+
+    By rule "steps", a direction of eigenvalue s is inverted to (1 - exp(-m c s)) / (m s), where c is the sum of the
+    site's effective learning rates and m the number of sites that learn together: what gradient descent does on a
+    quadratic (SOURCE with one segment, Bae et al. 2024), if m sites of the same kernel share each residual. It is 1/s
+    per site of the m where training went far, and c where it hardly moved; 1 / (m s + 1/c) is close to it everywhere.
+    `attrib.training.damping_of` finds c and m of a recorded run.
 
     Args:
-        value: a factor of the site's mean eigenvalue ("relative"; the paper uses 0.1), or the number itself.
-        rule: "relative" or "absolute".
-        per_site: site name -> value, for sites that differ.
+        value: a factor of the site's mean eigenvalue ("relative"; the paper uses 0.1), the number itself ("absolute"),
+            or m ("steps").
+        rule: "relative", "absolute" or "steps".
+        per_site: site name -> value, for sites that differ; for "steps" c of every site.
 
     >>> Damping(1e-3, "absolute", per_site={"head": 1e-2}).value
     0.001
     """
 
     value: float = 0.1
-    rule: Literal["relative", "absolute"] = "relative"
+    rule: Rule = "relative"
     per_site: Mapping[str, float] = field(default_factory=dict)
 
     def at(self, site: str, eigenvalues: np.ndarray) -> float:
+        """What is added to the eigenvalues; for "steps" 1/c, as the exact matrix couples the sites by itself."""
+        if self.rule == "steps":
+            return 1.0 / self._time(site)
         value = float(self.per_site.get(site, self.value))
         return value * float(eigenvalues.mean()) if self.rule == "relative" else value
+
+    def inverse(self, site: str, eigenvalues: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        """The inverted eigenvalues; zero where eigenvalue and damping are zero (directions no example has)."""
+        if self.rule == "steps":
+            reached = self.value * self._time(site) * eigenvalues
+            return self._time(site) * np.divide(
+                -np.expm1(-reached), reached, out=np.ones_like(reached), where=reached > 0
+            )
+        damped = eigenvalues + self.at(site, eigenvalues)
+        return np.divide(1.0, damped, out=np.zeros_like(damped), where=damped > 0)
+
+    def _time(self, site: str) -> float:
+        if site not in self.per_site:
+            raise UsageError(f"This damping has no learning rate of {site}.", "Take it from a run that trained it.")
+        return float(self.per_site[site])
+
+    def __str__(self) -> str:
+        if self.rule != "steps":
+            return f"{self.value:g} {self.rule}"
+        times = self.per_site.values()
+        return f"steps of training, c from {min(times):.2g} to {max(times):.2g}, {self.value:g} sites together"
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,14 +153,15 @@ class Curvature(Fitted):
         return stored.eigenvalues(site) if isinstance(stored, StoredFactors) else stored[site].eigenvalues
 
     def damped(self, site: str) -> np.ndarray:
-        """Eigenvalues plus damping, [o i]."""
+        """Eigenvalues plus damping, [o i]; where training is followed, one over what they are inverted to."""
         values = self.eigenvalues(site)
+        if self.damping.rule == "steps":
+            return 1.0 / self.inverse(site)
         return values + self.damping.at(site, values)
 
     def inverse(self, site: str) -> np.ndarray:
-        """1 / (eigenvalues + damping), [o i]; zero where both are zero (directions no example has)."""
-        damped = self.damped(site)
-        return np.divide(1.0, damped, out=np.zeros_like(damped), where=damped > 0)
+        """The inverted eigenvalues, [o i], as the damping says."""
+        return self.damping.inverse(site, self.per_site[site].eigenvalues)
 
     def inverse_product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
         """(G + damping I)^-1 applied to gradients, site by site (Grosse et al. 2023, Eq. 21, with column
@@ -141,8 +176,7 @@ class Curvature(Fitted):
         found = {}
         for site, a in inputs.items():
             g, factors = grads[site], self.per_site[site]
-            values = to_accelerator(factors.eigenvalues.astype(a.dtype))
-            scale = kernels.damped_inverse(values, self.damping.at(site, factors.eigenvalues))
+            scale = to_accelerator(self.inverse(site).astype(a.dtype))
             if factors.qa is None or factors.qs is None:
                 found[site] = kernels.gradients(a, g) * scale
                 continue
@@ -171,7 +205,7 @@ class Curvature(Fitted):
         """As in `Fitted`, with the damping."""
         attrs = {
             "meaning": "predicted change of the query's measurement when the example is added once more",
-            "damping": f"{self.damping.value:g} {self.damping.rule}",
+            "damping": str(self.damping),
         }
         return super().labelled(values, queries, train, last).assign_attrs(attrs)
 
@@ -206,9 +240,9 @@ class Curvature(Fitted):
             "or at fewer sites."
         )
 
-    def with_damping(self: C, value: float, rule: Literal["relative", "absolute"] = "relative") -> C:
-        """The same curvature with another damping; nothing is refitted."""
-        return replace(self, damping=Damping(value, rule))
+    def with_damping(self: C, value: float | Damping, rule: Rule = "relative") -> C:
+        """The same curvature with another damping, a number under this rule or a Damping; nothing is refitted."""
+        return replace(self, damping=value if isinstance(value, Damping) else Damping(value, rule))
 
     @property
     def nbytes(self) -> int:
@@ -219,7 +253,7 @@ class Curvature(Fitted):
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({self.method}, {len(self.per_site)} sites, {self.count} examples, "
-            f"damping {self.damping.value:g} {self.damping.rule}, {self.nbytes / 1e6:.1f} MB)"
+            f"damping {self.damping}, {self.nbytes / 1e6:.1f} MB)"
             + (f"\nwarning: {self.caution}" if self.caution else "")
         )
 

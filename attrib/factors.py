@@ -105,7 +105,7 @@ class Factors(Curvature):
         """
         norms = squared_norms(self, chosen(self.trained.train, train), 1)
         array = self.labelled_alone(norms / np.float32(self.train_size), train)
-        return array.assign_attrs(damping=self.damping.value)
+        return array.assign_attrs(damping=str(self.damping))
 
     def top(
         self,

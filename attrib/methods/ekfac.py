@@ -65,13 +65,13 @@ class EKFAC(CurvatureMethod):
         inputs = self.inputs(run)
         run = replace(run, trained=trained.replace(memory=trained.memory_limit()))  # of free memory: as it is now
         if trained.store is not None:
-            return factors_of_entry(trained, self._entry(run, inputs), self.damping)
+            return factors_of_entry(trained, self._entry(run, inputs), self.damping_for(run))
         groups = fit_groups(sites, factor_limit(run.trained))
         check_factors_fit(sites, run.trained.memory_limit())
         per_site = {}
         for part in in_groups(run, groups):
             per_site |= self.curvature(part, {**inputs, "sites": part.sites.settings})[0]
-        return Factors(trained, self.name, inputs, sites, per_site, len(run.examples), self.damping)
+        return Factors(trained, self.name, inputs, sites, per_site, len(run.examples), self.damping_for(run))
 
     def _entry(self, run: ModelPass, inputs: dict[str, Any]) -> Entry:
         """The stored factors of a pass's sites, fitted now if they are not there: at once, or group by group."""

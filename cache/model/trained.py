@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +30,7 @@ from .data_checks import check_data
 from .examples import Examples
 from .fingerprint import model_fingerprint
 from .placing import placed
+from .runs import TrainingRun, open_run
 from .sites import Pattern, Sites, copied, find_sites
 from .stateless import own_type, unwrapped
 from .task import Task
@@ -55,10 +57,12 @@ class TrainedModel:
         quiet: show no progress bars and no notes.
         cluster: where partitions are computed: "inline", "local:2", "dask:ADDRESS", "slurm:FILE"; needs a store.
         log: a file that gets one JSON line per partition.
+        training: how it was trained, as recorded; `from_run` sets it. Methods that follow training use it.
         check: check the model on a few examples before its first use (see `TrainedModel.check`); False skips it, and
             results are labelled `checked = "no"`.
 
-    Of these only model, train, task and sites change a result, and only they enter keys.
+    Of these only model, train, task and sites change a result, and only they enter keys; what a method takes from
+    `training` enters its own.
 
     Raises ModelError for a dtype or device that the model cannot be moved to.
 
@@ -81,6 +85,7 @@ class TrainedModel:
     quiet: bool = False
     cluster: str | Cluster = "inline"
     log: str | None = None
+    training: TrainingRun | None = None
     check: InitVar[Any] = True  # the method of this name is its default, so False alone says no
     checks: bool = field(init=False, repr=False, default=True)
     verdicts: dict[str, tuple[str, nn.Module]] = field(default_factory=dict, repr=False)
@@ -107,6 +112,27 @@ class TrainedModel:
 
     def __getstate__(self) -> dict[str, Any]:  # a worker has no workers of its own
         return {**self.__dict__, "cluster": "inline"}
+
+    @classmethod
+    def from_run(
+        cls, folder: str | Path, model: nn.Module, train: Examples, task: Task, **options: Any
+    ) -> "TrainedModel":
+        """The model at the end of a recorded run, with what is known of its training (`cache.runs` records one).
+
+        Args:
+            folder: where the run was recorded.
+            model: a model of the architecture; its weights do not matter, and it is not changed.
+            train: the examples that it was trained on.
+            task: the training loss.
+            options: the other arguments of a TrainedModel.
+
+        Raises UsageError for a folder without a run; DataError for a run that is damaged or unfinished, or that saw
+        other examples; ModelError for another architecture.
+        """
+        model = unwrapped(model)
+        run = open_run(folder).of_data(model, train.ids)
+        (at_end,) = models_at(model, [run.checkpoints[-1].read()])
+        return cls(at_end, train, task, training=run, **options)
 
     def replace(self, **changes: Any) -> "TrainedModel":
         """The same with some arguments changed."""
