@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from whence.cache.errors import DataError, ModelError, NotCached, UsageError
 from whence.cache.model.bridge import to_numpy
@@ -126,16 +126,30 @@ class Activations:
     def batches(self, size: int) -> Iterator[ActivationBatch]:
         """In stream order, `size` rows at a time."""
         for start in range(0, len(self), size):
-            yield self._read(slice(start, min(start + size, len(self))))
+            yield self.take(slice(start, min(start + size, len(self))))
 
-    def _read(self, part: slice) -> ActivationBatch:
+    def take(self, part: slice | Int[np.ndarray, " b"]) -> ActivationBatch:
+        """Some of the rows, in memory."""
         at: Any = part if self.rows is None else self.rows[part]
         x = np.asarray(self.x[at], np.float32)
         return ActivationBatch(x, self.document[at], self.position[at], self.token[at])
 
     def whole(self) -> ActivationBatch:
         """All rows at once, in memory."""
-        return self._read(slice(0, len(self)))
+        return self.take(slice(0, len(self)))
+
+    def usable(self) -> tuple["Activations", int, int]:
+        """The rows that can be decomposed, and how many were left out as not finite and as zero. Reads them once."""
+        flaws = [_flaws(batch.x) for batch in self] or [(np.zeros(0, bool), np.zeros(0, bool))]
+        bad, zero = map(np.concatenate, zip(*flaws))
+        keep = ~bad & ~zero
+        return self if keep.all() else self.select(keep), int(bad.sum()), int(zero.sum())
+
+    def mean(self) -> Float[np.ndarray, " d"]:
+        """Of the rows, in float64. Raises DataError if there are none."""
+        if not len(self):
+            raise DataError("No activation to take the mean of.", "Check the hook point, and what was excluded.")
+        return sum(batch.x.sum(axis=0, dtype=np.float64) for batch in self) / len(self)
 
     def select(self, keep: Bool[np.ndarray, " t"] | Int[np.ndarray, " t"]) -> "Activations":
         """Some of the rows, by mask or number, in the order given."""
@@ -208,13 +222,49 @@ def finite(batch: ActivationBatch) -> tuple[ActivationBatch, int, int]:
 
     Squares are summed in float32, so a row with a squared norm above 1e37 counts as not finite, below 1e-30 as zero.
     """
-    energy = np.einsum("bd,bd->b", batch.x, batch.x, dtype=np.float64)
-    zero = energy < SMALLEST
-    bad = ~zero & ~(energy <= LARGEST)
+    bad, zero = _flaws(batch.x)
     if not bad.any() and not zero.any():
         return batch, 0, 0
     keep = ~bad & ~zero
     return ActivationBatch(*(column[keep] for column in batch)), int(bad.sum()), int(zero.sum())
+
+
+def _flaws(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows are not finite, and which are zero."""
+    energy = np.einsum("bd,bd->b", x, x, dtype=np.float64)
+    zero = energy < SMALLEST
+    return ~zero & ~(energy <= LARGEST), zero
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Rows [t d] of an array of the store, read as they are needed."""
+
+    entry: Any
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, *width = self.entry.arrays[self.name].shape
+        return rows, int(np.prod(width))
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.entry.arrays[self.name].dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, at: Any) -> np.ndarray:
+        if isinstance(at, slice):
+            start, stop, step = at.indices(len(self))
+            found = self.entry.slice(self.name, start, stop)[::step]
+        else:
+            found = self.entry.rows(self.name, at)
+        return found.reshape(len(found), self.shape[1])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.entry.read(self.name).reshape(self.shape), dtype)
 
 
 def from_entry(entry: Any, site: str | None = None) -> Activations:
@@ -233,8 +283,7 @@ def from_entry(entry: Any, site: str | None = None) -> Activations:
         raise UsageError(f"{name} is not in these activations.", f"Choose one of {', '.join(names)}.")
     example, position, token = (entry.read(key) for key in ("example", "position", "token"))
     origin = Origin(name, str(entry.inputs.get("model", "")), str(entry.inputs.get("data", "")))
-    x = entry.read(name)
-    return Activations.of(x.reshape(len(x), -1), example, position, token, origin)
+    return Activations(Kept(entry, name), example, position, token, origin)
 
 
 def as_stream(source: "Activations | Iterable[ActivationBatch] | Any") -> tuple[Iterable[ActivationBatch], Origin]:

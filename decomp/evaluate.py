@@ -17,7 +17,7 @@ from whence.cache.model.borrowing import borrowed
 from whence.cache.model.bridge import to_numpy
 
 from . import intervals
-from .activations import Activations, Origin, finite
+from .activations import Activations, Origin
 from .codec import Codec
 from .kernels import Code
 from .splice import Change, constant, spliced, through, zeros
@@ -70,7 +70,7 @@ def evaluate(codec: Codec, activations: Any, k: int | Sequence[int] | None = Non
     def per(name: str) -> np.ndarray:
         return intervals.per_document(total[name], document)
 
-    rows, fired = per("one"), counts / total["rows"]
+    rows, fired = intervals.per_document(np.ones(len(document)), document), counts / total["rows"]
     flat = Interval(float(np.mean(fired == 0)))
     rare = Interval(float(np.mean((fired > 0) & (fired < RARE))))
     return table(
@@ -91,27 +91,27 @@ def evaluate(codec: Codec, activations: Any, k: int | Sequence[int] | None = Non
 
 def _sums(codec: Codec, acts: Activations, k: int | None) -> tuple[dict[str, Any], np.ndarray]:
     """Per-row sums, and how often each atom fired."""
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("left", "cosine_error", "l0", "document", "one")}
-    usable, not_finite, zero = finite(acts.whole())
-    centre = usable.x.mean(axis=0, dtype=np.float64) if len(usable.x) else np.zeros(acts.width)
+    names = ("left", "spread", "energy", "cosine_error", "l0", "document")
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    usable, not_finite, zero = acts.usable()
+    centre = usable.mean() if len(usable) else np.zeros(acts.width)
     counts = np.zeros(len(codec), np.int64)
-    for start in range(0, len(usable.x), ROWS):
-        x = usable.x[start : start + ROWS]
+    for x, document, *_ in usable.batches(ROWS):
         code: Code = codec.encode(x, k=k)
         decoded = codec.decode(code)
         norms = np.linalg.norm(x, axis=1) * np.linalg.norm(decoded, axis=1)
         pairs = distinct(code)
         counts += np.bincount(pairs[:, 1], minlength=len(codec))
         columns["left"].append(np.sum((x - decoded) ** 2, axis=1))
+        columns["spread"].append(np.sum((x - centre) ** 2, axis=1))
+        columns["energy"].append(np.sum(x**2, axis=1, dtype=np.float64))
         columns["cosine_error"].append(1 - np.sum(x * decoded, axis=1) / np.maximum(norms, 1e-30))
         columns["l0"].append(np.bincount(pairs[:, 0], minlength=len(x)))
-        columns["document"].append(usable.document[start : start + ROWS])
-        columns["one"].append(np.ones(len(x)))
+        columns["document"].append(document)
     total: dict[str, Any] = {name: np.concatenate(parts or [np.zeros(0)]) for name, parts in columns.items()}
-    spread = np.sum((usable.x - centre) ** 2, axis=1)
-    varies = spread.sum() > SAME * np.sum(usable.x**2, dtype=np.float64)
-    total["spread"] = spread if varies else np.full(len(spread), np.nan)
-    return {**total, "rows": len(usable.x), "not_finite": not_finite, "zero": zero}, counts
+    if total["spread"].sum() <= SAME * total["energy"].sum():
+        total["spread"] = np.full(len(usable), np.nan)
+    return {**total, "rows": len(usable), "not_finite": not_finite, "zero": zero}, counts
 
 
 def distinct(code: Code) -> np.ndarray:

@@ -44,6 +44,11 @@ class Source(NamedTuple):
         given = dict(self.selection or {})
         return given | selected(self.stream, self.selection is None) if isinstance(self.stream, Activations) else given
 
+    def settings(self, builder: "Builder[Any]") -> dict[str, Any]:
+        """What a build can be resumed under: the builder's settings, and what it reads."""
+        chosen = self.rows()
+        return {**asdict(builder), "origin": asdict(self.origin), **({"selection": chosen} if chosen else {})}
+
     def whole(self, name: str) -> Activations:
         """The activations, for a builder that reads them more than once. Raises UsageError for a stream."""
         if not isinstance(self.stream, Activations):

@@ -186,7 +186,7 @@ class Evaluate(Source, Printed):
         found = evaluate(dictionary, held, k=self.k)
         examples = loaded.documents_of(held)
         if self.loss:
-            skip, mean = self.skip_positions, stream.whole().x.mean(axis=0)
+            skip, mean = self.skip_positions, stream.mean()
             recovered = loss_recovered(loaded.trained, dictionary, examples, at=site, k=self.k, skip=skip, mean=mean)
             attrs = {**found.attrs, **recovered.attrs}
             found = xr.concat([found, recovered], "metric").assign_attrs(attrs)
