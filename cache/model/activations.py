@@ -117,8 +117,8 @@ def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
 def row_blocks(
     trained: TrainedModel, examples: Examples, found: Mapping[str, Layout], rows: np.ndarray
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Consecutive examples' activations by hook point, and `example`, `position` and `token` of every row, as numpy: real
-    positions only."""
+    """Consecutive examples' activations by hook point, real positions only, and `example`, `position` and `token` of
+    every row, as numpy."""
     lengths, place = examples.lengths, 0
     while place < len(rows):
         count = max(1, int(np.searchsorted(np.cumsum(lengths[rows[place:]]), BATCH_POSITIONS, "right")))

@@ -63,7 +63,7 @@ class MPSAE(TrainedBuilder[Dictionary]):
         atoms = jnp.asarray(first.atoms)
         optimiser = optax.adam(self.rate)
         start = Run(atoms, optimiser.init(atoms))
-        centre = np.float32(0) if first.centre is None else first.centre
+        centre = 0.0 if first.centre is None else first.centre
         gradient = partial(_gradient, PURSUITS[first.pursuit](first.k))
         return Plan(start, optimiser, gradient, unit_rows, partial(self._finished, first, acts), centre)
 

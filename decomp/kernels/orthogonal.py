@@ -22,9 +22,7 @@ class Factor(NamedTuple):
     inverse: Float[Array, "b k k"]
 
 
-def project(
-    form: Form, signal: Array, indices: Array, values: Array, memory: Factor, step: Array, live: Array
-) -> Step:
+def project(form: Form, signal: Array, indices: Array, values: Array, memory: Factor, step: Array, live: Array) -> Step:
     """The residual is orthogonal to q_s for s < t, so y_t = ⟨q_t, r⟩ = R_tt c_j.
 
     With α += y_t R_t the residual loses y_t q_t = Σ_s y_t R_ts d_s: one subtraction for each chosen atom.
