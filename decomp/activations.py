@@ -51,7 +51,8 @@ class Activations:
     """Rows [t d] in stream order with the place of each.
 
     x: anything that slices like an array (memory maps and store arrays are read as they are needed).
-    document, position, token: [t] integers; token -1 where there is none.
+    document, position, token: [t] integers; token -1 where there is none. target: [t e], what a transcoder gives for
+    each row, read as x is; to: its hook point (`paired`).
 
     >>> of_two_texts = Activations.of(np.eye(4, 8), document=[0, 0, 1, 1], position=[0, 1, 0, 1])
     >>> len(of_two_texts.without(positions=[0])), of_two_texts.width
@@ -64,9 +65,12 @@ class Activations:
     token: Int[np.ndarray, " _"]
     origin: Origin = field(default_factory=Origin)
     rows: Int[np.ndarray, " u"] | None = None
+    target: Any = None
+    to: str = ""
 
     def __post_init__(self) -> None:
-        lengths = {len(self.x), len(self.document), len(self.position), len(self.token)}
+        target = self.x if self.target is None else self.target
+        lengths = {len(self.x), len(self.document), len(self.position), len(self.token), len(target)}
         if len(lengths) != 1:
             raise DataError(
                 f"Activations, documents, positions and tokens have different lengths: {sorted(lengths)}.",
@@ -137,6 +141,33 @@ class Activations:
     def whole(self) -> ActivationBatch:
         """All rows at once, in memory."""
         return self.take(slice(0, len(self)))
+
+    def paired(self, outputs: "Activations") -> "Activations":
+        """These activations with those of another hook point that a transcoder gives for them, row by row.
+
+        Raises DataError for outputs of other documents or positions, ModelError for those of another model.
+        """
+        for name in ("document", "position"):
+            if not np.array_equal(getattr(self, name), getattr(outputs, name)):
+                raise DataError(
+                    f"Inputs and outputs differ in their {name}s.", "Observe both hook points on the same examples."
+                )
+        if self.rows is not None or outputs.rows is not None:
+            raise DataError(
+                "Some rows were left out already.", "Pair all activations, then leave out rows of the pair."
+            )
+        replace(self.origin, site="").check_same(replace(outputs.origin, site=""))
+        return replace(self, target=outputs.x, to=outputs.origin.site)
+
+    @property
+    def inputs(self) -> "Activations":
+        """The same without targets."""
+        return self if self.target is None else replace(self, target=None, to="")
+
+    def targets(self, part: slice | Int[np.ndarray, " b"]) -> Float[np.ndarray, "b e"]:
+        """What a codec is to give for some of the rows: the targets of a pair, or the activations themselves."""
+        wanted = self.x if self.target is None else self.target
+        return np.asarray(wanted[part if self.rows is None else self.rows[part]], np.float32)
 
     def usable(self) -> tuple["Activations", int, int]:
         """The rows that can be decomposed, and how many were left out as not finite and as zero. Reads them once."""

@@ -21,6 +21,7 @@ from jax import Array
 from jaxtyping import Float
 
 from whence.cache.errors import DataError, UsageError
+from whence.cache.model.ids import as_ids
 
 from . import kernels
 from .activations import Origin, numbers
@@ -231,8 +232,8 @@ class Dictionary(Codec):
         text = None if other.text is None else tuple(other.text[n] for n in np.flatnonzero(keep))
         return self._joined(other.atoms[keep], other.provenance.rows(keep), text, note)
 
-    def delete_documents(self, documents: Iterable[int]) -> "Dictionary":
-        """Without any atom that came from these documents.
+    def delete_documents(self, documents: Iterable[int | str]) -> "Dictionary":
+        """Without any atom that came from these documents, named by number or by the texts that were their ids.
 
         Other atoms are activations of other documents and stay as they are, bit for bit. Raises DataError when nothing
         would be left.
@@ -240,7 +241,7 @@ class Dictionary(Codec):
         >>> 0 in dictionary.delete_documents([0]).provenance.document
         False
         """
-        listed = sorted({int(d) for d in documents})
+        listed = sorted(set(as_ids(list(documents)).tolist()))
         gone = np.isin(self.provenance.document, listed)
         if gone.all():
             raise DataError("Every atom comes from these documents.", "Build a dictionary without them.")

@@ -79,7 +79,7 @@ class TrainedBuilder(Builder[Trained]):
         """
         if not at_tokens and not at_seconds:
             raise UsageError("No mark to train to.", "Give at_tokens or at_seconds.")
-        acts = Activations.of(source)
+        acts = Activations.of(source).inputs
         marks = [(float(n), "tokens") for n in at_tokens] + [(float(s), "seconds") for s in at_seconds]
         yield from self._marks(acts, marks, Source(acts, acts.origin))
 

@@ -32,6 +32,8 @@ class Build(Source, Printed):
 
     at: tuple[str, ...] = ("blocks.2.hook_out",)
     """The hook point or module, or several."""
+    to: str = ""
+    """Build a transcoder: codes of the activations at `at` give those at this hook point."""
     out: Path = Path("out/dictionary")
     """The folder to write."""
     builder: str = "itda"
@@ -57,7 +59,7 @@ class Build(Source, Printed):
         if not self.at or len(set(self.at)) < len(self.at):
             raise UsageError("Hook points are missing or repeat.", "Name every hook point once with --at.")
         loaded, builder = self.load(), self._builder()
-        observed, built = loaded.activations(self.at), []
+        observed, built = loaded.activations(self.at, self.to), []
         for site, acts in observed.items():
             out = self.out if len(self.at) == 1 else self.out / site
             built.append(self._built(loaded, builder, acts, out))
@@ -104,13 +106,8 @@ class Build(Source, Printed):
         if chosen is ITDA and self.unexplained is None and size is not None:
             chosen = Calibrated
         if chosen is Calibrated:
-            itda = {
-                "size": size,
-                "k": self.k,
-                "unexplained": self.unexplained,
-                "seeding": self.seeding,
-                "batch": self.batch,
-            }
+            names = ("size", "k", "unexplained", "seeding", "batch")
+            itda: dict[str, Any] = {name: getattr(self, name) for name in names} | {"size": size}
             return Calibrated(ITDA(**{name: value for name, value in itda.items() if value is not None}))
         known = {each.name: each for each in fields(chosen)}
         if size is None and known["size"].default is MISSING:
@@ -195,11 +192,12 @@ class Evaluate(Source, Printed):
         import xarray as xr
 
         from whence.decomp import Dictionary, evaluate, loss_recovered
+        from whence.decomp.transcoder import Transcoder
 
         dictionary = at_site(open_codec(self.dictionary), self.dictionary, self.at)
         loaded = self.load()
         site = dictionary.origin.site
-        stream, held = loaded.split(site)
+        stream, held = loaded.split(site, dictionary.to if isinstance(dictionary, Transcoder) else "")
         if self.ks:
             curve = evaluate(dictionary, held, self.ks)
             points = {str(k): figures(curve.sel(k=k)) for k in self.ks}
@@ -208,7 +206,10 @@ class Evaluate(Source, Printed):
         found = evaluate(dictionary, held, k=self.k)
         examples = loaded.documents_of(held)
         if self.loss:
-            skip, mean = self.skip_positions, stream.mean()
+            skip, mean = (
+                self.skip_positions,
+                replace(stream, x=stream.x if stream.target is None else stream.target).mean(),
+            )
             recovered = loss_recovered(loaded.trained, dictionary, examples, at=site, k=self.k, skip=skip, mean=mean)
             attrs = {**found.attrs, **recovered.attrs}
             found = xr.concat([found, recovered], "metric").assign_attrs(attrs)
