@@ -1,7 +1,10 @@
 """Activations of a trained model, at one or several hook points, in one pass."""
 
 import tempfile
+from dataclasses import replace
 from typing import overload
+
+import numpy as np
 
 from whence.cache import Examples, Store, TrainedModel, activations
 
@@ -21,7 +24,7 @@ def observe(
 
     Args:
         trained: the model; it runs on its device, cut short after the deepest hook point. Its store keeps the
-            activations; without one they are in memory only.
+            activations, which are then read as they are needed; without a store they are in memory.
         at: a hook point, or several, which give a dict.
         examples: what it reads; by default its training data.
 
@@ -33,7 +36,13 @@ def observe(
     names = [at] if isinstance(at, str) else list(at)
     if trained.store is None:
         with tempfile.TemporaryDirectory() as folder:
-            return observe(trained.replace(store=Store(folder)), at, examples)
-    entry = activations(trained, names, examples, store=trained.store)
-    found = {name: from_entry(entry, name) for name in names}
+            found = _observed(trained.replace(store=Store(folder)), names, examples)
+            found = {name: replace(acts, x=np.asarray(acts.x)) for name, acts in found.items()}  # the folder goes
+    else:
+        found = _observed(trained, names, examples)
     return found[at] if isinstance(at, str) else found
+
+
+def _observed(trained: TrainedModel, names: list[str], examples: Examples | None) -> dict[str, Activations]:
+    entry = activations(trained, names, examples, store=trained.store)
+    return {name: from_entry(entry, name) for name in names}

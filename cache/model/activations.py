@@ -66,7 +66,7 @@ def activations(
     if store.has("activations", inputs):
         return store.open("activations", inputs)
     found = layouts(trained, examples, names)
-    (block,) = _blocks(trained, examples, found, np.arange(1))
+    (block,) = row_blocks(trained, examples, found, np.arange(1))
     widths = {name: block[name].shape[1] for name in names}
     each = found[names[0]].each
     ends = np.cumsum(examples.real_positions if each is None else np.full(len(examples), each, np.int64))
@@ -97,7 +97,7 @@ class _Rows:
     def __call__(self, shard: Shard) -> dict[str, np.ndarray]:
         starts = self.ends - np.diff(self.ends, prepend=0)
         first, last = np.searchsorted(self.ends, shard.start, "right"), np.searchsorted(starts, shard.stop, "left")
-        blocks = list(_blocks(self.trained, self.examples, self.found, np.arange(first, last)))
+        blocks = list(row_blocks(self.trained, self.examples, self.found, np.arange(first, last)))
         skip = shard.start - int(starts[first])
         rows = {}
         for name in self.arrays:
@@ -114,10 +114,11 @@ def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
     return values.astype(dtype)
 
 
-def _blocks(
+def row_blocks(
     trained: TrainedModel, examples: Examples, found: Mapping[str, Layout], rows: np.ndarray
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Consecutive examples' rows, real positions only, as numpy."""
+    """Consecutive examples' activations by hook point, real positions only, and `example`, `position` and `token` of
+    every row, as numpy."""
     lengths, place = examples.lengths, 0
     while place < len(rows):
         count = max(1, int(np.searchsorted(np.cumsum(lengths[rows[place:]]), BATCH_POSITIONS, "right")))

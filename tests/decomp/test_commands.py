@@ -72,6 +72,19 @@ def test_from_a_model_to_a_page(capsys, tmp_path):
     assert steered["before"]
 
 
+def test_several_hook_points_transcoders_and_trained_atoms(capsys, tmp_path):
+    built = build(capsys, "--at", "up", "down", "--builder", "mpsae", "--batch", "32", out="each")
+    assert [one["folder"] for one in built] == ["each/up", "each/down"]
+    assert [decomp.load(one["folder"]).origin.site for one in built] == ["up", "down"]
+    assert built[0]["builder"] == "MPSAE"
+    assert json.loads(run(capsys, "evaluate", "each/up", "--json", "--quiet"))["l0"]["value"] <= 3
+    across = build(capsys, "--at", "up", "--to", "down", "--builder", "calibrated", out="across")
+    assert 10 < across["atoms"] <= 30
+    found = json.loads(run(capsys, "evaluate", "across", "--json", "--quiet"))
+    assert {"fvu", "recovered_mean"} <= set(found)
+    assert main(["decomp", "build", "--at", "up", "up", "--quiet"]) == 2
+
+
 @pytest.mark.parametrize("builder", ["random", "partition", "kmeans"])
 def test_other_builders_and_their_differences(capsys, builder):
     build(capsys, "--unexplained", "0.2", out="one")
