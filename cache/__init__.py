@@ -42,3 +42,6 @@ from .retrain.retrained import subset_masks as subset_masks
 from .store.entry import Entry as Entry
 from .store.layout import ArraySpec as ArraySpec
 from .store.store import Store as Store
+
+# more tasks
+from . import tasks as tasks

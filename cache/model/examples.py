@@ -13,6 +13,7 @@ the first that is real to the last, so every batch is padded on the right, here.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +29,8 @@ from .ids import as_ids, id_texts, named_rows, repeated_ids, rows_of, rows_of_ma
 
 # the value of a padded position, by column; `attention_mask` masks padded positions in any case
 PADDING = {"labels": -100}
-TOKENS = ("input_ids", "labels", "attention_mask", "position_ids", "token_type_ids")  # of whole numbers
+TOKENS = ("input_ids", "labels", "attention_mask", "position_ids", "token_type_ids", "segments")  # of whole numbers
+STEP = 1.25  # between the widths that a further ragged column is padded to
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,8 +189,8 @@ class Examples:
                 out[name] = torch.as_tensor(np.ascontiguousarray(values[rows]))
                 continue
             taken = [np.asarray(values[row]) for row in rows]
-            width = max([pad_to or 0, *(len(v) for v in taken)])
-            padded = np.full((len(rows), width, *taken[0].shape[1:]), PADDING.get(name, 0), taken[0].dtype)
+            width = _width(max(len(v) for v in taken), pad_to)
+            padded = np.full((len(rows), width, *taken[0].shape[1:]), PADDING.get(_kind(name), 0), taken[0].dtype)
             mask = np.zeros((len(rows), width), np.int64)
             for line, v in enumerate(taken):
                 padded[line, : len(v)] = v
@@ -196,9 +198,9 @@ class Examples:
             out[name] = torch.as_tensor(padded)
             if name == self._sequences and "attention_mask" not in self.columns:
                 out["attention_mask"] = torch.as_tensor(mask)
-        for name in TOKENS:
-            if name in out and not out[name].is_floating_point():
-                out[name] = out[name].long()
+        for name, value in out.items():
+            if _kind(name) in TOKENS and not value.is_floating_point():
+                out[name] = value.long()
         out["example_id"] = torch.as_tensor(self.ids[rows])
         return {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in out.items()}
 
@@ -271,6 +273,22 @@ def _cut(columns: Mapping[str, Column], ids: np.ndarray) -> Mapping[str, Column]
 
 def _has_shape(values: Column, lengths: list[int]) -> bool:
     return all(np.ndim(row) > 0 and len(row) == length for row, length in zip(values, lengths))
+
+
+def _kind(name: str) -> str:
+    """What a column is: `labels_1`, of a second completion, is padded as `labels`."""
+    return re.sub(r"_[0-9]+$", "", name)
+
+
+def _width(longest: int, pad_to: int | None) -> int:
+    """The width of a batch's column: the given one, or one of few larger ones where a column beside the tokens is
+    longer, so that JAX compiles few shapes."""
+    if pad_to is None or longest <= pad_to:
+        return max(longest, pad_to or 0)
+    width = pad_to
+    while width < longest:
+        width = max(width + 8, int(width * STEP) // 8 * 8)
+    return width
 
 
 def _take(values: Column, rows: np.ndarray) -> Column:
