@@ -249,7 +249,7 @@ def _check_tables(examples: Examples, model: nn.Module) -> None:
         return
     bad = np.array([_out_of_range(np.asarray(row), size, False) for row in examples.columns[name]])
     if bad.any():
-        values = np.concatenate([np.ravel(row) for row in examples.columns[name]])
+        values = np.ravel(examples.columns[name][int(np.flatnonzero(bad)[0])])
         value = values[(values < 0) | (values >= size)][0]
         raise DataError(
             f"Token {value} is beyond the model's vocabulary of {size}, ids {_ids(examples, bad)}.",
