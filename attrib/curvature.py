@@ -161,7 +161,7 @@ class Curvature(Fitted):
 
     def inverse(self, site: str) -> np.ndarray:
         """The inverted eigenvalues, [o i], as the damping says."""
-        return self.damping.inverse(site, self.per_site[site].eigenvalues)
+        return self.damping.inverse(site, self.eigenvalues(site))
 
     def inverse_product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
         """(G + damping I)^-1 applied to gradients, site by site (Grosse et al. 2023, Eq. 21, with column
@@ -259,7 +259,7 @@ class Curvature(Fitted):
 
     def _repr_html_(self) -> str:
         rows = [
-            (s.name, f"{s.shape[0]} × {s.shape[1]}", float(self.per_site[s.name].eigenvalues.mean()))
+            (s.name, f"{s.shape[0]} × {s.shape[1]}", float(self.eigenvalues(s.name).mean()))
             for s in self.sites
             if s.name in self.per_site
         ]

@@ -45,3 +45,6 @@ from . import runs as runs
 from .store.entry import Entry as Entry
 from .store.layout import ArraySpec as ArraySpec
 from .store.store import Store as Store
+
+# more tasks
+from . import tasks as tasks

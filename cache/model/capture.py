@@ -378,9 +378,13 @@ def _check_finite(seen: Captured, batch: Batch) -> None:
         )
 
 
-def position_mask(positions: Bool[Tensor, "b s"], rows: int) -> Bool[Tensor, "b r"]:
-    """The task's position mask for a site with `rows` rows per example: repeated calls repeat it; a site whose
-    rows are not the task's positions (patches, one vector) counts all of them."""
+def position_mask(positions: Tensor | Sequence[Tensor], rows: int) -> Bool[Tensor, "b r"]:
+    """The task's position mask [b s] for a site with `rows` rows per example: repeated calls repeat it; a site whose
+    rows are not the task's positions (patches, one vector) counts all of them. Of several masks (encoder and decoder)
+    it is the one as wide as the site, or else the first whose repetition is."""
+    masks = [positions] if isinstance(positions, Tensor) else list(positions)
+    fitting = [mask for mask in masks if rows % mask.shape[1] == 0]
+    positions = next((mask for mask in fitting if mask.shape[1] == rows), fitting[0] if fitting else masks[0])
     size, width = positions.shape
     if rows % width == 0 and width > 1:
         return positions.repeat(1, rows // width)
