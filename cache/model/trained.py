@@ -59,7 +59,7 @@ class TrainedModel:
 
     Of these only model, train, task and sites change a result, and only they enter keys.
 
-    Raises ModelError for a dtype or device that the model cannot be moved to.
+    Raises ModelError for a dtype or device that the model cannot be moved to, and for a model on several devices.
 
     >>> trained = TrainedModel(model, train, task, quiet=True)
     >>> trained.find().names
@@ -88,6 +88,13 @@ class TrainedModel:
         object.__setattr__(self, "checks", check is not False)
         object.__setattr__(self, "model", unwrapped(self.model))
         own = next(iter(self.model.parameters()), torch.zeros(0))
+        places = {str(p.device) for p in self.model.parameters()}
+        if len(places) > 1:
+            raise ModelError(
+                f"The model is on several devices: {', '.join(sorted(places))}. A trained model is on one, where the "
+                "gradients of all its sites meet.",
+                "Load it on one device (no device_map), in bfloat16 if it does not fit.",
+            )
         device = torch.device(own.device if self.device is None else self.device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
