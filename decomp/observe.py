@@ -4,6 +4,7 @@ import tempfile
 from typing import overload
 
 from whence.cache import Examples, Store, TrainedModel, activations
+from whence.cache.model.names import known_as
 
 from .activations import Activations, from_entry
 
@@ -22,7 +23,8 @@ def observe(
     Args:
         trained: the model; it runs on its device, cut short after the deepest hook point. Its store keeps the
             activations; without one they are in memory only.
-        at: a hook point, or several, which give a dict.
+        at: a hook point, or several, which give a dict; by its name in the model's own library (`model.layers.2`) or
+            in TransformerLens (`blocks.2.hook_out`). The origin has the name of the tree of modules.
         examples: what it reads; by default its training data.
 
     Raises ModelError for an unknown hook point, NumericalError for an activation that is not finite.
@@ -35,5 +37,5 @@ def observe(
         with tempfile.TemporaryDirectory() as folder:
             return observe(trained.replace(store=Store(folder)), at, examples)
     entry = activations(trained, names, examples, store=trained.store)
-    found = {name: from_entry(entry, name) for name in names}
+    found = {name: from_entry(entry, known_as(trained.model, name)) for name in names}
     return found[at] if isinstance(at, str) else found

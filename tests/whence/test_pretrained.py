@@ -185,7 +185,7 @@ def test_adapters_are_read_onto_their_base_and_are_what_is_attributed(folder: Pa
     with pytest.raises(ModelError, match="Or name its base with --base"):
         load_model(str(folder.parent / "adapters"), loading=Loading(base=str(folder / "nothing")))
     (folder.parent / "adapters" / "adapter_model.safetensors").unlink()
-    with pytest.raises(ModelError, match="no adapter_model.safetensors"):
+    with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
         load_model(str(folder.parent / "adapters"))
 
 
@@ -241,7 +241,8 @@ def as_gguf(gguf, path: Path, tensors: dict[str, torch.Tensor]) -> None:
     file.add_eos_token_id(0)
     names = {
         "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-        "model.layers.0.input_layernorm": "blk.0.attn_norm", "model.layers.0.post_attention_layernorm": "blk.0.ffn_norm",
+        "model.layers.0.input_layernorm": "blk.0.attn_norm",
+        "model.layers.0.post_attention_layernorm": "blk.0.ffn_norm",
         "model.layers.0.self_attn.q_proj": "blk.0.attn_q", "model.layers.0.self_attn.k_proj": "blk.0.attn_k",
         "model.layers.0.self_attn.v_proj": "blk.0.attn_v", "model.layers.0.self_attn.o_proj": "blk.0.attn_output",
         "model.layers.0.mlp.gate_proj": "blk.0.ffn_gate", "model.layers.0.mlp.up_proj": "blk.0.ffn_up",
