@@ -34,17 +34,11 @@ class Sites(ModelOptions, Printed):
                 "name": site.name, "own_name": own, "kind": site.kind, "out": site.shape[0], "in": site.shape[1],
                 "parameters": site.count, "share": site.count / max(found.total, 1),
             })  # fmt: skip
-        shown = [
-            (
-                r["name"],
-                r["own_name"],
-                r["kind"],
-                f"{r['out']} x {r['in']}",
-                f"{r['parameters']:,}",
-                f"{r['share']:.1%}",
-            )
-            for r in rows
-        ]
+        shown = []
+        for row in rows:
+            size = f"{row['out']} x {row['in']}"
+            numbers = f"{row['parameters']:,}", f"{row['share']:.1%}"
+            shown.append((row["name"], row["own_name"], row["kind"], size, *numbers))
         text = table(("site", "own name", "kind", "out x in", "parameters", "share"), shown).text
         self.show({"sites": rows, "coverage": found.coverage}, f"{text}\n{found.summary}")
 
