@@ -19,6 +19,8 @@ from ..display import table
 from ..errors import ModelError, near_names
 from ..jobs.progress import say
 from .layers import KINDS, Layer, Multiplied, layer_at, layers_in, packed, packed_layers
+from .names import clean_name as clean_name
+from .names import site_names
 from .stateless import call_with as call_with
 from .stateless import copied as copied
 from .stateless import distinct, memory_of, unwrapped
@@ -26,7 +28,6 @@ from .stateless import named_parameters as named_parameters
 
 Pattern = str | re.Pattern[str]
 EXPERT = re.compile(r"(^|\.)experts\.[^.]*\d")  # a member of a list or dictionary of experts
-WRAPPERS = ("_original_component", "base_model", "_orig_mod", "_fsdp_wrapped_module")
 
 
 @dataclass(frozen=True)
@@ -154,15 +155,6 @@ class Sites(Sequence[Site]):
         return table(("site", "kind", "out × in", "parameters"), rows, self.summary).html
 
 
-def clean_name(name: str) -> str:
-    """A module's name without the wrappers that libraries put around modules.
-
-    >>> clean_name("blocks.0._original_component.mlp")
-    'blocks.0.mlp'
-    """
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
-
-
 def find_sites(
     model: nn.Module,
     pattern: Pattern | Sequence[Pattern] = "*",
@@ -179,7 +171,8 @@ def find_sites(
 
     Args:
         model: the model; of a compiled or data-parallel one, the model inside.
-        pattern: over the clean names: a glob (`"*.mlp.*"`), a compiled regular expression, or several of them.
+        pattern: over the clean names: a glob (`"*.mlp.*"`), a compiled regular expression, or several of them; if no
+            clean name matches, over the model's other names (of its own library, of TransformerLens).
         exclude: the same, for sites to leave out.
         kinds: which layers: linear, conv, embedding, norm.
         frozen: cover frozen parameters too.
@@ -209,14 +202,12 @@ def find_sites(
     every = whole if frozen or not trained else [site for site in _all_sites(model, trained) if site.kind in kinds]
     patterns = [pattern] if isinstance(pattern, (str, re.Pattern)) else list(pattern)
     excluded = [exclude] if isinstance(exclude, (str, re.Pattern)) else list(exclude)
+    matching = {each: _matching(model, every, each) for each in (*patterns, *excluded)}
     for each in patterns:
-        if not any(_matches(site.name, each) for site in every):
+        if not matching[each]:
             raise _no_match(model, each, whole, kinds)
-    chosen = [
-        site
-        for site in every
-        if any(_matches(site.name, p) for p in patterns) and not any(_matches(site.name, p) for p in excluded)
-    ]
+    wanted, unwanted = ({name for p in part for name in matching[p]} for part in (patterns, excluded))
+    chosen = [site for site in every if site.name in wanted and site.name not in unwanted]
     if not chosen:
         raise ModelError("Every site that matches is also excluded.", "Exclude less.")
     sites = _with_coverage(model, chosen, trained, frozen)
@@ -249,6 +240,19 @@ def _with_coverage(model: nn.Module, chosen: Sequence[Site], trained: set[int], 
     if quantised:
         note += f"; {quantised} layers are quantised, their weights count as they are packed"
     return Sites(tuple(chosen), distinct(own.values()), rest, note)
+
+
+def _matching(model: nn.Module, sites: Sequence[Site], pattern: Pattern) -> set[str]:
+    """Names of the sites that a pattern matches: by their clean names, else by their other names."""
+    found = {site.name for site in sites if _matches(site.name, pattern)}
+    if found:
+        return found
+    others = site_names(model)
+    for site in sites:
+        name, bracket, group = site.name.partition("[")
+        if any(_matches(f"{other}{bracket}{group}", pattern) for other in others.get(name, ())):
+            found.add(site.name)
+    return found
 
 
 def _no_match(model: nn.Module, pattern: Pattern, whole: Sequence[Site], kinds: Sequence[str]) -> ModelError:

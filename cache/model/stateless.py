@@ -95,6 +95,13 @@ class _Bound(nn.Module):
         return self.function(self.model, *args)
 
 
+def _plain(value: Tensor) -> Tensor:
+    """The numbers of a tensor that a forward pass left behind, without its graph and its transformations."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        value = torch._C._functorch.get_unwrapped(value)
+    return value.detach().clone()
+
+
 class _Source:
     """The module that a copy was taken from: kept alive, and never copied itself."""
 
@@ -107,11 +114,13 @@ class _Source:
 
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, also of a model whose library stores things in its modules: tensors of the last forward, which torch
-    refuses to copy while they remember their graph, are copied without it; hooks are shared with the original, to
+    refuses to copy while they remember their graph or a transformation (`jvp`), are copied without it; hooks are shared with the original, to
     which they may point, so a model with hooks lives as long as its copy."""
     parts = list(model.modules())
-    kept = [v for part in parts for v in vars(part).values() if isinstance(v, Tensor) and not v.is_leaf]
-    out = copy.deepcopy(model, {id(value): value.detach().clone() for value in kept})
+    kept = [v for part in parts for v in vars(part).values() if isinstance(v, Tensor)]
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    plain = {id(value): _plain(value) for value in kept if wrapped(value) or not value.is_leaf}
+    out = copy.deepcopy(model, plain)
     if any(part._forward_pre_hooks or part._forward_hooks for part in parts):
         out.__dict__.setdefault("_copied_from", _Source(model))
     return out

@@ -64,7 +64,7 @@ class TrainedModel:
     Of these only model, train, task and sites change a result, and only they enter keys; what a method takes from
     `training` enters its own.
 
-    Raises ModelError for a dtype or device that the model cannot be moved to.
+    Raises ModelError for a dtype or device that the model cannot be moved to, and for a model on several devices.
 
     >>> trained = TrainedModel(model, train, task, quiet=True)
     >>> trained.find().names
@@ -93,6 +93,13 @@ class TrainedModel:
     def __post_init__(self, check: Any) -> None:
         object.__setattr__(self, "checks", check is not False)
         object.__setattr__(self, "model", unwrapped(self.model))
+        places = {str(p.device) for p in self.model.parameters()}
+        if len(places) > 1:
+            raise ModelError(
+                f"The model is on several devices: {', '.join(sorted(places))}. A trained model is on one, where the "
+                "gradients of all its sites meet.",
+                "Load it on one device (no device_map), in bfloat16 if it does not fit.",
+            )
         own_device, own_dtype = own_type(self.model)
         device = torch.device(own_device if self.device is None else self.device)
         if device.type == "cuda" and device.index is None:
