@@ -235,7 +235,7 @@ def layer_calls(
     if alone:
         raise ModelError(
             f"The rows of {len(alone)} sites are no positions of the text: {', '.join(alone[:3])}.",
-            "Fit without these sites (exclude=...) to score tokens.",
+            'Score by output token (by="output"), or fit without these sites.',
         )
     with borrowed(model):
         try:
