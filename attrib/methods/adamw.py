@@ -32,7 +32,8 @@ class Direct(Recorded):
         """As MAGIC's, the later gradients held as they were."""
         run, at = self.run, point.parameters
         ones = run.ones(run.steps[number])
-        gradient, to_gradient = vjp(lambda weights: run.gradient(at, weights, number), ones)
+        at_ones: Any = vjp(lambda weights: run.gradient(at, weights, number), ones)
+        gradient, to_gradient = at_ones
 
         def update(parameters: Any, averages: Any, gradient: Any) -> Any:
             return run.update(parameters, averages, gradient, number)

@@ -63,7 +63,7 @@ class Recorded(Fitted):
                 points = run.points_between(first, stop)
                 for number in range(stop - 1, first - 1, -1):
                     adjoint, to_weights = self.backward(number, points[number - first], adjoint)
-                    np.add.at(out, (slice(None), run.steps[number].rows), to_numpy(to_weights.double()))
+                    np.add.at(out.T, run.steps[number].rows, to_numpy(to_weights.double()).T)
         return out
 
     def backward(self, number: int, point: Any, adjoint: Any) -> tuple[Any, Tensor]:
@@ -149,19 +149,19 @@ class MAGIC(Method):
         return Sites((), 0, ())
 
     def fit_at(self, trained: TrainedModel, sites: Sites) -> Recorded:
-        if self.start is None and trained.training is None:
-            raise DataError(
-                f"{type(self).__name__} replays training and needs its start.",
-                f"Give {type(self).__name__}(start=untrained, recipe=...), or open a recorded run.",
-            )
         reason = why_not_stacked(trained.model)
         if reason:
             raise ModelError(f"This training cannot be replayed exactly: {reason}.", "Use a model without it.")
         told: dict[str, Any] = {}
-        if self.start is None and trained.training is not None:
+        if self.start is not None:
+            run = Trajectory.record(trained.at(self.start), self.recipe, self.seed)
+        elif trained.training is not None:
             run, told = Trajectory.again(trained, trained.training), {"run": trained.training.fingerprint}
         else:
-            run = Trajectory.record(trained.at(self.start), self.recipe, self.seed)
+            raise DataError(
+                f"{type(self).__name__} replays training and needs its start.",
+                f"Give {type(self).__name__}(start=untrained, recipe=...), or open a recorded run.",
+            )
         start = run.start
         end: Any = run.end().parameters
         own, first = named_parameters(trained.model), named_parameters(start.model)

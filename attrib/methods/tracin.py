@@ -61,16 +61,16 @@ class TracIn(CheckpointMethod):
     name = "tracin"
 
     def fit_at(self, trained: TrainedModel, sites: Sites) -> CheckpointProducts:
-        run = trained.training
+        run, told = trained.training, dict[str, Any]()
         if run is not None and not self.checkpoints and not self.rates:
             models = tuple(trained.at(saved.read()) for saved in run.checkpoints[:-1])
-            scales, told = run_scales(trained, sites, run), {"run": run.fingerprint}
+            scales, told = run_scales(trained, sites, run), told | {"run": run.fingerprint}
         else:
             models = self.models(trained)
             rates = tuple(map(float, self.rates or [1.0] * len(models)))
             if len(rates) != len(models):
                 raise UsageError(f"{len(rates)} rates for {len(models)} checkpoints.", "Give one rate per checkpoint.")
-            scales, told = tuple(constant(sites, rate) for rate in rates), {"rates": list(rates)}
+            scales, told = tuple(constant(sites, rate) for rate in rates), told | {"rates": list(rates)}
         inputs: dict[str, Any] = self.inputs(ModelPass(trained, trained.train, sites))
         inputs |= {**told, "checkpoints": [at.fingerprint() for at in models]}
         return CheckpointProducts(trained, self.name, inputs, models, sites, scales, len(trained.train))

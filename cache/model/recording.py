@@ -167,7 +167,7 @@ class Order:
 
 def _innermost(loader: Any) -> Any:
     """The batch sampler of a loader, inside what accelerate puts around it for the share of a process."""
-    batches = getattr(loader, "batch_sampler", None)
+    batches: Any = getattr(loader, "batch_sampler", None)
     while hasattr(batches, "batch_sampler"):
         batches = batches.batch_sampler
     return batches
@@ -207,7 +207,7 @@ def trainer_callback(folder: str | Path, *, every: int | None = None) -> Any:
             if getattr(batches, "sampler", None) is not None and getattr(batches, "batch_size", None):
                 self.order = batches.sampler = Order(batches.sampler)
                 self.size = int(batches.batch_size) * args.world_size
-            self.rows = []
+            self.rows: list[int] = []
 
         def on_epoch_begin(self, *args: Any, **more: Any) -> None:
             self.taken = 0

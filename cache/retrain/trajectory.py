@@ -184,7 +184,7 @@ class Trajectory:
         settings = {k: v for k, v in asdict(self.recipe.optimiser).items() if k != "lr"}
         kept = []
         for step, point in sorted({**self.points, len(self.steps): self.end()}.items()):
-            parts = {"model": {**own, **point.parameters}}
+            parts: dict[str, Any] = {"model": {**own, **point.parameters}}
             parts |= dict(zip(MOMENTS[name], point.moments.averages)) if step else {}
             kept.append(Kept(step, model_fingerprint(with_weights(self.start.model, point.parameters)).hex, parts))
         rates = np.array([[step.rate] for step in self.steps])
