@@ -68,7 +68,7 @@ class EKFAC(CurvatureMethod):
             return factors_of_entry(trained, self._entry(run, inputs), self.damping_for(run))
         groups = fit_groups(sites, factor_limit(run.trained))
         check_factors_fit(sites, run.trained.memory_limit())
-        per_site = {}
+        per_site: dict[str, SiteFactors] = {}
         for part in in_groups(run, groups):
             per_site |= self.curvature(part, {**inputs, "sites": part.sites.settings})[0]
         return Factors(trained, self.name, inputs, sites, per_site, len(run.examples), self.damping_for(run))

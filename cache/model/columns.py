@@ -52,13 +52,14 @@ def _columns_of_dataset(data: Any) -> dict[str, Column]:
     table, chosen = data.data.table, getattr(data, "_indices", None)
     large: dict[str, Any] = {}
     for name in data.column_names:
-        found = _large(table.column(name))
-        if found is not None:
-            large[name] = found if chosen is None else found.take(chosen.column(0).to_numpy())
+        column = _large(table.column(name))
+        if column is not None:
+            large[name] = column if chosen is None else column.take(chosen.column(0).to_numpy())
     others = [name for name in data.column_names if name not in large]
     items = data.select_columns(others) if others else []
     rest = _columns_of_rows([items[row] for row in range(len(items))], bool(large)) if len(items) else {}
-    return {name: large.get(name, rest.get(name)) for name in data.column_names if name in large or name in rest}
+    found = large | rest
+    return {name: found[name] for name in data.column_names if name in found}
 
 
 def _large(column: Any) -> Ragged | None:

@@ -155,7 +155,7 @@ def _check_range(examples: Examples, name: str, count: int) -> None:
         first = np.asarray(rows[int(np.flatnonzero(bad)[0])])
         value = first[(first < 0) & ((first != IGNORED) | (name == "y")) | (first >= count)][0]
         masked = "" if name == "y" else f", or {IGNORED} where nothing is to be predicted"
-        if name == "y" and count == 2 and set(np.unique(values).tolist()) <= {-1, 1}:
+        if name == "y" and count == 2 and set(np.unique(np.asarray(values)).tolist()) <= {-1, 1}:
             raise DataError(
                 f"The labels y are -1 and 1, ids {_ids(examples, bad)}; classes are numbered 0 and 1.",
                 "Give (y + 1) // 2: the model's one output is then the logit of class 1.",

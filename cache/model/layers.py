@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .stateless import has_inner_tensors
+from .stateless import has_inner_tensors, inner_tensors
 
 Rows = Float[Tensor, "b s _"]
 
@@ -308,7 +308,7 @@ def packed(weight: Tensor) -> bool:
     """Whether a weight is quantised: integers or 8-bit floats, or a tensor that keeps its numbers in such. It is no
     matrix to read, and nothing trains it."""
     if has_inner_tensors(weight):
-        return any(packed(getattr(weight, name)) for name in weight.__tensor_flatten__()[0])
+        return any(packed(getattr(weight, name)) for name in inner_tensors(weight))
     return not weight.is_floating_point() or weight.element_size() < 2
 
 

@@ -23,13 +23,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def own_type(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Device and type that a model computes in: of its first parameter that is no packed integers."""
-    own = list(nn.Module.parameters(model)) or [torch.zeros(0)]
+    own: list[Tensor] = list(nn.Module.parameters(model)) or [torch.zeros(0)]
     return own[0].device, next((p.dtype for p in own if p.is_floating_point() and p.element_size() > 1), own[0].dtype)
 
 
 def has_inner_tensors(tensor: Tensor) -> bool:
     """Whether a tensor keeps its numbers in other tensors (quantised or sharded ones do) and has no memory itself."""
     return hasattr(tensor, "__tensor_flatten__")
+
+
+def inner_tensors(tensor: Any) -> list[str]:
+    """The names of the attributes in which a tensor keeps its numbers."""
+    return list(tensor.__tensor_flatten__()[0])
 
 
 def memory_of(tensor: Tensor) -> int:
@@ -114,8 +119,8 @@ class _Source:
 
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, also of a model whose library stores things in its modules: tensors of the last forward, which torch
-    refuses to copy while they remember their graph or a transformation (`jvp`), are copied without it; hooks are shared with the original, to
-    which they may point, so a model with hooks lives as long as its copy."""
+    refuses to copy while they remember their graph or a transformation (`jvp`), are copied without it; hooks are
+    shared with the original, to which they may point, so a model with hooks lives as long as its copy."""
     parts = list(model.modules())
     kept = [v for part in parts for v in vars(part).values() if isinstance(v, Tensor)]
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor

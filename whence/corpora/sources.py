@@ -138,7 +138,7 @@ def _cut(texts: _Texts, column: str, words: Vocabulary, length: int) -> Corpus:
     known = {name: _looked(Field(rows, name), of, rows) for name in about.names()}
     title = _Title(words, pieces, Field(rows, "title"), of)
     known |= {"title": _looked(title, np.arange(len(of)), pieces), "text": shown}
-    ids, documents = _named(_own_ids(given, texts.place), of, shown)
+    ids, documents = _named(_own_ids(given, texts.place), of.tolist(), shown)
     known["id" if "document" in known else "document"] = documents
     columns = {"input_ids": pieces} | ({"labels": labels.rows()} if labelled else {})
     train = Examples(columns, ids, known)
