@@ -12,7 +12,7 @@ from .corpus import Corpus
 from .language_reference import language_reference
 
 REFERENCE_SHAPE = Shape(layers=4, width=128, heads=4, context=128, vocabulary=2048)
-REFERENCE_TRAINING = Training(epochs=7, batch=32, rate=1.6e-2, decay=0.1, seed=0, muon=3.75)
+REFERENCE_TRAINING = Training(epochs=6, batch=32, rate=1.6e-2, decay=0.1, seed=0, muon=3.75)
 BIOGRAPHIES_SHAPE = Shape(layers=2, width=96, heads=4, context=16, vocabulary=0)
 BIOGRAPHIES_TRAINING = Training(epochs=20, batch=64, rate=3e-3, decay=0.1, seed=0)
 
