@@ -31,6 +31,7 @@ from .fingerprint import model_fingerprint
 from .sites import Pattern, Sites, copied, find_sites
 from .stateless import unwrapped
 from .task import Task
+from .task_key import task_settings
 
 Objective = Literal["loss", "sampled", "measurement"]
 GRAPH = 4.0  # autograd keeps about this many times what the sites yield, the sites' own included
@@ -225,7 +226,7 @@ class ModelPass:
         return {
             "model": self.trained.fingerprint(),
             "data": self.examples.fingerprint,
-            "task": self.trained.task.settings,
+            "task": task_settings(self.trained.task),
             "sites": self.sites.settings,
             "objective": self.objective,
             "seed": self.seed,
