@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from whence.cache import Examples, ModelError, Task, TrainedModel, UsageError
+from whence.cache.model.task_key import task_settings
 
 from .annotations import annotated, impossible, impossible_text, logprobs, titled, warned
 from .chosen import chosen
@@ -110,7 +111,7 @@ class Fitted(ABC):
 
     def score_inputs(self, queries: Examples, train: Examples) -> dict[str, Any]:
         """What the scores are computed from, as in their key."""
-        task, fitted = self.trained.task.settings, self.inputs.get("task", {})
+        task, fitted = task_settings(self.trained.task), self.inputs.get("task", {})
         inputs = {**self.inputs, "task": task}
         if fitted and {**fitted, "measure": ""} != {**task, "measure": ""}:
             inputs["fitted_task"] = fitted  # fitted with another loss than the scores are of

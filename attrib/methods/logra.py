@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from whence.cache import ArraySpec, Examples, Sites, TrainedModel, UsageError
 from whence.cache.jobs.partitions import run_job
+from whence.cache.model.task_key import task_settings
 from whence.cache.model.trained import ModelPass
 from whence.cache.store.layout import Shard
 
@@ -57,7 +58,12 @@ class ProjectedFactors(Fitted):
         trained, train = self.trained, work.run.examples
         if trained.store is None:
             return work.rows()
-        inputs = {**self.inputs, "task": trained.task.settings, "examples": train.fingerprint, "what": "projected"}
+        inputs = {
+            **self.inputs,
+            "task": task_settings(trained.task),
+            "examples": train.fingerprint,
+            "what": "projected",
+        }
         width = sum(len(two.inverse) for two in self.per_site.values())
         return run_job(
             trained.store, "gradients", inputs, {"g": ArraySpec((len(train), width), "float32")}, work,

@@ -18,6 +18,7 @@ from whence.cache.jobs.progress import progress
 from whence.cache.model.bridge import to_numpy
 from whence.cache.model.checkpoints import Checkpoint
 from whence.cache.model.stateless import named_parameters, stateless
+from whence.cache.model.task_key import task_settings
 from whence.cache.retrain.recipe import Recipe
 from whence.cache.retrain.replicas import why_not_stacked
 from whence.cache.retrain.trajectory import Trajectory
@@ -175,7 +176,7 @@ class MAGIC(Method):
             "model": trained.fingerprint(),
             "start": start.fingerprint(),
             "data": trained.train.fingerprint,
-            "task": trained.task.settings,
+            "task": task_settings(trained.task),
             "method": self.name,
             **self.settings(),
             **told,

@@ -14,6 +14,7 @@ from whence.cache.errors import NotCached
 from whence.cache.jobs.partitions import run_job
 from whence.cache.model.batches import BatchSource, CapturedBatch
 from whence.cache.model.gradients import open_gradients, stored_dtype
+from whence.cache.model.task_key import task_settings
 from whence.cache.model.trained import ModelPass
 from whence.cache.store.layout import Shard
 
@@ -152,7 +153,7 @@ def row_inputs(factors: Curvature, train: Examples, **more: Any) -> dict[str, An
         "factors": dict(factors.inputs),
         "method": factors.method,
         "damping": asdict(factors.damping),
-        "task": factors.trained.task.settings,
+        "task": task_settings(factors.trained.task),
         "train": train.fingerprint,
         "sites": list(factors.sites.names),
         **({} if dtype == "float32" else {"gradients": dtype}),

@@ -23,6 +23,7 @@ from .examples import Examples
 from .names import known_as
 from .row_layout import Layout, layouts, outputs, real_positions
 from .task import Classification, LanguageModelling, Regression
+from .task_key import task_settings
 from .trained import TrainedModel
 
 SHARD_BYTES = 64 << 20
@@ -64,7 +65,7 @@ def activations(
     names = [known_as(trained.model, name) for name in ([at] if isinstance(at, str) else at)]
     inputs: dict[str, Any] = {"model": trained.fingerprint(), "data": examples.fingerprint, "at": names, "dtype": dtype}
     if type(trained.task) not in STANDARD:  # a task of one's own may run the model in its own way
-        inputs["task"] = trained.task.settings
+        inputs["task"] = task_settings(trained.task)
     if store.has("activations", inputs):
         return store.open("activations", inputs)
     found = layouts(trained, examples, names)

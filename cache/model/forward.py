@@ -321,3 +321,24 @@ def _functions(member: Any) -> Iterator[types.FunctionType]:
         yield member
         if hasattr(member, "__wrapped__"):
             yield from _functions(member.__wrapped__)
+
+
+class _OwnCode(_Description):
+    """Descriptions of a user's own code; this package's counts as a library's."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Module())
+
+    def library(self, module: str | None) -> str | None:
+        top = __name__.partition(".")[0]
+        return top if (module or "").partition(".")[0] == top else super().library(module)
+
+
+def is_own(kind: Any) -> bool:
+    """Whether a class or function is the user's own: neither a library's nor this package's."""
+    return _OwnCode().library(getattr(kind, "__module__", None)) is None
+
+
+def code_of(value: Any) -> str:
+    """sha256 over what a user's own class, function or object does: its code, and the globals and closures it reads."""
+    return hashlib.sha256(_OwnCode().value(value).encode()).hexdigest()

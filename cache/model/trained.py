@@ -34,6 +34,7 @@ from .runs import TrainingRun, open_run
 from .sites import Pattern, Sites, copied, find_sites
 from .stateless import own_type, unwrapped
 from .task import Task
+from .task_key import task_settings
 
 Objective = Literal["loss", "sampled", "measurement"]
 GRAPH = 4.0  # autograd keeps about this many times what the sites yield, the sites' own included
@@ -262,7 +263,7 @@ class ModelPass:
         return {
             "model": self.trained.fingerprint(),
             "data": self.examples.fingerprint,
-            "task": self.trained.task.settings,
+            "task": task_settings(self.trained.task),
             "sites": self.sites.settings,
             "objective": self.objective,
             "seed": self.seed,

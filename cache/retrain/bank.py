@@ -28,6 +28,7 @@ from ..model.data_checks import check_data
 from ..model.examples import Examples
 from ..model.fingerprint import model_fingerprint
 from ..model.task import Task
+from ..model.task_key import task_settings
 from ..store.keys import key_of
 from ..store.layout import ArraySpec, Shard
 from ..store.store import Store
@@ -158,7 +159,7 @@ class Bank:
         return {
             "model": model_fingerprint(self.build(int(seeds[0]))).hex,
             "built_by_seed": not isinstance(self.model, nn.Module),
-            "task": self.task.settings,
+            "task": task_settings(self.task),
             "train": self.train.fingerprint,
             "points": self.points.fingerprint,
             "recipe": self.recipe if isinstance(self.recipe, Recipe) else function_key(self.recipe, self.version),

@@ -1,4 +1,4 @@
-"""What stands for a caller's own function in a key: its source and the values that it carries."""
+"""What stands for a caller's own function in a key: its source, and the values that it carries and reads."""
 
 import dataclasses
 import functools
@@ -13,15 +13,18 @@ import torch
 from torch import nn
 
 from ..errors import UsageError
+from ..model.code import references
 from ..model.examples import Examples
 from ..model.fingerprint import model_fingerprint, tensor_digest
+from ..model.forward import code_of, is_own
 from ..store.keys import canonical, plain
 
 CODE = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)  # have their own source
 
 
 def function_key(function: Callable[..., Any], version: str | None = None) -> Any:
-    """The source of a function, and a hash of its defaults, closure, partial arguments and attributes if it has any.
+    """The source of a function, and a hash of its defaults, closure, partial arguments, attributes and own globals if
+    it has any. Globals are those that it and the functions it calls read, without modules and libraries.
 
     version: the caller's own name for what the function carries, in place of that hash.
 
@@ -84,6 +87,29 @@ def _parts(function: Any) -> dict[str, Any]:
     return found | getattr(function, "__dict__", {})
 
 
+def _globals(function: Any) -> dict[str, Any]:
+    """The globals that a function reads: constants, and the code of own functions and classes."""
+    while isinstance(function, (functools.partial, types.MethodType)):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    if not isinstance(function, types.FunctionType):
+        return {}
+    seen, found = references(function.__code__), dict[str, Any]()
+    for name in sorted(seen.names - seen.changed):
+        value = function.__globals__.get(name, function)
+        if value is function or isinstance(value, types.ModuleType):
+            continue
+        if isinstance(value, (type, types.FunctionType)):
+            if is_own(value):
+                found[name] = {"code": code_of(value)}
+        elif dataclasses.is_dataclass(value) or is_own(type(value)) or not type(value).__module__.startswith("whence."):
+            found[name] = value
+    for name, member in sorted(seen.members):
+        module = function.__globals__.get(name)
+        if isinstance(module, types.ModuleType) and is_own(types.SimpleNamespace(__module__=module.__name__)):
+            found[f"{name}.{member}"] = {"code": code_of(getattr(module, member, None))}
+    return found
+
+
 def _content(cell: Any) -> Any:
     try:
         return cell.cell_contents
@@ -93,7 +119,17 @@ def _content(cell: Any) -> Any:
 
 def _carried(function: Any, where: str, seen: tuple[int, ...]) -> dict[str, Any]:
     seen = (*seen, id(function))
-    return {name: _named(value, f"{name} of {where}", seen) for name, value in _parts(function).items()}
+    carried = {name: _named(value, f"{name} of {where}", seen) for name, value in _parts(function).items()}
+    read = {name: _read(value, f"{name}, read by {where}", seen) for name, value in _globals(function).items()}
+    return carried | ({"globals": read} if read else {})
+
+
+def _read(value: Any, where: str, seen: tuple[int, ...]) -> Any:
+    """A global in a key: by content, or by its class's code where it has no content that can be hashed (a logger)."""
+    try:
+        return _named(value, where, seen)
+    except UsageError:
+        return {"code": code_of(type(value))}
 
 
 def _named(value: Any, where: str, seen: tuple[int, ...]) -> Any:

@@ -128,3 +128,8 @@ def test_every_public_name_is_documented(package: str) -> None:
 def has_docstring(name: str, value: object) -> bool:
     text = (getattr(value, "__doc__", None) or "").strip()
     return bool(text) and not text.startswith(f"{name}(")  # that is what dataclasses and tuples write by themselves
+
+
+@pytest.mark.parametrize("block", blocks((DOCS / "tasks.md").read_text("utf-8")))
+def test_the_page_of_tasks_runs(block: str) -> None:
+    exec(compile(block, "tasks.md", "exec"), {"__name__": "tasks_page"})
