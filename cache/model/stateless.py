@@ -98,8 +98,8 @@ class _Source:
 
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, also of a model whose library stores things in its modules: tensors of the last forward, which torch
-    refuses to copy while they remember their graph or a transformation (`jvp`), are copied without it; hooks are shared with the original, to
-    which they may point, so a model with hooks lives as long as its copy."""
+    refuses to copy while they remember their graph or a transformation (`jvp`), are copied without it; hooks are shared
+    with the original, to which they may point, so a model with hooks lives as long as its copy."""
     parts = list(model.modules())
     kept = [v for part in parts for v in vars(part).values() if isinstance(v, Tensor)]
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
