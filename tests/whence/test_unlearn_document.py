@@ -100,7 +100,25 @@ def test_the_saved_folder_is_the_unlearned_model_in_transformers(kind, tmp_path,
     folder, out = saved(tmp_path / "model", kind), tmp_path / "forgot"
     data = texts_file(tmp_path / "texts.jsonl", 12)
     words = ("--model", str(folder), "--data", str(data), "--document", "3", "--scale", "0.1", "--steps", "2")
-    assert main(["unlearn", "document", *words, "--sites", "*", "--damping", "10", "--rate", "0.01", "--quiet", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "unlearn",
+                "document",
+                *words,
+                "--sites",
+                "*",
+                "--damping",
+                "10",
+                "--rate",
+                "0.01",
+                "--quiet",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     assert json.loads((out / "deletion_log.json").read_text())
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():

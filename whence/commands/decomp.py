@@ -49,10 +49,12 @@ class Build(Source, Printed):
     """itda, partition: activations compared at once; sae: activations per step. By default the builder's own."""
 
     def run(self) -> None:
+        from whence.cache.model.names import known_as
         from whence.decomp import Dictionary, save
 
         loaded = self.load()
-        stream, _ = loaded.split(self.at)
+        at = known_as(loaded.trained.model, self.at)
+        stream, _ = loaded.split(at)
         skipped = {
             "skip": [list(self.skip_positions), list(self.skip_tokens)],
             "held_out": self.held_out,
@@ -63,6 +65,7 @@ class Build(Source, Printed):
         if isinstance(built, Dictionary) and loaded.corpus.vocabulary is not None:
             built = built.with_text(loaded.corpus.train, loaded.decode)
         folder = save(built, self.out)
+        self.write_source(folder, loaded, at)
         facts: dict[str, Any] = {"atoms": len(built), "folder": str(folder), "fingerprint": built.fingerprint}
         if not isinstance(built, Dictionary):
             self.show(facts, f"{built!r}: {folder}")
@@ -128,7 +131,7 @@ class Encode(Source, Printed):
         from safetensors.numpy import save_file
 
         dictionary = at_site(open_dictionary(self.dictionary), self.dictionary, self.at)
-        acts = self.load().activations([dictionary.origin.site])[dictionary.origin.site]
+        acts = self.load_for(self.dictionary).activations([dictionary.origin.site])[dictionary.origin.site]
         dictionary.origin.check_same(acts.origin)
         batch = acts.whole()
         code = dictionary.encode(batch.x, self.k, self.target, self.pursuit)
@@ -176,7 +179,7 @@ class Evaluate(Source, Printed):
         from whence.decomp import Dictionary, evaluate, loss_recovered
 
         dictionary = at_site(open_codec(self.dictionary), self.dictionary, self.at)
-        loaded = self.load()
+        loaded = self.load_for(self.dictionary)
         site = dictionary.origin.site
         stream, held = loaded.split(site)
         if self.ks:
