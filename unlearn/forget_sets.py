@@ -67,7 +67,7 @@ def class_slice(train: Examples, label: int, size: int, *, column: str = "y", se
     return np.sort(np.random.default_rng(seed).permutation(members)[:size])
 
 
-def document(train: Examples, title: str | Sequence[str], column: str = "title") -> Int64[np.ndarray, " f"]:
+def document(train: Examples, title: str | int | Sequence[str | int], column: str = "title") -> Int64[np.ndarray, " f"]:
     """Ids of every piece of one document (or several), by what is known about the examples."""
     titles = {title} if isinstance(title, str) else set(title)
     if column not in train.about:

@@ -24,7 +24,7 @@ from .corpora import (
     load,
     reference_model,
 )
-from .options import Loading
+from .options import Loading as Loading
 
 LENGTH = 128  # tokens at which texts are cut by default
 CORPORA: dict[str, Callable[[], Corpus]] = {

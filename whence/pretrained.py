@@ -20,6 +20,8 @@ from torch import nn
 
 from whence.cache import ModelError, UsageError
 from whence.cache.jobs.progress import say
+from whence.cache.model.names import own_parameters
+from whence.cache.model.stateless import named_parameters
 
 from .corpora import Vocabulary
 from .options import Loading
@@ -28,6 +30,7 @@ CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_le
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
 ADAPTER = "adapter_config.json"
 WRITE = "Give a folder written by save_pretrained of the model and of its tokenizer."
+NAMES = "Give --out FILE.safetensors: it has the weights by the names that they have here."
 PICKLE = "Save it as safetensors, or allow the pickle by name (--allow-pickle, Loading(allow_pickle=True))."
 
 
@@ -78,6 +81,54 @@ def _loaded(name: str, loading: Loading) -> tuple[Any, Vocabulary, torch.dtype]:
         model.is_quantized, model.hf_quantizer = False, None
         del model.config.quantization_config
     return model, vocabulary, getattr(config, "dtype", None) or torch.float32
+
+
+def save_pretrained(folder: Path, name: str, loading: Loading, original: nn.Module, changed: nn.Module) -> None:
+    """Write a changed copy of a loaded model, with its tokenizer, as transformers opens it.
+
+    Args:
+        folder: where.
+        name, loading: what `original` was loaded from, and how.
+        original: the model as it was loaded: a bridge may show one matrix of the library as several.
+        changed: a copy of it with other weights.
+
+    Raises ModelError if the library's model cannot be made equal to the changed one.
+    """
+    changed.eval()  # not as for a borrowed model: a bridge has modules, of dropout, that are not in its tree
+    with torch.no_grad():
+        plain, vocabulary, _ = _loaded(name, replace(loading, device=None))
+        plain.to(next(changed.parameters()).dtype).eval()
+        found, ids = _own_tensors(original, changed), torch.arange(1, 9)[None] % len(vocabulary)
+        for own, parameter in plain.named_parameters():
+            value = found.get(own)
+            if value is None or value.shape != parameter.shape:
+                raise ModelError(f"No weights of the changed model stand for {own}.", NAMES)
+            parameter.copy_(value)
+        want = changed(ids.to(next(changed.parameters()).device))
+        want, got = (getattr(out, "logits", out).float().cpu() for out in (want, plain(ids)))
+    if not torch.allclose(want, got, rtol=1e-2, atol=1e-2 * float(want.abs().max())):
+        raise ModelError(f"{name} with the changed weights gives other outputs in transformers than here.", NAMES)
+    plain.save_pretrained(folder)
+    vocabulary.tokenizer.save_pretrained(folder)
+
+
+def _own_tensors(original: nn.Module, changed: nn.Module) -> dict[str, torch.Tensor]:
+    """The changed weights by the names of the model's own library. Where the original shows a part of a matrix as a
+    parameter of its own (queries, keys and values of a joint map), the changed part is written into the matrix."""
+    before, after, names = named_parameters(original), named_parameters(changed), own_parameters(original)
+    after = {name: p.detach().cpu().clone() for name, p in after.items()}
+    for whole, matrix in before.items():
+        parts = [n for n, p in before.items() if p.numel() < matrix.numel() and _inside(p, matrix)]
+        after[whole] = after[whole].contiguous()
+        for part in parts:
+            own = before[part]
+            place = own.storage_offset() - matrix.storage_offset()
+            after[whole].as_strided(own.shape, own.stride(), place).copy_(after[part])
+    return {names.get(name, name): value for name, value in after.items()}
+
+
+def _inside(part: torch.Tensor, whole: torch.Tensor) -> bool:
+    return whole.is_contiguous() and part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
 
 
 def _files(name: str, allow_pickle: bool) -> tuple[str, str | None]:

@@ -79,20 +79,44 @@ def site_names(model: nn.Module) -> dict[str, list[str]]:
     return names
 
 
-def _of_bridge(model: Any, inner: nn.Module) -> Iterator[tuple[str, str]]:
-    full = {id(module): name for name, module in reversed(list(model.named_modules()))}
-    own: dict[str, str] = {}  # the inner tree's paths, in the words of the inner library
+def own_parameters(model: nn.Module) -> dict[str, str]:
+    """Full name of each parameter -> its name in the model's own library: another one in a bridge only."""
+    inner = getattr(model, "original_model", None)
+    own = _own_paths(inner) if isinstance(inner, nn.Module) else {}
+    found = {}
+    for name, _ in nn.Module.named_parameters(model, remove_duplicate=False):
+        module, _, attribute = name.rpartition(".")
+        path = own.get(id(model.get_submodule(module)), clean_name(module))
+        found[name] = f"{path}.{attribute}".lstrip(".")
+    return found
+
+
+def _own_paths(inner: nn.Module) -> dict[int, str]:
+    """id of each module in a bridge's inner tree -> its path in the words of the inner library."""
+    own: dict[str, str] = {}
+    found: dict[int, str] = {}
     for path, module in inner.named_modules():
         parent, _, last = path.rpartition(".")
-        remote = getattr(module, "name", None) if isinstance(getattr(module, "hook_out", None), nn.Module) else None
+        remote = getattr(module, "name", None) if _is_component(module) else None
         last = remote.rpartition(".")[2] if isinstance(remote, str) and remote else last
         own[path] = clean_name(f"{own.get(parent, '')}.{last}").lstrip(".")
-        if id(module) in full and own[path]:
-            name = full[id(module)]
-            yield own[path], f"{name}{OUT}" if remote is not None else name
+        found[id(module)] = own[path]
+    return found
+
+
+def _is_component(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "hook_out", None), nn.Module)
+
+
+def _of_bridge(model: Any, inner: nn.Module) -> Iterator[tuple[str, str]]:
+    full = {id(module): (name, module) for name, module in reversed(list(model.named_modules()))}
+    for number, own in _own_paths(inner).items():
+        if number in full and own:
+            name, module = full[number]
+            yield own, f"{name}{OUT}" if _is_component(module) else name
     for alias, module in getattr(model, "hook_dict", {}).items():
         if id(module) in full:
-            yield alias, full[id(module)]
+            yield alias, full[id(module)][0]
 
 
 def _of_stack(model: nn.Module) -> Iterator[tuple[str, str]]:

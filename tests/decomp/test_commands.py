@@ -197,3 +197,31 @@ def test_a_dictionary_of_another_model_is_refused(capsys, monkeypatch):
     monkeypatch.setattr("whence.inputs.load_model", lambda name, store=None, **_: (other, words))
     assert main(["decomp", "evaluate", "d", "--quiet"]) == 1
     assert "was built from model" in capsys.readouterr().err
+
+
+def test_a_dictionary_remembers_where_its_model_is(tmp_path, monkeypatch, capsys):
+    import shutil
+
+    from tests.whence.tiny import saved, texts_file
+
+    monkeypatch.undo()
+    monkeypatch.setenv("WHENCE_CACHE", str(tmp_path / "store"))
+    model, data = saved(tmp_path / "model"), texts_file(tmp_path / "texts.jsonl", 20)
+    folder = str(tmp_path / "atoms")
+    words = ("--model", str(model), "--data", str(data), "--at", "model.layers.1", "--size", "16", "--k", "2")
+    assert main(["decomp", "build", *words, "--unexplained", "0.3", "--quiet", "--out", folder]) == 0
+    assert main(["decomp", "evaluate", folder, "--no-loss", "--quiet"]) == 0  # without --model
+    assert "16 atoms" in capsys.readouterr().out
+    assert main(["decomp", "export", folder, "--out", str(tmp_path / "other")]) == 0
+    known = json.loads((tmp_path / "other" / "cfg.json").read_text())["metadata"]
+    assert (known["hook_name"], known["hf_hook_name"]) == ("blocks.1.hook_out", "model.layers.1")
+    assert known["context_size"] > 2
+    assert known["model_name"] == str(model)
+    (tmp_path / "atoms" / "manifest.json").rename(tmp_path / "kept")
+    exported = ("decomp", "evaluate", str(tmp_path / "other"), "--no-loss", "--quiet", "--json")
+    assert main([*exported, "--model", str(model), "--data", str(data)]) == 0
+    (tmp_path / "kept").rename(tmp_path / "atoms" / "manifest.json")
+    shutil.rmtree(model)
+    capsys.readouterr()
+    assert main(["decomp", "evaluate", folder, "--quiet"]) == 2
+    assert "which is not there" in capsys.readouterr().err

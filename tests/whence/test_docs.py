@@ -19,7 +19,7 @@ FACADES = {
     "unlearn": "whence.unlearn",
     "corpora": "whence.corpora",
 }
-IMPORTED = {*FACADES.values(), "whence", "whence.unlearn.condense"}  # what documents may import from
+IMPORTED = {*FACADES.values(), "whence", "whence.inputs", "whence.unlearn.condense"}  # what documents may import from
 PAGES = sorted(DOCS.glob("*.md"))
 # section with the table, registry, and where the classes are
 REGISTRIES = {

@@ -9,6 +9,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytest
 
+from .tiny import saved
+
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 # what replaces the values of the cell that is tagged "parameters"
 SMALL: dict[str, dict[str, Any]] = {
@@ -28,6 +30,13 @@ SMALL: dict[str, dict[str, Any]] = {
         "outer": 2,
         "hidden": 8,
     },
+    "07_your_model": {
+        "where": "model",
+        "passages": 6,
+        "chosen": "*.layers.1.mlp.*",
+        "layer": "model.layers.1",
+        "size": 16,
+    },
 }
 
 
@@ -41,6 +50,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path: Path, quick: Path, shared: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHENCE_CACHE", shared)
+    saved(quick / "model")  # in the place of a real model
     scope: dict[str, Any] = {}
     try:
         for number, cell in enumerate(cells_of(path)):
@@ -56,8 +66,8 @@ def test_runs(path: Path, quick: Path, shared: str, monkeypatch: pytest.MonkeyPa
         plt.close("all")
 
 
-def test_there_are_six() -> None:
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
+def test_there_are_seven() -> None:
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06", "07"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

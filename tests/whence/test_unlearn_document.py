@@ -85,3 +85,49 @@ def test_only_a_known_training_is_repeated(loaded):
     job = command._Forgetting(command.Document(document="Ada", model="elsewhere"), trained)
     with pytest.raises(UsageError, match="Only the demo's model"):
         command.retrained(job, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_saved_folder_is_the_unlearned_model_in_transformers(kind, tmp_path, monkeypatch, capsys):
+    import torch
+    import transformers
+
+    from tests.whence.tiny import saved, texts_file
+    from whence.pretrained import pretrained
+
+    monkeypatch.undo()
+    monkeypatch.setenv("WHENCE_CACHE", str(tmp_path / "store"))
+    folder, out = saved(tmp_path / "model", kind), tmp_path / "forgot"
+    data = texts_file(tmp_path / "texts.jsonl", 12)
+    words = ("--model", str(folder), "--data", str(data), "--document", "3", "--scale", "0.1", "--steps", "2")
+    assert (
+        main(
+            [
+                "unlearn",
+                "document",
+                *words,
+                "--sites",
+                "*",
+                "--damping",
+                "10",
+                "--rate",
+                "0.01",
+                "--quiet",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
+    assert json.loads((out / "deletion_log.json").read_text())
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        plain = transformers.AutoModelForCausalLM.from_pretrained(out)(ids).logits
+        before, again = (pretrained(str(place))[0](ids) for place in (folder, out))
+    assert torch.allclose(plain, again, atol=1e-4)
+    assert not torch.allclose(plain, before, atol=1e-2)
+    moved = dict(transformers.AutoModelForCausalLM.from_pretrained(out).named_parameters())
+    was = dict(transformers.AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+    attention = [name for name in was if "attn" in name and name.endswith("weight")]
+    assert attention
+    assert not [name for name in attention if torch.equal(was[name], moved[name])]

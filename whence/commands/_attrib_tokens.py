@@ -45,17 +45,18 @@ class Tokens(QueryOptions, Job, Printed):
 
         loaded = self.load()
         queries = self.read_queries(loaded.corpus)
-        best = loaded.factors.top(queries, self.top)
+        scores = loaded.factors.score(queries)  # read from the store if `attrib score` has computed them
+        best = scores["train"].values[np.argsort(-scores.values, axis=1, kind="stable")[:, : self.top]]
         entries: list[dict[str, Any]] = []
         pages: list[Any] = []
         for place in range(len(queries)):
             query = queries.select([place])
-            train = loaded.train.select(loaded.train.rows_of(best["helpful_id"].values[place]))
+            train = loaded.train.select(loaded.train.rows_of(best[place]))
             tokens = loaded.factors.token_scores(query, train, by="layer" if self.view == "position" else self.view)
             docs: Any = replace(loaded.corpus, train=train, queries=query)
             shown = [attrib.show.token_map(tokens, docs, 0, n) for n in range(len(train))] if self.out else []
             passages = [self._passage(loaded, train, tokens.values[0], n) for n in range(len(train))]
-            entries.append(entry_of(query, 0, best.isel(query=[place]), passages=passages))
+            entries.append(entry_of(query, 0, scores.isel(query=[place]), passages=passages))
             pages += shown
         if self.out is not None:
             whole = pages[0]

@@ -36,7 +36,7 @@ class Report(Source, Printed):
         from whence.decomp import features, page
 
         dictionary = at_site(open_dictionary(self.dictionary), self.dictionary, self.at)
-        loaded = self.load()
+        loaded = self.load_for(self.dictionary)
         site = dictionary.origin.site
         found = features(dictionary, loaded.activations([site])[site], self.top, quiet=self.quiet)
         contexts = found.contexts(loaded.corpus.train, loaded.decode)
@@ -73,7 +73,7 @@ class Steer(Source, Printed):
         from whence.language_model import continuation
 
         dictionary = at_site(open_dictionary(self.dictionary), self.dictionary, self.at)
-        loaded = self.load()
+        loaded = self.load_for(self.dictionary)
         if not 0 <= self.atom < len(dictionary):
             raise UsageError(f"There is no atom {self.atom}.", f"Choose one from 0 to {len(dictionary) - 1}.")
         change = (
@@ -103,7 +103,7 @@ class Edit(Printed):
     dictionary: Folder
     """A dictionary's folder."""
     delete_documents: tuple[str, ...] = ()
-    """Documents whose atoms are removed: their numbers, or the texts that are their ids in the data."""
+    """Documents whose atoms are removed: ids, numbers or texts as in the data."""
     merge: tuple[Path, ...] = ()
     """Folders of dictionaries whose atoms are added, unless they are there already."""
     out: Path = Path("out/edited")
@@ -114,6 +114,7 @@ class Edit(Printed):
         from whence.decomp import save
 
         twice = [n for n in self.delete_documents if self.delete_documents.count(n) > 1]
+        ids = as_ids(list(self.delete_documents)).tolist() if self.delete_documents else []
         if twice:
             raise UsageError(f"The document {twice[0]} is named twice.", "Name every document once.")
         if not self.delete_documents and not self.merge:
@@ -123,13 +124,13 @@ class Edit(Printed):
         for folder in self.merge:
             edited = edited.merge(open_dictionary(folder))
         if self.delete_documents:
-            if not set(as_ids(self.delete_documents).tolist()) & set(edited.provenance.document.tolist()):
-                listed = ", ".join(map(str, self.delete_documents))
+            if not set(ids) & set(edited.provenance.document.tolist()):
+                listed = ", ".join(self.delete_documents)
                 raise UsageError(
                     f"No atom comes from document {listed}.",
                     "The feature page and `whence decomp compare --diff` show the documents of atoms.",
                 )
-            edited = edited.delete_documents(self.delete_documents)
+            edited = edited.delete_documents(ids)
         path, done = save(edited, self.out), [dict(note) for note in edited.log[known:]]
         notes = [", ".join(f"{name} {value}" for name, value in note.items()) for note in done]
         facts = {"folder": str(path), "atoms": len(edited), "log": done}

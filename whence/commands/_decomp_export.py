@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ._decomp_source import Folder, open_dictionary
+from ._decomp_source import Folder, open_dictionary, read_source
 from ._shared import Printed
 
 
@@ -27,7 +27,7 @@ class Export(Printed):
     to: Literal["saelens", "sparsify"] = "saelens"
     """Which layout."""
     model_name: str = ""
-    """The model's name as the other tool knows it."""
+    """The model's name as the other tool knows it; by default what `decomp build` was given."""
     one_shot: bool = False
     """sparsify: write it although codes differ."""
 
@@ -36,7 +36,11 @@ class Export(Printed):
 
         dictionary = open_dictionary(self.dictionary)
         if self.to == "saelens":
-            path = saelens.save(dictionary, self.out, model_name=self.model_name)
+            source = read_source(self.dictionary)
+            about = {"context_size": "context_size", "dataset_path": "data", "hf_hook_name": "own_hook_name"}
+            known = {name: source.get(field) for name, field in about.items()}
+            name = self.model_name or source.get("model", "")
+            path = saelens.save(dictionary, self.out, model_name=name, metadata=known)
         else:
             path = sparsify.save(dictionary, self.out, one_shot=self.one_shot)
         facts = {"folder": str(path), "files": sorted(p.name for p in path.iterdir())}

@@ -54,7 +54,7 @@ class Probe(Source, Printed):
             raise UsageError("A probe needs the classes of documents.", "Give either --labels FILE or --classes A B.")
         codec = at_site(open_codec(self.dictionary), self.dictionary, self.at)
         site = codec.origin.site
-        loaded = self.load()
+        loaded = self.load_for(self.dictionary)
         labels = labels_of(loaded.train, self.column, self.classes) if self.labels is None else read_labels(self.labels)
         activations = loaded.activations([site])[site]
         codec.origin.check_same(activations.origin)

@@ -1,7 +1,8 @@
 """What the commands of `decomp` share: activations of a model, dictionaries in folders, and tables of estimates."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import tyro
 
 from whence.cache.errors import UsageError
+from whence.cache.jobs.progress import say
 from whence.options import Share
 
 from ._shared import DataOptions, Loaded, ModelOptions
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from whence.decomp import Activations, Dictionary, SparseAutoencoder
 
 Folder = tyro.conf.Positional[Path]
+SOURCE = "source.json"  # in a dictionary's folder: where its model and data are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,39 @@ class Source(ActivationOptions, ModelOptions):
     def load(self) -> "Observed":
         return self.observed(self.model)
 
+    def load_for(self, folder: Path) -> "Observed":
+        """The model and data that the dictionary of a folder was built from, unless others are given.
+
+        Raises UsageError if the model was in a folder that is no more there.
+        """
+        source = read_source(folder)
+        default = {field.name: field.default for field in fields(self)}
+        left = ("model", "data", "length", "base", "revision", "dtype")
+        found = {
+            n: source[n] for n in left if source.get(n) is not None and getattr(self, n) == default[n] != source[n]
+        }
+        if not found:
+            return self.load()
+        say(
+            f"{folder} was built with {', '.join(f'--{name} {value}' for name, value in found.items())}: used here too."
+        )
+        path = Path(found.get("model", ""))
+        if path.is_absolute() and not path.exists():
+            raise UsageError(f"{folder} was built from the model {path}, which is not there.", "Give --model.")
+        return replace(self, **found).load()
+
+    def write_source(self, folder: Path, loaded: "Observed", at: str) -> None:
+        """Record in the folder of a dictionary where its model and data are. It is no part of the dictionary."""
+        from whence.cache.model.names import full_name, other_names
+
+        full, others = full_name(loaded.trained.model, at), other_names(loaded.trained.model)
+        own = next((name for name, known in others.items() if known == full and "hook_" not in name), at)
+        places = {name: _absolute(getattr(self, name)) for name in ("model", "data", "base")}
+        rest = {"length": self.length, "revision": self.revision, "dtype": self.dtype}
+        context = int(loaded.train.lengths.max())
+        facts = {**places, **rest, "hook_name": at, "own_hook_name": own, "context_size": context}
+        (folder / SOURCE).write_text(json.dumps(facts, indent=1), "utf-8")
+
 
 @dataclass(frozen=True, eq=False)
 class Observed(Loaded):
@@ -57,7 +93,8 @@ class Observed(Loaded):
         skipped = self.options.skip_positions, self.options.skip_tokens
         found = observe(self.trained, list(dict.fromkeys([*sites, *([to] if to else [])])))
         each = {site: found[site].paired(found[to]) if to else found[site] for site in sites}
-        return {site: acts.without(*skipped) for site, acts in each.items()}
+        named = {site: replace(acts, origin=replace(acts.origin, site=site)) for site, acts in each.items()}
+        return {site: acts.without(*skipped) for site, acts in named.items()}
 
     def split(self, site: str, to: str = "") -> "tuple[Activations, Activations]":
         """(to build from, held out) at one site."""
@@ -71,6 +108,19 @@ class Observed(Loaded):
         """The training examples that these activations are of."""
         rows = held.document if held.rows is None else held.document[held.rows]
         return self.train.select(np.isin(self.train.ids, np.unique(rows)))
+
+
+def _absolute(place: str | None) -> str | None:
+    return str(Path(place).resolve()) if place is not None and Path(place).exists() else place
+
+
+def read_source(folder: Path) -> dict[str, Any]:
+    """Where the model and data of a dictionary are, as `decomp build` recorded; nothing for other folders."""
+    try:
+        found = json.loads((folder / SOURCE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def open_codec(folder: Path) -> "Dictionary | SparseAutoencoder":
@@ -99,8 +149,6 @@ def open_dictionary(folder: Path) -> "Dictionary":
 
 def at_site(codec: Any, folder: Path, site: str = "") -> Any:
     """The same with its hook point, or `site` if it names none. Raises UsageError if neither does."""
-    from dataclasses import replace
-
     if not codec.origin.site and not site:
         raise UsageError(f"{folder} does not name its hook point.", "Give the hook point with --at.")
     if codec.origin.site:

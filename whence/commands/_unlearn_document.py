@@ -58,14 +58,18 @@ class Document(ModelOptions, Printed):
     epochs: Count = 12
     """Epochs of the training, which compute is compared with."""
     out: Path = Path("out/forgot.safetensors")
-    """Weights and buffers by name; the deletion log is in the file's metadata."""
+    """A .safetensors file: weights and buffers by name, the deletion log in its metadata. Or, for a pretrained model, a
+    folder as transformers opens it, with the log beside the weights (deletion_log.json)."""
 
     def run(self) -> None:
         from whence.cache import UsageError
         from whence.cache.model.stateless import named_parameters
+        from whence.pretrained import save_pretrained
         from whence.unlearn.loop import run
         from whence.unlearn.lora import merge
 
+        if self.out.suffix != ".safetensors" and self.model in ("demo", "biographies"):
+            raise UsageError(f"{self.model} is no model of transformers.", "Give --out FILE.safetensors.")
         if (self.scale is None) == (not self.pilots):
             raise UsageError(
                 "The size of the prediction is not calibrated: it can exceed the effect of a removal many times.",
@@ -78,8 +82,12 @@ class Document(ModelOptions, Printed):
         done = run(job.method(scale), request, quiet=self.quiet)
         before, after = job.losses(trained, request), job.losses(done.trained(), request)
         forgot = merge(done.module()) if self.rank else done.module()
-        buffers = {name: b for name, b in forgot.named_buffers() if name in forgot.state_dict()}
-        _save(self.out, named_parameters(forgot) | buffers, done.log.to_json())
+        if self.out.suffix == ".safetensors":
+            buffers = {name: b for name, b in forgot.named_buffers() if name in forgot.state_dict()}
+            _save(self.out, named_parameters(forgot) | buffers, done.log.to_json())
+        else:
+            save_pretrained(self.out, self.model, self, trained.model, forgot)
+            (self.out / "deletion_log.json").write_text(done.log.to_json(), "utf-8")
         facts = {
             "passages": len(request.forget), "scale": scale, "passes": done.passes, "of retraining": done.ratio,
             "forgotten before": before[0], "forgotten after": after[0],

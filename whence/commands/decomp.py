@@ -57,11 +57,13 @@ class Build(Source, Printed):
     """sae, mpsae: activations trained on, shuffled and repeated; as many as there are by default."""
 
     def run(self) -> None:
+        from whence.cache.model.names import known_as
+
         if not self.at or len(set(self.at)) < len(self.at):
             raise UsageError("Hook points are missing or repeat.", "Name every hook point once with --at.")
         loaded, builder = self.load(), self._builder()
-        observed, built = loaded.activations(self.at, self.to), []
-        for site, acts in observed.items():
+        sites, built = [known_as(loaded.trained.model, at) for at in self.at], []
+        for site, acts in loaded.activations(sites, self.to).items():
             out = self.out if len(self.at) == 1 else self.out / site
             built.append(self._built(loaded, builder, acts, out))
         facts = [one[0] for one in built]
@@ -81,6 +83,7 @@ class Build(Source, Printed):
         if isinstance(built, Dictionary) and loaded.corpus.vocabulary is not None:
             built = built.with_text(loaded.corpus.train, loaded.decode)
         folder = save(built, out)
+        self.write_source(folder, loaded, acts.origin.site)
         facts: dict[str, Any] = {"atoms": len(built), "folder": str(folder), "fingerprint": built.fingerprint}
         if not isinstance(built, Dictionary):
             return facts, f"{built!r}: {folder}"
@@ -147,7 +150,7 @@ class Encode(Source, Printed):
         from safetensors.numpy import save_file
 
         dictionary = at_site(open_dictionary(self.dictionary), self.dictionary, self.at)
-        acts = self.load().activations([dictionary.origin.site])[dictionary.origin.site]
+        acts = self.load_for(self.dictionary).activations([dictionary.origin.site])[dictionary.origin.site]
         dictionary.origin.check_same(acts.origin)
         batch = acts.whole()
         code = dictionary.encode(batch.x, self.k, self.target, self.pursuit)
@@ -196,7 +199,7 @@ class Evaluate(Source, Printed):
         from whence.decomp.transcoder import Transcoder
 
         dictionary = at_site(open_codec(self.dictionary), self.dictionary, self.at)
-        loaded = self.load()
+        loaded = self.load_for(self.dictionary)
         site = dictionary.origin.site
         stream, held = loaded.split(site, dictionary.to if isinstance(dictionary, Transcoder) else "")
         if self.ks:

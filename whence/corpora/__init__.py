@@ -3,6 +3,7 @@
 from .biographies import biographies as biographies
 from .biographies import stating as stating
 from .corpus import Corpus as Corpus
+from .corpus import query_examples as query_examples
 from .digits import digits as digits
 from .language_reference import language_reference as language_reference
 from .models import biographies_model as biographies_model

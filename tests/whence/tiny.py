@@ -1,0 +1,37 @@
+"""Tiny random language models in folders as transformers writes them, and texts for them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from whence.corpora import Vocabulary
+
+FIELDS: dict[str, Any] = {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0}
+
+
+def saved(folder: Path, kind: str = "llama", layers: int = 2) -> Path:
+    """The folder of a random model of this kind and of its tokenizer."""
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        model: Any = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=layers, n_head=2, n_positions=64, **FIELDS))
+    else:
+        shape = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": layers}
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 64}
+        model = LlamaForCausalLM(LlamaConfig(**sizes, **shape, **FIELDS))
+    model.save_pretrained(folder)
+    words = Vocabulary.byte_pairs([text(n) for n in range(50)], 400)
+    PreTrainedTokenizerFast(tokenizer_object=words.tokenizer).save_pretrained(folder)
+    return folder
+
+
+def text(number: int) -> str:
+    return f"the quick brown fox {number} jumps over the lazy dog and {7 * number} run away"
+
+
+def texts_file(path: Path, count: int) -> Path:
+    """A .jsonl file of texts with the ids 0, 1, ..."""
+    path.write_text("".join(json.dumps({"id": n, "text": text(n)}) + "\n" for n in range(count)))
+    return path
