@@ -7,6 +7,7 @@ from typing import overload
 import numpy as np
 
 from whence.cache import Examples, Store, TrainedModel, activations
+from whence.cache.model.names import known_as
 
 from .activations import Activations, from_entry
 
@@ -25,7 +26,8 @@ def observe(
     Args:
         trained: the model; it runs on its device, cut short after the deepest hook point. Its store keeps the
             activations, which are then read as they are needed; without a store they are in memory.
-        at: a hook point, or several, which give a dict.
+        at: a hook point, or several, which give a dict; by its name in the model's own library (`model.layers.2`) or
+            in TransformerLens (`blocks.2.hook_out`). The origin has the name of the tree of modules.
         examples: what it reads; by default its training data.
 
     Raises ModelError for an unknown hook point, NumericalError for an activation that is not finite.
@@ -45,4 +47,4 @@ def observe(
 
 def _observed(trained: TrainedModel, names: list[str], examples: Examples | None) -> dict[str, Activations]:
     entry = activations(trained, names, examples, store=trained.store)
-    return {name: from_entry(entry, name) for name in names}
+    return {name: from_entry(entry, known_as(trained.model, name)) for name in names}

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from whence.cache import TrainedModel
-from whence.cache.errors import ModelError, NumericalError, near_names
+from whence.cache.errors import ModelError, NumericalError
 from whence.cache.model.bridge import to_jax, to_torch
-from whence.cache.model.outputs import hook_points
+from whence.cache.model.names import full_name
 from whence.cache.model.row_layout import channels_last
 
 from . import kernels
@@ -45,11 +45,7 @@ def spliced(trained: TrainedModel, at: str, change: Change, skip: Sequence[int] 
 
     Raises ModelError for an unknown module, or a change that returns another shape.
     """
-    points = hook_points(trained.model)
-    names = {name for name, _ in trained.model.named_modules()}
-    full = at if at in names else points.get(at)
-    if full is None:
-        raise ModelError(f"The model has no module or hook point {at!r}.", near_names(at, points))
+    full = full_name(trained.model, at)
 
     def hook(module: nn.Module, _args: Any, out: Any) -> Any:
         x = channels_last(module, out[0] if isinstance(out, tuple) else out)

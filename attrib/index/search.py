@@ -223,7 +223,7 @@ def build_index(
         )
     width = sum(plan.width for plan in plans.values())
     inputs = index_inputs(factors, train, sketch)
-    rows = RowWork(factors, train, (width,), Compress(factors, sketch), "index", gradients_in(inputs))
+    rows = RowWork([(factors, Compress(factors, sketch))], train, (width,), "index", gradients_in(inputs))
     specs = {"rows": ArraySpec((len(train), width), "float16"), "scale": ArraySpec((len(train),), "float32")}
     entry = run_job(
         trained.store, "gradients", inputs, specs, _Rows(rows),

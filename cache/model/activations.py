@@ -20,6 +20,7 @@ from ..store.store import Store
 from .batches import BATCH_POSITIONS, check_examples
 from .bridge import to_numpy
 from .examples import Examples
+from .names import known_as
 from .row_layout import Layout, layouts, outputs, real_positions
 from .task import Classification, LanguageModelling, Regression
 from .trained import TrainedModel
@@ -45,7 +46,8 @@ def activations(
 
     Args:
         trained: the model; examples default to its training data.
-        at: one hook point or several, all filled in one pass, with the forward pass cut short after the deepest.
+        at: one hook point or several, by any of its names, all filled in one pass, with the forward pass cut short
+            after the deepest. The entry's arrays have the names of the tree of modules (`cache.model.names.known_as`).
         store: where the entry is; by default the trained model's store, or the user's if it has none.
         dtype: as stored; "bfloat16" halves the size.
 
@@ -59,7 +61,7 @@ def activations(
     examples = trained.train if examples is None else examples
     store = store or trained.store or Store()
     check_examples(examples)
-    names = [at] if isinstance(at, str) else list(at)
+    names = [known_as(trained.model, name) for name in ([at] if isinstance(at, str) else at)]
     inputs: dict[str, Any] = {"model": trained.fingerprint(), "data": examples.fingerprint, "at": names, "dtype": dtype}
     if type(trained.task) not in STANDARD:  # a task of one's own may run the model in its own way
         inputs["task"] = trained.task.settings

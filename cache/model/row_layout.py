@@ -19,7 +19,8 @@ from .batches import BATCH_POSITIONS
 from .borrowing import borrowed
 from .bridge import to_numpy
 from .examples import Examples
-from .outputs import hook_points, outputs_at, tensor_of
+from .names import full_name
+from .outputs import outputs_at, tensor_of
 from .task import Classification, LanguageModelling, Regression, Task
 from .trained import TrainedModel
 
@@ -184,7 +185,6 @@ def layout_of(name: str, seen: Sequence[tuple[int, int | None, tuple[int, ...]]]
 
 def check_calls(trained: TrainedModel, names: Sequence[str], batch: dict[str, Tensor]) -> None:
     """Raises ModelError for a module that one forward pass calls several times with different outputs."""
-    points, modules = hook_points(trained.model), dict(trained.model.named_modules())
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def hook(name: str, _module: nn.Module, _args: Any, out: Any) -> None:
@@ -192,9 +192,8 @@ def check_calls(trained: TrainedModel, names: Sequence[str], batch: dict[str, Te
 
     with ExitStack() as hooks, borrowed(trained.model), torch.no_grad():
         for name in names:
-            module = modules.get(name if name in modules else points.get(name, ""))
-            if module is not None and name:
-                hooks.callback(module.register_forward_hook(partial(hook, name)).remove)
+            module = trained.model.get_submodule(full_name(trained.model, name))
+            hooks.callback(module.register_forward_hook(partial(hook, name)).remove)
         with suppress(Exception):  # what follows the hook points need not run: activations never run it
             forward(trained, batch)
     for name, calls in seen.items():

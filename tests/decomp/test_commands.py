@@ -24,7 +24,7 @@ def tiny(monkeypatch, tmp_path):
     corpus = Corpus("tiny", Examples({"input_ids": ids}, np.arange(60), {"text": texts}), None, words)
     torch.manual_seed(0)
     model = Attention().eval()
-    monkeypatch.setattr("whence.inputs.load_model", lambda name, store=None, quiet=False: (model, words))
+    monkeypatch.setattr("whence.inputs.load_model", lambda name, store=None, **_: (model, words))
     monkeypatch.setattr("whence.inputs.load_data", lambda name, vocabulary=None, **limits: corpus)
     monkeypatch.setenv("WHENCE_CACHE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
@@ -194,6 +194,6 @@ def test_a_dictionary_of_another_model_is_refused(capsys, monkeypatch):
     torch.manual_seed(1)
     other = Attention().eval()
     words = Vocabulary.words(["w0 w1"])
-    monkeypatch.setattr("whence.inputs.load_model", lambda name, store=None, quiet=False: (other, words))
+    monkeypatch.setattr("whence.inputs.load_model", lambda name, store=None, **_: (other, words))
     assert main(["decomp", "evaluate", "d", "--quiet"]) == 1
     assert "was built from model" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from ._decomp_compare import Compare, Match
 from ._decomp_export import Export
 from ._decomp_probe import Probe
 from ._decomp_source import Folder, Observed, Source, at_site, figures, open_codec, open_dictionary, table_text
+from ._names import Hooks
 from ._shared import Printed
 
 
@@ -220,6 +221,7 @@ class Evaluate(Source, Printed):
 
 
 COMMANDS = {
+    "hooks": Hooks,
     "build": Build,
     "encode": Encode,
     "evaluate": Evaluate,

@@ -18,6 +18,7 @@ from whence.attrib.evaluate import flip_labels
 from whence.cache import Classification, Examples, LanguageModelling, Store, Task, TrainedModel, UsageError
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe
+from whence.cache.retrain.retrained import subset_masks
 
 from ..corpora import biographies, digits, language_reference
 from .small_transformer import SmallTransformer as SmallTransformer
@@ -70,6 +71,12 @@ class Problem:
         everything = np.ones((1, len(self.train)), bool)
         start = self.start if seed == 0 else self.untrained(seed)
         return self.bank(start, epochs).train_replicas(everything, np.array([0])).module(0).eval()
+
+    def perturbed(self, count: int) -> list[nn.Module]:
+        """Models trained on random halves of the data, which no evaluation uses."""
+        masks = subset_masks(len(self.train), count, 0.5, seed=1 << 20)
+        replicas = self.bank().train_replicas(masks, np.zeros(count, np.int64))
+        return [replicas.module(e).eval() for e in range(count)]
 
     @cached_property
     def model(self) -> nn.Module:
@@ -165,6 +172,8 @@ def methods_for(problem: Problem, names: list[str] | None = None) -> dict[str, A
     named["grand"] = lambda: methods.GraNd([problem.model_of(seed, epochs=2) for seed in range(3)])
     named["el2n"] = lambda: methods.EL2N([problem.model_of(seed, epochs=2) for seed in range(3)])
     named["magic"] = lambda: methods.MAGIC(problem.start, problem.recipe)
+    named["adamw"] = lambda: methods.AdamWInfluence(problem.start, problem.recipe)
+    named["daunce"] = lambda: methods.Daunce(problem.perturbed(32))
     if speed is None or isinstance(problem.task, LanguageModelling):
         del named["source"]  # its segments are of gradient descent
     else:
