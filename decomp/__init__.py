@@ -10,6 +10,7 @@ from .observe import observe as observe
 # builders
 from .builders import BUILDERS as BUILDERS
 from .builders import ITDA as ITDA
+from .builders import MPSAE as MPSAE
 from .builders import SAE as SAE
 from .builders import Calibrated as Calibrated
 from .builders import KMeans as KMeans
@@ -32,6 +33,9 @@ from .evaluate import loss_recovered as loss_recovered
 from .features import features as features
 from .overlap import compare as compare
 from .splice import spliced as spliced
+
+# several hook points in one pass
+from . import streaming as streaming
 
 # to look at
 from . import show as show
