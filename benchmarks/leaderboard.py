@@ -13,8 +13,6 @@ over queries. "(other order)" is a second set of retrainings that sees the passa
 of the first is what the data decide, and the rest is the order's.
 """
 
-import json
-import os
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -57,8 +55,8 @@ def random_scores(problem: Any, seed: int = 0) -> Any:
     )
 
 
-def peer_scores(problem: Any, name: str) -> tuple[Any, float | str]:
-    """A peer's scores of the problem and its seconds, or None and why it failed."""
+def peer_scores(problem: Any, name: str) -> tuple[Any, str]:
+    """A peer's scores of the problem, or None and why it failed."""
     train, queries = (e.batch(range(len(e)))["input_ids"] for e in (problem.train, problem.queries))
     saved = {"model": problem.model, "sites": list(problem.trained().find().names), "train": train, "queries": queries}
     with tempfile.TemporaryDirectory() as folder:
@@ -68,11 +66,11 @@ def peer_scores(problem: Any, name: str) -> tuple[Any, float | str]:
         if process.returncode:
             lines = [line for line in process.stderr.splitlines() if line.strip()]
             return None, lines[-1][:120] if lines else f"exit code {process.returncode}"
-        values, facts = np.load(out / "scores.npy"), json.loads((out / "facts.json").read_text())
+        values = np.load(out / "scores.npy")
     like = random_scores(problem)
     if values.shape != like.shape:
         return None, f"scores of shape {values.shape} for {like.shape}"
-    return like.copy(data=values), facts["seconds"]
+    return like.copy(data=values), ""
 
 
 @bench.case(quick={"regimes": ("short",), "methods": ("identity", "bm25"), "subsets": 12, "peers": ()})
@@ -100,38 +98,37 @@ def methods(
 
     if short:
         regimes, methods, subsets = ("short",), methods or SHORT, min(subsets, 24)
-    run.say(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores at the start")
     for place, regime in enumerate(regimes):
         asked = [test for test in tests if place == 0 or test in ("lds", "leave-out")]
         problem = problem_of(run, regime)
         own = scores_of(problem, methods_for(problem, list(methods) or None), run.store, quiet=True)
         scored, failed = {**own, "random": (random_scores(problem), 0.0)}, {}
         for name in peers if place == 0 and peers != ("none",) else ():
-            scores, seconds = peer_scores(problem, name)
+            scores, why = peer_scores(problem, name)
             if scores is None:
-                failed[name] = seconds
+                failed[name] = why
             else:
-                scored[name] = (scores, seconds)
+                scored[name] = (scores, np.nan)
         rows = judge(problem, asked, (), others=scored, subsets=subsets, store=run.store, quiet=True)
         title = f"{regime}: {problem.recipe}"
         heads = [TESTS[test] for test in asked]
-        table = run.table("method", *heads, "correlation with ours|.4f", "seconds|.1f", title=title)
+        table = run.table("method", *heads, "correlation with ours|.4f", title=title)
         found = {(row.method, row.test): row for row in rows}
         for name in [*dict.fromkeys(row.method for row in rows)]:
             cells = [shown(found.get((name, test))) for test in asked]
             like = own.get(PEERS[name].like) if name in PEERS else None
             same = None if like is None else np.corrcoef(like[0].values.ravel(), scored[name][0].values.ravel())[0, 1]
-            table.row(name, *cells, same, scored[name][1] if name in scored else None)
+            table.row(name, *cells, same)
         for name, why in failed.items():
-            table.row(f"{name}: {why}", *[None] * (len(asked) + 2))
-        below(run, problem, scored, found)
+            table.row(f"{name}: {why}", *[None] * (len(asked) + 1))
+        below(run, found)
 
 
 def shown(row: Any) -> str | None:
     return None if row is None else f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
 
 
-def below(run: Run, problem: Any, scored: Any, found: Any) -> None:
+def below(run: Run, found: Any) -> None:
     """Say of every peer whether the method of ours that it is compared with is below its interval."""
     for name in PEERS:
         theirs, ours = found.get((name, "lds")), found.get((PEERS[name].like, "lds"))

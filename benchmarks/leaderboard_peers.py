@@ -1,12 +1,11 @@
-"""The other libraries' rows of the leaderboard: kronfluence 1.0.1, traker 0.3.2, dattri 0.3.0, dattri-llm 0.1.0 and
-bergson 2.5.1, each in a process and a folder of its own.
+"""The other libraries' rows of the leaderboard: kronfluence 1.0.1, traker 0.3.2, dattri 0.3.0 and
+dattri-llm 0.1.0, each in a process and a folder of its own.
 
 All attribute to the same linear layers of the same model, with the loss summed over tokens. Damping is a tenth of the
 mean eigenvalue wherever a library has a relative one; other settings are each library's defaults. kronfluence samples
 labels from the model, as Whence does, dattri-llm takes the data's.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from .peers import KRONFLUENCE, Kronfluence
-from .timing import timed
 
 BATCH, WIDTH = 32, 512  # of the passes; of TRAK's projections
 
@@ -197,9 +195,6 @@ PEERS: dict[str, Peer] = {
 
 
 def run_peer(name: str, out: Path) -> None:
-    """One row in this process: scores and seconds, into `out`."""
-    torch.set_num_threads(torch.get_num_threads())
+    """One row in this process: scores, into `out`."""
     saved = Saved(**torch.load(out / "problem.pt", weights_only=False))  # written by the process that started this one
-    seconds, scores = timed(lambda: PEERS[name].score(saved, out))
-    np.save(out / "scores.npy", np.asarray(scores, np.float64))
-    (out / "facts.json").write_text(json.dumps({"seconds": seconds}))
+    np.save(out / "scores.npy", np.asarray(PEERS[name].score(saved, out), np.float64))
