@@ -72,7 +72,7 @@ def beside_kronfluence(run: Run, name: str, subsets: int, seeds: int) -> None:
     """LDS of both on one bank for several seeds of the sampled labels, and the paired bootstrap of each difference."""
     from whence.attrib.evaluate import compare, lds
     from whence.problems.judge import retrained
-    from whence.problems.problem import PROBLEMS
+    from whence.problems.registry import PROBLEMS
 
     problem = PROBLEMS[name]()
     bank = retrained(problem, subsets, 0.5, None, True)
@@ -111,7 +111,7 @@ def judged(
         skip_table: only kronfluence.
     """
     from whence.problems.judge import judge
-    from whence.problems.problem import PROBLEMS
+    from whence.problems.registry import PROBLEMS
 
     for name in on:
         if not skip_table:

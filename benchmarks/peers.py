@@ -69,6 +69,7 @@ class Kronfluence:
         folder: where it writes.
         batch: examples and queries per batch.
         cpu: whether it runs on the CPU though there is a GPU.
+        strategy: "ekfac", "kfac", "diagonal" or "identity".
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Kronfluence:
         folder: Path,
         batch: int,
         cpu: bool = True,
+        strategy: str = "ekfac",
     ) -> None:
         import torch
         import torch.nn.functional as F
@@ -100,7 +102,7 @@ class Kronfluence:
             def get_influence_tracked_modules(self) -> list[str]:
                 return list(modules)
 
-        task, self.batch = Loss(), batch
+        task, self.batch, self.strategy = Loss(), batch, strategy
         where = str(folder / "kronfluence_results")
         self.analyzer = Analyzer(
             "bench", prepare_model(model, task), task, cpu=cpu, output_dir=where, disable_tqdm=True
@@ -111,7 +113,7 @@ class Kronfluence:
         from kronfluence.arguments import FactorArguments
 
         self.analyzer.fit_all_factors(
-            "ekfac", train, per_device_batch_size=self.batch, factor_args=FactorArguments(strategy="ekfac"),
+            "factors", train, per_device_batch_size=self.batch, factor_args=FactorArguments(strategy=self.strategy),
             overwrite_output_dir=True,
         )  # fmt: skip
 
@@ -121,7 +123,7 @@ class Kronfluence:
 
         name, options = f"pairwise_{rank}", ScoreArguments(damping_factor=damping, query_gradient_low_rank=rank)
         self.analyzer.compute_pairwise_scores(
-            name, "ekfac", queries, train, per_device_query_batch_size=self.batch,
+            name, "factors", queries, train, per_device_query_batch_size=self.batch,
             per_device_train_batch_size=self.batch, score_args=options, overwrite_output_dir=True,
         )  # fmt: skip
         return self.analyzer.load_pairwise_scores(name)["all_modules"].numpy()
@@ -130,7 +132,7 @@ class Kronfluence:
         from kronfluence.arguments import ScoreArguments
 
         self.analyzer.compute_self_scores(
-            "self", "ekfac", train, per_device_train_batch_size=self.batch,
+            "self", "factors", train, per_device_train_batch_size=self.batch,
             score_args=ScoreArguments(damping_factor=None), overwrite_output_dir=True,
         )  # fmt: skip
         return self.analyzer.load_self_scores("self")["all_modules"].numpy()

@@ -13,6 +13,7 @@ from whence.commands import _attrib_evaluate as commands
 from whence.commands._attrib_evaluate import Evaluate, Probe
 from whence.corpora import biographies
 from whence.problems import problem as problems
+from whence.problems import registry
 from whence.problems.judge import judge, retrained
 
 
@@ -24,7 +25,7 @@ def tiny(monkeypatch, tmp_path):
         problem = DIGITS(train=train, queries=queries, flipped=flipped)
         return replace(problem, recipe=Recipe(6, 20, SGD(0.2, 0.8), batches="shared"))
 
-    monkeypatch.setitem(problems.PROBLEMS, "digits", digits)
+    monkeypatch.setitem(registry.PROBLEMS, "digits", digits)
     monkeypatch.setattr("whence.problems.judge.digits_problem", digits)
     return digits()
 

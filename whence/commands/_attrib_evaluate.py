@@ -9,7 +9,8 @@ from whence.options import Count, Device, Dtype
 
 from ._shared import ModelOptions, Printed, Stored
 
-Test = Literal["lds", "leave-out", "qld", "brittleness", "recall", "pbrf", "mislabelled"]
+Name = Literal["digits", "finetuned", "finetuned-smooth", "finetuned-long", "finetuned-sgd", "language", "facts"]
+Test = Literal["lds", "leave-out", "documents", "qld", "brittleness", "recall", "pbrf", "mislabelled"]
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,10 @@ class Evaluate(Stored, Printed):
     """Evaluate attribution methods by retraining, by optimisation, and by planted answers.
 
     lds: rank correlation of summed scores with models retrained on half of the data; leave-out: the same, leaving
-    out 5 %. qld: rise of a query's loss without its top 1 %, above random removal; brittleness: fall of its
-    log-probability without its top 5 %. recall: share of planted facts that are found. pbrf: correlation with the
-    proximal Bregman response. mislabelled: flipped labels found by self-influence. Retrained models stay in the store.
+    out 5 %; documents: leaving out one topic. qld: rise of a query's loss without its top 1 %, above random removal;
+    brittleness: fall of its log-probability without its top 5 %. recall: share of planted facts that are found. pbrf:
+    correlation with the proximal Bregman response. mislabelled: flipped labels found by self-influence. Retrained
+    models stay in the store.
 
     --scores and --bank, keys of your own scores and of your own retrained models in the store, give their LDS.
 
@@ -28,8 +30,11 @@ class Evaluate(Stored, Printed):
         whence attrib evaluate --on digits --tests lds mislabelled --methods identity ekfac cg
     """
 
-    on: Literal["digits", "language", "facts"] = "digits"
-    """Embedded data to train and retrain a small model on."""
+    on: Name = "digits"
+    """Embedded data to train and retrain a small model on. finetuned: a small transformer, pretrained on most of the
+    Python language reference and fine-tuned on other passages (4 epochs); -smooth: with a larger eps of Adam; -long: 12
+    epochs; -sgd. language: one trained from nothing, where retraining with another order of the examples changes more
+    than most of the examples do."""
     tests: tuple[Test, ...] = ("lds",)
     """The tests that the scores are put to."""
     methods: tuple[str, ...] = ("identity", "ekfac", "cg")
@@ -49,7 +54,7 @@ class Evaluate(Stored, Printed):
 
     def run(self) -> None:
         from whence.problems.judge import HEAD, judge
-        from whence.problems.problem import PROBLEMS
+        from whence.problems.registry import PROBLEMS
 
         store = self.open_store()
         if (self.scores is None) != (self.bank is None):

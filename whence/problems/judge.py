@@ -1,11 +1,11 @@
 """Run the evaluations of attrib.evaluate over methods on one problem: one row per method and test."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -15,14 +15,19 @@ from whence.attrib.methods.early import EarlyScores
 from whence.cache import Store, UsageError
 from whence.cache.jobs.progress import say
 from whence.cache.retrain.retrained import Retrained, subset_masks
+from whence.cache.statistics import lds
 
 from .problem import Problem, digits_problem, methods_for
 
 if TYPE_CHECKING:
     import xarray
 
-TESTS = ("lds", "leave-out", "qld", "brittleness", "recall", "pbrf", "mislabelled")
+TESTS = ("lds", "leave-out", "documents", "qld", "brittleness", "recall", "pbrf", "mislabelled")
+SHARES = {"lds": 0.5, "leave-out": 0.95}  # of the examples that a subset keeps
+CEILING = "(other order)"
 ABSOLUTE = 0.01  # damping of the proximal response, and of the scores compared with it
+
+Scored: TypeAlias = dict[str, tuple[Any, float]]  # name -> scores [query, train], and seconds of fit and scoring
 
 
 class Row(NamedTuple):
@@ -50,30 +55,49 @@ def judge(
     tests: Sequence[str],
     names: Sequence[str] | None = None,
     *,
+    others: Scored | None = None,
     subsets: int = 48,
     store: Store | None = None,
     curve: Path | None = None,
     quiet: bool = False,
 ) -> list[Row]:
-    """Every method under every test, in order. Raises UsageError, before anything is trained, for an unknown test or
-    method, or one that the problem has no data for."""
+    """Every method under every test, in order. For language, lds and leave-out also have a row of the noise
+    ceiling: how well a second set of retrainings, which sees the examples in another order, predicts the first.
+
+    Args:
+        problem: the model, its data and its training.
+        tests: some of TESTS.
+        names: of methods; by default all that apply.
+        others: scores of this problem that were computed elsewhere, and their seconds.
+        subsets: models that are retrained for lds, and for leave-out.
+        store: where retrained models and scores are kept.
+        curve: folder for the curves of mislabelled examples.
+        quiet: no progress is printed.
+
+    Raises UsageError, before anything is trained, for an unknown test or method, or one that the problem has no data
+    for."""
     for test in tests:
-        missing = {"recall": not problem.truth, "pbrf": "input_ids" in problem.train.columns}
+        missing = {
+            "recall": not problem.truth,
+            "pbrf": "input_ids" in problem.train.columns,
+            "documents": "topic" not in problem.train.about,
+        }
         if test not in TESTS or missing.get(test):
             raise UsageError(
                 f"There is no test {test!r} for {problem.name}.",
-                f"Tests: {', '.join(TESTS)}; recall is for facts, pbrf and mislabelled for digits.",
+                f"Tests: {', '.join(TESTS)}; recall is for facts, documents for language, pbrf and "
+                "mislabelled for digits.",
             )
     named = methods_for(problem, list(names) if names is not None else None)
     rows: list[Row] = []
-    scored: dict[str, tuple[xarray.DataArray, float]] = {}
-    for name, method in named.items() if set(tests) - {"mislabelled", "pbrf"} else ():
-        scored[name] = timed(partial(_scores, problem, method, store, quiet))
-        if not quiet:
-            say(f"{name}: fitted and scored in {scored[name][1]:.1f} s")
+    scored: Scored = dict(others or {})
+    if set(tests) - {"mislabelled", "pbrf"}:
+        scored |= scores_of(problem, named, store, quiet=quiet)
     for test in tests:
-        if test in ("lds", "leave-out"):
+        if test in SHARES:
             rows += _lds(problem, scored, test, subsets, store, quiet)
+        elif test == "documents":
+            rows += _agreement(scored, test, without_each_document(problem, store, quiet))
         elif test in ("qld", "brittleness"):
             rows += _removals(problem, scored, test, store, quiet)
         elif test == "recall":
@@ -87,6 +111,16 @@ def judge(
     return rows
 
 
+def scores_of(problem: Problem, named: Mapping[str, Any], store: Store | None = None, *, quiet: bool = False) -> Scored:
+    """Scores of every method for the problem's queries, and its seconds."""
+    scored: Scored = {}
+    for name, method in named.items():
+        scored[name] = timed(partial(_scores, problem, method, store, quiet))
+        if not quiet:
+            say(f"{name}: fitted and scored in {scored[name][1]:.1f} s")
+    return scored
+
+
 def timed(work: Any) -> tuple[Any, float]:
     started = time.perf_counter()
     result = work()
@@ -97,14 +131,31 @@ def _scores(problem: Problem, method: Any, store: Store | None, quiet: bool) -> 
     return method.fit(problem.trained(store, quiet)).score(problem.queries)
 
 
-def retrained(problem: Problem, subsets: int, share: float, store: Store | None, quiet: bool) -> Retrained:
-    """Models trained on random subsets that keep `share` of the examples, from the same start."""
-    masks = subset_masks(len(problem.train), subsets, share)
-    return problem.bank().run(masks, np.zeros(subsets, np.int64), store, quiet=quiet)
+def retrained(
+    problem: Problem, subsets: int, share: float, store: Store | None, quiet: bool, order: int = 0
+) -> Retrained:
+    """Models trained on random subsets that keep `share` of the examples, from the same start.
+
+    Args:
+        problem: how they are trained.
+        subsets: how many.
+        share: of the examples that each keeps.
+        store: where they are kept.
+        quiet: no progress is printed.
+        order: seed of the order of the examples; 0 is the order of the problem's own model.
+    """
+    masks, rows = subset_masks(len(problem.train), subsets, share), problem.order(order)
+    return problem.bank(order=order).run(masks[:, rows], np.zeros(subsets, np.int64), store, quiet=quiet)
 
 
-def _lds(problem: Problem, scored: Any, test: str, subsets: int, store: Store | None, quiet: bool) -> list[Row]:
-    bank = retrained(problem, subsets, 0.5 if test == "lds" else 0.95, store, quiet)
+def without_each_document(problem: Problem, store: Store | None, quiet: bool) -> Retrained:
+    """Models trained on all but the passages of one document (the examples of one topic)."""
+    topics = np.asarray(problem.train.about["topic"])
+    masks = topics[None] != np.unique(topics)[:, None]
+    return problem.bank().run(masks, np.zeros(len(masks), np.int64), store, quiet=quiet)
+
+
+def _agreement(scored: Scored, test: str, bank: Retrained) -> list[Row]:
     rows = []
     for name, (scores, seconds) in scored.items():
         found = judges.lds(scores, bank)
@@ -112,7 +163,17 @@ def _lds(problem: Problem, scored: Any, test: str, subsets: int, store: Store | 
     return rows
 
 
-def _removals(problem: Problem, scored: Any, test: str, store: Store | None, quiet: bool) -> list[Row]:
+def _lds(problem: Problem, scored: Scored, test: str, subsets: int, store: Store | None, quiet: bool) -> list[Row]:
+    bank = retrained(problem, subsets, SHARES[test], store, quiet)
+    rows = _agreement(scored, test, bank)
+    if "input_ids" in problem.train.columns:
+        again = retrained(problem, subsets, SHARES[test], store, quiet, order=1)
+        found = lds(again["measurements"], bank["measurements"])
+        rows.append(Row(test, CEILING, found.value, found.low, found.high, np.nan, "second set of retrainings"))
+    return rows
+
+
+def _removals(problem: Problem, scored: Scored, test: str, store: Store | None, quiet: bool) -> list[Row]:
     rows = []
     for name, (scores, seconds) in scored.items():
         options: dict[str, Any] = {"seeds": 1, "random": 8, "store": store, "quiet": quiet}

@@ -5,7 +5,7 @@ retrained models differ by their data only.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,9 @@ from whence.attrib import methods
 from whence.attrib.evaluate import flip_labels
 from whence.cache import Classification, Examples, LanguageModelling, Store, Task, TrainedModel, UsageError
 from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.loop import train
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe
+from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import subset_masks
 
 from ..corpora import biographies, digits, language_reference
@@ -29,8 +31,9 @@ class Problem:
     """A model, its data, and its training.
 
     build: seed -> untrained model. patterns: the sites that are attributed. truth: query id -> ids of the training
-    examples that state its answer, if known. flipped: which labels are wrong, if known. device: of all models, the CPU
-    by default. dtype: name of the type of the parameters in attribution."""
+    examples that state its answer, if known. flipped: which labels are wrong, if known. pretrained: every seed has one
+    start, and they differ in the order of the examples. device: of all models, the CPU by default. dtype: name of the
+    type of the parameters in attribution."""
 
     name: str
     build: Callable[[int], nn.Module]
@@ -41,6 +44,7 @@ class Problem:
     patterns: tuple[str, ...] = ("*",)
     truth: Mapping[int, list[int]] = field(default_factory=dict)
     flipped: np.ndarray | None = None
+    pretrained: bool = False
     device: str | None = None
     dtype: str | None = None
 
@@ -53,24 +57,27 @@ class Problem:
             torch.manual_seed(seed)
             return self.build(seed)
 
-    def bank(self, start: nn.Module | None = None, epochs: int | None = None, task: Task | None = None) -> Bank:
-        recipe = self.recipe if epochs is None else replace(self.recipe, epochs=epochs)
-        return Bank(
-            start or self.start,
-            task or self.task,
-            self.train,
-            self.queries,
-            recipe,
-            keep=("measurements", "losses"),
-            device=self.device or "cpu",
-        )
+    def order(self, seed: int) -> np.ndarray:
+        """The rows of the training examples in the order of this seed; 0 is their own."""
+        rows = np.arange(len(self.train))
+        return rows if seed == 0 else np.random.default_rng([1, seed]).permutation(rows)
+
+    def bank(self, order: int = 0) -> Bank:
+        """How a model is retrained, on the examples in the order of this seed."""
+        train = self.train.select(self.order(order)) if order else self.train
+        keep = ("measurements", "losses")
+        return Bank(self.start, self.task, train, self.queries, self.recipe, keep=keep, device=self.device or "cpu")
 
     def model_of(self, seed: int = 0, epochs: int | None = None) -> nn.Module:
-        """The model of this seed trained on everything, or the first `epochs` of that (the order of examples does not
-        depend on how many epochs follow)."""
-        everything = np.ones((1, len(self.train)), bool)
-        start = self.start if seed == 0 else self.untrained(seed)
-        return self.bank(start, epochs).train_replicas(everything, np.array([0])).module(0).eval()
+        """The model of this seed trained on everything, as it is after all epochs or after the first `epochs`."""
+        bank = self.bank(seed if self.pretrained else 0)
+        start = self.start if seed == 0 or self.pretrained else self.untrained(seed)
+        everything, steps = np.ones((1, len(self.train)), bool), -(-len(self.train) // self.recipe.batch_size)
+        found = train(
+            Replicas.of([start]).to(bank.device), self.task, bank.train, everything, np.array([0]), self.recipe,
+            most=None if epochs is None else epochs * steps,
+        )  # fmt: skip
+        return found.module(0).eval()
 
     def perturbed(self, count: int) -> list[nn.Module]:
         """Models trained on random halves of the data, which no evaluation uses."""
@@ -109,7 +116,9 @@ def digits_problem(train: int = 400, queries: int = 40, flipped: float = 0.0) ->
 
 
 def language_problem(train: int = 256, queries: int = 24, length: int = 32, vocabulary: int = 512) -> Problem:
-    """A two-layer transformer on passages of the Python language reference; queries are passages held out."""
+    """A two-layer transformer that reads 256 passages of the Python language reference from nothing, at a large rate:
+    the example of a run about which little can be known (the order of its examples decides more than which they are).
+    Queries are passages held out. For training as it is done, see `finetuned_problem`."""
     corpus = language_reference(length=length, vocabulary=vocabulary)
     long = np.flatnonzero(corpus.train.lengths == length)
     rows = np.random.default_rng(0).permutation(long)
@@ -149,13 +158,6 @@ def facts_problem(people: int = 40, asked: int = 20) -> Problem:
         ("blocks.*",),
         truth=truth,
     )
-
-
-PROBLEMS: dict[str, Callable[[], Problem]] = {
-    "digits": digits_problem,
-    "language": language_problem,
-    "facts": facts_problem,
-}
 
 
 def methods_for(problem: Problem, names: list[str] | None = None) -> dict[str, Any]:
