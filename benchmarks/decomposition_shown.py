@@ -5,6 +5,7 @@ otherwise. Differences between codecs are paired by seed (Student's t), those be
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np

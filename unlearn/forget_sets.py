@@ -69,7 +69,7 @@ def class_slice(train: Examples, label: int, size: int, *, column: str = "y", se
 
 def document(train: Examples, title: str | int | Sequence[str | int], column: str = "title") -> Int64[np.ndarray, " f"]:
     """Ids of every piece of one document (or several), by what is known about the examples."""
-    titles = {title} if isinstance(title, str) else set(title)
+    titles = {title} if isinstance(title, (str, int)) else set(title)
     if column not in train.about:
         raise DataError(
             f"Nothing called {column!r} is known about these examples.",

@@ -115,8 +115,8 @@ def save_pretrained(folder: Path, name: str, loading: Loading, original: nn.Modu
 def _own_tensors(original: nn.Module, changed: nn.Module) -> dict[str, torch.Tensor]:
     """The changed weights by the names of the model's own library. Where the original shows a part of a matrix as a
     parameter of its own (queries, keys and values of a joint map), the changed part is written into the matrix."""
-    before, after, names = named_parameters(original), named_parameters(changed), own_parameters(original)
-    after = {name: p.detach().cpu().clone() for name, p in after.items()}
+    before, names = named_parameters(original), own_parameters(original)
+    after: dict[str, torch.Tensor] = {n: p.detach().cpu().clone() for n, p in named_parameters(changed).items()}
     for whole, matrix in before.items():
         parts = [n for n, p in before.items() if p.numel() < matrix.numel() and _inside(p, matrix)]
         after[whole] = after[whole].contiguous()

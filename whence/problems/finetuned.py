@@ -39,7 +39,8 @@ def passages(train: int = 256, queries: int = 24) -> tuple[Examples, Examples, E
     if len(full) < train + queries:
         raise UsageError(f"There are {len(full)} passages of {LENGTH} tokens.", "Take fewer.")
     chosen, asked = full[:train], full[train : train + queries]
-    return corpus.select(np.setdiff1d(np.arange(len(corpus)), [*chosen, *asked])), *map(corpus.select, (chosen, asked))
+    rest = np.setdiff1d(np.arange(len(corpus)), [*chosen, *asked])
+    return corpus.select(rest), corpus.select(chosen), corpus.select(asked)
 
 
 def pretrained(read: Examples, store: Store | None = None) -> nn.Module:
