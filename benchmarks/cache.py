@@ -226,14 +226,15 @@ def measure(form: Format, rows: np.ndarray, ids: np.ndarray, under: str | None) 
         for start in range(0, count, BLOCK):
             reader.rows(start, min(count, start + BLOCK))
 
-    try:
-        took = {"write": ms(lambda: form.write(folder, rows))}
-        reader = form.open(folder)
+    def warm(reader: Reader) -> None:
         took["first scan"] = ms(lambda: scan(reader))
         took["scan"] = ms(lambda: scan(reader))
         took["gather"] = statistics.median(ms(lambda: reader.gather(ids)) for _ in range(5))
         took["slice"] = ms(lambda: reader.columns(site))
-        del reader
+
+    try:
+        took = {"write": ms(lambda: form.write(folder, rows))}
+        warm(form.open(folder))
         drop(folder)
         took["cold scan"] = ms(lambda: scan(form.open(folder)))
         drop(folder)

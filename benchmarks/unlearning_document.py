@@ -151,7 +151,7 @@ def calibrated(run: Run, on: Library) -> Setting:
         request = UnlearningRequest(on.models.select(range(PILOT_MODELS)), TASK, on.train, forget, RECIPE)
         parts = (request.forgotten, on.retained)
         trained = losses(on, request.models, *parts)
-        oracle = losses(on, replicas_of(on.bank, on.oracles(forget, PILOT_MODELS, 0)), *parts)
+        oracle = losses(on, on.bank.replicas(on.oracles(forget, PILOT_MODELS, 0)), *parts)
         for setting in GRID:
             after = losses(on, forget_by(dmm(on, setting), request).models, *parts)
             gaps, drift = (after[0] - oracle[0]) / (oracle[0] - trained[0]), after[1] - oracle[1]
@@ -175,7 +175,7 @@ def evaluations(run: Run, models: int, documents: int) -> list[Evaluation]:
         forget = forget_sets.document(on.train, title, "topic")
         request = UnlearningRequest(on.models, TASK, on.train, forget, RECIPE, on.bank.build)
         bank = on.oracles(forget, 2 * models, 1000)
-        oracles = replicas_of(on.bank, bank)
+        oracles = on.bank.replicas(bank)
         unlearned = forget_by(dmm(on, setting), request)
         parts = (request.forgotten, on.retained, on.validation)
         trained, oracle, after = (losses(on, replicas, *parts) for replicas in (on.models, oracles, unlearned.models))
