@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .stateless import has_inner_tensors, inner_tensors
+from .stateless import inner_tensors
 
 Rows = Float[Tensor, "b s _"]
 
@@ -307,8 +307,9 @@ def layers_in(model: nn.Module) -> Iterator[tuple[str, Any, Layer]]:
 def packed(weight: Tensor) -> bool:
     """Whether a weight is quantised: integers or 8-bit floats, or a tensor that keeps its numbers in such. It is no
     matrix to read, and nothing trains it."""
-    if has_inner_tensors(weight):
-        return any(packed(getattr(weight, name)) for name in inner_tensors(weight))
+    inner = inner_tensors(weight)
+    if inner:
+        return any(packed(tensor) for tensor in inner)
     return not weight.is_floating_point() or weight.element_size() < 2
 
 

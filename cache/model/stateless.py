@@ -23,23 +23,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def own_type(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Device and type that a model computes in: of its first parameter that is no packed integers."""
-    own: list[Tensor] = list(nn.Module.parameters(model)) or [torch.zeros(0)]
+    own: list[Tensor] = [*nn.Module.parameters(model)] or [torch.zeros(0)]
     return own[0].device, next((p.dtype for p in own if p.is_floating_point() and p.element_size() > 1), own[0].dtype)
 
 
-def has_inner_tensors(tensor: Tensor) -> bool:
-    """Whether a tensor keeps its numbers in other tensors (quantised or sharded ones do) and has no memory itself."""
+def inner_tensors(tensor: Any) -> list[Tensor]:
+    """The tensors that a tensor keeps its numbers in, having no memory itself (quantised and sharded ones do)."""
+    return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]] if _is_outer(tensor) else []
+
+
+def _is_outer(tensor: Any) -> bool:
     return hasattr(tensor, "__tensor_flatten__")
-
-
-def inner_tensors(tensor: Any) -> list[str]:
-    """The names of the attributes in which a tensor keeps its numbers."""
-    return list(tensor.__tensor_flatten__()[0])
 
 
 def memory_of(tensor: Tensor) -> int:
     """What tensors that share memory have in common; 0 for one that has none."""
-    return 0 if has_inner_tensors(tensor) else tensor.untyped_storage().data_ptr()
+    return 0 if _is_outer(tensor) else tensor.untyped_storage().data_ptr()
 
 
 def distinct(tensors: Iterable[Tensor]) -> int:
