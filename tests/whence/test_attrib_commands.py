@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import xarray
@@ -53,7 +54,9 @@ def test_fit_score_and_self(capsys, tmp_path, loaded) -> None:
     assert [len(q["helpful"]) for q in found["queries"]] == [3, 3]
     assert found["recall"]["bm25"]["1.0"] == 1.0
     assert np.load(out)["values"].shape == (2, 24)
-    extremes = facts_of(capsys, "score", "--top", "3", "--only-top")
+    extremes = facts_of(capsys, "score", "--top", "3", "--only-top", "--out", str(tmp_path / "best.parquet"))
+    best = pandas.read_parquet(tmp_path / "best.parquet").query("list == 'helpful'")
+    assert best["id"].tolist() == [e["id"] for q in extremes["queries"] for e in q["helpful"]]
     assert [e["id"] for e in extremes["queries"][0]["helpful"]] == [e["id"] for e in found["queries"][0]["helpful"]]
     few = facts_of(capsys, "score", "--prefilter", "tfidf-query", "--keep", "5", "--relative", "loss")
     assert 5 / 24 <= few["scanned"] < 1

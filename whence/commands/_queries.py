@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whence.cache.display.files import ENDINGS, save_table
 from whence.cache.errors import UsageError
 from whence.options import Count
 
@@ -123,8 +124,8 @@ def line_text(line: dict[str, Any], width: int = 10) -> str:
 
 
 def save_scores(path: Path, scores: Any, titled: Titled) -> None:
-    """Write a DataArray as .npz (values, coordinates and attributes), or .csv or .parquet (one row per value), with the
-    documents, titles and beginnings of the texts of its training examples."""
+    """Write a DataArray as .npz (values, coordinates and attributes), or .csv, .parquet or .json (a row a value), with
+    the documents, titles and beginnings of the texts of its training examples."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if "train" in scores.dims:
         new = {name: ("train", values) for name, values in titled.columns(scores["train"].values).items()}
@@ -134,12 +135,10 @@ def save_scores(path: Path, scores: Any, titled: Titled) -> None:
         coords: dict[str, Any] = {str(name): np.asarray(scores[name].values) for name in scores.coords}
         attrs = np.array(json_module.dumps(dict(scores.attrs), default=str))
         np.savez(path, values=scores.values, attrs=attrs, **coords)
-    elif path.suffix == ".csv":
-        table.to_dataframe().reset_index().to_csv(path, index=False)
-    elif path.suffix == ".parquet":
-        table.to_dataframe().reset_index().to_parquet(path, index=False)
+    elif path.suffix in ENDINGS:
+        save_table(path, table.to_dataframe().reset_index())
     else:
-        raise UsageError(f"{path} has no known ending.", "Name it .npz, .csv or .parquet.")
+        raise UsageError(f"{path} has no known ending.", f"Name it .npz, {', '.join(ENDINGS)}.")
 
 
 def save_ids(path: Path, ids: np.ndarray) -> None:

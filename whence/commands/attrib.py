@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from whence.cache.display.files import rows_of_lists, save_table
 from whence.cache.errors import UsageError
 from whence.options import Count
 
@@ -136,15 +137,13 @@ class Score(QueryOptions, Job, Printed):
     recall: bool = False
     """Score everything and report what share of the exact top 10 each prefilter would have found."""
     out: Path | None = None
-    """Write the scores: .npz, .csv or .parquet."""
+    """Write the scores, or with --only-top the lists: .npz (scores only), .csv, .parquet or .json."""
 
     def run(self) -> None:
         loaded = self.load()
         queries = self.read_queries(loaded.corpus)
         if self.atom is not None and self.dictionary is None:
             raise UsageError("--atom needs a dictionary.", "Give --dictionary FOLDER.")
-        if self.only_top and self.out is not None:
-            raise UsageError("--only-top keeps no scores that --out could write.", "Give one of them.")
         ways = ("only_top", "group_by", "heads", "dictionary", "prefilter", "relative")
         special = [name for name in ways if getattr(self, name)]
         if len(special) > 1 and special != ["prefilter", "relative"]:
@@ -246,7 +245,9 @@ class Score(QueryOptions, Job, Printed):
     def _show(
         self, loaded: Attribution, entries: list[dict[str, Any]], scores: Any, notes: Any = (), **more: Any
     ) -> None:
-        if self.out is not None and not self.only_top:
+        if self.out is not None and self.only_top:
+            save_table(self.out, rows_of_lists(entries))
+        elif self.out is not None:
             save_scores(self.out, scores, loaded.titled)
         lines = [lists_text(entries)]
         if scores.attrs.get("warning"):
@@ -270,7 +271,7 @@ class Self(Job, Printed):
     top: int = 10
     """How many to list."""
     out: Path | None = None
-    """Write all of them: .npz, .csv or .parquet."""
+    """Write all of them: .npz, .csv, .parquet or .json."""
 
     def run(self) -> None:
         loaded = self.load()

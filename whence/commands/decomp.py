@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from whence.cache.display.files import ENDINGS, save_table
 from whence.cache.errors import UsageError
 from whence.options import Count
 
@@ -137,7 +138,7 @@ class Encode(Source, Printed):
     at: str = ""
     """The hook point, if the folder does not name it."""
     out: Path = Path("out/codes.safetensors")
-    """The file to write."""
+    """The file to write: .safetensors, or .csv, .parquet or .json with a row an atom of a token."""
     k: Count | None = None
     """Steps; the dictionary's own by default."""
     target: float = 0.0
@@ -147,6 +148,7 @@ class Encode(Source, Printed):
 
     def run(self) -> None:
         import numpy as np
+        import pandas
         from safetensors.numpy import save_file
 
         dictionary = at_site(open_dictionary(self.dictionary), self.dictionary, self.at)
@@ -158,7 +160,13 @@ class Encode(Source, Printed):
         del arrays["x"]
         self.out.parent.mkdir(parents=True, exist_ok=True)
         about = {"dictionary": dictionary.fingerprint, **vars(acts.origin)}
-        save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, self.out, about)
+        if self.out.suffix in ENDINGS:  # a row an atom of a token
+            row, step = np.nonzero(arrays["values"])
+            table = {n: a[row] for n, a in arrays.items() if a.ndim == 1}
+            table |= {"atom": arrays["indices"][row, step], "value": arrays["values"][row, step]}
+            save_table(self.out, pandas.DataFrame(table))
+        else:
+            save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, self.out, about)
         steps = float(np.count_nonzero(arrays["values"], axis=1).mean())
         share = float(code.residual.sum() / code.energy.sum())
         facts = {"file": str(self.out), "tokens": len(batch.x), "steps": steps, "unexplained": share}
