@@ -105,8 +105,14 @@ class Recorded(Fitted):
         places = self.run.start.train.rows_of(train.ids)
         signs = np.random.default_rng(0).choice([-CHANGE, CHANGE], (DRAWS, len(train)))
         inputs = self.score_inputs(queries, train) | {"what": "true changes", "draws": DRAWS, "change": CHANGE}
-        true = self.stored(inputs, lambda: self._retrained(signs, places, queries), queries, train)
-        return true.astype(np.float64), values.astype(np.float64) @ signs.T
+        store = self.trained.store
+        if store is not None and store.has("checks", inputs):
+            true = store.open("checks", inputs).read("changes")
+        else:
+            true = self._retrained(signs, places, queries)
+            if store is not None:
+                store.put("checks", inputs, {"changes": true})
+        return true, values.astype(np.float64) @ signs.T
 
     def _retrained(self, signs: np.ndarray, places: np.ndarray, queries: Examples) -> Float[np.ndarray, "q d"]:
         start = self.run.start
