@@ -26,6 +26,9 @@ from .methods import TRAK as TRAK
 from .methods import SOURCE as SOURCE
 from .methods import EL2N as EL2N
 from .methods import CG as CG
+from .methods import Daunce as Daunce
+from .methods import BIF as BIF
+from .methods import AdamWInfluence as AdamWInfluence
 from .methods import BM25 as BM25
 from .methods import ASTRA as ASTRA
 from .methods import Identity as Identity

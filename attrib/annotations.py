@@ -80,7 +80,7 @@ def annotated(
         found["logprob"] = ("query", logprob)
         if scores.attrs["units"] == "nats" and values.ndim == 2:
             marks = impossible(values, logprob, str(scores.attrs["measurement"]))
-            warnings += impossible_text(values, logprob, marks, queries, train.ids)
+            warnings += impossible_text(values, logprob, marks, queries.ids, train.ids)
             found |= {"impossible": (("query", "train"), marks)} if marks.any() else {}
     sure: Any = [] if logprob is None or scores.attrs["measurement"] not in ("logprob", "loss") else logprob > -CERTAIN
     if np.any(sure):
@@ -91,14 +91,28 @@ def annotated(
     return scores.assign_coords(found).assign_attrs(warned(warnings, trained))
 
 
+def marked(
+    scores: "xarray.DataArray", trained: TrainedModel, *, logprob: Float[np.ndarray, " q"], caution: str = ""
+) -> "xarray.DataArray":
+    """Scores [query, train] of groups, with the `logprob` of the queries' groups, and `impossible` and
+    `attrs["warning"]` if a score is. caution: of the fit, first in the warning."""
+    marks = impossible(scores.values, logprob, str(scores.attrs["measurement"]))
+    warnings = [caution] if caution else []
+    warnings += impossible_text(scores.values, logprob, marks, scores["query"].values, scores["train"].values)
+    found: dict[str, Any] = {"logprob": ("query", logprob)}
+    found |= {"impossible": (("query", "train"), marks)} if marks.any() else {}
+    return scores.assign_coords(found).assign_attrs(warned(warnings, trained))
+
+
 def impossible_text(
     values: Float[np.ndarray, "q n"],
     logprob: Float[np.ndarray, " q"],
     marks: Bool[np.ndarray, "q n"],
-    queries: Examples,
+    query_ids: np.ndarray,
     ids: np.ndarray,
 ) -> list[str]:
-    """The warning about the scores that are marked, if any. ids: of the training examples, [n] or [q n]."""
+    """The warning about the scores that are marked, if any. query_ids: [q]. ids: of the training examples, [n] or
+    [q n]."""
     if not marks.any():
         return []
     excess = np.where(marks, np.abs(values) + logprob[:, None], -np.inf)
@@ -106,7 +120,7 @@ def impossible_text(
     example = np.broadcast_to(ids, marks.shape)[q, n]
     return [
         f"{int(marks.sum())} of {marks.size} predicted changes are impossible: larger than what is left of the query's "
-        f"log-probability (query {queries.ids[q]}, example {example}: {abs(values[q, n]):.4g} nats predicted, "
+        f"log-probability (query {query_ids[q]}, example {example}: {abs(values[q, n]):.4g} nats predicted, "
         f"{-logprob[q]:.4g} left). Fit on more data, with a larger damping or at fewer sites; read ranks, not values."
     ]
 

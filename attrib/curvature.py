@@ -5,7 +5,7 @@ identity and diagonal in the weights' own basis, K-FAC with an outer product of 
 ones. What is done with them is the same for all: (G + damping I)^-1 times gradients.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from whence.cache import DataError, Examples, Sites
+from whence.cache import DataError, Entry, Examples, Sites, UsageError
 from whence.cache.display import facts, table
 from whence.cache.model.bridge import to_accelerator
 from whence.cache.model.sites import Site
@@ -39,26 +39,90 @@ class SiteFactors(NamedTuple):
     eigenvalues: np.ndarray
 
 
+Rule = Literal["relative", "absolute", "steps"]
+
+
+class StoredFactors(Mapping[str, SiteFactors]):
+    """The factors of sites that are not kept in memory: each is read from its entry when it is used.
+
+    entries: site -> the entry that has its arrays.
+    """
+
+    def __init__(self, entries: Mapping[str, Entry]):
+        self.entries = entries
+
+    def __getitem__(self, site: str) -> SiteFactors:
+        entry = self.entries[site]
+        return SiteFactors(*(entry.read(f"{site}/{part}") for part in SiteFactors._fields))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def eigenvalues(self, site: str) -> np.ndarray:
+        return self.entries[site].read(f"{site}/eigenvalues")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(
+            self.entries[site].arrays[f"{site}/{part}"].nbytes for site in self.entries for part in SiteFactors._fields
+        )
+
+
 @dataclass(frozen=True)
 class Damping:
-    """What is added to the eigenvalues before they are inverted.
+    """How eigenvalues are inverted: 1 / (eigenvalue + damping), or as far as the steps of training went.
+
+    By rule "steps", a direction of eigenvalue s is inverted to (1 - exp(-m c s)) / (m s), where c is the sum of the
+    site's effective learning rates and m the number of sites that learn together: what gradient descent does on a
+    quadratic (SOURCE with one segment, Bae et al. 2024), if m sites of the same kernel share each residual. It is 1/s
+    per site of the m where training went far, and c where it hardly moved; 1 / (m s + 1/c) is close to it everywhere.
+    `attrib.training.damping_of` finds c and m of a recorded run.
 
     Args:
-        value: a factor of the site's mean eigenvalue ("relative"; the paper uses 0.1), or the number itself.
-        rule: "relative" or "absolute".
-        per_site: site name -> value, for sites that differ.
+        value: a factor of the site's mean eigenvalue ("relative"; the paper uses 0.1), the number itself ("absolute"),
+            or m ("steps").
+        rule: "relative", "absolute" or "steps".
+        per_site: site name -> value, for sites that differ; for "steps" c of every site.
 
     >>> Damping(1e-3, "absolute", per_site={"head": 1e-2}).value
     0.001
     """
 
     value: float = 0.1
-    rule: Literal["relative", "absolute"] = "relative"
+    rule: Rule = "relative"
     per_site: Mapping[str, float] = field(default_factory=dict)
 
     def at(self, site: str, eigenvalues: np.ndarray) -> float:
+        """What is added to the eigenvalues; for "steps" 1/c, as the exact matrix couples the sites by itself."""
+        if self.rule == "steps":
+            return 1.0 / self._time(site)
         value = float(self.per_site.get(site, self.value))
         return value * float(eigenvalues.mean()) if self.rule == "relative" else value
+
+    def inverse(self, site: str, eigenvalues: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        """The inverted eigenvalues; zero where eigenvalue and damping are zero (directions no example has)."""
+        if self.rule == "steps":
+            reached = self.value * self._time(site) * eigenvalues
+            return self._time(site) * np.divide(
+                -np.expm1(-reached), reached, out=np.ones_like(reached), where=reached > 0
+            )
+        damped = eigenvalues + self.at(site, eigenvalues)
+        return np.divide(1.0, damped, out=np.zeros_like(damped), where=damped > 0)
+
+    def _time(self, site: str) -> float:
+        if site not in self.per_site:
+            raise UsageError(f"This damping has no learning rate of {site}.", "Take it from a run that trained it.")
+        return float(self.per_site[site])
+
+    def __str__(self) -> str:
+        if self.rule != "steps":
+            return f"{self.value:g} {self.rule}"
+        times = self.per_site.values()
+        return f"steps of training, c from {min(times):.2g} to {max(times):.2g}, {self.value:g} sites together"
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,15 +147,21 @@ class Curvature(Fitted):
         """N in every score: the number of examples that the model was trained on."""
         return self.count if self.size is None else self.size
 
+    def eigenvalues(self, site: str) -> np.ndarray:
+        """The eigenvalues of a site, [o i]."""
+        stored = self.per_site
+        return stored.eigenvalues(site) if isinstance(stored, StoredFactors) else stored[site].eigenvalues
+
     def damped(self, site: str) -> np.ndarray:
-        """Eigenvalues plus damping, [o i]."""
-        values = self.per_site[site].eigenvalues
+        """Eigenvalues plus damping, [o i]; where training is followed, one over what they are inverted to."""
+        values = self.eigenvalues(site)
+        if self.damping.rule == "steps":
+            return 1.0 / self.inverse(site)
         return values + self.damping.at(site, values)
 
     def inverse(self, site: str) -> np.ndarray:
-        """1 / (eigenvalues + damping), [o i]; zero where both are zero (directions no example has)."""
-        damped = self.damped(site)
-        return np.divide(1.0, damped, out=np.zeros_like(damped), where=damped > 0)
+        """The inverted eigenvalues, [o i], as the damping says."""
+        return self.damping.inverse(site, self.eigenvalues(site))
 
     def inverse_product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
         """(G + damping I)^-1 applied to gradients, site by site (Grosse et al. 2023, Eq. 21, with column
@@ -106,8 +176,7 @@ class Curvature(Fitted):
         found = {}
         for site, a in inputs.items():
             g, factors = grads[site], self.per_site[site]
-            values = to_accelerator(factors.eigenvalues.astype(a.dtype))
-            scale = kernels.damped_inverse(values, self.damping.at(site, factors.eigenvalues))
+            scale = to_accelerator(self.inverse(site).astype(a.dtype))
             if factors.qa is None or factors.qs is None:
                 found[site] = kernels.gradients(a, g) * scale
                 continue
@@ -136,7 +205,7 @@ class Curvature(Fitted):
         """As in `Fitted`, with the damping."""
         attrs = {
             "meaning": "predicted change of the query's measurement when the example is added once more",
-            "damping": f"{self.damping.value:g} {self.damping.rule}",
+            "damping": str(self.damping),
         }
         return super().labelled(values, queries, train, last).assign_attrs(attrs)
 
@@ -146,7 +215,7 @@ class Curvature(Fitted):
         determines the others. Sites whose eigenvalues are all the same, which no data gave, count none."""
         total = 0.0
         for site in self.sites:
-            values = self.per_site[site.name].eigenvalues
+            values = self.eigenvalues(site.name)
             if np.ptp(values) > 0:
                 total += float((values / (values + self.damping.at(site.name, values)).clip(1e-300)).sum())
         return total
@@ -162,7 +231,7 @@ class Curvature(Fitted):
         below = sum(
             int((values <= self.damping.at(s.name, values)).sum())
             for s in self.sites
-            for values in [self.per_site[s.name].eigenvalues]
+            for values in [self.eigenvalues(s.name)]
         )
         return (
             f"{self.count} examples ({rows:.0f} positions) are too few for {total} directions: {below / total:.0%} of "
@@ -171,24 +240,26 @@ class Curvature(Fitted):
             "or at fewer sites."
         )
 
-    def with_damping(self: C, value: float, rule: Literal["relative", "absolute"] = "relative") -> C:
-        """The same curvature with another damping; nothing is refitted."""
-        return replace(self, damping=Damping(value, rule))
+    def with_damping(self: C, value: float | Damping, rule: Rule = "relative") -> C:
+        """The same curvature with another damping, a number under this rule or a Damping; nothing is refitted."""
+        return replace(self, damping=value if isinstance(value, Damping) else Damping(value, rule))
 
     @property
     def nbytes(self) -> int:
+        if isinstance(self.per_site, StoredFactors):
+            return self.per_site.nbytes
         return sum(a.nbytes for f in self.per_site.values() for a in f if a is not None)
 
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({self.method}, {len(self.per_site)} sites, {self.count} examples, "
-            f"damping {self.damping.value:g} {self.damping.rule}, {self.nbytes / 1e6:.1f} MB)"
+            f"damping {self.damping}, {self.nbytes / 1e6:.1f} MB)"
             + (f"\nwarning: {self.caution}" if self.caution else "")
         )
 
     def _repr_html_(self) -> str:
         rows = [
-            (s.name, f"{s.shape[0]} × {s.shape[1]}", float(self.per_site[s.name].eigenvalues.mean()))
+            (s.name, f"{s.shape[0]} × {s.shape[1]}", float(self.eigenvalues(s.name).mean()))
             for s in self.sites
             if s.name in self.per_site
         ]

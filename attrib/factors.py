@@ -10,7 +10,7 @@ from jaxtyping import Float
 from whence.cache import Entry, Examples, Sites, TrainedModel, UsageError
 
 from .chosen import chosen
-from .curvature import Curvature, Damping, SiteFactors, sites_from_json
+from .curvature import Curvature, Damping, StoredFactors, sites_from_json
 from .fitted import Train
 from .scoring import groups, heads, relative, tokens, top
 from .scoring.atoms import Encoder, through_atoms
@@ -86,11 +86,11 @@ class Factors(Curvature):
             return through_atoms(self, queries, train, through, site)
         self.check_model()
         rank = resolved_rank(self, len(queries), rank, precision)
-        work = Pairwise(self, queries, rank, precision, per_site)
+        work = Pairwise(self, queries, rank, precision, self.sites.names if per_site else ())
         inputs = {**work.inputs(train), "per_site": per_site, "what": "pairwise"}
         shape = (len(queries), len(self.sites) if per_site else 1)
         passes: Precision = "tf32" if precision == "tf32" else "float32"  # bfloat16 is for the contraction alone
-        values = over_rows(self, train, inputs, shape, work, "scores", passes).transpose(1, 0, 2)
+        values = over_rows(self, train, inputs, shape, work.groups(train), "scores", passes).transpose(1, 0, 2)
         array = self.labelled(values / np.float32(self.train_size), queries, train)
         return array.assign_coords(site=list(self.sites.names)) if per_site else array[..., 0]
 
@@ -103,16 +103,9 @@ class Factors(Curvature):
         >>> bool((factors.self_influence() > 0).all())
         True
         """
-        import xarray
-
-        train = chosen(self.trained.train, train)
-        return xarray.DataArray(
-            squared_norms(self, train, 1) / np.float32(self.train_size),
-            dims=("train",),
-            coords={"train": train.ids},
-            name="self_influence",
-            attrs={"units": "nats", "method": self.method, "damping": self.damping.value},
-        )
+        norms = squared_norms(self, chosen(self.trained.train, train), 1)
+        array = self.labelled_alone(norms / np.float32(self.train_size), train)
+        return array.assign_attrs(damping=str(self.damping))
 
     def top(
         self,
@@ -211,13 +204,25 @@ class Factors(Curvature):
 
 
 def factors_of_entry(trained: TrainedModel, entry: Entry, damping: Damping) -> Factors:
-    """Factors as a fit stored them: arrays `<site>/<part>`, sites and count beside them."""
+    """Factors as a fit stored them: arrays `<site>/<part>`, in the entry or in those of its groups of sites. They are
+    read now if they fit a quarter of the memory limit, else whenever they are used."""
     sites = sites_from_json(entry.about["sites"])
-    per_site = {
-        site.name: SiteFactors(*(entry.read(f"{site.name}/{part}") for part in SiteFactors._fields)) for site in sites
-    }
+    stored = StoredFactors(_entries(trained, entry, sites))
+    per_site = dict(stored) if stored.nbytes <= trained.memory_limit() // 4 else stored
     count = int(entry.about["count"])
     return Factors(trained, entry.inputs["method"], entry.inputs, sites, per_site, count, damping, entry.key)
+
+
+def _entries(trained: TrainedModel, entry: Entry, sites: Sites) -> dict[str, Entry]:
+    """site -> the entry that has its arrays."""
+    assert trained.store is not None
+    if "groups" not in entry.about:
+        return dict.fromkeys(sites.names, entry)
+    found: dict[str, Entry] = {}
+    for group in (sites.only(names) for names in entry.about["groups"]):
+        part = trained.store.open("factors", {**entry.inputs, "sites": group.settings})
+        found |= _entries(trained, part, group)
+    return found
 
 
 def _reloaded(trained: TrainedModel, key: str, damping: Damping, sites: Sites, size: int | None) -> Factors:

@@ -23,7 +23,7 @@ from whence.cache.model.bridge import to_accelerator, to_numpy
 from whence.cache.store.layout import Shard
 
 from . import kernels
-from .memory import check_fit_fits
+from .memory import check_fit_fits, factor_limit
 
 PARTITION_EXAMPLES = 512
 MAX_PARTITIONS = 16
@@ -140,7 +140,7 @@ def moments(
     """Input and output-gradient moments of every site (Grosse et al. 2023, Section 2.2), over all examples or over
     `examples` of them, evenly spaced."""
     sites, total = source.sites, len(source.examples)
-    check_fit_fits(sites, source.trained.memory_limit())
+    check_fit_fits(sites, factor_limit(source.trained))
     examples = total if examples is None else min(examples, total)
     rows = np.linspace(0, total - 1, examples).round().astype(np.int64)
     owner = shared_inputs(first_batch(source))

@@ -155,6 +155,20 @@ class Fitted(ABC):
         )
         return annotated(array, self.trained, queries, train, logprob=self.logprobs(queries), caution=self.caution)
 
+    def labelled_alone(self, values: Float[np.ndarray, " n"], train: Train) -> "xarray.DataArray":
+        """Scores of the examples themselves, [train], with ids, units, method, and the fit's caution."""
+        import xarray
+
+        return xarray.DataArray(
+            values,
+            dims=("train",),
+            coords={"train": chosen(self.trained.train, train).ids},
+            name="self_influence",
+            attrs={"units": self.units, "method": self.method}
+            | ({"warning": self.caution} if self.caution else {})
+            | ({} if self.trained.checks else {"checked": "no"}),
+        )
+
     def extremes(
         self, values: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], queries: Examples, train: Examples
     ) -> "xarray.Dataset":
@@ -173,6 +187,6 @@ class Fitted(ABC):
             side = "harmful" if self.measure == "loss" else "helpful"
             if attrs["units"] == NATS:
                 marks = impossible(values[side], logprob, self.measure)
-                warnings += impossible_text(values[side], logprob, marks, queries, ids[side])
+                warnings += impossible_text(values[side], logprob, marks, queries.ids, ids[side])
                 coords |= {f"{side}_impossible": (("query", "place"), marks)} if marks.any() else {}
         return xarray.Dataset(arrays, coords=coords, attrs={**attrs, **warned(warnings, self.trained)})

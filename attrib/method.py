@@ -14,6 +14,7 @@ from .annotations import warned
 from .curvature import Damping, SiteFactors
 from .factors import Factors
 from .fitted import Fitted
+from .training import damping_of
 
 Labels = Literal["sampled", "true"]
 Eigen = Literal["float32", "float64"]
@@ -89,13 +90,14 @@ class CurvatureMethod(Method):
     """A method whose fit is a curvature per site, in a Kronecker-factored eigenbasis or the weights' own basis.
 
     Args:
-        damping: added to the eigenvalues; chosen after the fit, so it enters the key of scores only.
+        damping: how eigenvalues are inverted; chosen after the fit, so it enters the key of scores only. By default
+            that of the training, if it is known (`training.damping_of`), else 0.1 times the site's mean.
         labels: "sampled" from the model (the Fisher matrix, equal to the Gauss-Newton matrix), or "true", the data's
             own (the empirical Fisher, which Grosse et al. 2023 advise against).
         seed: of the sampled labels.
     """
 
-    damping: Damping = not_in_key(Damping(), "enters the key of the scores")
+    damping: Damping | None = not_in_key(None, "enters the key of the scores")
     labels: Labels = not_in_key("sampled", "enters as the objective of the pass")
     seed: int = not_in_key(0, "enters with the pass")
 
@@ -107,10 +109,14 @@ class CurvatureMethod(Method):
         run = self.run(trained, sites)
         inputs = self.inputs(run)
         per_site, key = self.curvature(run, inputs)
-        return Factors(trained, self.name, inputs, sites, per_site, len(run.examples), self.damping, key)
+        return Factors(trained, self.name, inputs, sites, per_site, len(run.examples), self.damping_for(run), key)
 
     def run(self, trained: TrainedModel, sites: Sites) -> ModelPass:
         return trained.run("sampled" if self.labels == "sampled" else "loss", sites, seed=self.seed)
+
+    def damping_for(self, run: ModelPass) -> Damping:
+        """The damping as chosen, else that of the training, else the paper's."""
+        return self.damping or damping_of(run.trained, run.sites) or Damping()
 
     @abstractmethod
     def curvature(self, run: ModelPass, inputs: dict[str, Any]) -> tuple[dict[str, SiteFactors], str]:

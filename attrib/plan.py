@@ -4,7 +4,7 @@ this model on this machine."""
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from whence.cache.store.store import human
 
 from . import kernels
 from .fit import partition_count
-from .memory import fit_bytes
+from .memory import factor_limit, fit_bytes, groups_of
 from .scoring import contraction
 from .scoring.precision import Precision, itemsize
 from .scoring.queries import RANK, Rank
@@ -50,7 +50,8 @@ class Plan:
 
     parameters, covered: of the model, and of them at the sites. examples, positions: of the data, padding included.
     queries: how many; rank: that they are stored at, None if exact; forms: name of a contraction -> number of sites.
-    memory: the most that the job needs; limit: the most that it may use. disk: all that it writes; free: on that disk,
+    groups: of sites, that are fitted one after the other. memory: the most that the job needs beside the model; limit:
+    the most that it may use. disk: all that it writes; free: on that disk,
     None if unknown. advice: what to change if it does not fit.
     """
 
@@ -62,6 +63,7 @@ class Plan:
     queries: int
     rank: int | None
     forms: dict[str, int]
+    groups: int
     memory: int
     limit: int
     disk: int
@@ -87,6 +89,8 @@ class Plan:
         ]
         if self.queries:
             lines.append(f"{self.queries:,} queries, {'exact' if self.rank is None else f'at rank {self.rank}'}")
+        if self.groups > 1:
+            lines.append(f"{self.groups} groups of sites, each with its own passes: all sites at once do not fit")
         if self.forms:
             lines.append("contraction: " + ", ".join(f"{form} at {n} sites" for form, n in self.forms.items()))
         head = ("stage", "passes", "operations", "memory", "disk", "time")
@@ -133,20 +137,23 @@ def make_plan(
     dense = queries * itemsize(precision) * sum(o * i for o, i in (s.shape for s in found))
     rank = (None if dense <= limit // 2 else RANK) if rank == "auto" else rank
     rates = measured(trained, found) if measure else Rates()
-    stages = fit_stages(found, len(examples), positions, longest, every)
+    parts = groups_of(found, {site.name: fit_bytes([site]) for site in found}, factor_limit(trained))
+    stages = fit_stages(parts, len(examples), positions, longest, every)
     forms: dict[str, int] = {}
     if queries:
         rows = max(1, BATCH_POSITIONS // longest)
-        works = contraction.choose(found, queries, longest, rows, rank, limit // 2, itemsize(precision)).values()
-        forms = dict(Counter(work.form for work in works))
-        operations = every * positions + sum(work.operations for work in works) * len(examples)
+        works = contraction.choose(found, queries, longest, rows, rank, limit // 2, itemsize(precision))
+        forms = dict(Counter(work.form for work in works.values()))
+        sizes = {name: work.nbytes for name, work in works.items()}
+        scored = groups_of(found, sizes, limit // 2)
+        operations = every * positions * len(scored) + sum(w.operations for w in works.values()) * len(examples)
         values = queries * len(examples) * 4
-        stages.append(Stage("score", 1, operations, sum(work.nbytes for work in works) + values, values))
+        held = max(sum(sizes[site.name] for site in part) for part in scored)
+        stages.append(Stage("score", len(scored), operations, held + values, values))
     if index_width:
         operations = every * positions + rotated_operations(found, len(examples), longest)
         memory = shard_rows(len(examples)) * index_width * 4 + sum(4 * w * w for site in found for w in site.shape)
         stages.append(Stage("index", 1, operations, memory, index_width * len(examples) * 2))
-    weights = sum(p.numel() * p.element_size() for p in trained.model.parameters())
     plan = Plan(
         stages=tuple(rates.time(stage, positions) for stage in stages),
         parameters=found.total,
@@ -156,7 +163,8 @@ def make_plan(
         queries=queries,
         rank=rank,
         forms=forms,
-        memory=weights + planned + max(stage.memory for stage in stages),
+        groups=len(parts),
+        memory=planned + max(stage.memory for stage in stages),
         limit=limit,
         disk=sum(stage.disk for stage in stages) if store is not None else 0,
         free=_free(store),
@@ -175,17 +183,20 @@ def model_operations(model: nn.Module) -> float:
     return 4.0 * sum(site.count for site in find_sites(model, kinds=("linear", "conv"), frozen=True, quiet=True))
 
 
-def fit_stages(sites: Sites, examples: int, positions: int, longest: int, model: float) -> list[Stage]:
+def fit_stages(groups: list[Sites], examples: int, positions: int, longest: int, model: float) -> list[Stage]:
+    """The stages of a fit, group after group."""
+    sites, passes = [site for group in groups for site in group], len(groups)
     squares = sum(o * o + i * i for o, i in (s.shape for s in sites))
     cubes = sum(o**3 + i**3 for o, i in (s.shape for s in sites))
     grid = sum(o * i for o, i in (s.shape for s in sites))
     parts = partition_count(examples)
-    moments = model * positions + sum(moment_operations(w) for site in sites for w in site.shape) * positions
+    held = max(fit_bytes(group) for group in groups)
+    moments = model * positions * passes + sum(moment_operations(w) for site in sites for w in site.shape) * positions
     return [
-        Stage("moments", 1, moments, fit_bytes(sites), parts * squares * 8),
-        Stage("eigenvectors", 0, 9.0 * cubes, fit_bytes(sites), squares * 4),
+        Stage("moments", passes, moments, held, parts * squares * 8),
+        Stage("eigenvectors", 0, 9.0 * cubes, held, squares * 4),
         # a fit keeps the batches of its first pass if they fit; the plan counts the pass as if it did not
-        Stage("eigenvalues", 1, model * positions + rotated_operations(sites, examples, longest), fit_bytes(sites),
+        Stage("eigenvalues", passes, model * positions * passes + rotated_operations(sites, examples, longest), held,
               parts * grid * 8 + squares * 4 + grid * 8),
     ]  # fmt: skip
 
@@ -195,7 +206,7 @@ def moment_operations(width: int) -> float:
     return 2.0 * width * width * (SYMMETRIC if width >= kernels.SYMMETRIC_WIDTH else 1.0)
 
 
-def rotated_operations(sites: Sites, examples: int, s: int) -> float:
+def rotated_operations(sites: Sequence[Site], examples: int, s: int) -> float:
     """Operations of rotating and forming every example's gradient, each site in its cheaper order."""
 
     def one(site: Site) -> float:
@@ -279,14 +290,15 @@ def _advice(plan: Plan, sites: Sites, dense: int) -> list[str]:
     out = []
     if plan.memory > plan.limit:
         score = max((s.memory for s in plan.stages if s.name == "score"), default=0)
-        if score > fit_bytes(sites) and plan.rank is None and plan.queries:
+        fit = max(s.memory for s in plan.stages if s.name == "moments")
+        if score > fit and plan.rank is None and plan.queries:
             out.append(f"Use --rank {RANK} instead of {human(dense)} of exact queries.")
-        if score > fit_bytes(sites) and plan.queries > 1:
+        if score > fit and plan.queries > 1:
             share = max(1, int(plan.queries * (plan.limit - plan.memory + score) / score))
             out.append(f"Score at most {share} queries at a time, or use --only-top instead of every score.")
-        if fit_bytes(sites) >= score:
+        if fit >= score:
             largest = max(sites, key=lambda s: fit_bytes([s]))
-            out.append(f"Choose fewer sites (--sites); {largest.name} takes {human(fit_bytes([largest]))} alone.")
+            out.append(f"Leave out the largest sites (--sites); {largest.name} takes {human(fit)} alone.")
         out.append(f"Or raise --memory to {human(plan.memory)}.")
     if plan.free is not None and plan.disk > plan.free:
         out.append(f"Put the store (--store) on a disk with {human(plan.disk)} free.")

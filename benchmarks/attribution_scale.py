@@ -107,7 +107,7 @@ def agreement(run: Run, tiny: bool = False, examples: int | None = None, complet
         title="An index alone, and its 50 and 100 best, which a rerank would order exactly",
     )  # fmt: skip
     for width in (512, 2048, 8192):
-        for kind in ("rank", "largest", "random"):
+        for kind in ("rank", "largest", "random", "lorif"):
             index = attrib.index.build_index(factors, sketch=attrib.index.Sketch(kind, width))
             hits = index.search(queries, 100).ids
             recall = [recall_of(hits[:, :k], exact, 10).mean() for k in (10, 50, 100)]

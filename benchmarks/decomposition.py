@@ -287,6 +287,39 @@ def build(run: Run, t: int = 65536, d: int = 256, size: int = 4096, k: int = 16,
             table.row(unexplained, row.name, row.seconds, first / row.seconds, row.read, row.atoms, row.fvu)
 
 
+@bench.case(quick={"epochs": 1, "longest": 2})
+def autoencoders(run: Run, epochs: int = 2, longest: int = 20) -> None:
+    """A matching-pursuit autoencoder that starts from ITDA's atoms, beside TopK, BatchTopK and ITDA: at equal time, and
+    at equal L0, as every codec has 8 steps or latents. ITDA's time counts as part of the matching-pursuit
+    autoencoder's; each rate is chosen on validation activations; figures are of held-out ones.
+
+    Args:
+        epochs: that the model, of one seed, is trained.
+        longest: multiple of ITDA's time up to which autoencoders are trained.
+    """
+    from . import decomposition_claims as claims
+    from .decomposition_models import Plan, data, trained
+
+    plan = Plan(seeds=1, layers=3, width=48, epochs=epochs, middle=1, multiples=(min(5, longest), longest))
+    read = data()
+    at = claims.place(plan, trained(plan, plan.width, 0, read, run.store), read, run.store)
+    built = claims.build(at)
+    budget = claims.Budget.of(plan, [built])
+    table = run.table("codec", "seconds|.2f", "read|.0f", "L0|.1f", "FVU|.4f", "CE, zero abl.|.4f", "CE, mean abl.|.4f",
+                      title=f"One layer of width {plan.width}, {len(built.dictionary)} atoms, one seed")  # fmt: skip
+
+    def row(name: str, found: claims.Figures) -> None:
+        table.row(name, found.seconds, found.rows, found.l0, found.fvu, found.zero, found.mean)
+
+    for name, found in claims.dictionaries_judged(built, at, read.held_out):
+        row(name, found)
+    rates = claims.sweep(budget, at)
+    for (kind, mark), found in claims.autoencoders_judged(budget, rates, at, read.held_out):
+        row(f"{kind}, {mark}", found)
+    for mark, found in claims.trained_atoms_judged(built, budget, at, read.held_out):
+        row(f"matching pursuit, {mark}", found)
+
+
 @bench.case(quick={"short": True})
 def claims(run: Run, short: bool = False) -> None:
     """The paper's headline claims, four seeds.

@@ -15,6 +15,7 @@ import xarray as xr
 from whence.cache import Examples, LanguageModelling, Store, TrainedModel
 from whence.cache.jobs.progress import progress
 from whence.decomp import ITDA, SAE, Activations, Dictionary, Random, calibrate, layers, observe
+from whence.decomp.builders import MPSAE
 from whence.decomp.evaluate import baselines, evaluate, loss_recovered
 
 from .decomposition_models import Data, Plan, Trained
@@ -23,6 +24,7 @@ STEPS = 8  # pursuit steps and latents of every codec
 SIZE = 1024
 LAYER_THRESHOLD = 0.2
 RATES = (3e-3, 1e-2, 3e-2)
+ATOM_RATES = (1e-3, 3e-3, 1e-2)  # of atoms that are trained through their pursuit
 KINDS = ("topk", "batchtopk")
 TOKENS = "equal activations"  # a mark of an autoencoder's training beside the multiples of ITDA's time
 
@@ -169,6 +171,21 @@ def autoencoders_judged(
         for name in names:
             mark = marks[name]
             yield (kind, name), judged(mark.autoencoder, at, examples, mark.seconds, mark.tokens)
+
+
+def trained_atoms_judged(built: Built, budget: Budget, at: Place, examples: Examples) -> Iterator[tuple[str, Figures]]:
+    """(mark, figures) of ITDA's atoms trained through their pursuit, at the best of the rates on validation data."""
+    settings = {name: built.dictionary.settings[name] for name in ("size", "k", "unexplained")}
+    best: dict[str, tuple[float, Any]] = {}
+    for rate in ATOM_RATES:
+        goals = {seconds - built.seconds: name for name, seconds in budget.seconds.items() if seconds > built.seconds}
+        for mark in MPSAE(ITDA(**settings), rate=rate).train(at.stream, at_seconds=list(goals)):
+            fvu = float(evaluate(mark.autoencoder, at.validation).value.sel(metric="fvu"))
+            best[goals[mark.goal]] = min(
+                best.get(goals[mark.goal], (np.inf, mark)), (fvu, mark), key=lambda one: one[0]
+            )
+    for name, (_, mark) in best.items():
+        yield name, judged(mark.autoencoder, at, examples, mark.seconds + built.seconds, mark.tokens + built.read)
 
 
 # -- layers, models, checkpoints

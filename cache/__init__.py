@@ -38,7 +38,13 @@ from .retrain.recipe import Recipe as Recipe
 from .retrain.retrained import oracle_masks as oracle_masks
 from .retrain.retrained import subset_masks as subset_masks
 
+# recording a run that trains a model
+from . import runs as runs
+
 # the store
 from .store.entry import Entry as Entry
 from .store.layout import ArraySpec as ArraySpec
 from .store.store import Store as Store
+
+# more tasks
+from . import tasks as tasks

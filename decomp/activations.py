@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from whence.cache.errors import DataError, ModelError, NotCached, UsageError
 from whence.cache.model.bridge import to_numpy
@@ -51,7 +51,8 @@ class Activations:
     """Rows [t d] in stream order with the place of each.
 
     x: anything that slices like an array (memory maps and store arrays are read as they are needed).
-    document, position, token: [t] integers; token -1 where there is none.
+    document, position, token: [t] integers; token -1 where there is none. target: [t e], what a transcoder gives for
+    each row, read as x is; to: its hook point (`paired`).
 
     >>> of_two_texts = Activations.of(np.eye(4, 8), document=[0, 0, 1, 1], position=[0, 1, 0, 1])
     >>> len(of_two_texts.without(positions=[0])), of_two_texts.width
@@ -64,9 +65,12 @@ class Activations:
     token: Int[np.ndarray, " _"]
     origin: Origin = field(default_factory=Origin)
     rows: Int[np.ndarray, " u"] | None = None
+    target: Any = None
+    to: str = ""
 
     def __post_init__(self) -> None:
-        lengths = {len(self.x), len(self.document), len(self.position), len(self.token)}
+        target = self.x if self.target is None else self.target
+        lengths = {len(self.x), len(self.document), len(self.position), len(self.token), len(target)}
         if len(lengths) != 1:
             raise DataError(
                 f"Activations, documents, positions and tokens have different lengths: {sorted(lengths)}.",
@@ -126,16 +130,57 @@ class Activations:
     def batches(self, size: int) -> Iterator[ActivationBatch]:
         """In stream order, `size` rows at a time."""
         for start in range(0, len(self), size):
-            yield self._read(slice(start, min(start + size, len(self))))
+            yield self.take(slice(start, min(start + size, len(self))))
 
-    def _read(self, part: slice) -> ActivationBatch:
+    def take(self, part: slice | Int[np.ndarray, " b"]) -> ActivationBatch:
+        """Some of the rows, in memory."""
         at: Any = part if self.rows is None else self.rows[part]
         x = np.asarray(self.x[at], np.float32)
         return ActivationBatch(x, self.document[at], self.position[at], self.token[at])
 
     def whole(self) -> ActivationBatch:
         """All rows at once, in memory."""
-        return self._read(slice(0, len(self)))
+        return self.take(slice(0, len(self)))
+
+    def paired(self, outputs: "Activations") -> "Activations":
+        """These activations with those of another hook point that a transcoder gives for them, row by row.
+
+        Raises DataError for outputs of other documents or positions, ModelError for those of another model.
+        """
+        for name in ("document", "position"):
+            if not np.array_equal(getattr(self, name), getattr(outputs, name)):
+                raise DataError(
+                    f"Inputs and outputs differ in their {name}s.", "Observe both hook points on the same examples."
+                )
+        if self.rows is not None or outputs.rows is not None:
+            raise DataError(
+                "Some rows were left out already.", "Pair all activations, then leave out rows of the pair."
+            )
+        replace(self.origin, site="").check_same(replace(outputs.origin, site=""))
+        return replace(self, target=outputs.x, to=outputs.origin.site)
+
+    @property
+    def inputs(self) -> "Activations":
+        """The same without targets."""
+        return self if self.target is None else replace(self, target=None, to="")
+
+    def targets(self, part: slice | Int[np.ndarray, " b"]) -> Float[np.ndarray, "b e"]:
+        """What a codec is to give for some of the rows: the targets of a pair, or the activations themselves."""
+        wanted = self.x if self.target is None else self.target
+        return np.asarray(wanted[part if self.rows is None else self.rows[part]], np.float32)
+
+    def usable(self) -> tuple["Activations", int, int]:
+        """The rows that can be decomposed, and how many were left out as not finite and as zero. Reads them once."""
+        flaws = [_flaws(batch.x) for batch in self] or [(np.zeros(0, bool), np.zeros(0, bool))]
+        bad, zero = map(np.concatenate, zip(*flaws))
+        keep = ~bad & ~zero
+        return self if keep.all() else self.select(keep), int(bad.sum()), int(zero.sum())
+
+    def mean(self) -> Float[np.ndarray, " d"]:
+        """Of the rows, in float64. Raises DataError if there are none."""
+        if not len(self):
+            raise DataError("No activation to take the mean of.", "Check the hook point, and what was excluded.")
+        return sum(batch.x.sum(axis=0, dtype=np.float64) for batch in self) / len(self)
 
     def select(self, keep: Bool[np.ndarray, " t"] | Int[np.ndarray, " t"]) -> "Activations":
         """Some of the rows, by mask or number, in the order given."""
@@ -208,13 +253,49 @@ def finite(batch: ActivationBatch) -> tuple[ActivationBatch, int, int]:
 
     Squares are summed in float32, so a row with a squared norm above 1e37 counts as not finite, below 1e-30 as zero.
     """
-    energy = np.einsum("bd,bd->b", batch.x, batch.x, dtype=np.float64)
-    zero = energy < SMALLEST
-    bad = ~zero & ~(energy <= LARGEST)
+    bad, zero = _flaws(batch.x)
     if not bad.any() and not zero.any():
         return batch, 0, 0
     keep = ~bad & ~zero
     return ActivationBatch(*(column[keep] for column in batch)), int(bad.sum()), int(zero.sum())
+
+
+def _flaws(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows are not finite, and which are zero."""
+    energy = np.einsum("bd,bd->b", x, x, dtype=np.float64)
+    zero = energy < SMALLEST
+    return ~zero & ~(energy <= LARGEST), zero
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Rows [t d] of an array of the store, read as they are needed."""
+
+    entry: Any
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, *width = self.entry.arrays[self.name].shape
+        return rows, int(np.prod(width))
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.entry.arrays[self.name].dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, at: Any) -> np.ndarray:
+        if isinstance(at, slice):
+            start, stop, step = at.indices(len(self))
+            found = self.entry.slice(self.name, start, stop)[::step]
+        else:
+            found = self.entry.rows(self.name, at)
+        return found.reshape(len(found), self.shape[1])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.entry.read(self.name).reshape(self.shape), dtype)
 
 
 def from_entry(entry: Any, site: str | None = None) -> Activations:
@@ -233,8 +314,7 @@ def from_entry(entry: Any, site: str | None = None) -> Activations:
         raise UsageError(f"{name} is not in these activations.", f"Choose one of {', '.join(names)}.")
     example, position, token = (entry.read(key) for key in ("example", "position", "token"))
     origin = Origin(name, str(entry.inputs.get("model", "")), str(entry.inputs.get("data", "")))
-    x = entry.read(name)
-    return Activations.of(x.reshape(len(x), -1), example, position, token, origin)
+    return Activations(Kept(entry, name), example, position, token, origin)
 
 
 def as_stream(source: "Activations | Iterable[ActivationBatch] | Any") -> tuple[Iterable[ActivationBatch], Origin]:

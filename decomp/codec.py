@@ -35,6 +35,11 @@ class Codec(ABC):
     k: int
     origin: Origin
 
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """sha256 over all that its codes depend on."""
+
     @abstractmethod
     def encode_array(self, x: Float[Array, "b d"], k: int | None = None) -> Code:
         """The sparse code of signals as JAX arrays on their device. Raises UsageError for a k that cannot be."""
@@ -88,11 +93,11 @@ class Codec(ABC):
         """What the code stands for, the centre added, as numpy."""
         return np.asarray(self.decode_array(jax.tree.map(jnp.asarray, code)))
 
-    def reconstruct(self, x: Any, k: int | None = None, **how: Any) -> Float[np.ndarray, "b d"]:
+    def reconstruct(self, x: Any, k: int | None = None, **how: Any) -> Float[np.ndarray, "b e"]:
         """decode(encode(x))."""
         return self.decode(self.encode(x, k, **how))
 
-    def reconstruct_array(self, x: Float[Array, "b d"], k: int | None = None) -> Float[Array, "b d"]:
+    def reconstruct_array(self, x: Float[Array, "b d"], k: int | None = None) -> Float[Array, "b e"]:
         """decode(encode(x)) on the device of x."""
         return self.decode_array(self.encode_array(x, k))
 

@@ -21,6 +21,7 @@ from jax import Array
 from jaxtyping import Float
 
 from whence.cache.errors import DataError, UsageError
+from whence.cache.model.ids import as_ids
 
 from . import kernels
 from .activations import Origin, numbers
@@ -223,17 +224,16 @@ class Dictionary(Codec):
         mine, theirs = (np.zeros(d.width) if d.centre is None else d.centre for d in (self, other))
         if not np.array_equal(mine, theirs):
             raise DataError("The dictionaries are centred differently.", "Build both with one centre.")
-        near = np.asarray(kernels.forms.product(jnp.asarray(other.atoms), jnp.asarray(self.atoms)))
         known = set(self.provenance.places) - {(-1, -1)}
-        keep = (np.abs(near).max(axis=1, initial=0.0) <= same) & np.array(
+        keep = (largest_cosine(other.atoms, self.atoms) <= same) & np.array(
             [place not in known for place in other.provenance.places], bool
         )
         note = {"edit": "merge", "with": other.fingerprint, "inserted": int(keep.sum()), "same": same}
         text = None if other.text is None else tuple(other.text[n] for n in np.flatnonzero(keep))
         return self._joined(other.atoms[keep], other.provenance.rows(keep), text, note)
 
-    def delete_documents(self, documents: Iterable[int]) -> "Dictionary":
-        """Without any atom that came from these documents.
+    def delete_documents(self, documents: Iterable[int | str]) -> "Dictionary":
+        """Without any atom that came from these documents, named by number or by the texts that were their ids.
 
         Other atoms are activations of other documents and stay as they are, bit for bit. Raises DataError when nothing
         would be left.
@@ -241,7 +241,7 @@ class Dictionary(Codec):
         >>> 0 in dictionary.delete_documents([0]).provenance.document
         False
         """
-        listed = sorted({int(d) for d in documents})
+        listed = sorted(set(as_ids(list(documents)).tolist()))
         gone = np.isin(self.provenance.document, listed)
         if gone.all():
             raise DataError("Every atom comes from these documents.", "Build a dictionary without them.")
@@ -272,6 +272,14 @@ class Dictionary(Codec):
     def _carry(self, basis: Basis) -> None:
         """Take a basis that is known already, cut or filled up to whole blocks, into the cached property."""
         self.__dict__["basis"] = kernels.forms.resized(basis, _blocks(len(self)))
+
+
+def largest_cosine(atoms: Float[np.ndarray, "a d"], others: Float[np.ndarray, "c d"]) -> Float[np.ndarray, " a"]:
+    """Of each atom with any of the others, without sign; 0 if there are none. A block of atoms at a time."""
+    if not len(others) or not len(atoms):
+        return np.zeros(len(atoms), np.float32)
+    basis = kernels.basis_of(jnp.asarray(others), gram=False)
+    return np.abs(np.asarray(kernels.encode(kernels.matching_pursuit(1), jnp.asarray(atoms), basis).values[:, 0]))
 
 
 def _blocks(size: int) -> int:

@@ -12,7 +12,7 @@ import xarray as xr
 
 from whence.cache.errors import DataError, ModelError
 
-from .dictionary import Dictionary
+from .dictionary import Dictionary, largest_cosine
 from .provenance import Text
 
 MOVED = 0.9  # an atom whose direction at the same place has a cosine below this has moved
@@ -36,7 +36,8 @@ def difference(before: Dictionary, after: Dictionary, moved: float = MOVED) -> x
     rows_before = {p: n for n, p in enumerate(before.provenance.places) if p[1] >= 0}
     rows_after = {p: n for n, p in enumerate(after.provenance.places) if p[1] >= 0}
     everywhere = sorted({*rows_before, *rows_after})
-    near_before, near_after = _nearest(before, after), _nearest(after, before)
+    near_before = largest_cosine(before.atoms, after.atoms)
+    near_after = largest_cosine(after.atoms, before.atoms)
     status, cosine, nearest, norm, texts = [], [], [], [], []
     for place in everywhere:
         b, a = rows_before.get(place), rows_after.get(place)
@@ -79,11 +80,6 @@ def summary(difference: xr.Dataset, groups: Mapping[str, Sequence[int]]) -> xr.D
         },
         coords={"group": list(groups), "status": names},
     )
-
-
-def _nearest(one: Dictionary, other: Dictionary) -> np.ndarray:
-    """Largest |cosine| of every atom of `one` with the atoms of `other`."""
-    return np.abs(one.atoms @ other.atoms.T).max(axis=1, initial=0.0)
 
 
 def _text(dictionary: Dictionary, row: int | None) -> Text | None:

@@ -4,6 +4,8 @@ Intervals are 95 %, by resampling documents.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +14,16 @@ import xarray as xr
 
 from whence.cache import Examples, TrainedModel
 from whence.cache.display.interval import Interval
-from whence.cache.errors import DataError
+from whence.cache.errors import DataError, UsageError
 from whence.cache.model.borrowing import borrowed
 from whence.cache.model.bridge import to_numpy
 
 from . import intervals
-from .activations import Activations, Origin, finite
+from .activations import Activations, Origin
 from .codec import Codec
 from .kernels import Code
-from .splice import Change, constant, spliced, through, zeros
+from .splice import Change, constant, replaced, spliced, zeros
+from .transcoder import Transcoder
 
 RARE = 1e-5  # fires on fewer than this share of the activations, but fires
 ROWS = 4096
@@ -44,7 +47,7 @@ def evaluate(codec: Codec, activations: Any, k: int | Sequence[int] | None = Non
 
     Args:
         codec: a dictionary or autoencoder.
-        activations: `Activations`, or an array [t d].
+        activations: `Activations`, or an array [t d]; of a transcoder pairs, whose outputs are what x is above.
         k: steps; by default the codec's own. Several give the curve of error against steps, with an axis `k` first.
 
     Raises ModelError for another model's activations, DataError when no usable row is there.
@@ -58,6 +61,11 @@ def evaluate(codec: Codec, activations: Any, k: int | Sequence[int] | None = Non
         return xr.concat(each, xr.Variable("k", list(k)), combine_attrs="drop")
     acts = Activations.of(activations)
     codec.origin.check_same(acts.origin)
+    if isinstance(codec, Transcoder) != (acts.target is not None):
+        raise UsageError(
+            "A transcoder is evaluated on pairs of inputs and outputs, other codecs on activations.",
+            "Give inputs.paired(outputs) to a transcoder only.",
+        )
     total, counts = _sums(codec, acts, k)
     if not total["rows"]:
         raise DataError(
@@ -70,7 +78,7 @@ def evaluate(codec: Codec, activations: Any, k: int | Sequence[int] | None = Non
     def per(name: str) -> np.ndarray:
         return intervals.per_document(total[name], document)
 
-    rows, fired = per("one"), counts / total["rows"]
+    rows, fired = intervals.per_document(np.ones(len(document)), document), counts / total["rows"]
     flat = Interval(float(np.mean(fired == 0)))
     rare = Interval(float(np.mean((fired > 0) & (fired < RARE))))
     return table(
@@ -91,27 +99,28 @@ def evaluate(codec: Codec, activations: Any, k: int | Sequence[int] | None = Non
 
 def _sums(codec: Codec, acts: Activations, k: int | None) -> tuple[dict[str, Any], np.ndarray]:
     """Per-row sums, and how often each atom fired."""
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("left", "cosine_error", "l0", "document", "one")}
-    usable, not_finite, zero = finite(acts.whole())
-    centre = usable.x.mean(axis=0, dtype=np.float64) if len(usable.x) else np.zeros(acts.width)
+    names = ("left", "spread", "energy", "cosine_error", "l0", "document")
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    usable, not_finite, zero = acts.usable()
+    goals = usable if acts.target is None else replace(usable, x=acts.target)
+    centre = goals.mean() if len(usable) else np.zeros(goals.width)
     counts = np.zeros(len(codec), np.int64)
-    for start in range(0, len(usable.x), ROWS):
-        x = usable.x[start : start + ROWS]
-        code: Code = codec.encode(x, k=k)
+    for (signals, document, *_), (x, *_) in zip(usable.batches(ROWS), goals.batches(ROWS)):
+        code: Code = codec.encode(signals, k=k)
         decoded = codec.decode(code)
         norms = np.linalg.norm(x, axis=1) * np.linalg.norm(decoded, axis=1)
         pairs = distinct(code)
         counts += np.bincount(pairs[:, 1], minlength=len(codec))
         columns["left"].append(np.sum((x - decoded) ** 2, axis=1))
+        columns["spread"].append(np.sum((x - centre) ** 2, axis=1))
+        columns["energy"].append(np.einsum("bd,bd->b", x, x, dtype=np.float64))
         columns["cosine_error"].append(1 - np.sum(x * decoded, axis=1) / np.maximum(norms, 1e-30))
         columns["l0"].append(np.bincount(pairs[:, 0], minlength=len(x)))
-        columns["document"].append(usable.document[start : start + ROWS])
-        columns["one"].append(np.ones(len(x)))
+        columns["document"].append(document)
     total: dict[str, Any] = {name: np.concatenate(parts or [np.zeros(0)]) for name, parts in columns.items()}
-    spread = np.sum((usable.x - centre) ** 2, axis=1)
-    varies = spread.sum() > SAME * np.sum(usable.x**2, dtype=np.float64)
-    total["spread"] = spread if varies else np.full(len(spread), np.nan)
-    return {**total, "rows": len(usable.x), "not_finite": not_finite, "zero": zero}, counts
+    if total["spread"].sum() <= SAME * total["energy"].sum():
+        total["spread"] = np.full(len(usable), np.nan)
+    return {**total, "rows": len(usable), "not_finite": not_finite, "zero": zero}, counts
 
 
 def distinct(code: Code) -> np.ndarray:
@@ -125,27 +134,32 @@ def losses(
     trained: TrainedModel,
     examples: Examples | None = None,
     at: str = "",
-    change: Change | None = None,
+    change: Change | Codec | None = None,
     skip: Sequence[int] = (),
+    k: int | None = None,
 ) -> np.ndarray:
     """The task's loss of every example [n], in nats, with `change` at the hook point `at` (None: the model as it is).
 
     Args:
         trained: the model; it runs on its device.
         examples: by default its training data.
-        at, change, skip: as for `spliced`.
+        at, skip: as for `spliced`.
+        change: of the activation, or a codec: what it decodes takes the activation's place (of a transcoder, at its
+            output), with k steps.
     """
     examples = trained.train if examples is None else examples
     found = np.zeros(len(examples))
+
+    def changed() -> AbstractContextManager[Any]:
+        if isinstance(change, Codec):
+            return replaced(trained, change, at, k, skip)
+        return nullcontext() if change is None else spliced(trained, at, change, skip)
+
     with torch.no_grad(), borrowed(trained.model) as model:
         for planned in trained.planned(examples, "losses"):
             batch = trained.batch(examples, planned.rows, planned.width)
-            if change is None:
-                value = trained.task.loss(model, batch)
-            else:
-                with spliced(trained, at, change, skip):
-                    value = trained.task.loss(model, batch)
-            found[planned.rows] = to_numpy(value.double())
+            with changed():
+                found[planned.rows] = to_numpy(trained.task.loss(model, batch).double())
     return found
 
 
@@ -170,7 +184,7 @@ def loss_recovered(
         at: the hook point; by default the codec's own.
         k: steps; by default the codec's own.
         skip: positions that keep the model's own activation in all runs, stated in the attributes.
-        mean: [d], for mean ablation beside zero ablation.
+        mean: [d], for mean ablation beside zero ablation; of a transcoder's outputs [e].
         base: losses by name ("model", "zero", "mean") if they are known already, see `baselines`.
 
     Raises ModelError for another model's codec or an unknown hook point.
@@ -181,8 +195,8 @@ def loss_recovered(
         codec.origin.check_same(Origin(site, trained.fingerprint()))
     known = dict(base or {})
     if "model" not in known:
-        known |= baselines(trained, examples, site, mean, skip)
-    spliced_loss = losses(trained, examples, site, through(codec, k), skip)
+        known |= baselines(trained, examples, codec.to if isinstance(codec, Transcoder) else site, mean, skip)
+    spliced_loss = losses(trained, examples, site, codec, skip, k)
     rows = {}
     for name in ("zero", "mean"):
         if name in known:

@@ -10,12 +10,13 @@ from jaxtyping import Float, Int
 
 from whence.cache.jobs.progress import progress
 
-from .activations import Activations, finite
+from .activations import Activations
 from .dictionary import Dictionary
 from .evaluate import ROWS
 from .provenance import Text, context, real_tokens
 
 BINS = 16
+COSINES = 1 << 23  # between atoms, in memory at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,18 +62,19 @@ def features(dictionary: Dictionary, activations: Any, top: int = 8, near: int =
     """Encodes the activations once. Raises ModelError for those of another model or hook point."""
     acts = Activations.of(activations)
     dictionary.origin.check_same(acts.origin)
-    usable = finite(acts.whole())[0]
+    usable = acts.usable()[0]
+    count = max(len(usable), 1)
     size, signals, atoms, values = len(dictionary), [], [], []
-    for start in progress(range(0, len(usable.x), ROWS), desc="encoding", unit="batch", quiet=quiet):
-        code = dictionary.encode(usable.x[start : start + ROWS])
+    for n, batch in enumerate(progress(usable.batches(ROWS), desc="encoding", unit="batch", quiet=quiet)):
+        code = dictionary.encode(batch.x)
         signal, step = np.nonzero(np.asarray(code.values))
-        signals.append(signal + start)
+        signals.append(signal + n * ROWS)
         atoms.append(np.asarray(code.indices)[signal, step].astype(np.int64))
         values.append(np.asarray(code.values)[signal, step])
     signal, atom, value = (np.concatenate(p) if p else np.zeros(0, int) for p in (signals, atoms, values))
-    pairs, inverse = np.unique(atom * max(len(usable.x), 1) + signal, return_inverse=True)  # repeats added up
+    pairs, inverse = np.unique(atom * count + signal, return_inverse=True)  # repeats added up
     summed = np.bincount(inverse, weights=value, minlength=len(pairs)).astype(np.float32)
-    atom, signal = np.divmod(pairs, max(len(usable.x), 1))
+    atom, signal = np.divmod(pairs, count)
     counts = np.bincount(atom, minlength=size)
     rows, strengths = _strongest(atom, signal, summed, counts, top)
     limit = float(np.percentile(np.abs(summed), 99.5)) if len(summed) else 1.0
@@ -80,17 +82,18 @@ def features(dictionary: Dictionary, activations: Any, top: int = 8, near: int =
     place = np.clip(np.digitize(summed, edges) - 1, 0, BINS - 1)
     histogram = np.bincount(atom * BINS + place, minlength=size * BINS).reshape(size, BINS)
     neighbours, cosine = _nearest(dictionary.atoms, min(near, size - 1))
+    at = slice(None) if usable.rows is None else usable.rows
     return Features(
-        counts / max(len(usable.x), 1),
+        counts / count,
         rows,
         strengths,
         histogram,
         edges,
         neighbours,
         cosine,
-        usable.document,
-        usable.position,
-        usable.token,
+        usable.document[at],
+        usable.position[at],
+        usable.token[at],
     )
 
 
@@ -110,10 +113,11 @@ def _strongest(
 
 
 def _nearest(atoms: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` atoms with the largest |cosine| to each, nearest first, 512 at a time."""
+    """The `count` atoms with the largest |cosine| to each, nearest first, a block of them at a time."""
     found, cosines = [], []
-    for start in range(0, len(atoms), 512):
-        near = atoms[start : start + 512] @ atoms.T
+    block = max(1, COSINES // max(len(atoms), 1))
+    for start in range(0, len(atoms), block):
+        near = atoms[start : start + block] @ atoms.T
         near[np.arange(len(near)), np.arange(start, start + len(near))] = 0
         best = np.argpartition(-np.abs(near), count, axis=1)[:, :count] if count else np.zeros((len(near), 0), int)
         values = np.take_along_axis(near, best, axis=1)

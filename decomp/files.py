@@ -1,4 +1,4 @@
-"""Dictionaries and autoencoders on disk: a folder with their tensors and `manifest.json`; and in the store.
+"""Dictionaries, autoencoders and transcoders on disk, a folder with their tensors and `manifest.json`; in the store.
 
 The manifest holds what is not an array, and the digest of the tensors, so that a damaged file is distinguished from a
 sound one.
@@ -6,7 +6,7 @@ sound one.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .autoencoder import SparseAutoencoder
 from .codec import Codec
 from .dictionary import Dictionary
 from .provenance import Provenance, Text
+from .transcoder import Transcoder
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -32,7 +33,10 @@ WEIGHTS = ("encoder", "bias", "atoms", "centre")
 
 def tensors_of(codec: Codec) -> dict[str, np.ndarray]:
     """Arrays by name: atoms and the columns of the provenance of a dictionary, the weights of an autoencoder."""
-    if isinstance(codec, SparseAutoencoder):
+    if isinstance(codec, Transcoder):
+        arrays = {f"codec.{name}": array for name, array in tensors_of(codec.codec).items()}
+        arrays |= {"outputs": codec.outputs, "centre": codec.centre}
+    elif isinstance(codec, SparseAutoencoder):
         arrays = {name: getattr(codec, name) for name in WEIGHTS}
         arrays["threshold"] = np.asarray(codec.threshold, np.float32)
     else:
@@ -45,9 +49,12 @@ def tensors_of(codec: Codec) -> dict[str, np.ndarray]:
 
 def manifest_of(codec: Codec) -> dict[str, Any]:
     """Everything that is not an array, as JSON."""
+    if isinstance(codec, Transcoder):
+        about: dict[str, Any] = {"kind": "transcoder", "codec": manifest_of(codec.codec), "to": codec.to}
+        return {"format": FORMAT, **about, "fingerprint": codec.fingerprint}
     origin = vars(codec.origin)
     if isinstance(codec, SparseAutoencoder):
-        about: dict[str, Any] = {"kind": "autoencoder", "k": codec.k, "encoder": codec.kind, "origin": origin}
+        about = {"kind": "autoencoder", "k": codec.k, "encoder": codec.kind, "origin": origin}
         return {"format": FORMAT, **about, "fingerprint": codec.fingerprint}
     assert isinstance(codec, Dictionary)
     return {
@@ -69,7 +76,7 @@ def codec_of(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any], wher
         raise NewerFormat(f"{where} was written by a later version of Whence.", "Update Whence.")
     kind = manifest.get("kind", "dictionary")
     try:
-        found = (_autoencoder if kind == "autoencoder" else _dictionary)(arrays, manifest)
+        found = KINDS[kind](arrays, manifest)
     except (KeyError, TypeError, DataError) as error:
         raise CorruptEntry(f"{where} is not a whole {kind} ({error!r}).", "Write it again.") from error
     if found.fingerprint != manifest.get("fingerprint"):
@@ -80,7 +87,9 @@ def codec_of(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any], wher
 def _dictionary(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Dictionary:
     return Dictionary(
         atoms=np.asarray(arrays["atoms"], np.float32),
-        provenance=Provenance(*(np.asarray(arrays[name]) for name in Provenance._fields)),
+        provenance=Provenance(*(np.asarray(arrays[name]) for name in Provenance._fields))._replace(
+            seed=np.asarray(arrays["seed"], bool)
+        ),
         k=int(manifest["k"]),
         origin=Origin(**manifest["origin"]),
         centre=arrays.get("centre"),
@@ -93,6 +102,7 @@ def _dictionary(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -
 
 def _autoencoder(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> SparseAutoencoder:
     threshold = np.asarray(arrays["threshold"], np.float32)
+    threshold = threshold[0] if threshold.shape == (1,) else threshold  # the store has no array without axes
     return SparseAutoencoder(
         **{name: np.asarray(arrays[name], np.float32) for name in WEIGHTS},
         k=int(manifest["k"]),
@@ -100,6 +110,20 @@ def _autoencoder(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) 
         threshold=threshold if threshold.ndim else float(threshold),
         origin=Origin(**manifest["origin"]),
     )
+
+
+def _transcoder(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Transcoder:
+    inner = {name.removeprefix("codec."): array for name, array in arrays.items() if name.startswith("codec.")}
+    codec = codec_of(inner, manifest["codec"], "the codec of a transcoder")
+    outputs, centre = (np.asarray(arrays[name], np.float32) for name in ("outputs", "centre"))
+    return Transcoder(codec, outputs, centre, manifest["to"])
+
+
+KINDS: Mapping[str, Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Codec]] = {
+    "dictionary": _dictionary,
+    "autoencoder": _autoencoder,
+    "transcoder": _transcoder,
+}
 
 
 def save(codec: Codec, folder: str | Path) -> Path:
@@ -145,9 +169,8 @@ def put(codec: Codec, store: Store, inputs: Mapping[str, Any] | None = None) -> 
     """Keep a codec in the store, under `inputs` (by default a hash of all that it is), and return the entry."""
     about = manifest_of(codec)
     arrays = {**tensors_of(codec), "manifest": np.frombuffer(json.dumps(about).encode(), np.uint8)}
-    if "seed" in arrays:
-        arrays["seed"] = arrays["seed"].astype(np.int8)
-    arrays = {name: array if array.ndim else array.reshape(1) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        arrays[name] = (array.astype(np.int8) if array.dtype == bool else array).reshape(array.shape or (1,))
     if inputs is None:
         manifest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         inputs = {"fingerprint": about["fingerprint"], "manifest": manifest}
@@ -159,8 +182,4 @@ def from_entry(entry: Entry) -> Any:
     """The dictionary or autoencoder of a store's entry."""
     arrays = {name: np.asarray(entry.read(name)) for name in entry.arrays}
     manifest = json.loads(arrays.pop("manifest").tobytes())
-    if "seed" in arrays:
-        arrays["seed"] = arrays["seed"].astype(bool)
-    if "threshold" in arrays and len(arrays["threshold"]) == 1:
-        arrays["threshold"] = arrays["threshold"][0]
     return codec_of(arrays, manifest, f"the {manifest['kind']} {entry.key[:12]}")

@@ -1,9 +1,13 @@
 """Activations of a trained model, at one or several hook points, in one pass."""
 
 import tempfile
+from dataclasses import replace
 from typing import overload
 
+import numpy as np
+
 from whence.cache import Examples, Store, TrainedModel, activations
+from whence.cache.model.names import known_as
 
 from .activations import Activations, from_entry
 
@@ -21,8 +25,9 @@ def observe(
 
     Args:
         trained: the model; it runs on its device, cut short after the deepest hook point. Its store keeps the
-            activations; without one they are in memory only.
-        at: a hook point, or several, which give a dict.
+            activations, which are then read as they are needed; without a store they are in memory.
+        at: a hook point, or several, which give a dict; by its name in the model's own library (`model.layers.2`) or
+            in TransformerLens (`blocks.2.hook_out`). The origin has the name of the tree of modules.
         examples: what it reads; by default its training data.
 
     Raises ModelError for an unknown hook point, NumericalError for an activation that is not finite.
@@ -33,7 +38,13 @@ def observe(
     names = [at] if isinstance(at, str) else list(at)
     if trained.store is None:
         with tempfile.TemporaryDirectory() as folder:
-            return observe(trained.replace(store=Store(folder)), at, examples)
-    entry = activations(trained, names, examples, store=trained.store)
-    found = {name: from_entry(entry, name) for name in names}
+            found = _observed(trained.replace(store=Store(folder)), names, examples)
+            found = {name: replace(acts, x=np.asarray(acts.x)) for name, acts in found.items()}  # the folder goes
+    else:
+        found = _observed(trained, names, examples)
     return found[at] if isinstance(at, str) else found
+
+
+def _observed(trained: TrainedModel, names: list[str], examples: Examples | None) -> dict[str, Activations]:
+    entry = activations(trained, names, examples, store=trained.store)
+    return {name: from_entry(entry, known_as(trained.model, name)) for name in names}

@@ -18,20 +18,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from whence.cache import TrainedModel
-from whence.cache.errors import ModelError, NumericalError, near_names
+from whence.cache.errors import ModelError, NumericalError
 from whence.cache.model.bridge import to_jax, to_torch
-from whence.cache.model.outputs import hook_points
+from whence.cache.model.names import full_name
+from whence.cache.model.row_layout import channels_last
 
 from . import kernels
 from .codec import Codec
 from .dictionary import Dictionary
+from .transcoder import Transcoder
 
 Change = Callable[[Tensor], Tensor]
 
 
 @contextmanager
 def spliced(trained: TrainedModel, at: str, change: Change, skip: Sequence[int] = ()) -> Iterator[nn.Module]:
-    """The model with `change` applied to the output [b s d] of the module or hook point `at`.
+    """The model with `change` applied to the output [b s d] of the module or hook point `at`; one that a layer such as
+    nn.Conv1d returns as [b c l] is changed as [b l c].
 
     Args:
         trained: the model.
@@ -42,14 +45,10 @@ def spliced(trained: TrainedModel, at: str, change: Change, skip: Sequence[int] 
 
     Raises ModelError for an unknown module, or a change that returns another shape.
     """
-    points = hook_points(trained.model)
-    names = {name for name, _ in trained.model.named_modules()}
-    full = at if at in names else points.get(at)
-    if full is None:
-        raise ModelError(f"The model has no module or hook point {at!r}.", near_names(at, points))
+    full = full_name(trained.model, at)
 
-    def hook(_module: nn.Module, _args: Any, out: Any) -> Any:
-        x = out[0] if isinstance(out, tuple) else out
+    def hook(module: nn.Module, _args: Any, out: Any) -> Any:
+        x = channels_last(module, out[0] if isinstance(out, tuple) else out)
         new = change(x).to(x.dtype)
         if new.shape != x.shape:
             raise ModelError(f"The change gave {tuple(new.shape)} for {tuple(x.shape)} at {at}.", "Keep the shape.")
@@ -61,6 +60,7 @@ def spliced(trained: TrainedModel, at: str, change: Change, skip: Sequence[int] 
             keep = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
             keep[[s for s in skip if s < x.shape[1]]] = True
             new = torch.where(keep.reshape(1, -1, *(1 for _ in x.shape[2:])), x, new)
+        new = channels_last(module, new)
         return (new, *out[1:]) if isinstance(out, tuple) else new
 
     handle = trained.model.get_submodule(full).register_forward_hook(hook)
@@ -102,6 +102,31 @@ def through(codec: Codec, k: int | None = None) -> Change:
         return to_torch(codec.reconstruct_array(signals(x, codec.width), k)).reshape(x.shape)
 
     return change
+
+
+@contextmanager
+def replaced(
+    trained: TrainedModel, codec: Codec, at: str, k: int | None = None, skip: Sequence[int] = ()
+) -> Iterator[nn.Module]:
+    """The model with what a codec decodes in the place of the activation: at `at`, or for a transcoder, which encodes
+    the activation there, at its output. skip: as for `spliced`."""
+    if not isinstance(codec, Transcoder):
+        with spliced(trained, at, through(codec, k), skip) as model:
+            yield model
+        return
+    seen: list[Tensor] = []
+
+    def remember(x: Tensor) -> Tensor:
+        seen[:] = [x]
+        return x
+
+    def decoded(y: Tensor) -> Tensor:
+        if not seen:
+            raise ModelError(f"{codec.to} is reached before {at}.", "Give the hook points in the order of the model.")
+        return to_torch(codec.reconstruct_array(signals(seen.pop(), codec.width), k)).reshape(y.shape)
+
+    with spliced(trained, at, remember), spliced(trained, codec.to, decoded, skip) as model:
+        yield model
 
 
 def zeros(x: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def builder(network: str, points: Examples) -> Callable[[int], nn.Module]:
     if kind not in ("mlp", "conv") or not re.fullmatch(r"\d+(-\d+)*", rest):
         raise UsageError(f"There is no network {network!r}.", "Use mlp-32, mlp-64-32 or conv-8-16, for instance.")
     widths = [int(w) for w in rest.split("-")]
-    x, classes = np.asarray(points.columns["x"]), int(np.max(points.columns["y"])) + 1
+    x, classes = np.asarray(points.columns["x"]), int(np.asarray(points.columns["y"]).max()) + 1
     if kind == "conv":
         shape = _image_shape(x.shape[1:])
         return lambda seed: Convolutions(widths, shape, classes)

@@ -243,13 +243,13 @@ def _queries(trained: TrainedModel, plan: Plan) -> tuple[Examples, np.ndarray]:
 
 def _model_table(store: Store, plan: Plan, factors: attrib.Factors) -> Table:
     about = store.open("model", model_inputs(plan.shape, plan.training, plan.corpus.train)).about
-    shape, training = plan.shape, plan.training
+    shape, training, optimiser = plan.shape, plan.training, type(plan.training.optimiser).__name__
     damping, data = factors.damping, plan.corpus
     rows = [
         ("Model", f"TransformerLens native, {shape.layers} layers, width {shape.width}, {shape.heads} heads"),
         ("Parameters", f"{about['parameters']:,}"),
         ("Vocabulary", f"{shape.vocabulary:,} byte pairs"),
-        ("Trained", f"{training.epochs} epochs, AdamW, rate {training.rate:g}, {about['seconds']:.0f} s"),
+        ("Trained", f"{training.epochs} epochs, {optimiser}, rate {training.rate:g}, {about['seconds']:.0f} s"),
         ("Loss", f"{about['losses'][0]:.2f} → {about['losses'][-1]:.2f} nats per token"),
         ("Weights", about["fingerprint"][:12]),
         ("Data", f"{len(data.train):,} passages, {data.tokens:,} tokens, {data.train.fingerprint[:12]}"),

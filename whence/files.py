@@ -1,4 +1,5 @@
-"""Text, JSON lines, CSV and Parquet files as rows: the one reader of data, queries, labels, forget sets and job files.
+"""Text, JSON lines, CSV, Parquet and Arrow files as rows: the one reader of data, queries, labels, forget sets and job
+files. Rows are read one after the other; only .txt and .md files are read whole.
 
 Text is UTF-8, with or without a byte-order mark; a line ends at a line feed, a carriage return, or both. What is not
 text, or not a row, is an error that names the file and the line (of Parquet the row).
@@ -10,16 +11,17 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from whence.cache.errors import DataError, UsageError
+from whence.cache.model.ragged import of_arrow
 
 LABELLED = ("x_train", "y_train", "x_test", "y_test")
-READABLE = (".txt", ".md", ".jsonl", ".csv", ".parquet")
+READABLE = (".txt", ".md", ".jsonl", ".csv", ".parquet", ".arrow")
 
 
 class Row(NamedTuple):
@@ -31,10 +33,8 @@ class Row(NamedTuple):
 
 def read_text(path: Path) -> str:
     """A file's text, with line feeds at line ends. Raises DataError if it cannot be opened or is not UTF-8."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"Cannot read {path} ({error.strerror}).", "Give the path of a file.") from error
+    with _opened(path) as stream:
+        content = stream.read()
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path} is UTF-16 or UTF-32, not UTF-8.", "Save it as UTF-8.")
     try:
@@ -49,20 +49,53 @@ def read_text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file, or of every such file in a folder, by path.
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, each with its line feed, read one after the other. Raises as `read_text`."""
+    with _opened(path) as stream:
+        if stream.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            read_text(path)
+        try:
+            with io.TextIOWrapper(stream, "utf-8-sig") as lines:
+                for line in lines:
+                    if "\0" in line:
+                        read_text(path)
+                    yield line
+        except UnicodeDecodeError:
+            read_text(path)  # raises with the line
+            raise
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"Cannot read {path} ({error.strerror}).", "Give the path of a file.") from error
+
+
+def read_rows(path: Path, split: str = "train") -> Iterator[Row]:
+    """The rows of a file, or of every such file in a folder, by path. Of a folder that `datasets.save_to_disk` wrote,
+    those of its split.
 
     A .txt or .md file has a row {"text": ...} per block between empty lines, or lines of blanks. Raises UsageError for
     another kind of file, DataError for one that cannot be read.
     """
     if path.is_dir():
+        path = _split_of(path, split)
+        saved = path / "state.json"
+        if saved.is_file():
+            for file in json.loads(read_text(saved))["_data_files"]:
+                yield from _arrow_rows(path / file["filename"])
+            return
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in READABLE and p.is_file())
         if not files:
             raise DataError(f"The folder {path} has no data file.", f"Put {', '.join(READABLE)} files into it.")
         for file in files:
             yield from read_rows(file)
         return
-    readers = {".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows, ".txt": _blocks, ".md": _blocks}
+    readers = {
+        ".jsonl": _json_lines, ".csv": _csv_rows, ".txt": _blocks, ".md": _blocks,
+        ".parquet": _parquet_rows, ".arrow": _arrow_rows,
+    }  # fmt: skip
     kind = path.suffix.lower()
     if kind not in readers:
         raise UsageError(f"{path} is no kind of file that is read here.", f"Give one of {', '.join(READABLE)}.")
@@ -121,12 +154,12 @@ def _blocks(path: Path) -> Iterator[Row]:
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(read_text(path).split("\n"), 1):  # splitlines would cut at U+2028 inside a string
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         place = f"{path}, line {number}"
         try:
-            values = json.loads(line, object_pairs_hook=_object)
+            values = json.loads(line.rstrip("\n"), object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{place} is not JSON: {error}.", "Write one JSON object per line.") from error
         if not isinstance(values, dict):
@@ -143,7 +176,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    reader = csv.DictReader(read_lines(path), strict=True)
     try:
         names = reader.fieldnames or []
         if len(set(names)) != len(names) or "" in names:
@@ -160,23 +193,81 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow
     import pyarrow.parquet
 
+    return _rows_of_batches(path, lambda: pyarrow.parquet.ParquetFile(path, memory_map=True).iter_batches(1024))
+
+
+def _arrow_rows(path: Path) -> Iterator[Row]:
+    return _rows_of_batches(path, lambda: (part for batch in arrow_batches(path) for part in _parts(batch)))
+
+
+def arrow_batches(path: Path) -> Iterator[Any]:
+    """The record batches of an Arrow file or stream, memory-mapped."""
+    import pyarrow
+
+    source = pyarrow.memory_map(str(path))
     try:
-        batches = pyarrow.parquet.read_table(path).to_batches(1024)
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path} cannot be read: {error}.", "Look at the file: it is no sound Parquet.") from error
+        file = pyarrow.ipc.open_file(source)
+    except pyarrow.ArrowInvalid:
+        yield from pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
+        return
+    for number in range(file.num_record_batches):
+        yield file.get_batch(number)
+
+
+def _parts(batch: Any) -> Iterator[Any]:
+    return (batch.slice(start, 1024) for start in range(0, batch.num_rows, 1024))
+
+
+def _rows_of_batches(path: Path, batches: Callable[[], Iterator[Any]]) -> Iterator[Row]:
+    import pyarrow
+
+    kind = "Arrow" if path.suffix == ".arrow" else "Parquet"
     number = 0
-    for batch in batches:
-        if len(set(batch.schema.names)) != len(batch.schema.names):
-            raise DataError(f"{path} names a column twice.", "Give every column its own name.")
-        for row in range(batch.num_rows):
-            number += 1
-            try:
-                yield Row({name: batch[name][row].as_py() for name in batch.schema.names}, f"{path}, row {number}")
-            except ValueError as error:
-                raise DataError(f"{path}, row {number} cannot be read: {error}.", "Look at this row.") from error
+    try:
+        for batch in batches():
+            names = batch.schema.names
+            if len(set(names)) != len(names):
+                raise DataError(f"{path} names a column twice.", "Give every column its own name.")
+            columns = [_values(batch.column(at)) for at in range(len(names))]
+            for row in range(batch.num_rows):
+                number += 1
+                yield Row({name: values(row) for name, values in zip(names, columns)}, f"{path}, row {number}")
+    except (OSError, pyarrow.ArrowException, ValueError) as error:
+        where = f"{path}, row {number}" if number else f"{path}"
+        raise DataError(f"{where} cannot be read: {error}.", f"Look at the file: it is no sound {kind}.") from error
+
+
+def _values(column: Any) -> Callable[[int], Any]:
+    """A column's value by row: lists of numbers as arrays, anything else as Python has it."""
+    found = of_arrow(column)
+    return found.__getitem__ if found is not None else lambda row: column[row].as_py()
+
+
+def _split_of(path: Path, split: str) -> Path:
+    """The folder of a split in a folder of several that `datasets` saved; else the folder itself."""
+    listed = path / "dataset_dict.json"
+    if not listed.is_file():
+        return path
+    splits = json.loads(read_text(listed))["splits"]
+    if split not in splits:
+        raise DataError(
+            f"{path} has no split {split!r}.", f"Give the folder of one of its splits: {', '.join(splits)}."
+        )
+    return path / split
+
+
+def renamed(rows: Iterator[Row], columns: Mapping[str, str]) -> Iterator[Row]:
+    """Rows with some columns under the names that are known here: {"text": "body"} reads `body` as the text. Raises
+    DataError for a row without such a column."""
+    own = {theirs: ours for ours, theirs in columns.items()}
+    for row in rows:
+        missing = next((theirs for theirs in own if theirs not in row.values), None)
+        if missing is not None:
+            raise DataError(f"{row.place} has no {missing!r}.", f"Its columns: {', '.join(row.values) or 'none'}.")
+        kept = {name: value for name, value in row.values.items() if name in own or name not in columns}
+        yield Row({own.get(name, name): value for name, value in kept.items()}, row.place)
 
 
 def _check_text(text: str, place: str) -> None:

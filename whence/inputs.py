@@ -1,6 +1,7 @@
 """Models and data by name, as `--model` and `--data` of the command line.
 
---model   demo | biographies | the name of a hub model | a folder with a model saved by transformers
+--model   demo | biographies | a folder with a model saved by transformers, or with adapters (PEFT) | a .gguf file |
+          the name of a hub model
 --data    language-reference | biographies | digits | a .txt, .md, .jsonl, .csv or .parquet file | a folder of
           such files | the name of a hub data set
 """
@@ -23,6 +24,7 @@ from .corpora import (
     load,
     reference_model,
 )
+from .options import Loading
 
 LENGTH = 128  # tokens at which texts are cut by default
 CORPORA: dict[str, Callable[[], Corpus]] = {
@@ -32,8 +34,16 @@ CORPORA: dict[str, Callable[[], Corpus]] = {
 }
 
 
-def load_model(name: str, store: Store | None = None, quiet: bool = False) -> tuple[nn.Module, Vocabulary | None]:
+def load_model(
+    name: str, store: Store | None = None, quiet: bool = False, *, loading: Loading | None = None
+) -> tuple[nn.Module, Vocabulary | None]:
     """A model in evaluation mode and its vocabulary; the embedded models are trained on first use.
+
+    Args:
+        name: demo, biographies, a folder, a .gguf file, or a hub name.
+        store: where embedded models are kept once they are trained.
+        quiet: show no progress bars.
+        loading: type, device, revision, adapters' base, and what of others' code may run (`whence.options.Loading`).
 
     Raises ModelError when it cannot be loaded.
     """
@@ -47,7 +57,7 @@ def load_model(name: str, store: Store | None = None, quiet: bool = False) -> tu
         )
     from .pretrained import pretrained
 
-    return pretrained(name)
+    return pretrained(name, loading)
 
 
 def load_data(

@@ -1,4 +1,4 @@
-"""Training a small transformer from random weights: a TransformerLens native bridge, AdamW, one cosine.
+"""Training a small transformer from random weights: a TransformerLens native bridge, AdamW or Muon, one cosine.
 
 Used for the demo's model, the biographies' model, and retrainings of either with examples left out or weighted.
 """
@@ -18,7 +18,7 @@ from whence.cache.jobs.progress import progress
 from whence.cache.model.fingerprint import model_fingerprint
 from whence.cache.model.stateless import named_parameters
 from whence.cache.retrain.loop import descend
-from whence.cache.retrain.optimisers import AdamW
+from whence.cache.retrain.optimisers import AdamW, Muon, Optimiser
 
 if TYPE_CHECKING:
     from .corpora.vocabulary import Vocabulary
@@ -39,8 +39,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Training:
-    """Epochs over the examples in batches of `batch`; AdamW whose rate rises over a tenth of the steps to `rate`
-    and falls to a twentieth of it along a cosine; gradients clipped to norm 1. seed: of the weights and the order.
+    """Epochs over the examples in batches of `batch`, at a rate that rises over a tenth of the steps to `rate` and
+    falls to a twentieth of it along a cosine; gradients clipped to norm 1.
+
+    decay: of the weights. seed: of the weights and the order. muon: the rate of the blocks' matrices over `rate`, which
+    then take Muon's orthogonal steps; 0 for AdamW everywhere.
     """
 
     epochs: int = 12
@@ -48,6 +51,17 @@ class Training:
     rate: float = 3e-3
     decay: float = 0.1
     seed: int = 0
+    muon: float = 0.0
+
+    @property
+    def optimiser(self) -> Optimiser:
+        adam = AdamW(self.rate, (0.9, 0.98), weight_decay=self.decay)
+        return Muon(self.rate, self.muon, rest=adam) if self.muon else adam
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The training as it enters a key."""
+        return {name: value for name, value in asdict(self).items() if name != "muon" or value}
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 1 or self.rate <= 0:
@@ -126,11 +140,10 @@ def train_language_model(
         found = {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(own.items(), slope)}
         return (float(each.detach().sum()), positions), found
 
-    optimiser = AdamW(training.rate, (0.9, 0.98), weight_decay=training.decay)
     start = {name: p.detach() for name, p in own.items()}
     model.train()
     total = counted = 0.0
-    for number, point in enumerate(descend(start, gradient_of, batches(), optimiser, clip=1.0)):
+    for number, point in enumerate(descend(start, gradient_of, batches(), training.optimiser, clip=1.0)):
         epoch = steps[number][0]
         with torch.no_grad():
             for name, parameter in own.items():
@@ -178,7 +191,7 @@ def model_inputs(
     return {
         "what": "language model",
         "shape": asdict(shape),
-        "training": asdict(training),
+        "training": training.settings,
         "data": examples.fingerprint,
         "weights": left,
     }

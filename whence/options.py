@@ -9,7 +9,7 @@ import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from whence.cache.errors import UsageError
 
@@ -44,8 +44,34 @@ Size = Annotated[str, Allowed(lambda text: bool(amount(text, SIZES)), "a size su
 Age = Annotated[str, Allowed(lambda text: amount(text, AGES) is not None, "an age such as 30d or 12h")]
 Workers = Annotated[str, Allowed(_is_cluster, "inline, local:2, dask:ADDRESS or slurm:FILE")]
 Device = Annotated[
-    str, Allowed(lambda text: bool(re.fullmatch(r"cpu|(cuda|mps|xpu|hpu)(:[0-9]{1,3})?", text)), "cpu, cuda or cuda:1")
+    str,
+    Allowed(
+        lambda text: bool(re.fullmatch(r"cpu|(cuda|mps|xpu|hpu)(:[0-9]{1,3})?", text)),
+        "one device: cpu, cuda or cuda:1 (a model over several is not supported; bfloat16 halves one)",
+    ),
 ]
+
+
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a pretrained model is loaded. The same in a command's options and in Python: `load_model(name,
+    loading=Loading(dtype="bfloat16"))`."""
+
+    device: Device | None = None
+    """The device of the model: cpu, cuda, cuda:1."""
+    dtype: Dtype | None = None
+    """Type of the model's parameters; as loaded by default."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    base: str | None = None
+    """The model that a folder of adapters (PEFT) is for; by default the one that its adapter_config.json names."""
+    trust_remote_code: bool = False
+    """Run the code that a model brings with it. Read that code first."""
+    allow_pickle: bool = False
+    """Read weights that are a torch pickle, tensors only; by default safetensors only."""
 
 
 def check(command: Any, prefix: str = "") -> None:

@@ -1,61 +1,150 @@
-"""Pretrained language models: a folder that save_pretrained wrote, or a hub name.
+"""Pretrained language models: a folder that save_pretrained wrote, adapters on one, a GGUF file, or a hub name.
 
-Weights are read from safetensors, or from torch files with nothing but tensors in them; no code of a model's own is
-run. A model that lacks a tensor is refused: the library would fill it with random numbers.
+Weights are read from safetensors or GGUF, from torch pickles only if that is allowed by name (and then nothing but
+tensors); no code of a model's own is run unless that is allowed. A model that lacks a tensor is refused: the library
+would fill it with random numbers.
 """
 
 import contextlib
 import copy
+import importlib.util
+import json
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from whence.cache import ModelError
+from whence.cache import ModelError, UsageError
 from whence.cache.jobs.progress import say
 
 from .corpora import Vocabulary
+from .options import Loading
 
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
+ADAPTER = "adapter_config.json"
 WRITE = "Give a folder written by save_pretrained of the model and of its tokenizer."
+PICKLE = "Save it as safetensors, or allow the pickle by name (--allow-pickle, Loading(allow_pickle=True))."
 
 
-def pretrained(name: str) -> tuple[nn.Module, Vocabulary]:
+def pretrained(name: str, loading: Loading | None = None) -> tuple[nn.Module, Vocabulary]:
     """A model in evaluation mode and its vocabulary: a TransformerLens bridge if that library supports the
-    architecture, else the model of transformers.
+    architecture, else the model of transformers. Adapters (PEFT) are put on their base; they alone are trained, so they
+    alone are attributed.
 
     Raises ModelError if there is no such model, a file of it is missing or damaged, it needs code of its own, or its
-    file lacks tensors.
+    file lacks tensors; UsageError if a package that reads it is missing.
     """
+    loading = loading or Loading()
+    if (Path(name) / ADAPTER).is_file():
+        return _adapted(name, loading)
+    model, vocabulary, stored = _loaded(name, loading)
+    device = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    bridge = _bridge(name, _placed(model, device), vocabulary, device)
+    if bridge is not None:
+        return bridge, vocabulary
+    return (model if loading.dtype else model.to(stored)).eval(), vocabulary
+
+
+def _loaded(name: str, loading: Loading) -> tuple[Any, Vocabulary, torch.dtype]:
+    """The model of transformers on the CPU, in `loading.dtype` or float32, its vocabulary, and the type that its files
+    are in."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"The folder {name} has no config.json.", WRITE)
-        if not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
-            raise ModelError(f"The folder {name} has no tokenizer.", WRITE)
-    safe: dict[str, Any] = {"trust_remote_code": False}
+    place, gguf = _files(name, loading.allow_pickle)
+    options: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code}
+    options |= {} if gguf is None else {"gguf_file": gguf}
+    options |= {} if loading.revision is None else {"revision": loading.revision}
     with _explained(name, "configuration"):
-        config = AutoConfig.from_pretrained(name, **safe)
+        config = AutoConfig.from_pretrained(place, **options)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder-decoder.", "Write a cache.Task for it, and call Whence from Python.")
-    if getattr(config, "auto_map", None):
+    if getattr(config, "auto_map", None) and not loading.trust_remote_code:
         say(f"{name} brings code of its own, which is not run: transformers' {type(config).__name__} is used.")
     with _explained(name, "tokenizer"):
-        vocabulary = Vocabulary(AutoTokenizer.from_pretrained(name, **safe))
+        vocabulary = Vocabulary(AutoTokenizer.from_pretrained(place, **options))
     with _explained(name, "weights"):
         own: Any = AutoModelForCausalLM  # its own type has no report of the loading
         model, found = own.from_pretrained(
-            name, **safe, weights_only=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+            place, **options, weights_only=True, use_safetensors=None if loading.allow_pickle else True,
+            dtype=getattr(torch, loading.dtype or "float32"), output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
     _check_complete(name, found)
-    dtype = getattr(config, "dtype", None) or torch.float32
-    return _bridge(name, model, vocabulary) or model.to(dtype).eval(), vocabulary
+    if gguf is not None:  # read into plain tensors: nothing of it is quantised any more
+        model.is_quantized, model.hf_quantizer = False, None
+        del model.config.quantization_config
+    return model, vocabulary, getattr(config, "dtype", None) or torch.float32
+
+
+def _files(name: str, allow_pickle: bool) -> tuple[str, str | None]:
+    """What transformers is to read: the folder or hub name, and the GGUF file in it if it is one."""
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        found = sorted(file.name for file in path.glob("*.gguf"))
+        if len(found) > 1:
+            raise ModelError(f"The folder {name} has {len(found)} GGUF files.", f"Give one: {path / found[0]}.")
+        if not found:
+            raise ModelError(f"The folder {name} has no config.json.", WRITE)
+        path = path / found[0]
+    if path.suffix == ".gguf":
+        if not path.is_file() and path.parent.is_dir():
+            raise ModelError(f"There is no file {name}.", "Give the path of a GGUF file.")
+        _needs("gguf", f"{name} is a GGUF file, which the package gguf reads.")
+        return str(path.parent), path.name
+    if path.is_dir():
+        if not any(file for pattern in TOKENIZER_FILES for file in path.glob(pattern)):
+            raise ModelError(f"The folder {name} has no tokenizer.", WRITE)
+        if any(path.glob("*.bin")) and not any(path.glob("*.safetensors")) and not allow_pickle:
+            raise ModelError(f"The weights of {name} are a pickle, which can hold code: it is not read.", PICKLE)
+    return name, None
+
+
+def _needs(package: str, why: str) -> None:
+    """Raise UsageError, with the command that installs it, if a package is missing."""
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(why, f"pip install {package}")
+
+
+def _adapted(name: str, loading: Loading) -> tuple[nn.Module, Vocabulary]:
+    """A base model with the adapters of a folder on it, which are trained; the base is frozen."""
+    _needs("peft", f"{name} holds adapters, which the package peft reads.")
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    folder = Path(name)
+    with _explained(name, "adapter's configuration"):
+        named = json.loads((folder / ADAPTER).read_text("utf-8")).get("base_model_name_or_path")
+    base = loading.base or named
+    if not base:
+        raise ModelError(f"{name} does not name the model that its adapters are for.", "Give --base MODEL.")
+    if not (folder / "adapter_model.safetensors").is_file() and not loading.allow_pickle:
+        raise ModelError(f"{name} has no adapter_model.safetensors.", PICKLE)
+    if loading.base is None and not Path(base).is_dir() and (folder / base).is_dir():
+        base = str(folder / base)
+    try:
+        model, vocabulary, _ = _loaded(base, replace(loading, base=None))
+    except ModelError as error:
+        raise ModelError(f"The base of {name}: {error.cause}", f"{error.cure} Or name its base with --base.") from error
+    if any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
+        with _explained(name, "tokenizer"):
+            vocabulary = Vocabulary(AutoTokenizer.from_pretrained(name, trust_remote_code=loading.trust_remote_code))
+    with _explained(name, "adapters"):
+        adapted: Any = PeftModel.from_pretrained(model, name, is_trainable=True)
+    return _placed(adapted, loading.device or "cpu").eval(), vocabulary
+
+
+def _placed(model: Any, device: str) -> Any:
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"The model cannot be moved to {device}: {str(error).splitlines()[0]}",
+            "Choose a device that torch sees (cpu, cuda).",
+        ) from error
 
 
 def context_of(model: nn.Module) -> int | None:
@@ -116,27 +205,33 @@ def _explained(name: str, part: str) -> Iterator[None]:
             f"The weights of {name} are a pickle that holds more than tensors, which could run code: it is not read.",
             "Get the model as safetensors.",
         ) from error
+    except OSError as error:
+        if "safetensors" not in str(error) or part != "weights":
+            raise _failed(name, part, error) from error
+        raise ModelError(f"There are no safetensors weights of {name}.", PICKLE) from error
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"{name} needs code of its own (auto_map), which is not run.",
-                "Load it yourself, after reading that code, and call Whence from Python.",
+                "Read that code; then allow it by name, or load the model yourself and call Whence from Python.",
             ) from error
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise ModelError(
-            f"The {part} of {name!r} could not be loaded: {type(error).__name__}: {first}",
-            "Give demo, biographies, a folder written by save_pretrained, or a hub name if there is a network.",
-        ) from error
+        raise _failed(name, part, error) from error
 
 
-def _bridge(name: str, model: nn.Module, vocabulary: Vocabulary) -> nn.Module | None:
+def _failed(name: str, part: str, error: Exception) -> ModelError:
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return ModelError(
+        f"The {part} of {name!r} could not be loaded: {type(error).__name__}: {first}",
+        "Give demo, biographies, a folder written by save_pretrained, or a hub name if there is a network.",
+    )
+
+
+def _bridge(name: str, model: nn.Module, vocabulary: Vocabulary, device: str) -> nn.Module | None:
     """The model as a TransformerLens bridge, None if that library does not support its architecture."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    if torch.cuda.is_available():
-        model = model.to("cuda")
     try:
         own = copy.deepcopy(vocabulary.tokenizer)  # the library adds tokens to what it is given
-        return TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=own).eval()
+        return TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=own, device=device).eval()
     except (ValueError, KeyError, NotImplementedError):
         return None

@@ -9,10 +9,15 @@ query's H and the example's. Three ways to compress an example's H at every site
 - "largest": the coordinates with the largest share; nothing is random, and the other coordinates are ignored.
 - "random": S_O^T H S_I with normal S of k columns a side; inner products are right in expectation, with a spread that
   falls with k whatever the data (two-sided, as LoGra's of Choe et al. 2024, arXiv 2405.13954, but whitened first).
+
+A fourth has a curvature of its own (woodbury.py), so its scores are not those of the factors:
+
+- "lorif": the leading singular pairs of S_O^T G S_I, not whitened; a query's S_O^T G S_I is whole and solved with the
+  curvature of these projected gradients (Li et al. 2026, arXiv 2601.21929).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -27,7 +32,7 @@ from whence.cache import DataError, UsageError
 from .. import kernels
 from ..curvature import Curvature
 
-Kind = Literal["rank", "largest", "random"]
+Kind = Literal["rank", "largest", "random", "lorif"]
 REBUILT_BYTES = 64 << 20  # of rebuilt gradients, while rows are compared with queries
 SIDES_PER_PAIR = 32  # rows, and columns, per singular pair
 
@@ -37,14 +42,21 @@ class Sketch:
     """How a gradient is compressed.
 
     Args:
-        kind: "rank", "largest" or "random", as above.
+        kind: "rank", "largest", "random" or "lorif", as above.
         width: numbers per example over all sites, at most.
-        seed: of "random".
+        seed: of "random" and "lorif".
+        directions: of each site's curvature, for "lorif".
     """
 
     kind: Kind = "rank"
     width: int = 2048
     seed: int = 0
+    directions: int = 256
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What fixes the rows, for keys."""
+        return {"kind": self.kind, "width": self.width, "seed": self.seed}
 
 
 class Cut(NamedTuple):
@@ -96,18 +108,23 @@ class Ranked:
         return partial(kernels.whitened, *self.cut.on_device())
 
     def scores(self, queries: Float[np.ndarray, "q k"], rows: Float[np.ndarray, "n w"]) -> Float[np.ndarray, "q n"]:
+        out = np.empty((len(queries), len(rows)), np.float32)
+        for part, h in self.rebuilt(rows):
+            out[:, part] = queries @ h.T
+        return out
+
+    def rebuilt(self, rows: Float[np.ndarray, "n w"]) -> Iterator[tuple[slice, Float[np.ndarray, "t k"]]]:
+        """The product of each row's pairs, flattened, a tile of rows at a time."""
         ro, ri = self.cut.shape
         left = rows[:, : ro * self.count].reshape(-1, ro, self.count)
         right = rows[:, ro * self.count :].reshape(-1, self.count, ri)
-        out = np.empty((len(queries), len(rows)), np.float32)
         tile = max(1, REBUILT_BYTES // (4 * ro * ri))
         for start in range(0, len(rows), tile):
             part = slice(start, start + tile)
-            out[:, part] = queries @ (left[part] @ right[part]).reshape(-1, ro * ri).T
-        return out
+            yield part, (left[part] @ right[part]).reshape(-1, ro * ri)
 
 
-class _Fixed(ABC):
+class Fixed(ABC):
     """The same numbers for an example and for a query."""
 
     @abstractmethod
@@ -121,7 +138,7 @@ class _Fixed(ABC):
 
 
 @dataclass(frozen=True)
-class Coordinates(_Fixed):
+class Coordinates(Fixed):
     """The numbers of the cut at `place`, counted along its rows."""
 
     cut: Cut
@@ -136,7 +153,7 @@ class Coordinates(_Fixed):
 
 
 @dataclass(frozen=True)
-class Projected(_Fixed):
+class Projected(Fixed):
     """Both sides of the whole of H multiplied with a matrix: left [o k], right [i k]."""
 
     cut: Cut
@@ -155,8 +172,8 @@ class Projected(_Fixed):
 def plan_sketch(factors: Curvature, sketch: Sketch) -> dict[str, SiteSketch]:
     """The sketch of every site that has a part in it. Raises UsageError for a width with too few numbers per site,
     DataError for factors without any curvature."""
-    kinds = {"rank": _ranked, "largest": _largest, "random": _random}
-    least = 2 if sketch.kind == "rank" else 1
+    kinds = {"rank": _ranked, "largest": _largest, "random": _random, "lorif": _lorif}
+    least = 2 if sketch.kind in ("rank", "lorif") else 1
     if sketch.width < least * len(factors.sites):
         raise UsageError(
             f"A width of {sketch.width} for {len(factors.sites)} sites.",
@@ -200,6 +217,26 @@ def _random(factors: Curvature, sketch: Sketch) -> dict[str, SiteSketch]:
         sides = [rng.normal(size=(w, side)) / np.sqrt(side) if side < w else np.eye(w) for w in site.shape]
         plans[site.name] = Projected(_cut(factors, site.name), *sides)
     return plans
+
+
+def _lorif(factors: Curvature, sketch: Sketch) -> dict[str, SiteSketch]:
+    """The width in equal parts, pairs and sides growing alike, as for "rank"; a side that would not shrink is kept."""
+    rng, plans = np.random.default_rng(sketch.seed), dict[str, SiteSketch]()
+    part = sketch.width // len(factors.sites)
+    for site in factors.sites:
+        o, i = site.shape
+        count = min(o, i, max(1, round(np.sqrt(part / (2 * SIDES_PER_PAIR))), part // (o + i)))
+        sides = _two_sides(o, i, part // count)
+        qs, qa = (rng.normal(size=(w, k)) / np.sqrt(k) if k < w else np.eye(w) for w, k in zip((o, i), sides))
+        plans[site.name] = Ranked(Cut(qa, qs, np.ones(sides)), min(count, *sides))
+    return plans
+
+
+def _two_sides(o: int, i: int, total: int) -> tuple[int, int]:
+    """Two sides of `total` numbers, equal unless one is whole."""
+    short = min(o, i, max(1, total // 2))
+    long = min(max(o, i), max(1, total - short))
+    return (short, long) if o <= i else (long, short)
 
 
 def _largest(factors: Curvature, sketch: Sketch) -> dict[str, SiteSketch]:

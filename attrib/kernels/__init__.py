@@ -19,7 +19,6 @@ from .rotations import rotation_order as rotation_order
 from .rotations import weighted_squares as weighted_squares
 from .rotations import weighted_squares_unrotated as weighted_squares_unrotated
 from .eigen import checked_eigh as checked_eigh
-from .eigen import damped_inverse as damped_inverse
 from .lowrank import leading_pairs as leading_pairs
 from .lowrank import truncated_pairs as truncated_pairs
 from .pairs import atom_products as atom_products

@@ -1,4 +1,4 @@
-"""Eigendecompositions with their own check, and damped eigenvalues, on the device."""
+"""Eigendecompositions with their own check, on the device."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,3 @@ def checked_eigh(
     values, vectors = jnp.linalg.eigh(matrix, symmetrize_input=True)
     gram = jnp.matmul(vectors.T, vectors, precision="highest")
     return values, vectors, jnp.abs(gram - jnp.eye(len(gram), dtype=gram.dtype)).max()
-
-
-@jax.jit
-def damped_inverse(values: Float[Array, "o i"], damping: Float[Array, ""] | float) -> Float[Array, "o i"]:
-    """1 / (values + damping); zero where both are zero (directions no example has)."""
-    damped = values + damping
-    return jnp.where(damped > 0, 1 / jnp.where(damped > 0, damped, 1), 0)

@@ -1,9 +1,12 @@
 """The methods, one file each. METHODS is their only list: a new one is one more line in it."""
 
 from ..method import Method
+from .adamw import AdamWInfluence as AdamWInfluence
+from .bif import BIF as BIF
 from .bm25 import BM25 as BM25
 from .cg import CG as CG
 from .datainf import DataInf as DataInf
+from .daunce import Daunce as Daunce
 from .diagonal import Diagonal as Diagonal
 from .early import EL2N as EL2N
 from .early import GraNd as GraNd
@@ -38,6 +41,9 @@ METHODS: dict[str, type[Method]] = {
         LoGra,
         SOURCE,
         MAGIC,
+        AdamWInfluence,
+        BIF,
+        Daunce,
         Representation,
         GraNd,
         EL2N,

@@ -44,7 +44,7 @@ class DataInf(Method):
         damping: the relative damping of 0.1 is the paper's: a tenth of the mean squared gradient entry.
     """
 
-    damping: Damping = not_in_key(Damping(), "enters the key of the scores")
+    damping: Damping | None = not_in_key(None, "enters the key of the scores")
     name = "datainf"
 
     def fit_at(self, trained: TrainedModel, sites: Sites) -> SwappedInverse:

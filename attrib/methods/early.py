@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,9 +17,13 @@ from whence.cache.model.trained import ModelPass
 
 from .. import kernels
 from ..annotations import values_of
-from ..fitted import Fitted
+from ..chosen import chosen
+from ..fitted import Fitted, Train
 from ..method import CheckpointMethod
 from .features import features
+
+if TYPE_CHECKING:
+    import xarray
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,16 @@ class EarlyScores(Fitted):
     def values_at(self, trained: TrainedModel, train: Examples) -> Float[np.ndarray, " n"]:
         """The scores of one model."""
 
+    def values(self, train: Examples) -> Float[np.ndarray, " n"]:
+        """The scores averaged over the models."""
+        return np.mean([self.values_at(self.trained.replace(model=at.model), train) for at in self.models], axis=0)
+
     def pairwise(self, queries: Examples, train: Examples) -> Float[np.ndarray, "q n"]:
-        found = [self.values_at(self.trained.replace(model=at.model), train) for at in self.models]
-        return np.tile(np.mean(found, axis=0), (len(queries), 1))
+        return np.tile(self.values(train), (len(queries), 1))
+
+    def self_influence(self, train: Train = None) -> "xarray.DataArray":
+        """The scores [train], without a query."""
+        return self.labelled_alone(self.values(chosen(self.trained.train, train)), train)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """EK-FAC: eigenvalue-corrected Kronecker-factored curvature (George et al. 2018; Grosse et al. 2023)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
-from whence.cache import Sites, Store, TrainedModel, gradients
+from whence.cache import Entry, Sites, Store, TrainedModel, gradients
 from whence.cache.jobs.cluster import INLINE, connect
+from whence.cache.jobs.progress import say
 from whence.cache.model.batches import BatchSource
 from whence.cache.model.bridge import to_accelerator
 from whence.cache.model.gradients import stored_bytes
@@ -18,7 +19,7 @@ from .. import kernels
 from ..curvature import SiteFactors, sites_to_json
 from ..factors import Factors, factors_of_entry
 from ..fit import Moments, bases_of, first_batch, fold_sites, moments
-from ..memory import fit_bytes
+from ..memory import check_factors_fit, factor_limit, fit_bytes, fit_groups
 from ..method import CurvatureMethod, Eigen, in_key, not_in_key
 from ..scoring.precision import products_in
 
@@ -39,6 +40,9 @@ class EKFAC(CurvatureMethod):
     too large along the first directions, as variances along principal components are in the sample that chose them.
     With many positions per dimension this is negligible; with few it costs accuracy.
 
+    Sites whose sums do not fit the memory limit together are fitted in groups, each with its own passes; the result is
+    the same. A store then has one entry a group, and factors that memory cannot hold are read when they are used.
+
     Args:
         damping, labels, seed: as for CurvatureMethod.
         eigen: precision of the eigenvectors. float32 is checked for orthogonality and computed again in float64 if it
@@ -57,22 +61,42 @@ class EKFAC(CurvatureMethod):
     name = "ekfac"
 
     def fit_at(self, trained: TrainedModel, sites: Sites) -> Factors:
-        run, store = self.run(trained, sites), trained.store
+        run = self.run(trained, sites)
         inputs = self.inputs(run)
-        if store is not None and store.has("factors", inputs):
-            return factors_of_entry(trained, store.open("factors", inputs), self.damping)
-        per_site, _ = self.curvature(run, inputs)
-        if store is None:
-            return Factors(trained, self.name, inputs, sites, per_site, len(run.examples), self.damping)
-        arrays = {f"{name}/{part}": value for name, f in per_site.items() for part, value in f._asdict().items()}
-        about = {"sites": sites_to_json(sites), "count": len(run.examples), "coverage": sites.coverage}
-        return factors_of_entry(trained, store.put("factors", inputs, arrays, about=about), self.damping)
+        run = replace(run, trained=trained.replace(memory=trained.memory_limit()))  # of free memory: as it is now
+        if trained.store is not None:
+            return factors_of_entry(trained, self._entry(run, inputs), self.damping_for(run))
+        groups = fit_groups(sites, factor_limit(run.trained))
+        check_factors_fit(sites, run.trained.memory_limit())
+        per_site: dict[str, SiteFactors] = {}
+        for part in in_groups(run, groups):
+            per_site |= self.curvature(part, {**inputs, "sites": part.sites.settings})[0]
+        return Factors(trained, self.name, inputs, sites, per_site, len(run.examples), self.damping_for(run))
+
+    def _entry(self, run: ModelPass, inputs: dict[str, Any]) -> Entry:
+        """The stored factors of a pass's sites, fitted now if they are not there: at once, or group by group."""
+        store, sites = run.trained.store, run.sites
+        assert store is not None
+        about: dict[str, Any] = {"sites": sites_to_json(sites), "count": len(run.examples), "coverage": sites.coverage}
+        if store.has("factors", inputs):
+            entry = store.open("factors", inputs)
+            groups = [sites.only(names) for names in entry.about.get("groups", ())]
+            if not groups:
+                return entry
+        elif len(groups := fit_groups(sites, factor_limit(run.trained))) == 1:
+            per_site, _ = self.curvature(run, inputs)
+            arrays = {f"{name}/{part}": value for name, f in per_site.items() for part, value in f._asdict().items()}
+            return store.put("factors", inputs, arrays, about=about)
+        for part in in_groups(run, groups):
+            self._entry(part, {**inputs, "sites": part.sites.settings})
+        arrays = {"sites in a group": np.array([len(group) for group in groups])}
+        return store.put("factors", inputs, arrays, about={**about, "groups": [list(group.names) for group in groups]})
 
     def inputs(self, run: ModelPass) -> dict[str, Any]:
         return {**super().inputs(run), **({"redraw": True} if self._redraws(run) else {})}
 
     def curvature(self, run: ModelPass, inputs: dict[str, Any]) -> tuple[dict[str, SiteFactors], str]:
-        anew, shared = self._redraws(run), {name: inputs[name] for name in SHARED}
+        anew, shared = bool(inputs.get("redraw")), {name: inputs[name] for name in SHARED}
         with connect(run.trained.cluster) as workers, products_in(self.products):
             run = replace(run, trained=run.trained.replace(cluster=workers))
             first = KeptBatches(run, 0) if anew else batches_twice(run, self.products == "float32")
@@ -92,11 +116,23 @@ class EKFAC(CurvatureMethod):
         return int(run.examples.lengths.sum()) < REDRAW * widest
 
 
+def in_groups(run: ModelPass, groups: Sequence[Sites]) -> Iterator[ModelPass]:
+    """The pass at each group of sites, with batches as large as fit there; the pass itself for one group."""
+    if len(groups) == 1:
+        yield run
+        return
+    for number, group in enumerate(groups, 1):
+        if not run.trained.quiet:
+            say(f"sites {group.names[0]} to {group.names[-1]}: group {number} of {len(groups)}")
+        part = replace(run, sites=group, positions=run.trained.positions)
+        yield replace(part, positions=part.batch_positions())
+
+
 def batches_twice(run: ModelPass, storable: bool = True) -> BatchSource:
     """Batches for two passes: kept in memory if they fit, else in the store if they fit and may be stored, else
     captured again. A quarter of the memory limit is for the batch at hand, and the sums and bases come first."""
     trained = run.trained
-    limit = max(0, trained.memory_limit() * 3 // 4 - fit_bytes(run.sites))
+    limit = max(0, factor_limit(trained) - fit_bytes(run.sites))
     if storable and trained.store is not None and trained.spill > 0 and trained.cluster == INLINE:
         needed = stored_bytes(run)
         if limit < needed <= trained.spill:

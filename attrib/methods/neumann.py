@@ -68,7 +68,7 @@ class LiSSA(Method):
         seed: of the batches.
     """
 
-    damping: Damping = not_in_key(Damping(), "enters the key of the scores")
+    damping: Damping | None = not_in_key(None, "enters the key of the scores")
     depth: int = in_key(100, name="iterations")
     batch: int = in_key(32)
     repeats: int = in_key(1)

@@ -1,25 +1,29 @@
 """SOURCE: unrolled differentiation, approximated by segments of training (Bae et al. 2024, arXiv 2405.12186)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from torch import nn
 
 from whence.cache import Examples, Sites, TrainedModel, UsageError
 from whence.cache.model.checkpoints import Checkpoint, models_at
+from whence.cache.model.runs import ADAMS, SGDS, TrainingRun
 from whence.cache.model.trained import ModelPass
 
 from .. import kernels
-from ..curvature import Curvature, SiteFactors
+from ..curvature import Curvature, Damping, SiteFactors
 from ..factors import Factors
 from ..fit import Moments, fold_sites, moments
 from ..fitted import Fitted
 from ..method import Method, in_key, not_in_key
 from ..scoring.queries import exact_queries
 from ..scoring.scores import site_products
+from ..training import times_of
 from .ekfac import Bases, RotatedSquares
 from .identity import NONE, identities
 
@@ -33,28 +37,35 @@ class Segment:
     steps: int
 
 
+Segments: TypeAlias = list[tuple[list[nn.Module], Damping]]  # models within each, and how far it went
+
+
 @dataclass(frozen=True)
 class Unrolled(Fitted):
-    """models, curvatures, times: of every segment, in order; a curvature is EK-FAC averaged over the segment's
-    checkpoints, a time is rate times steps. count: examples that were fitted."""
+    """models, curvatures, steps: of every segment, in order; a curvature is EK-FAC averaged over the segment's
+    checkpoints, steps is a damping by that rule. count: examples that were fitted."""
 
     sites: Sites
     models: tuple[tuple[TrainedModel, ...], ...]
     curvatures: tuple[Mapping[str, SiteFactors], ...]
-    times: tuple[float, ...]
+    steps: tuple[Damping, ...]
     count: int
 
     def pairwise(self, queries: Examples, train: Examples) -> Float[np.ndarray, "q n"]:
         """(1/N) sum over segments l of v_l^T F(H_l) (-mean grad L_n), from the last segment back, where
-        F(s) = (1 - exp(-t s)) / s, v_last = grad f and v_(l-1) = exp(-t_l H_l) v_l."""
+        F(s) = (1 - exp(-t s)) / s, v_last = grad f and v_(l-1) = exp(-t_l H_l) v_l; with m s for s if m sites are
+        taken to learn together (`Damping`)."""
         carried = exact_queries(self._last(), queries)
         total = np.zeros((len(queries), len(train)))
-        for models, curvature, time in reversed(list(zip(self.models, self.curvatures, self.times))):
-            vectors = {name: applied(v, curvature[name], response, time) for name, v in carried.items()}
+        for models, curvature, steps in reversed(list(zip(self.models, self.curvatures, self.steps))):
+            vectors = {
+                name: applied(v, curvature[name], steps.inverse(name, curvature[name].eigenvalues))
+                for name, v in carried.items()
+            }
             for at in models:
                 run = self.trained.replace(model=at.model).run("loss", self.sites, train)
                 total -= products(run, vectors) / len(models)
-            carried = {name: applied(v, curvature[name], decay, time) for name, v in carried.items()}
+            carried = {name: applied(v, curvature[name], decay(steps, name, curvature)) for name, v in carried.items()}
         return total / self.count
 
     def _last(self) -> Curvature:
@@ -63,22 +74,15 @@ class Unrolled(Fitted):
         return Factors(self.trained, self.method, self.inputs, self.sites, ones, self.count, NONE)
 
 
-def response(eigenvalues: np.ndarray, time: float) -> np.ndarray:
-    """(1 - exp(-time s)) / s, time where s is 0."""
-    return np.where(eigenvalues * time > 1e-12, -np.expm1(-time * eigenvalues) / np.maximum(eigenvalues, 1e-300), time)
+def decay(steps: Damping, site: str, curvature: Mapping[str, SiteFactors]) -> np.ndarray:
+    """exp(-m t s) of every eigenvalue."""
+    return np.exp(-steps.value * steps.per_site[site] * curvature[site].eigenvalues)
 
 
-def decay(eigenvalues: np.ndarray, time: float) -> np.ndarray:
-    return np.exp(-time * eigenvalues)
-
-
-def applied(
-    value: Float[Array, "q o i"], site: SiteFactors, function: Callable[[np.ndarray, float], np.ndarray], time: float
-) -> Float[Array, "q o i"]:
-    """A function of the curvature applied to gradients."""
+def applied(value: Float[Array, "q o i"], site: SiteFactors, weight: np.ndarray) -> Float[Array, "q o i"]:
+    """Gradients with their coordinates in the eigenbasis multiplied by these numbers."""
     qa, qs = jnp.asarray(site.qa, value.dtype), jnp.asarray(site.qs, value.dtype)
-    weight = jnp.asarray(function(site.eigenvalues, time), value.dtype)
-    return kernels.rotate_back(kernels.rotate(value, qa, qs) * weight, qa, qs)
+    return kernels.rotate_back(kernels.rotate(value, qa, qs) * jnp.asarray(weight, value.dtype), qa, qs)
 
 
 def products(run: ModelPass, vectors: Mapping[str, jax.Array]) -> Float[np.ndarray, "q n"]:
@@ -95,33 +99,58 @@ class SOURCE(Method):
     """The effect of an example on training, segment by segment. The model that is attributed is the run's last. It
     needs no damping: what the run had no time to learn it does not invert.
 
+    Without segments, those of the recorded run are taken, if the trained model has one: its checkpoints in `parts`
+    groups, with the effective learning rate of every site under SGD with momentum, Adam or AdamW.
+
     Args:
         segments: of the training run, in order, for losses averaged over the data as SGD minimises them. `fit` raises
             UsageError without segments or for a rate or step count that is not positive, ModelError for checkpoints
             whose parameters differ in name or shape.
         seed: of the curvature's sampled labels.
+        parts: segments that a recorded run is divided into.
     """
 
     segments: Sequence[Segment] = not_in_key((), "enters as times and checkpoints' fingerprints")
     seed: int = in_key(0)
+    parts: int = in_key(3, unless=3)
     name = "source"
 
     def fit_at(self, trained: TrainedModel, sites: Sites) -> Unrolled:
+        run = trained.training
+        if not self.segments and run is not None and run.optimiser in ADAMS + SGDS:
+            divided, told = self._divided(trained, sites, run), {"run": run.fingerprint}
+        else:
+            divided, told = self._given(trained, sites)
+        models = tuple(tuple(trained.replace(model=model) for model in part) for part, _ in divided)
+        steps = tuple(each for _, each in divided)
+        fingerprints = [[at.fingerprint() for at in part] for part in models]
+        curvatures = tuple(averaged(part, prints, sites, self.seed) for part, prints in zip(models, fingerprints))
+        inputs: dict[str, Any] = self.inputs(ModelPass(trained, trained.train, sites))
+        inputs |= {**told, "checkpoints": fingerprints}
+        return Unrolled(trained, self.name, inputs, sites, models, curvatures, steps, len(trained.train))
+
+    def _divided(self, trained: TrainedModel, sites: Sites, run: TrainingRun) -> Segments:
+        """Segments of the recorded run: its checkpoints but the first, in groups one after the other."""
+        ends = [saved for saved in run.checkpoints if saved.step > 0]
+        out, first = [], 0
+        for part in np.array_split(np.arange(len(ends)), min(self.parts, len(ends))):
+            group = [ends[k] for k in part]
+            times = times_of(trained, sites, run, first, group[-1].step)
+            models = models_at(trained.model, [saved.read() for saved in group])
+            out.append((models, Damping(float(len(sites)), "steps", times)))
+            first = group[-1].step
+        return out
+
+    def _given(self, trained: TrainedModel, sites: Sites) -> tuple[Segments, dict[str, Any]]:
         if not self.segments or any(s.rate <= 0 or s.steps < 1 for s in self.segments):
             raise UsageError(
                 "SOURCE needs segments of training, each with checkpoints, a learning rate and a number of steps.",
-                "Give SOURCE(segments=[Segment([state_dict, ...], rate, steps), ...]).",
+                "Give SOURCE(segments=[Segment([state_dict, ...], rate, steps), ...]), or open a recorded run.",
             )
-        models = tuple(
-            tuple(trained.replace(model=model) for model in models_at(trained.model, segment.checkpoints))
-            for segment in self.segments
-        )
-        fingerprints = [[at.fingerprint() for at in part] for part in models]
-        curvatures = tuple(averaged(part, prints, sites, self.seed) for part, prints in zip(models, fingerprints))
-        times = tuple(segment.rate * segment.steps for segment in self.segments)
-        inputs = self.inputs(ModelPass(trained, trained.train, sites))
-        inputs |= {"times": list(times), "checkpoints": fingerprints}
-        return Unrolled(trained, self.name, inputs, sites, models, curvatures, times, len(trained.train))
+        times = [segment.rate * segment.steps for segment in self.segments]
+        steps = [Damping(1.0, "steps", dict.fromkeys(sites.names, time)) for time in times]
+        models = [models_at(trained.model, segment.checkpoints) for segment in self.segments]
+        return list(zip(models, steps)), {"times": times}
 
 
 def averaged(

@@ -20,6 +20,7 @@ import numpy as np
 
 from whence.cache import Examples, ModelError, UsageError
 from whence.cache.model.batches import CapturedBatch
+from whence.cache.model.names import site_names
 
 from .. import kernels
 from ..curvature import Curvature
@@ -84,6 +85,8 @@ def chosen_site(factors: Curvature, dictionary: Any, site: str | None) -> str:
     """The site whose input the dictionary decomposes. Raises UsageError if it is unknown."""
     origin = getattr(getattr(dictionary, "origin", None), "site", "")
     name = site or origin.removesuffix(".hook_in")
+    others = site_names(factors.trained.model)
+    name = next((own for own in factors.sites.names if name in others.get(own, ())), name)
     if name in factors.sites.names:
         return name
     if site is None:

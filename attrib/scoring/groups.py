@@ -16,6 +16,7 @@ from jaxtyping import Bool
 from whence.cache import DataError, Examples
 
 from .. import kernels
+from ..annotations import marked
 from ..chosen import rows_of_ids
 from ..curvature import Curvature
 from .queries import exact_queries
@@ -55,14 +56,18 @@ def group_scores(
                 start = total.pop(name) if name in total else kernels.zero_sum(summed[name].shape[1:], a.dtype)
                 total[name] = kernels.add_gradient(start, a, g)
         out[:, column] = -sum(_product(summed[name], total[name]) for name in summed)
-    size = factors.train_size
-    return xarray.DataArray(
-        out / np.float32(size),
+    array = xarray.DataArray(
+        out / np.float32(factors.train_size),
         dims=("query", "train"),
         coords={"query": list(query_members), "train": list(train_members)},
         name="influence",
-        attrs={"units": factors.score_units, "meaning": "sum over the groups' members", "method": factors.method},
+        attrs={"units": factors.score_units, "meaning": "sum over the groups' members", "method": factors.method}
+        | {"measurement": factors.measure},
     )
+    if (each_logprob := factors.logprobs(queries)) is None or factors.score_units != "nats":
+        return array
+    logprob = np.stack([each_logprob[mask].sum() for mask in query_members.values()])
+    return marked(array, factors.trained, logprob=logprob, caution=factors.caution)
 
 
 def _product(queries: jax.Array, total: kernels.Sum) -> np.ndarray:

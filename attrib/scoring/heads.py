@@ -124,7 +124,7 @@ def head_scores(
     about = [[h.name, h.axis, h.start, h.stop] for h in heads]
     inputs = row_inputs(factors, train, queries=queries.fingerprint, what="heads", heads=about)
     work = _ByHead(factors, queries, tuple(heads))
-    values = over_rows(factors, train, inputs, (len(queries), len(heads)), work, "heads")
+    values = over_rows(factors, train, inputs, (len(queries), len(heads)), [(factors, work)], "heads")
     size = np.float32(factors.train_size)
     array = factors.labelled(values.transpose(1, 0, 2) / size, queries, train, last="head")
     return array.assign_coords(head=[head.name for head in heads])

@@ -79,11 +79,9 @@ def prepare_queries(
 
     Raises DataError for a query whose gradient is zero, ResourceError if they do not fit the memory limit.
     """
-    width = int(lengths.max())
-    batch = max(1, (factors.trained.positions or BATCH_POSITIONS) // width)
-    limit = factors.trained.memory_limit() // 2
-    chosen = contraction.choose(factors.sites, len(queries), width, batch, rank, limit, itemsize(precision))
-    check_fits(len(queries), rank, sum(work.nbytes for work in chosen.values()), limit)
+    chosen = forms_of(factors, len(queries), lengths, rank, precision)
+    needed = sum(work.nbytes for work in chosen.values())
+    check_fits(len(queries), rank, needed, factors.trained.memory_limit() // 2)
     reduced = {site.name: contraction.worth_it(rank, *site.shape) for site in factors.sites}
 
     def keep(name: str, value: jax.Array) -> tuple[jax.Array, ...]:
@@ -97,6 +95,16 @@ def prepare_queries(
     parts = gather(factors, queries, keep)
     values = {name: LowRank(*arrays) if len(arrays) == 2 else arrays[0] for name, arrays in parts.items()}
     return PreparedQueries(values, {name: work.form for name, work in chosen.items()}, precision)
+
+
+def forms_of(
+    factors: Curvature, queries: int, lengths: Int64[np.ndarray, " n"], rank: int | None, precision: Precision
+) -> dict[str, contraction.Work]:
+    """The form of this many queries at every site, within half of the memory limit if that is possible."""
+    width = int(lengths.max())
+    batch = max(1, (factors.trained.positions or BATCH_POSITIONS) // width)
+    limit = factors.trained.memory_limit() // 2
+    return contraction.choose(factors.sites, queries, width, batch, rank, limit, itemsize(precision))
 
 
 def check_fits(queries: int, rank: int | None, needed: int, limit: int) -> None:

@@ -1,9 +1,9 @@
 """Values of every training example: one pass of captured batches of the training loss, in shards that are stored,
 resumed after a kill and shared among workers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from whence.cache.model.trained import ModelPass
 from whence.cache.store.layout import Shard
 
 from ..curvature import Curvature
+from ..memory import groups_of
 from .precision import Precision, products_in
 
 SHARD_ROWS = 2048
@@ -32,37 +33,43 @@ Prepare = Callable[[BatchSource], Values]
 class RowWork:
     """Values of one shard of training examples, float32.
 
-    shape: of one example's values. prepare: takes the batches' source and returns a function of one batch; it is called
-    once per process, so a worker prepares once for all its shards. desc: for the progress bar. gradients: see
-    `gradients_in`. precision: of matrix products, the model's on a GPU too.
+    shape: of one example's values. groups: the factors at groups of sites, each with what prepares its values: a
+    function of the batches' source that returns one of a batch. The groups' values are added. A single group is
+    prepared once per process, so a worker prepares once for all its shards; several are prepared one after the other
+    in every shard. desc: for the progress bar. gradients: see `gradients_in`. precision: of matrix products, the
+    model's on a GPU too.
     """
 
-    factors: Curvature
+    groups: Sequence[tuple[Curvature, Prepare]]
     train: Examples
     shape: tuple[int, ...]
-    prepare: Prepare
     desc: str
     gradients: str = "float32"
     precision: Precision = "float32"
 
     @cached_property
-    def _ready(self) -> tuple[BatchSource, Values]:
-        source = row_source(self.factors, self.train, self.gradients)
-        return source, self.prepare(source)
+    def _first(self) -> tuple[BatchSource, Values]:
+        return self._ready(*self.groups[0])
+
+    def _ready(self, factors: Curvature, prepare: Prepare) -> tuple[BatchSource, Values]:
+        source = row_source(factors, self.train, self.gradients)
+        return source, prepare(source)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_ready"}
+        return {name: value for name, value in self.__dict__.items() if name != "_first"}
 
     def __call__(self, shard: Shard) -> dict[str, np.ndarray]:
-        with products_in(self.precision):
-            source, values_of = self._ready
         rows = np.arange(shard.start, shard.stop)
-        out = np.empty((len(rows), *self.shape), np.float32)
-        with products_in(self.precision):
-            for batch in source.batches(rows, desc=self.desc):
-                values = values_of(batch)
-                check_rows(values, self.train.ids[batch.rows])
-                out[batch.rows - rows[0]] = values
+        out = np.zeros((len(rows), *self.shape), np.float32)
+        for number, group in enumerate(self.groups, 1):
+            with products_in(self.precision):
+                source, values_of = self._first if len(self.groups) == 1 else self._ready(*group)
+                desc = self.desc if len(self.groups) == 1 else f"{self.desc}, sites {number} of {len(self.groups)}"
+                for batch in source.batches(rows, desc=desc):
+                    values = values_of(batch)
+                    check_rows(values, self.train.ids[batch.rows])
+                    out[batch.rows - rows[0]] += values
+            del source, values_of
         return {"values": out}
 
 
@@ -71,16 +78,16 @@ def over_rows(
     train: Examples,
     inputs: Mapping[str, Any],
     shape: tuple[int, ...],
-    prepare: Prepare,
+    groups: Sequence[tuple[Curvature, Prepare]],
     desc: str,
     precision: Precision = "float32",
 ) -> np.ndarray:
     """Values [n, *shape] of every training example: read from the store, resumed, or computed on the trained model's
-    cluster. Arguments as in `RowWork`; `prepare` is called only if there is something to compute."""
+    cluster. Arguments as in `RowWork`; a group is prepared only if there is something to compute."""
     store, trained = factors.trained.store, factors.trained
     if store is not None and store.has("scores", inputs):
         return store.open("scores", inputs).read("values")
-    work = RowWork(factors, train, shape, prepare, desc, gradients_in(inputs), precision)
+    work = RowWork(groups, train, shape, desc, gradients_in(inputs), precision)
     if store is None:
         return work(Shard(0, 0, len(train)))["values"]
     entry = run_job(
@@ -89,6 +96,16 @@ def over_rows(
         log=trained.log, desc=desc, quiet=trained.quiet,
     )  # fmt: skip
     return entry.read("values")
+
+
+def at_groups(factors: Curvature, sizes: Mapping[str, int]) -> list[Curvature]:
+    """The factors at groups of sites whose prepared values, of these sizes in bytes, fit half of the memory limit."""
+    limit = factors.trained.memory_limit()
+    groups = groups_of(factors.sites, sizes, limit // 2)
+    if len(groups) == 1:
+        return [factors]
+    trained = factors.trained.replace(memory=limit)  # of free memory: as it is now
+    return [replace(factors, trained=trained, sites=group) for group in groups]
 
 
 def row_source(factors: Curvature, train: Examples, dtype: str) -> BatchSource:

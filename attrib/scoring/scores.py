@@ -8,7 +8,8 @@ Queries are preconditioned once. There is one pass over the training data for al
 their side is rotated.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -23,19 +24,19 @@ from whence.cache.model.bridge import to_accelerator
 from .. import kernels
 from ..curvature import Curvature
 from .precision import Precision, products_in
-from .queries import prepare_queries
-from .rows import Values, over_rows, row_inputs
+from .queries import forms_of, prepare_queries
+from .rows import Values, at_groups, over_rows, row_inputs
 
 
 @dataclass(frozen=True)
 class Pairwise:
-    """Scores of a batch's examples, times -N: [b q 1], or [b q m] by site."""
+    """Scores of a batch's examples, times -N: [b q 1], or [b q m] by site if the sites of the m columns are named."""
 
     factors: Curvature
     queries: Examples
     rank: int | None
     precision: Precision
-    per_site: bool = False
+    columns: Sequence[str] = ()
 
     def inputs(self, train: Examples) -> dict[str, Any]:
         """What the scores of these training examples are computed from, as in their key."""
@@ -43,14 +44,22 @@ class Pairwise:
         changed |= {} if self.precision == "float32" else {"precision": self.precision}
         return row_inputs(self.factors, train, queries=self.queries.fingerprint, **changed)
 
+    def groups(self, train: Examples) -> list[tuple[Curvature, "Pairwise"]]:
+        """The same at groups of sites whose queries fit the memory limit together."""
+        works = forms_of(self.factors, len(self.queries), train.lengths, self.rank, self.precision)
+        parts = at_groups(self.factors, {name: work.nbytes for name, work in works.items()})
+        return [(part, replace(self, factors=part)) for part in parts]
+
     def __call__(self, source: BatchSource) -> Values:
         lengths = source.examples.lengths
         prepared = prepare_queries(self.factors, self.queries, lengths, rank=self.rank, precision=self.precision)
 
         def values(batch: CapturedBatch) -> np.ndarray:
             with products_in(self.precision):
-                parts = [prepared.products(batch, site.name) for site in source.sites]
-                found = jnp.stack(parts, -1) if self.per_site else sum(parts[1:], parts[0])[..., None]
+                parts = {name: prepared.products(batch, name) for name in self.factors.sites.names}
+                total = sum(parts.values())
+                zero = jnp.zeros_like(total)
+                found = jnp.stack([parts.get(name, zero) for name in self.columns] or [total], -1)
             return -np.asarray(found, np.float32).swapaxes(0, 1)[: len(batch.rows)]
 
         return values
@@ -79,7 +88,7 @@ class Squares:
             return kernels.weighted_squares(a, g, qa, qs, weight, kernels.rotation_order(a.shape[1], *weight.shape))
 
         def values(batch: CapturedBatch) -> np.ndarray:
-            parts = [at_site(batch, site.name) for site in source.sites]
+            parts = [at_site(batch, name) for name in self.factors.sites.names]
             return np.asarray(sum(parts[1:], parts[0]), np.float32)[: len(batch.rows)]
 
         return values
@@ -89,7 +98,9 @@ def squared_norms(factors: Curvature, train: Examples, power: int) -> np.ndarray
     """grad L_n^T (G + damping I)^-power grad L_n of every training example, [n]."""
     factors.check_model()
     inputs = row_inputs(factors, train, what="self" if power == 1 else f"self, power {power}")
-    return over_rows(factors, train, inputs, (), Squares(factors, power), "self-influence")
+    sizes = {site.name: 4 * (o * o + i * i + o * i) for site in factors.sites for o, i in [site.shape]}
+    groups = [(part, Squares(part, power)) for part in at_groups(factors, sizes)]
+    return over_rows(factors, train, inputs, (), groups, "self-influence")
 
 
 def site_products(prepared: jax.Array, batch: CapturedBatch, site: str) -> jax.Array:

@@ -36,7 +36,7 @@ def top(
     rank = resolved_rank(factors, len(queries), rank, precision)
     pairwise = Pairwise(factors, queries, rank, precision)
     inputs = {**pairwise.inputs(train), "what": "top", "k": k, "rows": SHARD_ROWS}
-    scored = RowWork(factors, train, (len(queries), 1), pairwise, "top scores", gradients_in(inputs))
+    scored = RowWork(pairwise.groups(train), train, (len(queries), 1), "top scores", gradients_in(inputs))
     work = _Extremes(scored, len(queries), min(k, len(train)), SHARD_ROWS)
     merged = _merge(_blocks(work, len(train), inputs, factors.trained), work.k)
     size = np.float32(factors.train_size)

@@ -5,7 +5,7 @@ needs `inverse_product` only."""
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from whence.cache.model.bridge import to_jax, to_torch
 from whence.cache.model.trained import ModelPass
 
 from .. import kernels
-from ..curvature import Curvature, Damping
+from ..curvature import Curvature, Damping, Rule
 from ..factors import Factors
 from .gauss_newton import GaussNewton
 from .krylov import Apply, Solution, Vectors
@@ -78,8 +78,9 @@ class Solved(Factors):
             f"Use {self.base.method} for self-influence, or score the training examples as queries.",
         )
 
-    def with_damping(self: S, value: float, rule: Literal["relative", "absolute"] = "relative") -> S:
-        return replace(self, base=self.base.with_damping(value, rule), damping=Damping(value, rule))
+    def with_damping(self: S, value: float | Damping, rule: Rule = "relative") -> S:
+        base = self.base.with_damping(value, rule)
+        return replace(self, base=base, damping=base.damping)
 
     def check_sites(self, gradients: Mapping[str, Any]) -> None:
         """Raise DataError if a site is missing: the exact matrix couples them."""

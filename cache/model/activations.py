@@ -20,6 +20,7 @@ from ..store.store import Store
 from .batches import BATCH_POSITIONS, check_examples
 from .bridge import to_numpy
 from .examples import Examples
+from .names import known_as
 from .row_layout import Layout, layouts, outputs, real_positions
 from .task import Classification, LanguageModelling, Regression
 from .trained import TrainedModel
@@ -45,7 +46,8 @@ def activations(
 
     Args:
         trained: the model; examples default to its training data.
-        at: one hook point or several, all filled in one pass, with the forward pass cut short after the deepest.
+        at: one hook point or several, by any of its names, all filled in one pass, with the forward pass cut short
+            after the deepest. The entry's arrays have the names of the tree of modules (`cache.model.names.known_as`).
         store: where the entry is; by default the trained model's store, or the user's if it has none.
         dtype: as stored; "bfloat16" halves the size.
 
@@ -59,14 +61,14 @@ def activations(
     examples = trained.train if examples is None else examples
     store = store or trained.store or Store()
     check_examples(examples)
-    names = [at] if isinstance(at, str) else list(at)
+    names = [known_as(trained.model, name) for name in ([at] if isinstance(at, str) else at)]
     inputs: dict[str, Any] = {"model": trained.fingerprint(), "data": examples.fingerprint, "at": names, "dtype": dtype}
     if type(trained.task) not in STANDARD:  # a task of one's own may run the model in its own way
         inputs["task"] = trained.task.settings
     if store.has("activations", inputs):
         return store.open("activations", inputs)
     found = layouts(trained, examples, names)
-    (block,) = _blocks(trained, examples, found, np.arange(1))
+    (block,) = row_blocks(trained, examples, found, np.arange(1))
     widths = {name: block[name].shape[1] for name in names}
     each = found[names[0]].each
     ends = np.cumsum(examples.real_positions if each is None else np.full(len(examples), each, np.int64))
@@ -97,7 +99,7 @@ class _Rows:
     def __call__(self, shard: Shard) -> dict[str, np.ndarray]:
         starts = self.ends - np.diff(self.ends, prepend=0)
         first, last = np.searchsorted(self.ends, shard.start, "right"), np.searchsorted(starts, shard.stop, "left")
-        blocks = list(_blocks(self.trained, self.examples, self.found, np.arange(first, last)))
+        blocks = list(row_blocks(self.trained, self.examples, self.found, np.arange(first, last)))
         skip = shard.start - int(starts[first])
         rows = {}
         for name in self.arrays:
@@ -114,10 +116,11 @@ def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
     return values.astype(dtype)
 
 
-def _blocks(
+def row_blocks(
     trained: TrainedModel, examples: Examples, found: Mapping[str, Layout], rows: np.ndarray
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Consecutive examples' rows, real positions only, as numpy."""
+    """Consecutive examples' activations by hook point, real positions only, and `example`, `position` and `token` of
+    every row, as numpy."""
     lengths, place = examples.lengths, 0
     while place < len(rows):
         count = max(1, int(np.searchsorted(np.cumsum(lengths[rows[place:]]), BATCH_POSITIONS, "right")))

@@ -4,7 +4,7 @@ Sequences are put in buckets by length and padded to a handful of widths. A last
 rows of zeros, which count nothing, so JAX compiles a handful of shapes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -103,7 +103,9 @@ def plan_batches(lengths: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " k"]
     return plan
 
 
-def to_captured_batch(planned: PlannedBatch, seen: Captured, positions: Tensor, sites: Sites) -> CapturedBatch:
+def to_captured_batch(
+    planned: PlannedBatch, seen: Captured, positions: Tensor | Sequence[Tensor], sites: Sites
+) -> CapturedBatch:
     """What a batch's forward and backward gave, in JAX, filled up with zero rows to `planned.full`."""
     missing = planned.full - len(planned.rows)
     crossed: dict[int, Any] = {}
@@ -116,6 +118,8 @@ def to_captured_batch(planned: PlannedBatch, seen: Captured, positions: Tensor, 
         return crossed[id(t)]
 
     def weight(name: str) -> Any:
+        if name in seen.weights:
+            return cross(seen.weights[name])
         a = seen.inputs[name]
         if a.shape[1] not in masks:
             masks[a.shape[1]] = position_mask(positions, a.shape[1]).to(a.dtype)

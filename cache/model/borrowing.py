@@ -12,14 +12,17 @@ from torch import nn
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode with frozen parameters, its layers called one by one: neither as compiled graphs nor
-    as the fused paths of torch's transformer layers, both of which run no hooks. On the way out every module's mode and
-    every parameter's requires_grad is what it was."""
+    as the fused paths of torch's transformer layers, both of which run no hooks, nor its experts all in one product.
+    On the way out every module's mode and every parameter's requires_grad is what it was."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     fused = torch.backends.mha.get_fastpath_enabled()
+    experts = [(config, config._experts_implementation_internal) for config in _configs(model)]
     with _eager():
         try:
             torch.backends.mha.set_fastpath_enabled(False)
+            for config, _ in experts:
+                config._experts_implementation_internal = "eager"
             for module, _ in modes:
                 module.training = False
             for parameter, _ in flags:
@@ -27,10 +30,18 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
             yield model
         finally:
             torch.backends.mha.set_fastpath_enabled(fused)
+            for config, implementation in experts:
+                config._experts_implementation_internal = implementation
             for module, mode in modes:
                 module.training = mode
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The settings of transformers that say how the experts of a model are run."""
+    found = {id(config): config for module in model.modules() if (config := vars(module).get("config")) is not None}
+    return [config for config in found.values() if getattr(config, "_experts_implementation_internal", None)]
 
 
 def _eager() -> AbstractContextManager[Any]:

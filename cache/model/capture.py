@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, NumericalError
 from .borrowing import borrowed
-from .layers import layer_of
+from .calls import Ambiguous, Calls, runner, tapped
+from .layers import layer_at, layer_of
 from .sites import Site
 from .stateless import unwrapped
 
@@ -31,41 +32,15 @@ class Captured:
     value: the objective of each example, [b].
     inputs: site -> a [b s i], the constant 1 of the bias appended; calls and tied modules joined along s.
     grads: site -> g [b s o], gradient of the example's objective with respect to the layer's output.
+    weights: site -> [b s], 1 for a row that counts in moments, else 0; only for sites whose rows are no positions of
+        the task (experts: positions that reach them and that the objective depends on; learned vectors).
     The gradient of example b with respect to the site's weight is sum over s of g[b s]^T a[b s], [o i].
     """
 
     value: Tensor
     inputs: dict[str, Tensor]
     grads: dict[str, Tensor]
-
-
-@dataclass
-class _Call:
-    module: str
-    x: Tensor
-    shape: tuple[int, ...]
-    g: Tensor | None = None
-
-
-@dataclass
-class _Calls:
-    """The calls of a pass. Those without a graph (under `no_grad`, or in a checkpointed block, which is run again with
-    one while the backward pass is under way) count only for modules that have no other."""
-
-    size: int
-    live: list[_Call] = field(default_factory=list)
-    dead: list[_Call] = field(default_factory=list)
-    backward: bool = False
-    tables: bool = True  # whether tables without a batch axis are given one
-    spread: bool = False  # whether one was
-
-    def of(self, site: Site) -> list[_Call]:
-        found = [call for call in self.live if call.module in site.modules]
-        return found or [call for call in self.dead if call.module in site.modules]
-
-
-class _Ambiguous(Exception):
-    """An embedding was called on as many numbers as there are examples: one per example, or one table for all."""
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 def capture(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective) -> Captured:
@@ -88,18 +63,59 @@ def capture(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Ob
 def _seen(
     model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective, of: Callable[[Tensor], Tensor]
 ) -> Captured:
-    """One forward and one backward pass of the sum of `of(objective)`, in a borrowed model."""
+    """One forward and one backward pass of the sum of `of(objective)`, in a borrowed model; one for each example where
+    the rows of a site cannot be assigned to examples otherwise."""
+    size = _batch_size(batch)
+    if any(site.alone for site in sites):
+        return _joined([_passes(model, sites, batch_row(batch, n), objective, of) for n in range(size)], sites)
     try:
         return _passes(model, sites, batch, objective, of)
-    except _Ambiguous:  # with one example more, a table for all has another length than the batch
-        size = _batch_size(batch)
-        seen = _passes(model, sites, _one_more(batch), objective, of, certain=True)
+    except Ambiguous:  # with one example more, a table for all has another length than the batch
+        seen = _passes(model, sites, one_more(batch), objective, of, certain=True)
         first: dict[int, Tensor] = {}  # what sites share stays shared
         inputs = {name: first.setdefault(id(a), a[:size]) for name, a in seen.inputs.items()}
         return Captured(seen.value[:size], inputs, {name: g[:size] for name, g in seen.grads.items()})
 
 
-def _one_more(batch: Batch) -> Batch:
+def batch_row(batch: Batch, row: int) -> Batch:
+    """One example of a batch, as wide as the batch."""
+    size = _batch_size(batch)
+    return {name: value[row : row + 1] if len(value) == size else value for name, value in batch.items()}
+
+
+def _joined(each: Sequence[Captured], sites: Sequence[Site]) -> Captured:
+    """Examples that ran one at a time, as a batch: experts' rows are filled up with zeros."""
+    inputs: dict[str, Tensor] = {}
+    grads: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    shared: dict[tuple[int, ...], Tensor] = {}  # what sites share stays shared
+    for site in sites:
+        a, g = ([getattr(seen, part)[site.name] for seen in each] for part in ("inputs", "grads"))
+        if site.routed:
+            rows = row_bucket(max(x.shape[1] for x in a))
+            a, g = ([F.pad(t, (0, 0, 0, rows - t.shape[1])) for t in part] for part in (a, g))
+            inputs[site.name] = torch.cat(a)
+        else:
+            key = tuple(map(id, a))
+            inputs[site.name] = shared[key] if key in shared else shared.setdefault(key, torch.cat(a))
+        grads[site.name] = torch.cat(g)
+        if site.alone:
+            ones = torch.ones_like(grads[site.name][..., 0])
+            reached = inputs[site.name].any(-1) & grads[site.name].any(-1)
+            weights[site.name] = ones * reached if site.routed else ones
+    return Captured(torch.cat([seen.value for seen in each]), inputs, grads, weights)
+
+
+def row_bucket(rows: int) -> int:
+    """The rows that an expert's are filled up to: a power of two from 8 on, so that few shapes occur.
+
+    >>> row_bucket(3), row_bucket(9)
+    (8, 16)
+    """
+    return max(8, 1 << (rows - 1).bit_length())
+
+
+def one_more(batch: Batch) -> Batch:
     """The batch with its last example once more."""
     size = _batch_size(batch)
     return {name: torch.cat([value, value[-1:]]) if len(value) == size else value for name, value in batch.items()}
@@ -125,22 +141,20 @@ def _traced(
     of: Callable[[Tensor], Tensor],
     certain: bool,
     spread: bool = True,
-) -> tuple["_Calls", Tensor]:
+) -> tuple[Calls, Tensor]:
     """The calls of the sites' modules, with the gradients at their outputs, and the objective. A model that cannot be
     run where its tables are spread over the batch is run again with them as they are."""
     for started in (False, True):  # a checkpointed block has gradients only if its input does
-        calls = _Calls(_batch_size(batch), tables=spread)
+        calls = Calls(_batch_size(batch), tables=spread and not any(site.alone for site in sites))
         value: Tensor | None = None
         with torch.enable_grad(), ExitStack() as hooks:
-            for name in dict.fromkeys(name for site in sites for name in site.modules):
-                tap = _tap(calls, name, certain)
-                hooks.callback(_runner(model, name).register_forward_hook(tap, with_kwargs=True).remove)
+            hooks.enter_context(tapped(model, sites, calls, certain))
             if started:
                 hooks.enter_context(graph_from_the_first_layer(model))
             try:
                 value = objective(model, batch)
                 _check_value(value, calls.size)
-            except _Ambiguous:
+            except Ambiguous:
                 raise
             except Exception:
                 if not calls.spread:
@@ -151,7 +165,7 @@ def _traced(
             if value.requires_grad:
                 torch.autograd.backward(of(value).sum())
         called = {call.module for call in calls.live}
-        if all(called & set(site.modules) for site in sites):
+        if all(called & set(site.modules) or site.routed for site in sites):
             break
     if value is None:
         return _traced(model, sites, batch, objective, of, certain, spread=False)
@@ -208,65 +222,35 @@ def nonfinite(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: 
     return (~finite(seen)).cpu().numpy()
 
 
-def _runner(model: nn.Module, name: str) -> nn.Module:
-    """The module that runs this layer: itself, but for TransformerLens normalisations, whose bridge computes with
-    the weights of the layer it wraps and never calls it."""
-    parent = model.get_submodule(name.rpartition(".")[0])
-    return parent if type(parent).__name__ == "NormalizationBridge" else model.get_submodule(name)
-
-
-def _tap(calls: _Calls, name: str, certain: bool) -> Callable[..., Tensor]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
-        x = (args[0] if args else next(iter(kwargs.values()))).detach()
-        if isinstance(module, nn.Embedding) and calls.tables:
-            rows = x
-            x, out = _spread(x, out, calls.size, certain)
-            calls.spread |= x is not rows
-        if not torch.is_grad_enabled():
-            calls.dead.append(_Call(name, x, tuple(out.shape)))
-            return out
-        started = not out.requires_grad
-        if started:  # the first site on its path starts the graph
-            out = out.detach().requires_grad_().clone()
-        if calls.backward and any(call.module == name for call in calls.live):
-            return out  # computed again from a checkpoint: the gradient reaches the first computation
-        call = _Call(name, x, tuple(out.shape))
-        calls.live.append(call)
-        out.register_hook(lambda g: setattr(call, "g", g.detach()))
-        return out
-
-    return hook
-
-
-def _spread(x: Tensor, out: Tensor, size: int, certain: bool) -> tuple[Tensor, Tensor]:
-    """One table of positions for the whole batch, [t] or [1 t]: every example gets its own."""
-    if size > 1 and x.ndim == 2 and len(x) == 1:
-        return x.expand(size, -1), out.expand(size, *out.shape[1:])
-    if size > 1 and x.ndim == 1 and len(x) == size and not certain:
-        raise _Ambiguous
-    if x.ndim == 1 and len(x) != size:
-        return x.expand(size, -1), out.expand(size, *out.shape)
-    return x, out
-
-
 def layer_calls(
     model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective
 ) -> list[tuple[str, Tensor, Tensor]]:
     """Every call of the sites' modules in one forward and one backward pass of `objective(model, batch) -> [b]`, in
-    order: the module's name, its input, and the gradient at its output, both in the shapes of the call. A call that the
-    objective does not depend on is left out."""
+    order: the module's name, its input, and the gradient at its output, both in the shapes of the call, the example
+    first. A call that the objective does not depend on is left out.
+
+    Raises ModelError for sites whose rows are no positions of the batch."""
     model, size = unwrapped(model), _batch_size(batch)
+    alone = [s.name for s in sites if s.alone or not isinstance(layer_at(model, s.modules[0])[0], nn.Module)]
+    if alone:
+        raise ModelError(
+            f"The rows of {len(alone)} sites are no positions of the text: {', '.join(alone[:3])}.",
+            'Score by output token (by="output"), or fit without these sites.',
+        )
     with borrowed(model):
         try:
             calls, _ = _traced(model, sites, batch, objective, lambda value: value, certain=False)
-        except _Ambiguous:
-            more = _one_more(batch)
+        except Ambiguous:
+            more = one_more(batch)
             calls, _ = _traced(model, sites, more, objective, lambda value: value, certain=True)
+    places = {name: site for site in sites for name in site.modules}
 
-    def own(rows: Tensor) -> Tensor:
+    def own(rows: Tensor, site: Site) -> Tensor:
+        rows = _example_first(rows, site)
         return rows[: len(rows) // calls.size * size] if calls.size > size else rows
 
-    return [(call.module, own(call.x), own(call.g)) for call in calls.live if call.g is not None]
+    found = [(call, places[call.module]) for call in calls.live]
+    return [(call.module, own(call.x, site), own(call.g, site)) for call, site in found if call.g is not None]
 
 
 def _batch_size(batch: Batch) -> int:
@@ -274,7 +258,7 @@ def _batch_size(batch: Batch) -> int:
 
 
 def _rows(
-    model: nn.Module, sites: Sequence[Site], calls: _Calls, value: Tensor, batch: Batch, objective: Objective
+    model: nn.Module, sites: Sequence[Site], calls: Calls, value: Tensor, batch: Batch, objective: Objective
 ) -> Captured:
     size = len(value)
     inputs: dict[str, Tensor] = {}
@@ -282,35 +266,36 @@ def _rows(
     read: dict[Any, Tensor] = {}
     places = _Places(model, sites, batch, objective)
     for site in sites:
-        module = model.get_submodule(site.modules[0])
-        layer = layer_of(module)
-        assert layer is not None
+        layer = layer_at(model, site.modules[0])[1]
         parts = []
         for number, call in enumerate(calls.of(site)):
-            user = model.get_submodule(call.module)
-            kind = layer_of(user)
-            assert kind is not None
-            g = torch.zeros(call.shape, dtype=value.dtype, device=value.device) if call.g is None else call.g
+            user, kind = layer_at(model, call.module)
+            x, g = call.x, torch.zeros(call.shape, dtype=value.dtype, device=value.device) if call.g is None else call.g
+            if call.stacked:
+                x, g = x[site.group], g[site.group]
             if kind.kind == "conv":  # frames of a film are a batch of images: rows first, then examples
-                a, g = (_by_example(rows, size, site).flatten(1, -2) for rows in kind.rows(user, call.x, g, site.group))
+                a, g = (_by_example(rows, size, site).flatten(1, -2) for rows in kind.rows(user, x, g, site.group))
             else:
-                x, g = _by_example(call.x, size, site), _by_example(g, size, site)
+                x, g = _by_example(x, size, site), _by_example(g, size, site)
                 if kind.kind != "norm":
                     axis = places.axis(site, number, x.shape[1 : -1 if kind.kind == "linear" else None])
                     x, g = (x.movedim(axis, -2) if kind.kind == "linear" else x.movedim(axis, -1)), g.movedim(axis, -2)
                 a, g = kind.rows(user, x, g, site.group)
             if kind.kind == "embedding" and layer.kind != "embedding":  # tied: the table is the linear's transpose
-                a, g = F.pad(g, (0, layer.shape(module)[1] - g.shape[-1])), a
+                a, g = F.pad(g, (0, site.shape[1] - g.shape[-1])), a
             if site.partial:
-                a = a[..., site.columns(module, layer)]
+                a = a[..., site.columns(model)]
             if site.kind == "linear":  # layers that read the same tensor share one a
-                a = read.setdefault((call.x.data_ptr(), call.x.shape, call.x.stride(), a.shape, site.partial), a)
+                part = site.group if call.stacked else 0, site.partial
+                a = read.setdefault((call.x.data_ptr(), call.x.shape, call.x.stride(), a.shape, part), a)
             parts.append((a, g))
+        if not parts and site.routed:  # no position of this example reaches the expert
+            o, i = site.shape
+            parts.append((value.new_zeros(size, 0, i), value.new_zeros(size, 0, o)))
         if not parts:
             raise ModelError(
                 f"The site {site.name} was never called on this batch.",
-                "Leave it out (exclude=...): the model does not use this layer in its forward pass, or uses it "
-                "for some examples only (routed experts).",
+                "Leave it out (exclude=...): the model does not use this layer in its forward pass.",
             )
         inputs[site.name] = parts[0][0] if len(parts) == 1 else torch.cat([a for a, _ in parts], dim=1)
         grads[site.name] = parts[0][1] if len(parts) == 1 else torch.cat([g for _, g in parts], dim=1)
@@ -318,8 +303,9 @@ def _rows(
 
 
 def _by_example(t: Tensor, size: int, site: Site) -> Tensor:
-    """[b*k ...] as [b k ...]; [b ...] unchanged. Whether rows lie example by example is checked once per model, by its
-    gradients (checks.py)."""
+    """[b*k ...] as [b k ...]; [b ...] unchanged; [s b ...] as [b s ...]; what one example alone gave as [1 ...].
+    Whether rows lie example by example is checked once per model, by its gradients (checks.py)."""
+    t = _example_first(t, site)
     if t.ndim > 0 and len(t) == size:
         return t
     if t.ndim > 0 and len(t) % size == 0 and len(t) > 0:
@@ -329,6 +315,10 @@ def _by_example(t: Tensor, size: int, site: Site) -> Tensor:
         f"Its rows cannot be assigned to examples (the batch must be the first axis). Leave the site out: "
         f"find_sites(model, exclude={site.name!r}).",
     )
+
+
+def _example_first(t: Tensor, site: Site) -> Tensor:
+    return t.unsqueeze(0) if site.alone else t.movedim(1, 0) if site.rows == "second" else t
 
 
 @dataclass
@@ -368,10 +358,11 @@ class _Places:
             for site in self.sites:
                 for name in site.modules:
 
-                    def keep(module: nn.Module, args: Any, out: Tensor, name: str = site.name) -> None:
-                        found.setdefault(name, []).append(tuple(out.shape))
+                    def keep(module: nn.Module, args: Any, out: Tensor, site: Site = site) -> None:
+                        found.setdefault(site.name, []).append(tuple(_example_first(out, site).shape))
 
-                    hooks.callback(_runner(self.model, name).register_forward_hook(keep).remove)
+                    if isinstance(layer_at(self.model, name)[0], nn.Module):
+                        hooks.callback(runner(self.model, name).register_forward_hook(keep).remove)
             self.objective(self.model, short)
         return found
 
@@ -387,21 +378,13 @@ def _check_finite(seen: Captured, batch: Batch) -> None:
         )
 
 
-def called_sites(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective) -> list[str]:
-    """Names of the sites whose modules run at all on this batch (one forward, no gradient)."""
-    seen: set[str] = set()
-    model = unwrapped(model)
-    with ExitStack() as hooks, borrowed(model), torch.no_grad():
-        for name in {name for site in sites for name in site.modules}:
-            handle = _runner(model, name).register_forward_hook(lambda *_, name=name: seen.add(name))
-            hooks.callback(handle.remove)
-        objective(model, batch)
-    return [site.name for site in sites if seen & set(site.modules)]
-
-
-def position_mask(positions: Bool[Tensor, "b s"], rows: int) -> Bool[Tensor, "b r"]:
-    """The task's position mask for a site with `rows` rows per example: repeated calls repeat it; a site whose
-    rows are not the task's positions (patches, one vector) counts all of them."""
+def position_mask(positions: Tensor | Sequence[Tensor], rows: int) -> Bool[Tensor, "b r"]:
+    """The task's position mask [b s] for a site with `rows` rows per example: repeated calls repeat it; a site whose
+    rows are not the task's positions (patches, one vector) counts all of them. Of several masks (encoder and decoder)
+    it is the one as wide as the site, or else the first whose repetition is."""
+    masks = [positions] if isinstance(positions, Tensor) else list(positions)
+    fitting = [mask for mask in masks if rows % mask.shape[1] == 0]
+    positions = next((mask for mask in fitting if mask.shape[1] == rows), fitting[0] if fitting else masks[0])
     size, width = positions.shape
     if rows % width == 0 and width > 1:
         return positions.repeat(1, rows // width)

@@ -25,6 +25,8 @@ from ..jobs.progress import say
 from ..store.keys import key_of
 from .borrowing import borrowed
 from .capture import Batch, Captured, Objective, capture, graph_from_the_first_layer
+from .forward import forward_of
+from .layers import layer_at
 from .sites import Site, parameters_of
 from .stateless import named_parameters
 
@@ -71,17 +73,17 @@ def checked(run: "ModelPass") -> str:
     Raises ModelError, with site, likely cause and cure, if a check fails, or if a stored verdict is of other losses.
     """
     trained = run.trained
+    known = _known_as(run)
+    if known in trained.verdicts:
+        return trained.verdicts[known][0]
     inputs = {name: value for name, value in run.inputs().items() if name != "seed"}
-    key = key_of("checks", inputs)
-    if key in trained.verdicts:
-        return trained.verdicts[key]
     rows = probe_rows(run.examples.lengths, run.positions)
     store = trained.store
     if store is not None and store.has("checks", inputs):
         entry = store.open("checks", inputs)
         if run.objective != "sampled":  # in one batch, which was found to change nothing
             _same_model(run, entry.read("alone"), _together(run, rows), entry.key)
-        return trained.verdicts.setdefault(key, entry.about["says"])
+        return trained.verdicts.setdefault(known, (entry.about["says"], trained.model))[0]
     alone = (
         None if run.objective == "sampled" else np.concatenate([_together(run, rows[[n]]) for n in range(len(rows))])
     )
@@ -90,10 +92,21 @@ def checked(run: "ModelPass") -> str:
     if store is not None:
         kept = np.zeros(0) if alone is None else alone
         store.put("checks", inputs, {"alone": kept}, about={"says": says, "ids": run.examples.ids[rows].tolist()})
-    trained.verdicts[key] = says
+    trained.verdicts[known] = says, trained.model
     if not trained.quiet:
         say(says)
     return says
+
+
+def _known_as(run: "ModelPass") -> str:
+    """What a verdict is known by in this process: the model as an object and what its forward does. Its weights do not
+    count, which a hash of every tensor at every pass would cost: what is checked does not depend on their values."""
+    trained = run.trained
+    about = {
+        "forward": forward_of(trained.model), "data": run.examples.fingerprint, "task": trained.task.settings,
+        "sites": run.sites.settings, "objective": run.objective,
+    }  # fmt: skip
+    return f"{id(trained.model)} {key_of('checks', about)}"
 
 
 def _says(run: "ModelPass") -> str:
@@ -169,29 +182,50 @@ def _check_gradients(run: "ModelPass", seen: Captured, weights: Tensor, wanted: 
         found[site.name] = torch.einsum("bso,bsi->oi", g * w[:, None, None], a)
         scales[site.name] = float((w.abs() * g.flatten(1).norm(dim=1) * a.flatten(1).norm(dim=1)).sum())
     matrices = parameters_of(run.trained.model, run.sites, found)
+    bad: dict[str, float] = {}
     for name, matrix in matrices.items():
         users = [site for site in run.sites if name in dict(site.parameters).values()]
         truth = _wide(wanted[name]).to(matrix)
-        scale = max(float(truth.norm()), 0.1 * sum(scales[site.name] for site in users))
-        error = float((matrix.reshape(truth.shape) - truth).norm())
-        if error > _tolerance(run.trained.dtype, wanted[name]).relative * scale:
-            raise _wrong_gradient(run, users[0], error / max(float(truth.norm()), 1e-30))
+        for site, own, true in _by_site(users, matrix.reshape(truth.shape), truth):
+            scale = max(float(true.norm()), 0.1 * scales[site.name])
+            error = float((own - true).norm())
+            if error > _tolerance(run.trained.dtype, wanted[name]).relative * scale:
+                bad[site.name] = max(bad.get(site.name, 0.0), error / max(float(true.norm()), 1e-30))
+    if bad:
+        raise _wrong_gradients(run, bad)
 
 
-def _wrong_gradient(run: "ModelPass", site: Site, error: float) -> ModelError:
-    if any(getattr(run.trained.model.get_submodule(name), "scale_grad_by_freq", False) for name in site.modules):
+def _by_site(users: Sequence[Site], found: Tensor, wanted: Tensor) -> list[tuple[Site, Tensor, Tensor]]:
+    """A parameter's gradient, site by site: each group of a layer has its share of the first axis."""
+    if len(users) == 1 and users[0].groups == 1:
+        return [(users[0], found, wanted)]
+    parts = zip(found.chunk(users[0].groups), wanted.chunk(users[0].groups))
+    return [(site, *both) for number, both in enumerate(parts) for site in users if site.group == number]
+
+
+def _wrong_gradients(run: "ModelPass", bad: dict[str, float]) -> ModelError:
+    by_frequency = [name for name in bad if _scales_by_frequency(run, name)]
+    names = by_frequency or list(bad)
+    which = f"{len(names)} sites ({', '.join(names)})" if len(names) > 1 else names[0]
+    cure = f"leave {'them' if len(names) > 1 else 'it'} out: sites=find_sites(model, exclude={names!r})"
+    if by_frequency:
         return ModelError(
-            f"At {site.name}, scale_grad_by_freq divides a token's gradient by how often a batch has it, so an example "
+            f"At {which}, scale_grad_by_freq divides a token's gradient by how often a batch has it, so an example "
             "has no gradient of its own.",
-            "Set scale_grad_by_freq = False on the table, or leave the site out.",
+            f"Set scale_grad_by_freq = False on the table, or {cure}.",
         )
     return ModelError(
-        f"At {site.name}, the gradients of single examples do not add up to autograd's: they differ by "
-        f"{error:.0%} (objective: {_name(run)}). The layer's rows cannot be assigned to examples: it runs on another "
-        "axis first (sequence-first), on learned vectors without a batch axis, on routed rows, or its weight is also "
-        "used outside the layer.",
-        f"Leave the site out: find_sites(model, exclude={site.name!r}); or let the batch be the layer's first axis.",
+        f"At {which}, the gradients of single examples do not add up to autograd's: they differ by up to "
+        f"{max(bad.values()):.0%} (objective: {_name(run)}). The layer's rows are assigned to the wrong examples (an "
+        "order of rows that its shapes do not show, such as positions before examples on one axis), or its weight is "
+        "also used outside the layer.",
+        f"Let the batch be the layer's first axis, or {cure}.",
     )
+
+
+def _scales_by_frequency(run: "ModelPass", name: str) -> bool:
+    modules = next(site.modules for site in run.sites if site.name == name)
+    return any(getattr(layer_at(run.trained.model, each)[0], "scale_grad_by_freq", False) for each in modules)
 
 
 def _autograd(

@@ -11,8 +11,10 @@ import torch
 
 from ..errors import DataError
 from .ids import HIGHEST
+from .ragged import Ragged, of_arrow
 
-Column: TypeAlias = np.ndarray | Sequence[np.ndarray]
+Column: TypeAlias = Ragged | np.ndarray | Sequence[np.ndarray]
+LARGE = 1 << 24  # numbers of a table's column of lists, beyond which its rows are read as needed
 
 
 def columns_of(data: Any) -> dict[str, Column]:
@@ -20,8 +22,10 @@ def columns_of(data: Any) -> dict[str, Column]:
         return {str(name): _column(values, str(name)) for name, values in data.items()}
     if isinstance(data, tuple) and len(data) == 2:
         return {"x": _column(data[0], "x"), "y": _column(data[1], "y")}
+    if hasattr(getattr(data, "data", None), "table") and hasattr(data, "column_names"):  # a data set of Hugging Face
+        return _columns_of_dataset(data)
     if hasattr(data, "to_pydict"):  # an Arrow table
-        return {name: _column(values, name) for name, values in data.to_pydict().items()}
+        return {name: _large(data.column(name)) or _column(data.column(name), name) for name in data.column_names}
     if hasattr(data, "columns") and hasattr(data, "iloc"):  # a pandas table
         return {str(name): _column(data[name].to_numpy(), str(name)) for name in data.columns}
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
@@ -42,7 +46,29 @@ def columns_of(data: Any) -> dict[str, Column]:
     )
 
 
-def _columns_of_rows(items: list[Mapping[str, Any]]) -> dict[str, Column]:
+def _columns_of_dataset(data: Any) -> dict[str, Column]:
+    """The columns of numbers of a data set of Hugging Face: those that are large are read from its memory-mapped
+    files as needed."""
+    table, chosen = data.data.table, getattr(data, "_indices", None)
+    large: dict[str, Any] = {}
+    for name in data.column_names:
+        column = _large(table.column(name))
+        if column is not None:
+            large[name] = column if chosen is None else column.take(chosen.column(0).to_numpy())
+    others = [name for name in data.column_names if name not in large]
+    items = data.select_columns(others) if others else []
+    rest = _columns_of_rows([items[row] for row in range(len(items))], bool(large)) if len(items) else {}
+    found = large | rest
+    return {name: found[name] for name in data.column_names if name in found}
+
+
+def _large(column: Any) -> Ragged | None:
+    """A column of lists with more numbers than are copied, read as needed; None for another."""
+    found = of_arrow(column) if hasattr(column, "type") else None
+    return None if found is None or int(found.lengths.sum()) <= LARGE else found
+
+
+def _columns_of_rows(items: list[Mapping[str, Any]], may_be_none: bool = False) -> dict[str, Column]:
     """The columns of numbers of a list of rows: those that have a number in some row."""
     columns = {}
     for name in items[0]:
@@ -52,7 +78,7 @@ def _columns_of_rows(items: list[Mapping[str, Any]]) -> dict[str, Column]:
         values = [item[name] for item in items]
         if any(_is_numeric(value) for value in values):
             columns[name] = _column(values, name)
-    if not columns:
+    if not columns and not may_be_none:
         raise DataError("No column has numbers.", "Tokenize texts first, or give arrays of numbers.")
     return columns
 

@@ -17,7 +17,7 @@ from ..errors import DataError, ModelError, WhenceError
 from .batches import check_examples
 from .borrowing import borrowed
 from .examples import Examples
-from .stateless import unwrapped
+from .stateless import own_type, unwrapped
 from .task import IGNORED, Classification, LanguageModelling, Regression, Task, takes_mask
 
 NOT_RUN = (IndexError, RuntimeError, TypeError, ValueError)  # of a model on data that do not fit it
@@ -42,6 +42,8 @@ def check_data(examples: Examples, task: Task, model: nn.Module, what: str = "da
         _check_targets(examples, whole=isinstance(task, Classification))
     if not isinstance(task, (LanguageModelling, Classification, Regression)):
         return
+    if "segments" in examples.columns and isinstance(task, LanguageModelling):
+        _check_packed(examples, task, model)
     logits = _probe(examples, task, model)
     if isinstance(task, LanguageModelling):
         _check_range(examples, "labels" if "labels" in examples.columns else "input_ids", int(logits.shape[-1]))
@@ -71,14 +73,14 @@ def _check_language_model(model: nn.Module) -> None:
     config = getattr(unwrapped(model), "config", None)
     names = [kind.__name__ for kind in type(unwrapped(model)).__mro__]
     if getattr(config, "is_encoder_decoder", False) is True:
-        kind = "an encoder-decoder"
+        kind, own = "an encoder-decoder", "EncoderDecoder"
     elif any("MaskedLM" in name for name in names):
-        kind = "a masked language model"
+        kind, own = "a masked language model", "MaskedLanguageModelling"
     else:
         return
     raise ModelError(
         f"{names[0]} is {kind}; LanguageModelling is the loss of causal language models.",
-        "Write a Task for it: a class with loss, sampled_loss, measurement, positions, logits and settings.",
+        f"Use {own} of whence.cache.tasks, or write a Task: loss, sampled_loss, measurement, positions and logits.",
     )
 
 
@@ -153,6 +155,11 @@ def _check_range(examples: Examples, name: str, count: int) -> None:
         first = np.asarray(rows[int(np.flatnonzero(bad)[0])])
         value = first[(first < 0) & ((first != IGNORED) | (name == "y")) | (first >= count)][0]
         masked = "" if name == "y" else f", or {IGNORED} where nothing is to be predicted"
+        if name == "y" and count == 2 and set(np.unique(np.asarray(values)).tolist()) <= {-1, 1}:
+            raise DataError(
+                f"The labels y are -1 and 1, ids {_ids(examples, bad)}; classes are numbered 0 and 1.",
+                "Give (y + 1) // 2: the model's one output is then the logit of class 1.",
+            )
         raise DataError(
             f"{name} has {value} for a model with {count} outputs, ids {_ids(examples, bad)}.",
             f"Number from 0 to {count - 1}{masked}.",
@@ -242,7 +249,7 @@ def _check_tables(examples: Examples, model: nn.Module) -> None:
         return
     bad = np.array([_out_of_range(np.asarray(row), size, False) for row in examples.columns[name]])
     if bad.any():
-        values = np.concatenate([np.ravel(row) for row in examples.columns[name]])
+        values = np.ravel(examples.columns[name][int(np.flatnonzero(bad)[0])])
         value = values[(values < 0) | (values >= size)][0]
         raise DataError(
             f"Token {value} is beyond the model's vocabulary of {size}, ids {_ids(examples, bad)}.",
@@ -282,12 +289,39 @@ def _check_causal(examples: Examples, task: LanguageModelling, model: nn.Module)
             for each in (tokens, other)
         )
     change = (first - second)[:, :-1].abs().max()
-    half = next(iter(model.parameters())).dtype in (torch.float16, torch.bfloat16)
+    half = own_type(model)[1] in (torch.float16, torch.bfloat16)
     if change > (TOLERANCE if half else CAUSAL) * first.abs().max():
         raise ModelError(
             f"{type(unwrapped(model)).__name__} sees the tokens that it is to predict: changing the last one changes "
             f"its predictions before it by {float(change):.2g}.",
             "LanguageModelling is for causal models. Make it a decoder, or write a Task with this model's own loss.",
+        )
+
+
+def _check_packed(examples: Examples, task: LanguageModelling, model: nn.Module) -> None:
+    """Texts of one row must not see each other: the row's loss is the sum of its texts' own."""
+    row = int(np.argmax([np.max(each) for each in examples.columns["segments"]]))
+    segments = np.asarray(examples.columns["segments"][row])
+    if segments.max() < 2:
+        return
+    names = ("input_ids", "labels")
+    texts = [
+        {name: [np.asarray(examples.columns[name][row])[segments == n]] for name in names if name in examples.columns}
+        for n in np.unique(segments)
+    ]
+    try:
+        with _quiet(model):
+            together = float(task.loss(model, _batch(examples, [row], model))[0])
+            alone = sum(float(task.loss(model, _batch(Examples.of(text), [0], model))[0]) for text in texts)
+    except NOT_RUN as error:
+        together, alone, said = 1.0, 0.0, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    else:
+        said = f"their losses sum to {alone:.6g} alone and are {together:.6g} in one row"
+    if abs(together - alone) > TOLERANCE * max(abs(alone), 1e-3):
+        raise ModelError(
+            f"The model does not keep the packed texts of example {_ids(examples, [row])} apart: {said}.",
+            "Its forward must take attention_mask [b 1 s s], added to the scores, and position_ids; else give the "
+            "texts one by one, not packed.",
         )
 
 
@@ -311,8 +345,7 @@ def _check_padding(examples: Examples, task: Task, model: nn.Module) -> None:
 
 
 def _batch(examples: Examples, rows: Any, model: nn.Module, pad_to: int | None = None) -> dict[str, Tensor]:
-    own = next(iter(model.parameters()), torch.zeros(0))
-    return examples.batch(rows, pad_to, own.device, own.dtype)
+    return examples.batch(rows, pad_to, *own_type(model))
 
 
 @contextmanager

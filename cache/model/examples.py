@@ -1,6 +1,7 @@
 """The data that a model is run over: named columns, one row an example, an id for every row.
 
-A column is an array [n ...], or a list of 1-D arrays where examples differ in length (tokens). Ids are what
+A column is an array [n ...], or a list of 1-D arrays where examples differ in length (tokens); of data larger than
+memory it is a `Ragged`, whose rows are read when a batch needs them. Ids are what
 results are labelled with, what sampled labels are keyed by, and what a forget set names, so an example keeps
 its id through every selection and under any batching.
 
@@ -13,6 +14,7 @@ the first that is real to the last, so every batch is padded on the right, here.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,10 +27,12 @@ from jaxtyping import Int64
 from ..errors import DataError
 from .columns import Column, columns_of
 from .ids import as_ids, id_texts, named_rows, repeated_ids, rows_of, rows_of_mask
+from .ragged import Derived, Ragged
 
 # the value of a padded position, by column; `attention_mask` masks padded positions in any case
 PADDING = {"labels": -100}
-TOKENS = ("input_ids", "labels", "attention_mask", "position_ids", "token_type_ids")  # of whole numbers
+TOKENS = ("input_ids", "labels", "attention_mask", "position_ids", "token_type_ids", "segments")  # of whole numbers
+STEP = 1.25  # between the widths that a further ragged column is padded to
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +103,9 @@ class Examples:
     def lengths(self) -> Int64[np.ndarray, " n"]:
         """Positions in each example: of its tokens, else of the first ragged column, else 1."""
         if self._sequences is not None:
-            return np.array([len(v) for v in self.columns[self._sequences]], np.int64)
+            return _lengths(self.columns[self._sequences])
         tokens = self.columns.get("input_ids")
-        return np.full(len(self), 1 if tokens is None else np.shape(tokens)[1], np.int64)
+        return np.full(len(self), 1 if tokens is None else np.asarray(tokens).shape[1], np.int64)
 
     @cached_property
     def real_positions(self) -> Int64[np.ndarray, " n"]:
@@ -137,7 +141,7 @@ class Examples:
         return Examples(
             {name: _take(values, rows) for name, values in self.columns.items()},
             self.ids[rows],
-            {name: [values[row] for row in rows] for name, values in self.about.items()},
+            {name: _take(values, rows) for name, values in self.about.items()},
         )
 
     def where(self, **equal: Any) -> "Examples":
@@ -187,8 +191,8 @@ class Examples:
                 out[name] = torch.as_tensor(np.ascontiguousarray(values[rows]))
                 continue
             taken = [np.asarray(values[row]) for row in rows]
-            width = max([pad_to or 0, *(len(v) for v in taken)])
-            padded = np.full((len(rows), width, *taken[0].shape[1:]), PADDING.get(name, 0), taken[0].dtype)
+            width = _width(max(len(v) for v in taken), pad_to)
+            padded = np.full((len(rows), width, *taken[0].shape[1:]), PADDING.get(_kind(name), 0), taken[0].dtype)
             mask = np.zeros((len(rows), width), np.int64)
             for line, v in enumerate(taken):
                 padded[line, : len(v)] = v
@@ -196,9 +200,9 @@ class Examples:
             out[name] = torch.as_tensor(padded)
             if name == self._sequences and "attention_mask" not in self.columns:
                 out["attention_mask"] = torch.as_tensor(mask)
-        for name in TOKENS:
-            if name in out and not out[name].is_floating_point():
-                out[name] = out[name].long()
+        for name, value in out.items():
+            if _kind(name) in TOKENS and not value.is_floating_point():
+                out[name] = value.long()
         out["example_id"] = torch.as_tensor(self.ids[rows])
         return {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in out.items()}
 
@@ -244,6 +248,8 @@ def _cut(columns: Mapping[str, Column], ids: np.ndarray) -> Mapping[str, Column]
     mask = columns.get("attention_mask")
     if mask is None:
         return columns
+    if isinstance(mask, Ragged):
+        return _cut_ragged(columns, mask)
     rows = [np.asarray(row) for row in mask]
     for at, row in enumerate(rows):
         if row.ndim != 1:
@@ -269,12 +275,48 @@ def _cut(columns: Mapping[str, Column], ids: np.ndarray) -> Mapping[str, Column]
     return out if holes else {name: values for name, values in out.items() if name != "attention_mask"}
 
 
+def _cut_ragged(columns: Mapping[str, Column], mask: Ragged) -> Mapping[str, Column]:
+    """The same for a mask that is read as needed: one pass over it, and a new beginning and end of every row."""
+    first, last, whole = np.zeros(len(mask), np.int64), np.zeros(len(mask), np.int64), np.zeros(len(mask), bool)
+    for at, row in enumerate(mask):
+        real = np.flatnonzero(row)
+        first[at], last[at] = (real[0], real[-1] + 1) if len(real) else (0, 0)
+        whole[at] = len(real) == last[at] - first[at]
+    out: dict[str, Column] = {}
+    for name, values in columns.items():
+        fits = isinstance(values, Ragged) and np.array_equal(values.lengths, mask.lengths)
+        out[name] = Ragged(values.numbers, values.starts + first, values.starts + last) if fits else values  # type: ignore[union-attr]
+    return {name: v for name, v in out.items() if name != "attention_mask"} if whole.all() else out
+
+
 def _has_shape(values: Column, lengths: list[int]) -> bool:
     return all(np.ndim(row) > 0 and len(row) == length for row, length in zip(values, lengths))
 
 
-def _take(values: Column, rows: np.ndarray) -> Column:
+def _kind(name: str) -> str:
+    """What a column is: `labels_1`, of a second completion, is padded as `labels`."""
+    return re.sub(r"_[0-9]+$", "", name)
+
+
+def _width(longest: int, pad_to: int | None) -> int:
+    """The width of a batch's column: the given one, or one of few larger ones where a column beside the tokens is
+    longer, so that JAX compiles few shapes."""
+    if pad_to is None or longest <= pad_to:
+        return max(longest, pad_to or 0)
+    width = pad_to
+    while width < longest:
+        width = max(width + 8, int(width * STEP) // 8 * 8)
+    return width
+
+
+def _take(values: Any, rows: np.ndarray) -> Any:
+    if isinstance(values, (Ragged, Derived)):
+        return values.take(rows)
     return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
+
+
+def _lengths(values: Any) -> Int64[np.ndarray, " n"]:
+    return values.lengths if isinstance(values, Ragged) else np.array([len(v) for v in values], np.int64)
 
 
 def _end_to_end(one: Any, other: Any) -> Any:

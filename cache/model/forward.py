@@ -25,6 +25,7 @@ from torch import nn
 
 from .bridge import to_host
 from .code import References, code_digest, references
+from .stateless import has_inner_tensors, inner_tensors
 
 # an address in memory in a printed module says nothing about the model
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+")
@@ -46,7 +47,10 @@ DEEPEST = 12
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """sha256 over dtype, shape and row-major bytes of one tensor."""
+    """sha256 over dtype, shape and row-major bytes of one tensor, or over the tensors that it keeps its numbers in."""
+    if has_inner_tensors(tensor):
+        inner = [tensor_digest(getattr(tensor, name)) for name in inner_tensors(tensor)]
+        return hashlib.sha256(repr((type(tensor).__name__, tuple(tensor.shape), inner)).encode()).hexdigest()
     value = to_host(tensor.detach()).contiguous()
     digest = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode())
     if value.numel():

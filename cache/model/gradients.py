@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import NotCached
+from ..errors import NotCached, ResourceError
 from ..jobs.partitions import run_partitions
 from ..store.bfloat16 import BFLOAT16
 from ..store.entry import Entry
 from ..store.layout import ArraySpec
 from ..store.store import Store
 from .batches import CapturedBatch, PlannedBatch, padded_widths
+from .capture import row_bucket
 from .trained import ModelPass, PassBatches
 
 DTYPES = ("float32", "bfloat16")  # that gradients are stored in, the first preferred
@@ -72,6 +73,7 @@ class _Work:
     width: int
     names: tuple[str, ...]
     dtype: str
+    rows: dict[str, int]
 
     def __call__(self, shard: Any) -> dict[str, np.ndarray]:
         rows = self.members[shard.start : shard.stop]
@@ -79,11 +81,11 @@ class _Work:
         blocks = []
         for start in range(0, len(rows), full):
             batch = self.run.captured(PlannedBatch(rows[start : start + full], self.width, full))
-            blocks.append(_arrays(batch, self.names, self.dtype))
+            blocks.append(_arrays(batch, self.names, self.dtype, self.rows))
         return {name: np.concatenate([block[name] for block in blocks]) for name in self.names}
 
 
-def _arrays(batch: CapturedBatch, names: tuple[str, ...], dtype: str) -> dict[str, np.ndarray]:
+def _arrays(batch: CapturedBatch, names: tuple[str, ...], dtype: str, rows: dict[str, int]) -> dict[str, np.ndarray]:
     count = len(batch.rows)
     out: dict[str, np.ndarray] = {"value": batch.value.astype(np.float32)}
     parts = {"a": batch.inputs, "g": batch.grads, "weight": batch.weights}
@@ -91,8 +93,23 @@ def _arrays(batch: CapturedBatch, names: tuple[str, ...], dtype: str) -> dict[st
         if name != "value":
             site, _, part = name.rpartition("/")
             kind = np.dtype(BFLOAT16 if dtype == "bfloat16" else dtype)
-            out[name] = np.asarray(parts[part][site])[:count].astype(kind if part != "weight" else np.float32)
+            values = np.asarray(parts[part][site])[:count].astype(kind if part != "weight" else np.float32)
+            missing = rows[site] - values.shape[1]  # an expert's rows: as many as the batch's positions at most
+            if missing < 0:
+                raise ResourceError(
+                    f"{site} has {values.shape[1]} rows an example, where {rows[site]} can be kept.",
+                    "Do not store the gradients of this site: it is called several times on one position.",
+                )
+            out[name] = np.pad(values, [(0, 0), (0, missing)] + [(0, 0)] * (values.ndim - 2)) if missing else values
     return out
+
+
+def _rows(run: ModelPass, width: int, batch: CapturedBatch) -> dict[str, int]:
+    """Rows an example that each site has in the store: as in a batch, but for experts, whose number is another in each
+    batch."""
+    most = row_bucket(width)
+    found = {name: a.shape[1] for name, a in batch.inputs.items()}
+    return {site.name: max(most, found[site.name]) if site.routed else found[site.name] for site in run.sites}
 
 
 def _groups(run: ModelPass) -> dict[int, np.ndarray]:
@@ -126,14 +143,18 @@ def gradients(run: ModelPass, store: Store, *, dtype: str = "float32") -> Stored
         batch = run.captured(PlannedBatch(members[:1], width, 1))
         first: dict[int, str] = {}
         owners = {name: first.setdefault(id(batch.inputs[name]), name) for name in run.sites.names}
+        rows = _rows(run, width, batch)
         specs = {"value": ArraySpec((len(members),), "float32")}
         for name in run.sites.names:
             if owners[name] == name:
-                specs[f"{name}/a"] = ArraySpec((len(members), *batch.inputs[name].shape[1:]), dtype, ("n", "s", "i"))
-                specs[f"{name}/weight"] = ArraySpec((len(members), batch.weights[name].shape[1]), "float32")
-            specs[f"{name}/g"] = ArraySpec((len(members), *batch.grads[name].shape[1:]), dtype, ("n", "s", "o"))
+                shape = (len(members), rows[name], batch.inputs[name].shape[2])
+                specs[f"{name}/a"] = ArraySpec(shape, dtype, ("n", "s", "i"))
+                specs[f"{name}/weight"] = ArraySpec((len(members), rows[name]), "float32")
+            specs[f"{name}/g"] = ArraySpec(
+                (len(members), rows[name], batch.grads[name].shape[2]), dtype, ("n", "s", "o")
+            )
         about = {"owners": owners, "ids": run.examples.ids[members].tolist()}
-        work = _Work(run, members, width, tuple(specs), dtype)
+        work = _Work(run, members, width, tuple(specs), dtype, rows)
         full = max(1, (run.positions or width) // width)
         with store.writer("gradients", inputs, specs, shard_rows=min(full, len(members)), about=about) as writer:
             if not writer.complete:

@@ -4,14 +4,20 @@ The gradient of one example with respect to the layer's weight, bias appended as
 sum over s of g[s] a[s]^T, [o i], whatever the layer: linear, transposed (Hugging Face `Conv1D`), convolutional,
 an embedding (whose input is one-hot), or the scale and shift of a normalisation (whose gradient is already a
 vector, kept as a with g = 1). One class a kind; a new kind is one more class in KINDS.
+
+Some modules multiply by a parameter of their own instead of calling a layer: the experts of transformers keep all their
+weights in one parameter [e o i], their routers one [e d]. Each such parameter is a layer too (`Multiplied`).
 """
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from .stateless import has_inner_tensors, inner_tensors
 
 Rows = Float[Tensor, "b s _"]
 
@@ -22,7 +28,7 @@ class Layer(Protocol):
 
     kind: str
 
-    def matches(self, module: nn.Module) -> bool: ...
+    def matches(self, module: Any) -> bool: ...
     def groups(self, module: Any) -> int: ...
     def shape(self, module: Any) -> tuple[int, int]:
         """(o, i) of one group, i counting the bias."""
@@ -68,7 +74,7 @@ class _Biased:
 class Linear(_Biased):
     kind = "linear"
 
-    def matches(self, module: nn.Module) -> bool:
+    def matches(self, module: Any) -> bool:
         return isinstance(module, nn.Linear)
 
     def groups(self, module: Any) -> int:
@@ -95,7 +101,7 @@ class Linear(_Biased):
 class TransposedLinear(Linear):
     """Hugging Face's `Conv1D` (GPT-2): weight [i o]."""
 
-    def matches(self, module: nn.Module) -> bool:
+    def matches(self, module: Any) -> bool:
         return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
     def shape(self, module: Any) -> tuple[int, int]:
@@ -117,7 +123,7 @@ class Convolution(_Biased):
 
     kind = "conv"
 
-    def matches(self, module: nn.Module) -> bool:
+    def matches(self, module: Any) -> bool:
         return isinstance(module, (nn.Conv1d, nn.Conv2d))
 
     def groups(self, module: Any) -> int:
@@ -161,7 +167,7 @@ class Embedding(_Biased):
 
     kind = "embedding"
 
-    def matches(self, module: nn.Module) -> bool:
+    def matches(self, module: Any) -> bool:
         return isinstance(module, nn.Embedding)
 
     def groups(self, module: Any) -> int:
@@ -191,10 +197,9 @@ class Normalisation:
 
     kind = "norm"
 
-    def matches(self, module: nn.Module) -> bool:
-        return (isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")) and (
-            isinstance(getattr(module, "weight", None), Tensor)
-        )
+    def matches(self, module: Any) -> bool:
+        named = type(module).__name__.endswith(("RMSNorm", "T5LayerNorm"))
+        return (isinstance(module, nn.LayerNorm) or named) and isinstance(getattr(module, "weight", None), Tensor)
 
     def groups(self, module: Any) -> int:
         return 1
@@ -234,9 +239,117 @@ class Normalisation:
         return torch.cat(parts, dim=-1)
 
 
-KINDS: tuple[Layer, ...] = (Linear(), TransposedLinear(), Convolution(), Embedding(), Normalisation())
+class Multiplied(NamedTuple):
+    """A parameter that its module multiplies by without a layer, and the bias beside it: the stand-in for a module that
+    layers of this kind have. `transposed`: the parameter is [e i o] (or [i o]), not [e o i]."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    transposed: bool
 
 
-def layer_of(module: nn.Module) -> Layer | None:
-    """The kind of layer this module is, or None if it is none of KINDS."""
+class MultipliedLinear(Linear):
+    """Experts in one parameter [e o i], each a group; or a router [o i]."""
+
+    def matches(self, module: Any) -> bool:
+        return isinstance(module, Multiplied)
+
+    def groups(self, module: Any) -> int:
+        return len(module.weight) if module.weight.ndim == 3 else 1
+
+    def shape(self, module: Any) -> tuple[int, int]:
+        o, i = module.weight.shape[-2:][:: -1 if module.transposed else 1]
+        return o, i + _bias(module)
+
+    def rows(self, module: Any, x: Tensor, g: Tensor, group: int) -> tuple[Rows, Rows]:
+        o, i = self.shape(module)
+        return with_ones(_flat(x, i - _bias(module)), _bias(module)), _flat(g, o)
+
+    def weight(self, module: Any, matrix: Tensor) -> dict[str, Tensor]:
+        found = super().weight(module, matrix)
+        if module.transposed:
+            found["weight"] = found["weight"].transpose(-1, -2)
+        lead = matrix.ndim - 2
+        return {name: t.unsqueeze(lead) for name, t in found.items()} if module.weight.ndim == 3 else found
+
+    def matrix(self, module: Any, values: dict[str, Tensor], group: int) -> Tensor:
+        one = {name: t[group] for name, t in values.items()} if module.weight.ndim == 3 else dict(values)
+        if module.transposed:
+            one["weight"] = one["weight"].transpose(-1, -2)
+        return super().matrix(module, one, group)
+
+
+KINDS: tuple[Layer, ...] = (
+    Linear(), TransposedLinear(), Convolution(), Embedding(), Normalisation(), MultipliedLinear(),
+)  # fmt: skip
+
+
+def layer_of(module: Any) -> Layer | None:
+    """The kind of layer this module (or `Multiplied`) is, or None if it is none of KINDS."""
     return next((layer for layer in KINDS if layer.matches(module)), None)
+
+
+def layers_in(model: nn.Module) -> Iterator[tuple[str, Any, Layer]]:
+    """Name, module and kind of every layer, in the model's order. What stands for a parameter that is multiplied by has
+    the parameter's name."""
+    for name, module in model.named_modules():
+        layer = layer_of(module)
+        if layer is not None:
+            yield name, module, layer
+            continue
+        for attribute in _multiplied(module):
+            found = _stand_in(module, attribute)
+            kind = layer_of(found)
+            assert kind is not None
+            yield f"{name}.{attribute}" if name else attribute, found, kind
+
+
+def packed(weight: Tensor) -> bool:
+    """Whether a weight is quantised: integers or 8-bit floats, or a tensor that keeps its numbers in such. It is no
+    matrix to read, and nothing trains it."""
+    if has_inner_tensors(weight):
+        return any(packed(getattr(weight, name)) for name in inner_tensors(weight))
+    return not weight.is_floating_point() or weight.element_size() < 2
+
+
+def packed_layers(model: nn.Module) -> Iterator[str]:
+    """Names of the modules whose weight is quantised, whatever their class calls it."""
+    for name, module in model.named_modules():
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        if any("weight" in attribute and packed(tensor) for attribute, tensor in own):
+            yield name
+
+
+def layer_at(model: nn.Module, name: str) -> tuple[Any, Layer]:
+    """The layer of this name in `layers_in`."""
+    parent, _, attribute = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    inner = getattr(owner, attribute, None)
+    module = _stand_in(owner, attribute) if isinstance(inner, nn.Parameter) else model.get_submodule(name)
+    layer = layer_of(module)
+    assert layer is not None  # names come from layers
+    return module, layer
+
+
+def _multiplied(module: nn.Module) -> list[str]:
+    """Parameters of experts [e ...] and of their router [e d], in a module that says how many experts it has."""
+    count = _experts(module)
+    found = [name for name, p in module.named_parameters(recurse=False) if p.ndim == 3 and len(p) == count]
+    if found or count == 0:
+        return found
+    weight = getattr(module, "weight", None)
+    return ["weight"] if isinstance(weight, nn.Parameter) and weight.ndim == 2 and len(weight) == count else []
+
+
+def _experts(module: nn.Module) -> int:
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    return next((value for name in names if isinstance(value := getattr(module, name, None), int)), 0)
+
+
+def _stand_in(module: nn.Module, attribute: str) -> Multiplied:
+    bias = getattr(module, "bias" if attribute == "weight" else f"{attribute}_bias", None)
+    return Multiplied(
+        getattr(module, attribute),
+        bias if isinstance(bias, nn.Parameter) else None,
+        bool(getattr(module, "is_transposed", False)),
+    )

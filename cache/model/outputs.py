@@ -7,22 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError, near_names
+from ..errors import ModelError
 from .borrowing import borrowed
-from .sites import clean_name
+from .names import full_name
 
 
 class _Enough(Exception):
     """Every requested hook point has been seen; the rest of the forward pass is not needed."""
-
-
-def hook_points(model: nn.Module) -> dict[str, str]:
-    """Clean name -> full name of every module whose output can be captured.
-
-    >>> sorted(hook_points(model))
-    ['0', '1', '2']
-    """
-    return {clean_name(name): name for name, _ in reversed(list(model.named_modules())) if name}
 
 
 def tensor_of(out: Any, name: str) -> Tensor:
@@ -67,12 +58,7 @@ def _watched(
     model: nn.Module, names: Sequence[str], run: Callable[[], Any], then: Callable[[dict[str, Tensor]], None]
 ) -> dict[str, Tensor]:
     """First outputs of the named modules while `run()` runs, `then` called after each."""
-    points, modules = hook_points(model), dict(model.named_modules())
-    full = {}
-    for name in names:
-        full[name] = name if name in modules else points.get(name, "")
-        if not full[name]:
-            raise ModelError(f"The model has no module or hook point {name!r}.", near_names(name, list(points)))
+    full = {name: full_name(model, name) for name in names}
     seen: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable[..., None]:

@@ -19,12 +19,17 @@ from .batches import BATCH_POSITIONS
 from .borrowing import borrowed
 from .bridge import to_numpy
 from .examples import Examples
-from .outputs import hook_points, outputs_at, tensor_of
+from .names import full_name
+from .outputs import outputs_at, tensor_of
 from .task import Classification, LanguageModelling, Regression, Task
 from .trained import TrainedModel
 
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 CHECKED = 4  # examples that are run alone and together
+CHANNELS_FIRST = (  # where an output has three axes
+    nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm,
+    nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d,
+)  # fmt: skip
 
 
 class Layout(NamedTuple):
@@ -50,6 +55,11 @@ class Layout(NamedTuple):
         return value.reshape(len(value), -1)
 
 
+def channels_last(module: nn.Module, x: Tensor) -> Tensor:
+    """What a layer over one dimension returns, [b c l], as [b l c]; other outputs as they are. Its own inverse."""
+    return x.transpose(1, 2) if x.ndim == 3 and isinstance(module, CHANNELS_FIRST) else x
+
+
 def real_positions(batch: dict[str, Tensor]) -> Bool[Tensor, "b s"] | None:
     """Which positions of a batch are no padding; None where its examples are no sequences."""
     mask = batch.get("attention_mask")
@@ -70,12 +80,15 @@ def forward(trained: TrainedModel, batch: dict[str, Tensor]) -> Any:
 
 
 def outputs(trained: TrainedModel, names: Sequence[str], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Outputs of the hook points on a batch, the forward pass cut short after the deepest.
+    """Outputs of the hook points on a batch, the forward pass cut short after the deepest; of layers that are channels
+    first, the channels last.
 
     Raises DataError with the id of the first example that the model cannot run.
     """
     try:
-        return outputs_at(trained.model, names, partial(forward, trained, batch))
+        seen = outputs_at(trained.model, names, partial(forward, trained, batch))
+        points = hook_points(trained.model)
+        return {n: channels_last(trained.model.get_submodule(points.get(n, n)), x) for n, x in seen.items()}
     except (IndexError, RuntimeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -172,7 +185,6 @@ def layout_of(name: str, seen: Sequence[tuple[int, int | None, tuple[int, ...]]]
 
 def check_calls(trained: TrainedModel, names: Sequence[str], batch: dict[str, Tensor]) -> None:
     """Raises ModelError for a module that one forward pass calls several times with different outputs."""
-    points, modules = hook_points(trained.model), dict(trained.model.named_modules())
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def hook(name: str, _module: nn.Module, _args: Any, out: Any) -> None:
@@ -180,9 +192,8 @@ def check_calls(trained: TrainedModel, names: Sequence[str], batch: dict[str, Te
 
     with ExitStack() as hooks, borrowed(trained.model), torch.no_grad():
         for name in names:
-            module = modules.get(name if name in modules else points.get(name, ""))
-            if module is not None and name:
-                hooks.callback(module.register_forward_hook(partial(hook, name)).remove)
+            module = trained.model.get_submodule(full_name(trained.model, name))
+            hooks.callback(module.register_forward_hook(partial(hook, name)).remove)
         with suppress(Exception):  # what follows the hook points need not run: activations never run it
             forward(trained, batch)
     for name, calls in seen.items():

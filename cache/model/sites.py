@@ -10,7 +10,7 @@ import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from ..display import table
 from ..errors import ModelError, near_names
 from ..jobs.progress import say
-from .layers import KINDS, Layer, layer_of
+from .layers import KINDS, Layer, Multiplied, layer_at, layers_in, packed, packed_layers
+from .names import clean_name as clean_name
+from .names import site_names
 from .stateless import call_with as call_with
 from .stateless import copied as copied
-from .stateless import distinct, unwrapped
+from .stateless import distinct, memory_of, unwrapped
 from .stateless import named_parameters as named_parameters
 
 Pattern = str | re.Pattern[str]
-WRAPPERS = ("_original_component", "base_model", "_orig_mod", "_fsdp_wrapped_module")
+EXPERT = re.compile(r"(^|\.)experts\.[^.]*\d")  # a member of a list or dictionary of experts
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,13 @@ class Site:
     """One weight seen as a linear map.
 
     name: clean name. kind: linear, conv, embedding or norm. shape: (o, i), i counting the bias.
-    modules: full names of the modules that use the weight. group: which group of a grouped convolution.
+    modules: full names of the layers that use the weight. group: which group of a grouped convolution, which expert.
     parameters: attribute ("weight", "bias") -> the model's own parameter name. count: numbers covered.
     partial: "weight" or "bias" if only that one of the two is covered, because the other is frozen.
     inside: the site whose matrix, in memory, contains this one's.
+    rows: where the layer's calls have the example: on the first axis, the second, or none ("alone": the examples of a
+        batch run one at a time).
+    routed: an expert, which some positions reach; an example of which none does has the gradient zero.
     """
 
     name: str
@@ -49,6 +54,12 @@ class Site:
     count: int
     partial: str = ""
     inside: str = ""
+    rows: Literal["first", "second", "alone"] = "first"
+    routed: bool = False
+
+    @property
+    def alone(self) -> bool:
+        return self.rows == "alone"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -60,8 +71,9 @@ class Site:
             "group": self.group,
         } | ({"partial": self.partial} if self.partial else {})
 
-    def columns(self, module: nn.Module, layer: Layer) -> slice:
+    def columns(self, model: nn.Module) -> slice:
         """The columns of the layer's whole matrix that this site covers."""
+        module, layer = layer_at(model, self.modules[0])
         bias = layer.bias_columns(module)
         whole = layer.shape(module)[1]
         return {"weight": slice(0, whole - bias), "bias": slice(whole - bias, whole)}.get(self.partial, slice(None))
@@ -94,6 +106,11 @@ class Sites(Sequence[Site]):
         return tuple(site.name for site in self.sites)
 
     @property
+    def alone(self) -> tuple[str, ...]:
+        """Sites for which the examples of a batch run one at a time."""
+        return tuple(site.name for site in self.sites if site.alone)
+
+    @property
     def covered(self) -> int:
         """Parameters that the sites cover; what two of them share in memory counts once."""
         return sum(site.count for site in self.sites if not site.inside or site.inside not in self.names)
@@ -117,6 +134,10 @@ class Sites(Sequence[Site]):
             self.note,
         )
 
+    def having(self, sites: Sequence[Site]) -> "Sites":
+        """The same with these in place of its sites."""
+        return replace(self, sites=tuple(sites))
+
     def __repr__(self) -> str:
         return f"Sites({self.summary})"
 
@@ -132,15 +153,6 @@ class Sites(Sequence[Site]):
     def _repr_html_(self) -> str:
         rows = [(s.name, s.kind, f"{s.shape[0]} × {s.shape[1]}", s.count) for s in self.sites]
         return table(("site", "kind", "out × in", "parameters"), rows, self.summary).html
-
-
-def clean_name(name: str) -> str:
-    """A module's name without the wrappers that libraries put around modules.
-
-    >>> clean_name("blocks.0._original_component.mlp")
-    'blocks.0.mlp'
-    """
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def find_sites(
@@ -159,13 +171,15 @@ def find_sites(
 
     Args:
         model: the model; of a compiled or data-parallel one, the model inside.
-        pattern: over the clean names: a glob (`"*.mlp.*"`), a compiled regular expression, or several of them.
+        pattern: over the clean names: a glob (`"*.mlp.*"`), a compiled regular expression, or several of them; if no
+            clean name matches, over the model's other names (of its own library, of TransformerLens).
         exclude: the same, for sites to leave out.
         kinds: which layers: linear, conv, embedding, norm.
         frozen: cover frozen parameters too.
         quiet: state nothing.
 
-    Raises ModelError if a pattern matches nothing, with the nearest names, or only frozen or computed weights.
+    Raises ModelError if a pattern matches nothing, with the nearest names, or only frozen, computed or quantised
+    weights, and for a model compiled by torch.jit.
 
     >>> sites = find_sites(model, quiet=True)
     >>> [(site.name, site.shape) for site in sites]  # the bias is one more input
@@ -178,45 +192,67 @@ def find_sites(
             f"Kinds are {', '.join(sorted({layer.kind for layer in KINDS}))}.",
         )
     model = unwrapped(model)
-    own = named_parameters(model)
-    trained = {id(p) for p in own.values() if p.requires_grad}
-    everything = frozen or not trained
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "The model is compiled by torch.jit: its layers run inside the compiled graph, where no hook sees them.",
+            "Give the module that was scripted or traced.",
+        )
+    trained = {id(p) for p in named_parameters(model).values() if p.requires_grad}
     whole = [site for site in _all_sites(model, None) if site.kind in kinds]
-    every = whole if everything else [site for site in _all_sites(model, trained) if site.kind in kinds]
+    every = whole if frozen or not trained else [site for site in _all_sites(model, trained) if site.kind in kinds]
     patterns = [pattern] if isinstance(pattern, (str, re.Pattern)) else list(pattern)
     excluded = [exclude] if isinstance(exclude, (str, re.Pattern)) else list(exclude)
+    matching = {each: _matching(model, every, each) for each in (*patterns, *excluded)}
     for each in patterns:
-        if not any(_matches(site.name, each) for site in every):
+        if not matching[each]:
             raise _no_match(model, each, whole, kinds)
-    chosen = [
-        site
-        for site in every
-        if any(_matches(site.name, p) for p in patterns) and not any(_matches(site.name, p) for p in excluded)
-    ]
+    wanted, unwanted = ({name for p in part for name in matching[p]} for part in (patterns, excluded))
+    chosen = [site for site in every if site.name in wanted and site.name not in unwanted]
     if not chosen:
         raise ModelError("Every site that matches is also excluded.", "Exclude less.")
+    sites = _with_coverage(model, chosen, trained, frozen)
+    if not quiet:
+        say(sites.summary)
+    return sites
+
+
+def _with_coverage(model: nn.Module, chosen: Sequence[Site], trained: set[int], frozen: bool) -> Sites:
+    """The sites and what they leave out; `trained` has the ids of the trained parameters."""
+    own = named_parameters(model)
     covered = {name for site in chosen for _, name in site.parameters}
-    storages = {own[name].untyped_storage().data_ptr() for name in covered} - {0}
+    storages = {memory_of(own[name]) for name in covered} - {0}
     inside = [own[name] for name in covered]
     rest = tuple(
         (name, p.numel())
         for name, p in own.items()
-        if name not in covered
-        and not (p.untyped_storage().data_ptr() in storages and distinct([*inside, p]) == distinct(inside))
+        if name not in covered and not (memory_of(p) in storages and distinct([*inside, p]) == distinct(inside))
     )
     note = "" if trained else "; no parameter requires a gradient: all count as trained"
     if trained and frozen and any(id(own[name]) not in trained for name in covered):
         note = "; frozen parameters are among them"
     untrained = sum(id(p) not in trained for p in own.values())
-    if not everything and untrained:
+    if trained and not frozen and untrained:
         note = f", {untrained} of them frozen" if rest else f"; {untrained} are frozen"
     computed = _computed(model)
     if computed:
         note += f"; the weight of {len(computed)} layers is computed: {', '.join(computed[:3])}"
-    sites = Sites(tuple(chosen), distinct(own.values()), rest, note)
-    if not quiet:
-        say(sites.summary)
-    return sites
+    quantised = sum(1 for _ in packed_layers(model))
+    if quantised:
+        note += f"; {quantised} layers are quantised, their weights count as they are packed"
+    return Sites(tuple(chosen), distinct(own.values()), rest, note)
+
+
+def _matching(model: nn.Module, sites: Sequence[Site], pattern: Pattern) -> set[str]:
+    """Names of the sites that a pattern matches: by their clean names, else by their other names."""
+    found = {site.name for site in sites if _matches(site.name, pattern)}
+    if found:
+        return found
+    others = site_names(model)
+    for site in sites:
+        name, bracket, group = site.name.partition("[")
+        if any(_matches(f"{other}{bracket}{group}", pattern) for other in others.get(name, ())):
+            found.add(site.name)
+    return found
 
 
 def _no_match(model: nn.Module, pattern: Pattern, whole: Sequence[Site], kinds: Sequence[str]) -> ModelError:
@@ -227,6 +263,13 @@ def _no_match(model: nn.Module, pattern: Pattern, whole: Sequence[Site], kinds: 
         return ModelError(
             f"Every site that matches {_text(pattern)!r} is frozen ({', '.join(frozen[:3])}): it was not trained.",
             "Choose trained layers (kinds= names other kinds), or cover frozen ones too: find_sites(frozen=True).",
+        )
+    quantised = [clean_name(name) for name in packed_layers(model)]
+    if any(_matches(name, pattern) for name in quantised):
+        return ModelError(
+            f"{len(quantised)} layers are quantised ({', '.join(quantised[:3])}): their weights are packed numbers of "
+            "8 bits or less, which nothing trains and which have no gradient.",
+            "Attribute adapters that were trained on them (peft), or load the model in bfloat16 or float32.",
         )
     if computed:
         return ModelError(
@@ -239,11 +282,10 @@ def _no_match(model: nn.Module, pattern: Pattern, whole: Sequence[Site], kinds: 
 
 def _computed(model: nn.Module) -> list[str]:
     """Layers that would be sites, but whose weight is computed from other parameters."""
-    layers = ((name, module) for name, module in model.named_modules() if layer_of(module) is not None)
-    return [clean_name(name) for name, module in layers if _parameter(module, "weight") is None]
+    return [clean_name(name) for name, layer, _ in layers_in(model) if not isinstance(layer.weight, nn.Parameter)]
 
 
-def _parameter(module: nn.Module, attribute: str) -> nn.Parameter | None:
+def _parameter(module: Any, attribute: str) -> nn.Parameter | None:
     value = getattr(module, attribute, None)
     return value if isinstance(value, nn.Parameter) else None
 
@@ -251,10 +293,10 @@ def _parameter(module: nn.Module, attribute: str) -> nn.Parameter | None:
 def _all_sites(model: nn.Module, trained: set[int] | None) -> list[Site]:
     """Every site, of all parameters or of those with these ids."""
     parameter_names = {id(p): name for name, p in named_parameters(model).items()}
-    by_weight: dict[int, list[tuple[str, nn.Module, Layer]]] = {}
-    for name, module in model.named_modules():
-        layer = layer_of(module)
-        if layer is not None and _parameter(module, "weight") is not None:
+    by_weight: dict[int, list[tuple[str, Any, Layer]]] = {}
+    for name, module, layer in layers_in(model):
+        weight = _parameter(module, "weight")
+        if weight is not None and not packed(weight):
             by_weight.setdefault(id(module.weight), []).append((name, module, layer))
     sites: list[Site] = []
     weights: list[tuple[str, Tensor]] = []
@@ -274,8 +316,9 @@ def _all_sites(model: nn.Module, trained: set[int] | None) -> list[Site]:
         covered = {a: p for a, p in values.items() if trained is None or id(p) in trained}
         if not covered:
             continue
+        routed = groups > 1 if isinstance(module, Multiplied) else EXPERT.search(name) is not None
         whole = Site(
-            name=clean_name(name),
+            name=clean_name(name.removesuffix(".weight") if isinstance(module, Multiplied) else name),
             kind=layer.kind,
             shape=layer.shape(module),
             modules=tuple(n for n, _, _ in users),
@@ -284,8 +327,10 @@ def _all_sites(model: nn.Module, trained: set[int] | None) -> list[Site]:
             parameters=tuple((a, parameter_names[id(p)]) for a, p in covered.items() if id(p) in parameter_names),
             count=sum(p.numel() for p in covered.values()) // groups,
             partial=next(iter(covered)) if len(covered) < len(values) else "",
+            rows="alone" if routed else "first",
+            routed=routed,
         )
-        columns = range(whole.shape[1])[whole.columns(module, layer)]
+        columns = range(whole.shape[1])[whole.columns(model)]
         for group in range(groups):
             suffix = f"[{group}]" if groups > 1 else ""
             sites.append(replace(whole, name=whole.name + suffix, group=group, shape=(whole.shape[0], len(columns))))
@@ -330,37 +375,34 @@ def _nearest(model: nn.Module, sites: Sequence[Site], pattern: Pattern, kinds: S
 
 
 def parameters_of(model: nn.Module, sites: Sequence[Site], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Per-site matrices [o i] as parameter-shaped tensors, by the model's own parameter names."""
-    out: dict[str, list[Tensor]] = {}
+    """Per-site matrices [o i] as parameter-shaped tensors, by the model's own parameter names. Groups of a layer that
+    are not among the sites have zeros."""
+    out: dict[str, dict[int, Tensor]] = {}
     for site in sites:
-        module, layer = _layer(model, site)
+        module, layer = layer_at(model, site.modules[0])
         matrix = values[site.name]
         if site.partial:
             whole = matrix.new_zeros(*matrix.shape[:-1], layer.shape(module)[1])
-            whole[..., site.columns(module, layer)] = matrix
+            whole[..., site.columns(model)] = matrix
             matrix = whole
         shaped = layer.weight(module, matrix)
         for attribute, name in site.parameters:
-            out.setdefault(name, []).append(shaped[attribute])
-    return {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in out.items()}
+            parts = out.setdefault(name, {})
+            if site.groups > 1 and not parts:
+                parts.update({group: torch.zeros_like(shaped[attribute]) for group in range(site.groups)})
+            parts[site.group] = shaped[attribute]
+    return {name: parts[0] if len(parts) == 1 else torch.cat(list(parts.values())) for name, parts in out.items()}
 
 
 def matrices_of(model: nn.Module, sites: Sequence[Site], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `parameters_of`: parameter-shaped tensors as one [o i] matrix a site."""
     out = {}
     for site in sites:
-        module, layer = _layer(model, site)
+        module, layer = layer_at(model, site.modules[0])
         given = {attribute: values[name] for attribute, name in site.parameters}
         if site.partial:
             like = next(iter(given.values()))
-            given = {n: like.new_zeros(p.shape) for n, p in module.named_parameters(recurse=False)} | given
-        out[site.name] = layer.matrix(module, given, site.group)[..., site.columns(module, layer)]
+            both = {name: _parameter(module, name) for name in ("weight", "bias")}
+            given = {name: like.new_zeros(p.shape) for name, p in both.items() if p is not None} | given
+        out[site.name] = layer.matrix(module, given, site.group)[..., site.columns(model)]
     return out
-
-
-def _layer(model: nn.Module, site: Site) -> tuple[nn.Module, Layer]:
-    """The module that a site's matrix belongs to, and its kind."""
-    module = model.get_submodule(site.modules[0])
-    layer = layer_of(module)
-    assert layer is not None  # sites come from layers
-    return module, layer

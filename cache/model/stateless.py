@@ -21,11 +21,32 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
+def own_type(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and type that a model computes in: of its first parameter that is no packed integers."""
+    own: list[Tensor] = list(nn.Module.parameters(model)) or [torch.zeros(0)]
+    return own[0].device, next((p.dtype for p in own if p.is_floating_point() and p.element_size() > 1), own[0].dtype)
+
+
+def has_inner_tensors(tensor: Tensor) -> bool:
+    """Whether a tensor keeps its numbers in other tensors (quantised or sharded ones do) and has no memory itself."""
+    return hasattr(tensor, "__tensor_flatten__")
+
+
+def inner_tensors(tensor: Any) -> list[str]:
+    """The names of the attributes in which a tensor keeps its numbers."""
+    return list(tensor.__tensor_flatten__()[0])
+
+
+def memory_of(tensor: Tensor) -> int:
+    """What tensors that share memory have in common; 0 for one that has none."""
+    return 0 if has_inner_tensors(tensor) else tensor.untyped_storage().data_ptr()
+
+
 def distinct(tensors: Iterable[Tensor]) -> int:
     """How many different numbers these tensors have: what several of them share in memory counts once."""
     by_storage: dict[int, list[Tensor]] = {}
     for tensor in {id(t): t for t in tensors}.values():
-        by_storage.setdefault(tensor.untyped_storage().data_ptr() or -id(tensor), []).append(tensor)
+        by_storage.setdefault(memory_of(tensor) or -id(tensor), []).append(tensor)
     return sum(_numbers(sharing) for sharing in by_storage.values())
 
 
@@ -79,6 +100,13 @@ class _Bound(nn.Module):
         return self.function(self.model, *args)
 
 
+def _plain(value: Tensor) -> Tensor:
+    """The numbers of a tensor that a forward pass left behind, without its graph and its transformations."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        value = torch._C._functorch.get_unwrapped(value)
+    return value.detach().clone()
+
+
 class _Source:
     """The module that a copy was taken from: kept alive, and never copied itself."""
 
@@ -91,11 +119,13 @@ class _Source:
 
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy, also of a model whose library stores things in its modules: tensors of the last forward, which torch
-    refuses to copy while they remember their graph, are copied without it; hooks are shared with the original, to
-    which they may point, so a model with hooks lives as long as its copy."""
+    refuses to copy while they remember their graph or a transformation (`jvp`), are copied without it; hooks are
+    shared with the original, to which they may point, so a model with hooks lives as long as its copy."""
     parts = list(model.modules())
-    kept = [v for part in parts for v in vars(part).values() if isinstance(v, Tensor) and not v.is_leaf]
-    out = copy.deepcopy(model, {id(value): value.detach().clone() for value in kept})
+    kept = [v for part in parts for v in vars(part).values() if isinstance(v, Tensor)]
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    plain = {id(value): _plain(value) for value in kept if wrapped(value) or not value.is_leaf}
+    out = copy.deepcopy(model, plain)
     if any(part._forward_pre_hooks or part._forward_hooks for part in parts):
         out.__dict__.setdefault("_copied_from", _Source(model))
     return out

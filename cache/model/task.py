@@ -46,8 +46,9 @@ class Task(Protocol):
         """What a query measures, [b]; influence is its predicted change."""
         ...
 
-    def positions(self, batch: Batch) -> Tensor:
-        """Bool [b s] (or [b 1]): the positions whose layer inputs count in the curvature's input moments."""
+    def positions(self, batch: Batch) -> Any:
+        """Bool [b s] (or [b 1]): the positions whose layer inputs count in the curvature's input moments. Several such
+        masks, of different widths, where a model has sides (encoder and decoder)."""
         ...
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -85,27 +86,85 @@ def column(batch: Batch, name: str) -> Tensor:
     return batch[name]
 
 
-class _Settings:
+class Settings:
+    """The settings of a task that is a dataclass of plain values: its name and its fields."""
+
     @property
     def settings(self) -> dict[str, Any]:
         return {"task": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
 
 
+class TokenTask(Settings):
+    """The log-probability of labelled tokens: what language models have in common, whatever predicts a token.
+
+    A subclass says where labels are (`labelled`), and which logits predict them (`logits` of as many positions, or
+    `predicting`). Only counted positions enter: what the logits are elsewhere, NaN included, changes nothing. The
+    measurement is the log-probability of the labelled tokens, or their margin: the sum over tokens of log p/(1-p),
+    whose gradient does not vanish where p is near 1 (Park et al. 2023, TRAK).
+    """
+
+    measure: str
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        return outputs_of(model(column(batch, "input_ids"), **extras(model, batch)))
+
+    def labelled(self, batch: Batch) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
+        """The tokens to predict, and where they count."""
+        raise NotImplementedError
+
+    def predicting(self, model: nn.Module, batch: Batch) -> Float[Tensor, "b t c"]:
+        """The logits that predict the labelled tokens."""
+        return self.logits(model, batch)
+
+    def places(self, batch: Batch) -> Int[Tensor, "b t"]:
+        """Positions that sampled labels are keyed by, the same under any padding."""
+        return real_tokens(batch).cumsum(1) - 1  # counted from the first real token
+
+    def positions(self, batch: Batch) -> Bool[Tensor, "b s"]:
+        return real_tokens(batch)
+
+    def token_logprobs(self, model: nn.Module, batch: Batch) -> Float[Tensor, "b t"]:
+        """log p of every labelled token, 0 where nothing is counted."""
+        return _token_logprobs(self.predicting(model, batch), *self.labelled(batch))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
+        return -self.token_logprobs(model, batch).sum(1)
+
+    def sampled_loss(self, model: nn.Module, batch: Batch, seed: int) -> Float[Tensor, " b"]:
+        logits = self.predicting(model, batch)
+        _, counted = self.labelled(batch)
+        u = rng.uniforms(
+            seed, column(batch, "example_id").cpu().numpy(), np.ascontiguousarray(self.places(batch).cpu().numpy())
+        )
+        drawn = rng.categorical(_counted(logits, counted).detach(), u)
+        return -_token_logprobs(logits, drawn, counted).sum(1)
+
+    def measurement(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
+        if self.measure == "logprob":
+            return self.token_logprobs(model, batch).sum(1)
+        targets, counted = self.labelled(batch)
+        rows = _counted(self.predicting(model, batch), counted)
+        return torch.where(counted, margin(rows.to(_wide(rows)), targets), 0).sum(1)
+
+
 @dataclass(frozen=True)
-class LanguageModelling(_Settings):
+class LanguageModelling(TokenTask):
     """Next-token prediction for causal language models: Hugging Face, TransformerLens bridges, plain modules.
 
     Batches have `input_ids` [b s], optionally `attention_mask` [b s] and `labels` [b s] (-100 if a token
     is not to be predicted, such as a prompt), and other columns that the model's forward names, such as `position_ids`
-    [b s]. Only counted positions enter: what the logits are elsewhere, NaN included, changes nothing. The measurement
-    is the log-probability of the labelled tokens, or their margin: the sum over tokens of log p/(1-p), whose gradient
-    does not vanish where p is near 1 (Park et al. 2023, TRAK).
+    [b s]. Where texts are packed (`tasks.packed`), `segments` [b s] numbers them, and the model gets a mask [b 1 s s]
+    under which a token sees its own text only. Measured by log-probability or margin, as `TokenTask` says.
     """
 
     measure: Literal["logprob", "margin"] = "logprob"
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        return outputs_of(model(column(batch, "input_ids"), **extras(model, batch)))
+        if "segments" not in batch:
+            return super().logits(model, batch)
+        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        mask = apart(batch["segments"], own)
+        return outputs_of(model(column(batch, "input_ids"), **extras(model, batch), attention_mask=mask))
 
     def targets(self, batch: Batch) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
         """The token after each position but the last, and where it counts (t = s - 1)."""
@@ -121,43 +180,31 @@ class LanguageModelling(_Settings):
         if "attention_mask" in batch:
             real = batch["attention_mask"].bool()
             counted = counted & real[:, 1:] & real[:, :-1]
+        if "segments" in batch:
+            counted = counted & (batch["segments"][:, 1:] == batch["segments"][:, :-1])
         return labels.masked_fill(~counted, 0), counted
 
+    def labelled(self, batch: Batch) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
+        return self.targets(batch)
+
+    def predicting(self, model: nn.Module, batch: Batch) -> Float[Tensor, "b t c"]:
+        return self.logits(model, batch)[:, :-1]
+
+    def places(self, batch: Batch) -> Int[Tensor, "b t"]:
+        return super().places(batch)[:, :-1]
+
     def positions(self, batch: Batch) -> Bool[Tensor, "b s"]:
-        """Real tokens from which something is predicted: all but each example's last."""
-        tokens = column(batch, "input_ids")
-        real = batch.get("attention_mask", torch.ones_like(tokens)).bool()
+        """Real tokens from which something is predicted: all but each text's last."""
+        real = real_tokens(batch)
         follows = torch.zeros_like(real)
         follows[:, :-1] = real[:, 1:]
+        if "segments" in batch:
+            follows[:, :-1] &= batch["segments"][:, 1:] == batch["segments"][:, :-1]
         return real & follows
-
-    def _nll(self, logits: Tensor, targets: Tensor, counted: Tensor) -> Float[Tensor, " b"]:
-        rows = _counted(logits, counted).flatten(0, 1)
-        each = F.cross_entropy(rows.to(_wide(rows)), targets.masked_fill(~counted, 0).flatten(), reduction="none")
-        return torch.where(counted, each.view_as(targets), 0).sum(1)
-
-    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
-        return self._nll(self.logits(model, batch), *self.targets(batch))
-
-    def sampled_loss(self, model: nn.Module, batch: Batch, seed: int) -> Float[Tensor, " b"]:
-        logits = self.logits(model, batch)
-        _, counted = self.targets(batch)
-        real = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-        place = (real.cumsum(1) - 1)[:, :-1].cpu().numpy()  # counted from the first real token
-        u = rng.uniforms(seed, column(batch, "example_id").cpu().numpy(), place)
-        return self._nll(logits, rng.categorical(_counted(logits, counted).detach(), u), counted)
-
-    def measurement(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
-        targets, counted = self.targets(batch)
-        logits = self.logits(model, batch)
-        if self.measure == "logprob":
-            return -self._nll(logits, targets, counted)
-        rows = _counted(logits, counted)
-        return torch.where(counted, margin(rows.to(_wide(rows)), targets), 0).sum(1)
 
 
 @dataclass(frozen=True)
-class Classification(_Settings):
+class Classification(Settings):
     """Cross-entropy on `x` [b ...] and integer `y` [b]; measured by log-probability, margin or loss.
 
     The model also gets `attention_mask` and other columns that its forward names. A model with one output z is a
@@ -204,7 +251,7 @@ class Classification(_Settings):
 
 
 @dataclass(frozen=True)
-class Regression(_Settings):
+class Regression(Settings):
     """Half the squared error on `x` and `y` [b] or [b c]: the negative log-likelihood, up to a constant, of a
     unit normal around the prediction. The measurement is the prediction (summed over outputs), or the loss.
 
@@ -257,10 +304,31 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
 
 
-def _counted(logits: Float[Tensor, "b s c"], counted: Bool[Tensor, "b t"]) -> Float[Tensor, "b t c"]:
-    """Logits of all positions but the last, zero where nothing is counted. A product with the mask would keep NaN, and
-    minus infinity would have a gradient of NaN."""
-    return torch.where(counted.unsqueeze(-1), logits[:, :-1], 0)
+def _counted(logits: Float[Tensor, "b t c"], counted: Bool[Tensor, "b t"]) -> Float[Tensor, "b t c"]:
+    """Logits, zero where nothing is counted. A product with the mask would keep NaN, and minus infinity would have a
+    gradient of NaN."""
+    return torch.where(counted.unsqueeze(-1), logits, 0)
+
+
+def _token_logprobs(logits: Tensor, targets: Tensor, counted: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+    rows = _counted(logits, counted).flatten(0, 1)
+    each = F.cross_entropy(rows.to(_wide(rows)), targets.masked_fill(~counted, 0).flatten(), reduction="none")
+    return -torch.where(counted, each.view_as(targets), 0)
+
+
+def apart(segments: Int[Tensor, "b s"], dtype: torch.dtype) -> Float[Tensor, "b 1 s s"]:
+    """What is added to attention scores so that a token sees itself and the tokens before it of its own text."""
+    same = segments[:, :, None] == segments[:, None, :]
+    allowed = same & torch.ones_like(same[0]).tril()
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)[
+        :, None
+    ]
+
+
+def real_tokens(batch: Batch) -> Bool[Tensor, "b s"]:
+    """Which positions of `input_ids` are no padding."""
+    tokens = column(batch, "input_ids")
+    return batch.get("attention_mask", torch.ones_like(tokens)).bool()
 
 
 def extras(model: nn.Module, batch: Batch) -> dict[str, Any]:
@@ -268,8 +336,10 @@ def extras(model: nn.Module, batch: Batch) -> dict[str, Any]:
     takes any name. Targets are no arguments: a model that gets `labels` computes a loss of its own."""
     accepted = parameters_of(model)
     names = [name for name in batch if name in accepted and name not in TARGETS and name != next(iter(accepted), "")]
-    found: dict[str, Any] = {name: batch[name] for name in names}
-    if "attention_mask" in batch and takes_mask(model):
+    found: dict[str, Any] = {name: batch[name] for name in names if name != "attention_mask"}
+    if "segments" in batch:  # the mask is the task's
+        found.pop("segments", None)
+    elif "attention_mask" in batch and takes_mask(model):
         found["attention_mask"] = batch["attention_mask"]
     if "use_cache" in accepted:
         found["use_cache"] = False

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,14 +23,16 @@ from ..jobs.progress import progress, say
 from ..store.store import Store
 from .batches import BATCH_POSITIONS, CapturedBatch, PlannedBatch, plan_batches, to_captured_batch
 from .bridge import idle_bytes
-from .capture import called_sites, capture
+from .capture import capture
 from .checkpoints import models_at
 from .checks import checked, probe_rows
 from .data_checks import check_data
 from .examples import Examples
 from .fingerprint import model_fingerprint
+from .placing import placed
+from .runs import TrainingRun, open_run
 from .sites import Pattern, Sites, copied, find_sites
-from .stateless import unwrapped
+from .stateless import own_type, unwrapped
 from .task import Task
 
 Objective = Literal["loss", "sampled", "measurement"]
@@ -48,18 +51,20 @@ class TrainedModel:
         store: where artefacts are kept; None keeps nothing.
         device: where the model and its batches are; by default where the model is. Another one gets a copy.
         dtype: the type of the parameters; by default the model's own. Another one gets a copy.
-        memory: bytes that a job may hold on that device; by default half of what is free there.
+        memory: bytes that a job may hold on that device beside the model; by default half of what is free there.
         positions: positions (rows times padded width) in a batch; by default measured against `memory`.
         spill: bytes of captured batches that a fit may keep in the store between its two passes.
         quiet: show no progress bars and no notes.
         cluster: where partitions are computed: "inline", "local:2", "dask:ADDRESS", "slurm:FILE"; needs a store.
         log: a file that gets one JSON line per partition.
+        training: how it was trained, as recorded; `from_run` sets it. Methods that follow training use it.
         check: check the model on a few examples before its first use (see `TrainedModel.check`); False skips it, and
             results are labelled `checked = "no"`.
 
-    Of these only model, train, task and sites change a result, and only they enter keys.
+    Of these only model, train, task and sites change a result, and only they enter keys; what a method takes from
+    `training` enters its own.
 
-    Raises ModelError for a dtype or device that the model cannot be moved to.
+    Raises ModelError for a dtype or device that the model cannot be moved to, and for a model on several devices.
 
     >>> trained = TrainedModel(model, train, task, quiet=True)
     >>> trained.find().names
@@ -80,19 +85,27 @@ class TrainedModel:
     quiet: bool = False
     cluster: str | Cluster = "inline"
     log: str | None = None
+    training: TrainingRun | None = None
     check: InitVar[Any] = True  # the method of this name is its default, so False alone says no
     checks: bool = field(init=False, repr=False, default=True)
-    verdicts: dict[str, str] = field(default_factory=dict, repr=False)
+    verdicts: dict[str, tuple[str, nn.Module]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self, check: Any) -> None:
         object.__setattr__(self, "checks", check is not False)
         object.__setattr__(self, "model", unwrapped(self.model))
-        own = next(iter(self.model.parameters()), torch.zeros(0))
-        device = torch.device(own.device if self.device is None else self.device)
+        places = {str(p.device) for p in self.model.parameters()}
+        if len(places) > 1:
+            raise ModelError(
+                f"The model is on several devices: {', '.join(sorted(places))}. A trained model is on one, where the "
+                "gradients of all its sites meet.",
+                "Load it on one device (no device_map), in bfloat16 if it does not fit.",
+            )
+        own_device, own_dtype = own_type(self.model)
+        device = torch.device(own_device if self.device is None else self.device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
-        dtype = self.dtype or own.dtype
-        if own.device != device or (self.dtype is not None and own.dtype != dtype):
+        dtype = self.dtype or own_dtype
+        if own_device != device or dtype != own_dtype:
             try:
                 moved = copied(self.model).to(device)
                 object.__setattr__(self, "model", moved if self.dtype is None else moved.to(dtype))
@@ -106,6 +119,27 @@ class TrainedModel:
 
     def __getstate__(self) -> dict[str, Any]:  # a worker has no workers of its own
         return {**self.__dict__, "cluster": "inline"}
+
+    @classmethod
+    def from_run(
+        cls, folder: str | Path, model: nn.Module, train: Examples, task: Task, **options: Any
+    ) -> "TrainedModel":
+        """The model at the end of a recorded run, with what is known of its training (`cache.runs` records one).
+
+        Args:
+            folder: where the run was recorded.
+            model: a model of the architecture; its weights do not matter, and it is not changed.
+            train: the examples that it was trained on.
+            task: the training loss.
+            options: the other arguments of a TrainedModel.
+
+        Raises UsageError for a folder without a run; DataError for a run that is damaged or unfinished, or that saw
+        other examples; ModelError for another architecture.
+        """
+        model = unwrapped(model)
+        run = open_run(folder).of_data(model, train.ids)
+        (at_end,) = models_at(model, [run.checkpoints[-1].read()])
+        return cls(at_end, train, task, training=run, **options)
 
     def replace(self, **changes: Any) -> "TrainedModel":
         """The same with some arguments changed."""
@@ -142,7 +176,7 @@ class TrainedModel:
         return model_fingerprint(self.model).hex
 
     def memory_limit(self) -> int:
-        """Bytes that a job may hold on the device: as given, else half of what is free there now."""
+        """Bytes that a job may hold on the device beside the model: as given, else half of what is free there now."""
         return memory_limit(self.memory, self.device)
 
     def batch(self, examples: Examples, rows: Any, pad_to: int | None = None) -> dict[str, Tensor]:
@@ -164,13 +198,16 @@ class TrainedModel:
         found = wanted if isinstance(wanted, Sites) else find_sites(self.model, wanted, quiet=self.quiet)
         self._check_data(self.train)
         rows = probe_rows(self.train.lengths, self.positions)  # several: a routed layer sees some examples only
-        called = called_sites(self.model, found, self.batch(self.train, rows), self.task.loss)
-        if len(called) == len(found):
-            return found
-        unused = [name for name in found.names if name not in called]
-        if not self.quiet:
-            say(f"{len(unused)} sites are never called by the forward pass and are left out: {', '.join(unused)}")
-        return found.only(called)
+        sound = placed(self.model, found, self.batch(self.train, rows), self.task.loss)
+        unused = [name for name in found.names if name not in sound.names]
+        if unused and not self.quiet:
+            said = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
+            say(f"{len(unused)} sites are never called by the forward pass and are left out: {said}")
+        if sound.alone and not self.quiet:
+            say(
+                f"The examples of a batch run one at a time: the rows of {len(sound.alone)} sites are on no axis of it."
+            )
+        return sound
 
     @cached_property
     def _sound(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""SGD and AdamW as pure functions, as optax's pairs of `init` and `update`: what torch.optim's optimisers compute.
+"""SGD, AdamW and Muon as pure functions, as optax's pairs of `init` and `update`: what torch.optim's compute.
 
 Parameters, gradients and averages are trees of one form: a matrix [e P], whose rows are the parameters of e models
 that are trained side by side, or a dict of tensors by name, the parameters of one model. Nothing is written in place,
@@ -7,7 +7,7 @@ so every point of a run may be kept, and a step can be differentiated in paramet
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, cast
 
 import torch
@@ -95,7 +95,82 @@ class AdamW:
         return parameters, Moments(tuple(averages), count)
 
 
-Optimiser: TypeAlias = SGD | AdamW
+@dataclass(frozen=True)
+class Muon:
+    """Momentum whose step on a matrix is made orthogonal by five Newton-Schulz iterations (Jordan et al. 2024), as
+    torch.optim.Muon, for the hidden layers' matrices; AdamW for every other parameter. For one model, as a dict.
+
+    Args:
+        lr: the rate of AdamW's parameters.
+        ratio: the rate of the hidden matrices over `lr`.
+        momentum: of the hidden matrices (Nesterov).
+        weight_decay: of the hidden matrices.
+        hidden: the beginning of the names of hidden layers' parameters; their matrices take orthogonal steps.
+        rest: the optimiser of the others.
+    """
+
+    lr: float = 1e-2
+    ratio: float = 4.0
+    momentum: float = 0.95
+    weight_decay: float = 0.01
+    hidden: str = "blocks."
+    rest: AdamW = field(default_factory=lambda: AdamW(betas=(0.9, 0.98), weight_decay=0.1))
+
+    def __post_init__(self) -> None:
+        _check_settings(
+            self, lr=self.lr, ratio=self.ratio, momentum=self.momentum, weight_decay=self.weight_decay
+        )  # fmt: skip
+
+    def init(self, parameters: Tree) -> Moments:
+        if isinstance(parameters, Tensor):
+            raise UsageError("Muon trains one model, whose parameters have names.", "Use AdamW for a bank.")
+        return self.rest.init(parameters)
+
+    def update(self, gradient: Tree, moments: Moments, parameters: Tree, rate: Rate) -> tuple[Tree, Moments]:
+        """Parameters and state after one step: `rate` for AdamW's parameters, `ratio` times it for the matrices."""
+        own = cast(Mapping[str, Tensor], parameters)
+        matrices = [name for name, p in own.items() if p.ndim == 2 and name.startswith(self.hidden)]
+        fast = torch.as_tensor(rate * self.ratio)
+
+        def one(p: Tensor, g: Tensor, average: Tensor, unused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            average = average.lerp(g, 1 - self.momentum)
+            step = orthogonalised(g.lerp(average, self.momentum)) * max(1.0, p.shape[0] / p.shape[1]) ** 0.5
+            return p * (1 - fast * self.weight_decay) - step * fast, average, unused
+
+        def part(tree: Tree, chosen: bool) -> Tree:
+            named = cast(Mapping[str, Tensor], tree)
+            return {name: named[name] for name in own if (name in matrices) == chosen}
+
+        averages = [part(tree, False) for tree in moments.averages]
+        others, state = self.rest.update(
+            part(gradient, False), Moments(tuple(averages), moments.taken), part(parameters, False), rate
+        )
+        hidden = _for_each(
+            one, part(parameters, True), part(gradient, True), *(part(tree, True) for tree in moments.averages)
+        ) if matrices else ({}, {}, {})  # fmt: skip
+        merged = [
+            {name: cast(Mapping[str, Tensor], tree)[name] for name in own for tree in pair if name in tree}
+            for pair in zip((others, *state.averages), hidden)
+        ]
+        return merged[0], Moments(tuple(merged[1:]), state.taken)
+
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """A matrix with the singular vectors of this one and singular values near 1 (0.7 to 1.2), by five iterations of
+    a X + b (X X^T) X + c (X X^T)^2 X (Jordan et al. 2024)."""
+    a, b, c = NEWTON_SCHULZ
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+Optimiser: TypeAlias = SGD | AdamW | Muon
 
 
 def clipped(gradient: Tree, limit: float) -> Tree:

@@ -274,7 +274,9 @@ def _normalised() -> Iterator[None]:
             raise
         raise ModelError(
             "Batch normalisation has no variance in a batch of one example.",
-            "Choose a batch size that leaves no batch with a single example, or use group or layer normalisation.",
+            "Choose a batch size that leaves no batch with a single example. For a forget set of one example, forget "
+            "more at once, or use a method whose batches also have retained examples (descent-ascent, neggrad). Group "
+            "and layer normalisation have no such limit.",
         ) from error
 
 

@@ -10,10 +10,11 @@ from .calibrate import Calibration as Calibration
 from .calibrate import calibrate as calibrate
 from .itda import ITDA as ITDA
 from .kmeans import KMeans as KMeans
+from .mpsae import MPSAE as MPSAE
 from .partition import Partition as Partition
 from .random import Random as Random
 from .sae import SAE as SAE
 
 BUILDERS: Mapping[str, type[Builder[Any]]] = {
-    builder.name: builder for builder in (ITDA, Calibrated, Random, Partition, KMeans, SAE)
+    builder.name: builder for builder in (ITDA, Calibrated, Random, Partition, KMeans, SAE, MPSAE)
 }

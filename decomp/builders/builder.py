@@ -20,6 +20,7 @@ from .. import files
 from ..activations import ActivationBatch, Activations, Origin, as_stream
 from ..codec import Codec
 from ..dictionary import Dictionary
+from ..transcoder import transcoder_of
 from .growth import Grown, Rows
 
 Built = TypeVar("Built", bound=Codec)
@@ -43,6 +44,11 @@ class Source(NamedTuple):
         """What fixes the rows that are read, beyond their origin: for keys, and for a build to resume."""
         given = dict(self.selection or {})
         return given | selected(self.stream, self.selection is None) if isinstance(self.stream, Activations) else given
+
+    def settings(self, builder: "Builder[Any]") -> dict[str, Any]:
+        """What a build can be resumed under: the builder's settings, and what it reads."""
+        chosen = self.rows()
+        return {**asdict(builder), "origin": asdict(self.origin), **({"selection": chosen} if chosen else {})}
 
     def whole(self, name: str) -> Activations:
         """The activations, for a builder that reads them more than once. Raises UsageError for a stream."""
@@ -74,7 +80,8 @@ class Builder(ABC, Generic[Built]):
         """Build, or read what was built before from the store.
 
         Args:
-            activations: `Activations`, an entry of the store, an array [t d], or batches of a model that is running.
+            activations: `Activations`, an entry of the store, an array [t d], or batches of a model that is running. Of
+                pairs (`Activations.paired`) it builds a `Transcoder`.
             store: where the result is kept; None keeps nothing.
             selection: how the rows were chosen among those that were observed, for the key; by default a hash of their
                 numbers. Of a stream it must also name its "model" and "data"; if the origin of Activations is unknown,
@@ -90,13 +97,15 @@ class Builder(ABC, Generic[Built]):
             raise UsageError(f"{type(self).__name__} does not resume.", "Leave out the checkpoint.")
         stream, origin = as_stream(activations)
         source = Source(stream, origin, None if checkpoint is None else Path(checkpoint), every, quiet, selection)
-        if store is None:
-            return self.construct(source)
-        inputs = self.inputs(source)
-        if store.has(files.KIND, inputs):
+        inputs = {} if store is None else self.inputs(source)
+        if store is not None and store.has(files.KIND, inputs):
             return files.from_entry(store.open(files.KIND, inputs))
-        built = self.construct(source)
-        files.put(built, store, inputs)
+        if isinstance(stream, Activations) and stream.target is not None:
+            built: Any = transcoder_of(self.construct(source._replace(stream=stream.inputs)), stream)
+        else:
+            built = self.construct(source)
+        if store is not None:
+            files.put(built, store, inputs)
         return built
 
     @abstractmethod
@@ -117,10 +126,13 @@ def selected(activations: Activations, chosen: bool) -> dict[str, str]:
     `chosen`; all their contents if the origin is unknown."""
     dtype = str(getattr(activations.x, "dtype", "float32")).removeprefix("torch.")
     found = {} if dtype == "float32" else {"dtype": dtype}
+    found |= {"to": activations.to} if activations.target is not None else {}
     if not (activations.origin.model and activations.origin.data):
         digest = hashlib.sha256()
-        for batch in activations:
-            for column in batch:
+        for start in range(0, len(activations), 4096):
+            part = slice(start, start + 4096)
+            also = () if activations.target is None else (activations.targets(part),)
+            for column in (*activations.take(part), *also):
                 digest.update(np.ascontiguousarray(column).tobytes())
         return found | {"content": digest.hexdigest()}
     if not chosen or activations.rows is None:

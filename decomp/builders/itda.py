@@ -11,7 +11,7 @@ This differs from the published code, each by choice:
 4. rows that are zero or not finite are left out and counted.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -102,10 +102,7 @@ class ITDA(Builder[Dictionary]):
         left out, and the growth curve. Raises DataError for an empty stream, UsageError if the threshold added nothing.
         """
         rows, path = Rows(source.stream), source.checkpoint
-        about: dict[str, Any] = {}
-        if path is not None:
-            chosen = source.rows()
-            about = {**asdict(self), "origin": asdict(source.origin), **({"selection": chosen} if chosen else {})}
+        about = {} if path is None else source.settings(self)
         if path is not None and path.exists():
             grown = checkpoints.load(path, about)
             rows.skip(grown.taken)

@@ -1,4 +1,4 @@
-"""Sparse autoencoders: the latents of a signal, and the loss that they are trained with."""
+"""Sparse autoencoders: the latents of a signal, and the losses that they and dictionaries are trained with."""
 
 from functools import partial
 from typing import NamedTuple
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from .forms import BLOCK, first_largest
+from .forms import BLOCK, basis_of, first_largest, gram_pays
+from .matching import take_correlation
+from .pursuit import Pursuit, chunk_rows, encode
 
 SILENT = 32768  # tokens after which a latent that has not fired counts as dead in training
 
@@ -71,6 +73,34 @@ def training_loss(
         other = jax.lax.cond(jnp.any(dead), through_dead, lambda *_: jnp.zeros(()), pre, weights.decoder)
         error = error + auxiliary * other
     return error, (jnp.any(z > 0, axis=0), cut)
+
+
+def pursuit_loss(pursuit: Pursuit, atoms: Float[Array, "a d"], x: Float[Array, "b d"]) -> Array:
+    """Squared error of the code of a pursuit with these unit atoms, over the squared norm of the batch.
+
+    The choices have no derivative. Matching pursuit's coefficients are the correlations along the way, so its steps are
+    taken again (Costa et al. 2025, arXiv 2506.03093). Where they solve least squares on the support they are fixed: the
+    derivative of a minimum by what it is minimised over is zero.
+    """
+    fixed = jax.lax.stop_gradient(atoms)
+    pays = gram_pays(len(atoms)) and len(atoms) < pursuit.k * len(x)  # than products with all atoms at every step
+    code = encode(pursuit, x, basis_of(fixed, pays), chunk_rows())
+    taken = (code.values != 0).astype(x.dtype)
+    by_steps = not pursuit.refit and pursuit.rule.update is take_correlation
+
+    def step(left: Array, chosen: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        j, live, value = chosen
+        direction = atoms[j]
+        if by_steps:
+            value = live * jnp.sum(left * direction, axis=1)
+        return left - value[:, None] * direction, None
+
+    left = jax.lax.scan(step, x, (code.indices.T, taken.T, code.values.T))[0]
+    return jnp.sum(left**2) / jnp.sum(x**2)
+
+
+def unit_rows(x: Float[Array, "a d"]) -> Float[Array, "a d"]:
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-8)
 
 
 def kept_largest(pre: Float[Array, "b a"], kind: str, k: int) -> tuple[Array, Array]:

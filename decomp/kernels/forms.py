@@ -1,6 +1,7 @@
 """Two ways of knowing how a residual correlates with every atom, behind one pair of functions.
 
-Residual form keeps r [b d] and multiplies it with the atoms at every step: 2·b·a·d operations a step.
+Residual form keeps r [b d] and multiplies it with the atoms at every step, `TILE` of them at a time: 2·b·a·d operations
+a step, and memory that does not grow with the atoms.
 Gram form keeps the correlations c = D r [b a] themselves and subtracts v·G[j] when v·d_j leaves the residual:
 2·b·a operations and one row of G = D Dᵀ read per signal and step, so it is bound by memory and wins whenever
 G fits. A pursuit is written once over either.
@@ -15,6 +16,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 BLOCK = 64  # atoms in one block of the two-level search; a basis holds a whole number of blocks
+TILE = 16384  # atoms that the residual form correlates with at once
 
 
 class Basis(NamedTuple):
@@ -28,11 +30,13 @@ class Basis(NamedTuple):
 
 
 class Form(NamedTuple):
-    """start(x) -> state; correlations(state) -> [b a]; subtract(state, j [b], v [b]) -> state;
+    """start(x) -> state; best(state, score) -> (j [b], its score [b]), the atom with the largest score(correlation);
+    at(state, s [b k]) -> [b k] correlations with these atoms; subtract(state, j [b], v [b]) -> state;
     inner(j [b], s [b k]) -> [b k] inner products of atoms."""
 
     start: Callable[[Array], Any]
-    correlations: Callable[[Any], Array]
+    best: Callable[[Any, Callable[[Array], Array]], tuple[Array, Array]]
+    at: Callable[[Any, Array], Array]
     subtract: Callable[[Any, Array, Array], Any]
     inner: Callable[[Array, Array], Array]
 
@@ -49,7 +53,13 @@ def basis_of(
     size = atoms.shape[0] if capacity is None else capacity
     rows = -(-max(size, 1) // BLOCK) * BLOCK
     padded = jnp.zeros((rows, atoms.shape[1]), jnp.float32).at[: atoms.shape[0]].set(atoms)
-    return Basis(padded, product(padded, padded).astype(gram_dtype) if gram else None)
+    if not gram:
+        return Basis(padded, None)
+    if gram_dtype == jnp.float32:
+        return Basis(padded, product(padded, padded))
+    blocks = padded.reshape(-1, BLOCK, atoms.shape[1])
+    gram_rows = jax.lax.map(lambda block: product(block, padded).astype(gram_dtype), blocks)  # never whole in float32
+    return Basis(padded, gram_rows.reshape(rows, rows))
 
 
 def append(basis: Basis, new: Float[Array, "m d"], count: Int[Array, ""]) -> Basis:
@@ -82,9 +92,24 @@ def gram_pays(size: int, itemsize: int = 4, limit: int = 4 << 30) -> bool:
 
 def residual_form(basis: Basis) -> Form:
     """State: the residual [b d]."""
+    size = basis.atoms.shape[0]
+    tile = min(TILE, size)
+
+    def best(r: Array, score: Callable[[Array], Array]) -> tuple[Array, Array]:
+        def compare(n: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+            start = jnp.minimum(n * tile, size - tile)  # the last tile may overlap the one before
+            scores = score(product(r, jax.lax.dynamic_slice_in_dim(basis.atoms, start, tile)))
+            j, value = chosen(scores)
+            better = value > found[1]
+            return jnp.where(better, start + j, found[0]), jnp.where(better, value, found[1])
+
+        nothing = jnp.zeros(r.shape[0], jnp.int32), jnp.full(r.shape[0], -jnp.inf)
+        return jax.lax.fori_loop(0, -(-size // tile), compare, nothing)
+
     return Form(
         start=lambda x: x,
-        correlations=lambda r: product(r, basis.atoms),
+        best=best,
+        at=lambda r, s: jnp.einsum("bd,bkd->bk", r, basis.atoms[s], precision=jax.lax.Precision.HIGHEST),
         subtract=lambda r, j, v: r - v[:, None] * basis.atoms[j],
         inner=lambda j, s: jnp.einsum(
             "bd,bkd->bk", basis.atoms[j], basis.atoms[s], precision=jax.lax.Precision.HIGHEST
@@ -104,7 +129,8 @@ def gram_form(basis: Basis) -> Form:
     blocks = gram.reshape(size, size // BLOCK, BLOCK)
     return Form(
         start=lambda x: product(x, basis.atoms).reshape(x.shape[0], size // BLOCK, BLOCK),
-        correlations=lambda c: c.reshape(c.shape[0], size),
+        best=lambda c, score: chosen(score(c.reshape(c.shape[0], size))),
+        at=lambda c, s: jnp.take_along_axis(c.reshape(c.shape[0], size), s, axis=1),
         subtract=lambda c, j, v: c - v[:, None, None] * blocks[j].astype(jnp.float32),
         inner=lambda j, s: gram[j[:, None], s].astype(jnp.float32),
     )
@@ -113,6 +139,12 @@ def gram_form(basis: Basis) -> Form:
 def form_of(basis: Basis) -> Form:
     """Gram form where the basis has a Gram matrix."""
     return residual_form(basis) if basis.gram is None else gram_form(basis)
+
+
+def chosen(scores: Float[Array, "b a"]) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
+    """The first largest of each row, and its value."""
+    j = first_largest(scores)
+    return j, jnp.take_along_axis(scores, j[:, None], axis=1)[:, 0]
 
 
 def first_largest(scores: Float[Array, "b a"]) -> Int[Array, " b"]:

@@ -24,7 +24,7 @@ class Support(NamedTuple):
 
 
 def descend(
-    form: Form, signal: Array, c: Array, indices: Array, values: Array, memory: Support, step: Array, live: Array
+    form: Form, signal: Array, indices: Array, values: Array, memory: Support, step: Array, live: Array
 ) -> Step:
     """values_S += a g;  r ← r − a Σ_s g_s d_s."""
     j = indices[:, step]
@@ -34,7 +34,7 @@ def descend(
     fresh = memory.fresh.at[:, step].set(jnp.where(live & ~again, 1.0, 0.0))
     cross = form.inner(j, indices)
     gram = memory.gram.at[:, step, :].set(cross).at[:, :, step].set(cross)
-    g = jnp.take_along_axis(c, indices, axis=1) * fresh
+    g = form.at(signal, indices) * fresh
     g = jnp.where(live[:, None], g, 0.0)
     square = jnp.sum(g * g, axis=1)
     moved = jnp.einsum("bs,bst,bt->b", g, gram, g, precision=jax.lax.Precision.HIGHEST)

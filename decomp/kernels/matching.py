@@ -13,11 +13,11 @@ from .pursuit import Pursuit, Rule, Step
 
 
 def take_correlation(
-    form: Form, signal: Array, c: Array, indices: Array, values: Array, memory: None, step: Array, live: Array
+    form: Form, signal: Array, indices: Array, values: Array, memory: None, step: Array, live: Array
 ) -> Step:
     """values[step] = c_j;  r ← r − c_j d_j."""
     j = indices[:, step]
-    v = jnp.where(live, jnp.take_along_axis(c, j[:, None], axis=1)[:, 0], 0.0)
+    v = jnp.where(live, form.at(signal, j[:, None])[:, 0], 0.0)
     return Step(form.subtract(signal, j, v), values.at[:, step].set(v), v * v, memory)
 
 

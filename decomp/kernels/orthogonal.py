@@ -22,9 +22,7 @@ class Factor(NamedTuple):
     inverse: Float[Array, "b k k"]
 
 
-def project(
-    form: Form, signal: Array, c: Array, indices: Array, values: Array, memory: Factor, step: Array, live: Array
-) -> Step:
+def project(form: Form, signal: Array, indices: Array, values: Array, memory: Factor, step: Array, live: Array) -> Step:
     """The residual is orthogonal to q_s for s < t, so y_t = ⟨q_t, r⟩ = R_tt c_j.
 
     With α += y_t R_t the residual loses y_t q_t = Σ_s y_t R_ts d_s: one subtraction for each chosen atom.
@@ -33,7 +31,7 @@ def project(
     steps = jnp.arange(values.shape[1])
     cross = jnp.where(steps < step, form.inner(j, indices), 0.0)
     inverse, scale = extend(memory.inverse, cross, step)
-    y = jnp.where(live, jnp.take_along_axis(c, j[:, None], axis=1)[:, 0] * scale, 0.0)
+    y = jnp.where(live, form.at(signal, j[:, None])[:, 0] * scale, 0.0)
     delta = y[:, None] * inverse[:, step]
     signal = jax.lax.fori_loop(0, step + 1, lambda s, state: form.subtract(state, indices[:, s], delta[:, s]), signal)
     return Step(signal, values + delta, y * y, Factor(inverse))

@@ -15,7 +15,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from .code import Code, decode
-from .forms import Basis, Form, first_largest, form_of
+from .forms import Basis, Form, form_of
 from .orthogonal_basis import least_squares
 
 CHUNK = 64  # signals whose correlations stay in a core's cache; see benchmarks/decomposition.py
@@ -39,8 +39,8 @@ class Step(NamedTuple):
 class Rule(NamedTuple):
     """score(c) -> [b a] what is maximised; init(b, k) -> memory; update(...) -> Step.
 
-    update(form, signal, correlations, indices, values, memory, step, live): indices [b k] already hold the
-    chosen atom in column `step`; rows where `live` is False must not change.
+    update(form, signal, indices, values, memory, step, live): indices [b k] already hold the chosen atom in column
+    `step`; rows where `live` is False must not change.
     """
 
     score: Callable[[Array], Array]
@@ -80,12 +80,10 @@ def pursue(pursuit: Pursuit, form: Form, x: Float[Array, "b d"]) -> Code:
     enough = jnp.maximum(pursuit.target, TINY) * energy
 
     def advance(now: Progress) -> Progress:
-        c = form.correlations(now.signal)
-        scores = pursuit.rule.score(c)
-        j = first_largest(scores)
-        live = now.live & (jnp.take_along_axis(scores, j[:, None], axis=1)[:, 0] > 0)
+        j, score = form.best(now.signal, pursuit.rule.score)
+        live = now.live & (score > 0)
         indices = now.indices.at[:, now.step].set(jnp.where(live, j, 0))
-        after = pursuit.rule.update(form, now.signal, c, indices, now.values, now.memory, now.step, live)
+        after = pursuit.rule.update(form, now.signal, indices, now.values, now.memory, now.step, live)
         residual = jnp.maximum(now.residual - after.removed, 0.0)
         live = live & (residual > enough)
         return Progress(now.step + 1, after.signal, indices, after.values, residual, live, after.memory)

@@ -99,6 +99,11 @@ def test_impossible_predictions_are_marked(capsys, monkeypatch: pytest.MonkeyPat
     assert "impossible" in best.attrs["warning"]
     loss = tiny.measuring(Classification(measure="loss")).score(factors.trained.train)
     np.testing.assert_array_equal(loss.impossible, found.impossible)
+    groups = tiny.group_scores(factors.trained.train)  # all queries and all examples are one group each
+    assert groups.values > left.sum()
+    assert groups.impossible.values.all()
+    np.testing.assert_allclose(groups.logprob, -left.sum(), rtol=1e-6)
+    assert "query all, example all" in groups.attrs["warning"]
 
 
 def test_a_fit_on_too_few_examples_says_so(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +118,7 @@ def test_a_fit_on_too_few_examples_says_so(capsys, monkeypatch: pytest.MonkeyPat
     assert few.caution in repr(few)
     assert few.caution in few._repr_html_()
     assert few.caution in few.score(data.select([9])).attrs["warning"]
+    assert few.caution in few.self_influence().attrs["warning"]
     assert few.with_damping(1e4).caution == ""
     assert EKFAC().fit(TrainedModel(model, data, Classification())).caution == ""
 

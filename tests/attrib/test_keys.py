@@ -60,8 +60,11 @@ class Problem:
             m.TracIn: {"rates": [0.2, 0.1]},
             m.TRAK: {"width": 8, "damping": 0.1, "seed": 1},
             m.LoGra: {"rank": 2, "start": "pca", "damping": Damping(0.7), "seed": 1},
-            m.SOURCE: {"segments": (Segment([early], 0.1, 3),), "seed": 1},
+            m.SOURCE: {"segments": (Segment([early], 0.1, 3),), "seed": 1, "parts": 2},
             Segment: {"checkpoints": [late, early], "rate": 0.2, "steps": 5},
+            m.BIF: {"draws": 5, "every": 1, "burn_in": 2, "rate": 2e-5, "locality": 10.0, "beta": 0.5, "batch": 5,
+                    "seed": 1},
+            m.Daunce: {"checkpoints": [late, early, late]},
             m.MAGIC: {"start": late, "recipe": Recipe(1, 5, batches="shared"), "seed": 1},
             Recipe: {"epochs": 1, "batch_size": 5, "optimiser": SGD(0.3), "schedule": Schedule("linear"),
                      "batches": "own", "clip": 0.1},
@@ -85,6 +88,9 @@ class Problem:
             "logra": m.LoGra(rank=3, start="random"),
             "source": m.SOURCE((Segment([early], 0.1, 3), Segment([late], 0.1, 3))),
             "magic": m.MAGIC(early, RECIPE),
+            "adamw": m.AdamWInfluence(early, RECIPE),
+            "bif": m.BIF(draws=4, every=2, burn_in=3),
+            "daunce": m.Daunce([early, late]),
             "magic, AdamW": m.MAGIC(early, replace(RECIPE, optimiser=AdamW(0.05))),
         }
         return given.get(name) or methods.METHODS[name]()
@@ -179,6 +185,7 @@ def test_of_a_trained_model_only_model_data_task_and_sites_are_in_the_key(proble
     options = {
         "store": Store(tmp_path), "device": "cpu", "memory": 10**9, "positions": 3, "spill": 0, "quiet": False,
         "check": False, "cluster": "local:1", "log": str(tmp_path / "log"), "verdicts": {},
+        "training": None,
     }  # fmt: skip
     assert {*changes, *options} == {each.name for each in fields(trained) if each.name != "_"} - {"checks"} | {"check"}
     inputs = methods.Identity().fit(trained).inputs

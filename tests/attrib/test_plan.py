@@ -70,10 +70,20 @@ def test_counts(model, train) -> None:
 def test_a_fit_that_does_not_fit(model, train) -> None:
     plan = plan_of(model, train, 4_000_000)
     assert fit_bytes(find_sites(model, ["up", "down"], quiet=True)) > 4_000_000
-    assert not plan.fits
-    assert "Choose fewer sites" in str(plan)
-    with pytest.raises(ResourceError, match="Choose fewer sites"):
+    assert not plan.fits  # not even one site alone
+    assert "Leave out the largest sites" in str(plan)
+    with pytest.raises(ResourceError, match="Leave out the largest sites"):
         refuse(plan)
+
+
+def test_sites_that_do_not_fit_together_are_planned_in_groups(model, train) -> None:
+    whole, plan = plan_of(model, train, 400_000_000), plan_of(model, train, 5_500_000)
+    assert plan.fits
+    assert (whole.groups, plan.groups) == (1, 2)
+    assert "2 groups of sites, each with its own passes" in str(plan)
+    passes = {stage.name: stage.passes for stage in plan.stages}
+    assert passes == {"moments": 2, "eigenvectors": 0, "eigenvalues": 2}
+    assert plan.memory <= plan.limit < whole.memory
 
 
 def test_queries_that_do_not_fit(model, train) -> None:

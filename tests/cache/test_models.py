@@ -8,7 +8,7 @@ from torch import nn
 
 from tests import cases
 from whence.cache import LanguageModelling, Sites, Store, TrainedModel, activations, find_sites
-from whence.cache.model.capture import called_sites, capture
+from whence.cache.model.capture import capture
 from whence.cache.model.sites import matrices_of
 from whence.cache.model.stateless import call_with, named_parameters
 
@@ -54,10 +54,10 @@ def test_bridge_from_transformers(gpt2: nn.Module, tmp_path) -> None:
     model = TransformerBridge.boot_transformers(str(tmp_path)).double().eval()
     sites = find_sites(model, ["*.mlp.*", "*.attn.*"], quiet=True)
     examples, task = cases.sequences(4), LanguageModelling()
-    called = called_sites(model, sites, examples.batch([0]), task.loss)
-    assert "blocks.0.mlp.c_fc" in called
-    check(model, sites.only(called))
     trained = TrainedModel(model, examples, task, store=Store(tmp_path / "store"), quiet=True)
+    called = trained.find(sites)
+    assert "blocks.0.mlp.c_fc" in called.names
+    check(model, called)
     entry = activations(trained, "blocks.1.hook_out")
     assert entry.read("blocks.1.hook_out").shape == (int(examples.lengths.sum()), 8)
 

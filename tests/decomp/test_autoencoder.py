@@ -1,16 +1,22 @@
 """Sparse autoencoders: what they learn, and that their codes are their formula."""
 
+from dataclasses import replace
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.decomp.reference import problem
 from tests.decomp.test_builders import stream
 from whence import decomp
 from whence.cache import Store
 from whence.cache.errors import DataError, UsageError
-from whence.decomp import SAE, SparseAutoencoder, files
+from whence.decomp import ITDA, SAE, Activations, SparseAutoencoder, files
+from whence.decomp.builders import MPSAE
+from whence.decomp.dictionary import PURSUITS
 from whence.decomp.evaluate import evaluate
-from whence.decomp.kernels.autoencoder import reached_by
+from whence.decomp.kernels.autoencoder import pursuit_loss, reached_by
 
 
 @pytest.mark.parametrize("kind", ["topk", "batchtopk"])
@@ -70,3 +76,56 @@ def test_an_autoencoder_is_stored_and_saved_whole(tmp_path):
         each = SparseAutoencoder(built.encoder, built.bias, built.atoms, built.centre, 2, "jumprelu", np.ones(12))
         back = files.from_entry(files.put(each, store))
         np.testing.assert_array_equal(back.threshold, each.threshold)
+
+
+class _Cut(Activations):
+    """Activations whose training is interrupted at the fourth scan."""
+
+    def take(self, part):
+        calls = vars(self).setdefault("calls", [])
+        calls += [1] if isinstance(part, np.ndarray) else []
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return super().take(part)
+
+
+@pytest.mark.parametrize(
+    "builder", [SAE(12, k=2, batch=32, tokens=2000), MPSAE(ITDA(size=12, k=2), batch=32, tokens=2000)]
+)
+def test_an_interrupted_training_resumes(builder, tmp_path):
+    acts, file = stream(t=300), tmp_path / "unfinished"
+    with pytest.raises(KeyboardInterrupt):
+        builder.build(_Cut(**vars(acts)), checkpoint=file, every=2)
+    with pytest.raises(UsageError, match="other settings"):
+        replace(builder, seed=5).build(acts, checkpoint=file)
+    resumed = builder.build(acts, checkpoint=file)
+    assert resumed.fingerprint == builder.build(acts).fingerprint
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("pursuit", ["matching", "nonnegative", "refit", "orthogonal"])
+def test_the_gradient_through_a_pursuit_is_that_of_its_error(pursuit):
+    """By finite differences along a random direction, where no choice changes."""
+    x, atoms = (jnp.asarray(part) for part in problem(0, b=40, a=30))
+    chosen = PURSUITS[pursuit](3)
+    along = jax.random.normal(jax.random.key(0), atoms.shape)
+    along = along - jnp.sum(along * atoms, axis=1, keepdims=True) * atoms  # unit rows stay unit rows
+
+    def error(step: float) -> float:
+        moved = atoms + step * along
+        return float(pursuit_loss(chosen, moved / jnp.linalg.norm(moved, axis=1, keepdims=True), x))
+
+    slope = jnp.sum(jax.grad(lambda a: pursuit_loss(chosen, a, x))(atoms) * along)
+    assert float(slope) == pytest.approx((error(2e-4) - error(-2e-4)) / 4e-4, rel=0.03)
+
+
+def test_training_the_atoms_of_a_dictionary_explains_more_at_the_same_sparsity():
+    known, held_out = stream(t=4000).split(0.2)
+    start = ITDA(size=80, k=3, unexplained=0.2)
+    trained = MPSAE(start, batch=256, tokens=20_000, rate=3e-3).build(known)
+    before, after = (evaluate(codec, held_out).value for codec in (start.build(known), trained))
+    assert float(after.sel(metric="fvu")) < 0.5 * float(before.sel(metric="fvu"))
+    assert float(after.sel(metric="l0")) <= 3
+    assert (trained.provenance.position == -1).all()
+    with pytest.raises(UsageError, match="not differentiated"):
+        MPSAE(ITDA(size=8, k=2, pursuit="gradient"))

@@ -24,7 +24,7 @@ def tiny(monkeypatch, tmp_path):
     corpus = Corpus("tiny", Examples({"input_ids": ids}, np.arange(60), {"text": texts}), None, words)
     torch.manual_seed(0)
     model = Attention().eval()
-    monkeypatch.setattr("whence.inputs.load_model", lambda name, store=None, quiet=False: (model, words))
+    monkeypatch.setattr("whence.inputs.load_model", lambda name, store=None, **_: (model, words))
     monkeypatch.setattr("whence.inputs.load_data", lambda name, vocabulary=None, **limits: corpus)
     monkeypatch.setenv("WHENCE_CACHE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
@@ -70,6 +70,19 @@ def test_from_a_model_to_a_page(capsys, tmp_path):
     assert (tmp_path / "page.html").stat().st_size == report["bytes"]
     steered = json.loads(run(capsys, "steer", "d", "--prompt", "w1 w2", "--atom", "3", "--tokens", "3", "--json"))
     assert steered["before"]
+
+
+def test_several_hook_points_transcoders_and_trained_atoms(capsys, tmp_path):
+    built = build(capsys, "--at", "up", "down", "--builder", "mpsae", "--batch", "32", out="each")
+    assert [one["folder"] for one in built] == ["each/up", "each/down"]
+    assert [decomp.load(one["folder"]).origin.site for one in built] == ["up", "down"]
+    assert built[0]["builder"] == "MPSAE"
+    assert json.loads(run(capsys, "evaluate", "each/up", "--json", "--quiet"))["l0"]["value"] <= 3
+    across = build(capsys, "--at", "up", "--to", "down", "--builder", "calibrated", out="across")
+    assert 10 < across["atoms"] <= 30
+    found = json.loads(run(capsys, "evaluate", "across", "--json", "--quiet"))
+    assert {"fvu", "recovered_mean"} <= set(found)
+    assert main(["decomp", "build", "--at", "up", "up", "--quiet"]) == 2
 
 
 @pytest.mark.parametrize("builder", ["random", "partition", "kmeans"])
@@ -181,6 +194,6 @@ def test_a_dictionary_of_another_model_is_refused(capsys, monkeypatch):
     torch.manual_seed(1)
     other = Attention().eval()
     words = Vocabulary.words(["w0 w1"])
-    monkeypatch.setattr("whence.inputs.load_model", lambda name, store=None, quiet=False: (other, words))
+    monkeypatch.setattr("whence.inputs.load_model", lambda name, store=None, **_: (other, words))
     assert main(["decomp", "evaluate", "d", "--quiet"]) == 1
     assert "was built from model" in capsys.readouterr().err

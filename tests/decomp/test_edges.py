@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from whence.cache import DataError, Examples, LanguageModelling, ModelError, TrainedModel, UsageError
+from whence.cache import Classification, DataError, Examples, LanguageModelling, ModelError, TrainedModel, UsageError
 from whence.decomp import (
     ITDA,
     SAE,
@@ -198,3 +198,54 @@ def test_text_around_an_atom_of_a_padded_example_is_its_real_text() -> None:
         texts.append(built.with_text(examples, lambda ids: " ".join(map(str, ids))).text)
     assert texts[0] == texts[1]
     assert texts[0][0].token == "3"
+
+
+class Convolved(nn.Module):
+    """Tokens, or signals [b 4 l], through a convolution over positions."""
+
+    def __init__(self, words: int = 0):
+        super().__init__()
+        self.embed = nn.Embedding(words, 4) if words else nn.Identity()
+        self.words, self.conv, self.head = words, nn.Conv1d(4, 6, 3, padding=1), nn.Linear(6, max(words, 2))
+
+    def forward(self, input_ids, attention_mask=None):
+        x = self.embed(input_ids)
+        x = x * attention_mask[..., None] if self.words and attention_mask is not None else x
+        h = self.conv(x.transpose(1, 2) if self.words else x)
+        return self.head(h.transpose(1, 2) if self.words else h.mean(2))
+
+
+@pytest.mark.parametrize("length", [5, 6])  # 6: as long as it is wide
+def test_rows_of_a_convolution_over_one_dimension_are_its_positions(length: int) -> None:
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).normal(size=(12, 4, length)).astype(np.float32)
+    trained = TrainedModel(Convolved(), Examples.of({"x": x, "y": np.arange(12) % 2}), Classification(), quiet=True)
+    seen = observe(trained, "conv")
+    with torch.no_grad():
+        expected = trained.model.conv(torch.from_numpy(x))
+    assert (len(seen), seen.width) == (12 * length, 6)
+    np.testing.assert_allclose(seen.whole().x, expected.transpose(1, 2).reshape(-1, 6), atol=1e-6)
+    with spliced(trained, "conv", lambda rows: rows * torch.arange(6.0)), torch.no_grad():
+        out = trained.model(torch.from_numpy(x))
+        scaled = expected * torch.arange(6.0)[:, None]
+        np.testing.assert_allclose(out, trained.model.head(scaled.mean(2)), atol=1e-5)
+    whole = Random(len(seen), k=1).build(seen)
+    with spliced(trained, "conv", through(whole)), torch.no_grad():
+        np.testing.assert_allclose(trained.model(torch.from_numpy(x)), trained.model.head(expected.mean(2)), atol=1e-4)
+
+
+def test_rows_of_a_convolution_over_text_are_its_tokens() -> None:
+    torch.manual_seed(0)
+    tokens = [np.arange(n) % 9 for n in (5, 7, 3, 4, 6)]
+    trained = TrainedModel(Convolved(9), Examples.of({"input_ids": tokens}), LanguageModelling(), quiet=True)
+    seen = observe(trained, "conv")
+    assert (len(seen), seen.width) == (25, 6)
+    assert seen.position.tolist()[:7] == [0, 1, 2, 3, 4, 0, 1]
+
+
+def test_documents_with_ids_that_are_texts_are_deleted_by_them() -> None:
+    texts = ["a17", "b", "300"]
+    ids = Examples.of({"x": np.zeros((3, 1))}, ids=texts).ids
+    built = ITDA(size=8, k=2).build(Activations.of(ROWS[:9], np.repeat(ids, 3)))
+    left = built.delete_documents(["a17", 300])
+    assert set(left.provenance.document.tolist()) == {int(ids[1])}

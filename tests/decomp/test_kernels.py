@@ -124,6 +124,24 @@ def test_appending_is_building_at_once(gram):
         np.testing.assert_allclose(grown.gram, whole.gram, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", PURSUITS)
+def test_searching_a_tile_of_atoms_at_a_time_is_searching_them_all(name, monkeypatch):
+    """The last tile overlaps the one before; nothing as wide as all atoms is kept."""
+    monkeypatch.setattr(K.forms, "TILE", 192)
+    x, atoms = reference.problem(10, b=13, a=310)
+    make = PURSUITS[name][0]
+    tiled = K.encode(make(4), jnp.asarray(x), K.basis_of(jnp.asarray(atoms), gram=False), chunk=7)
+    whole = K.encode(make(4), jnp.asarray(x), K.basis_of(jnp.asarray(atoms)), chunk=7)
+    np.testing.assert_array_equal(tiled.indices, whole.indices)
+    np.testing.assert_allclose(tiled.values, whole.values, atol=1e-5)
+
+
+def test_a_hundred_thousand_atoms_need_no_array_of_signals_by_atoms():
+    x, basis = jnp.zeros((64, 32)), K.Basis(jnp.zeros((100_032, 32)), None)
+    memory = K.encode.lower(K.matching_pursuit(2), x, basis, 64).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 64 * 100_032 * 4 / 2
+
+
 def test_ties_go_to_the_first_atom():
     atoms = np.repeat(np.eye(3, dtype=np.float32), 50, axis=0)
     code = K.encode(K.matching_pursuit(1), jnp.eye(3), K.basis_of(jnp.asarray(atoms)))

@@ -17,6 +17,7 @@ from whence.cache.store.bfloat16 import BFLOAT16
 from whence.cache.store.keys import key_of
 from whence.decomp import BUILDERS, ITDA, SAE, Activations, Calibrated, KMeans, Partition, Random
 from whence.decomp.activations import Origin
+from whence.decomp.builders import MPSAE
 from whence.decomp.builders.builder import Source
 from whence.decomp.files import from_entry, put
 
@@ -27,6 +28,7 @@ EXAMPLES = {
     "partition": Partition(size=40),
     "kmeans": KMeans(size=40, k=3),
     "sae": SAE(size=40, k=3, rate=0.01, tokens=500),
+    "mpsae": MPSAE(ITDA(size=40, k=3), batch=64, tokens=500),
 }
 CHANGE_NOTHING: dict[str, tuple[str, ...]] = {}
 OTHER = {
@@ -34,6 +36,7 @@ OTHER = {
     "pursuit": "orthogonal",
     "kind": "batchtopk",
     "builder": ITDA(size=50, k=3),
+    "start": ITDA(size=50, k=3),
 }
 FIELDS = [(name, each.name) for name, builder in EXAMPLES.items() for each in fields(builder)]
 

@@ -21,10 +21,10 @@ from .attribution import METHODS, replayed_weights
 from .condensing import CONDENSED, condensed_further, pool
 from .decomposition import BUILDERS as BUILT
 from .decomposition import by_hand, codes, stream
-from .registry import ARTEFACTS, DROPPED, OTHER_KEY, READERS, RENAMED, Made, artefact, settings
+from .registry import ARTEFACTS, DROPPED, NEWER, OTHER_KEY, READERS, RENAMED, Made, artefact, settings
 
 __all__ = [
-    "ARTEFACTS", "DROPPED", "OTHER_KEY", "READERS", "RENAMED", "Made", "condensed_further", "every_method",
+    "ARTEFACTS", "DROPPED", "NEWER", "OTHER_KEY", "READERS", "RENAMED", "Made", "condensed_further", "every_method",
     "read_files", "replayed_weights", "write_files",
 ]  # fmt: skip
 
@@ -33,7 +33,7 @@ def every_method() -> tuple[set[str], set[str]]:
     """Names of all attribution methods, builders and condensation methods, and of those that are computed here."""
     builders = {name.split()[0] for name in BUILT} | {"sae"}  # as autoencoder/*
     own = {name.split()[0] for name in METHODS} | builders | {how.method for _, how, _ in CONDENSED.values()}
-    return {*attrib.METHODS, *BUILDERS, *CONDENSING}, own
+    return {*attrib.METHODS, *BUILDERS, *CONDENSING}, own | NEWER
 
 
 @artefact("whence/language model")

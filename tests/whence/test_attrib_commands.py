@@ -20,7 +20,7 @@ from whence.commands._shared import Loaded, plain, read_bytes, read_seconds
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path, request):
     model, corpus = request.getfixturevalue("loaded")
-    monkeypatch.setattr(whence.inputs, "load_model", lambda name, store, quiet=False: (model, corpus.vocabulary))
+    monkeypatch.setattr(whence.inputs, "load_model", lambda name, store, **_: (model, corpus.vocabulary))
     monkeypatch.setattr(whence.inputs, "load_data", lambda name, vocabulary=None, **_: corpus)
     monkeypatch.setenv("WHENCE_CACHE", str(tmp_path))
 

@@ -5,14 +5,17 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from whence.cache import ModelError
+from whence.cache import Classification, Examples, ModelError, TrainedModel, UsageError, find_sites
+from whence.cli import main
 from whence.corpora import Vocabulary
 from whence.inputs import load_model
+from whence.options import Loading
 from whence.pretrained import context_of
 
 WEIGHTS = "model.safetensors"
@@ -61,7 +64,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:999]), "cut or damaged"),
     "not safetensors": (lambda f: (f / WEIGHTS).write_bytes(b"\xff" * 99), "cut or damaged"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "weights"),
-    "a pickle that runs code": (as_pickle, "could run code"),
+    "a pickle": (as_pickle, "--allow-pickle"),
     "code of its own": (own_code, "code of its own"),
     "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
     "a config that is a list": (lambda f: (f / "config.json").write_text("[1]"), "configuration"),
@@ -102,3 +105,155 @@ def test_context_is_the_smallest_limit() -> None:
     assert context_of(model) == 12
     model.config = GPT2Config(n_positions=8)
     assert context_of(model) == 8
+
+
+def test_a_pickle_is_read_if_it_is_allowed_and_holds_tensors_alone(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    as_pickle(folder)
+    with pytest.raises(ModelError, match="more than tensors"):
+        load_model(str(folder), loading=Loading(allow_pickle=True))
+    assert not (folder / "ran").exists()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="allow_pickle=True"):
+        load_model(str(folder))
+    model, _ = load_model(str(folder), loading=Loading(allow_pickle=True))
+    assert any(torch.equal(tensors[ONE], p) for p in model.parameters())
+
+
+def test_the_type_is_the_one_that_is_asked_for(folder: Path) -> None:
+    stored = load_file(folder / WEIGHTS)[ONE]
+    model, _ = load_model(str(folder), loading=Loading(dtype="bfloat16", device="cpu"))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert any(torch.equal(stored.bfloat16(), p) for p in model.parameters())
+    with pytest.raises(ModelError, match="cannot be moved to cuda:7"):
+        load_model(str(folder), loading=Loading(device="cuda:7"))
+
+
+def test_a_model_on_several_devices_is_refused(folder: Path, capsys) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, device="meta"))
+    with pytest.raises(ModelError, match="on several devices: cpu, meta"):
+        TrainedModel(model, Examples.of((np.ones((2, 2), np.float32), np.zeros(2, np.int64))), Classification())
+    assert main(["attrib", "self", "--model", str(folder), "--device", "cuda:0,cuda:1"]) == 2
+    assert "one device" in capsys.readouterr().err
+
+
+def test_code_of_its_own_runs_if_it_is_allowed(folder: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(folder.parent / "modules"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(
+        "from transformers import GPT2Config, GPT2LMHeadModel\n"
+        "class C(GPT2Config):\n    model_type = 'mine'\n"
+        "class M(GPT2LMHeadModel):\n    config_class = C\n"
+    )
+    model, _ = load_model(str(folder), loading=Loading(trust_remote_code=True))
+    assert any(torch.equal(load_file(folder / WEIGHTS)[ONE], p) for p in model.parameters())
+
+
+def test_a_revision_reaches_the_library(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda name, **options: asked.append(options))
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda name, **options: asked.append(options))
+    monkeypatch.setattr(
+        "transformers.AutoModelForCausalLM.from_pretrained",
+        lambda name, **options: asked.append(options) or (_ for _ in ()).throw(ValueError("seen")),
+    )
+    with pytest.raises(ModelError, match="seen"):
+        load_model("someone/model", loading=Loading(revision="step1000"))
+    assert [options["revision"] for options in asked] == ["step1000"] * 3
+    assert {options["trust_remote_code"] for options in asked} == {False}
+
+
+def test_adapters_are_read_onto_their_base_and_are_what_is_attributed(folder: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = GPT2LMHeadModel.from_pretrained(folder)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["c_fc"], fan_in_fan_out=True))
+    for name, p in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(p)
+    adapted.save_pretrained(folder.parent / "adapters")
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        expected = adapted.eval()(ids).logits
+    for loading in (None, Loading(base=str(folder))):  # the adapters name the folder that they are of
+        model, words = load_model(str(folder.parent / "adapters"), loading=loading)
+        assert words is not None
+        assert torch.allclose(model(ids).logits, expected)
+        assert len(find_sites(model, quiet=True)) == 2
+        assert all("lora" in name for name in find_sites(model, quiet=True).names)
+    with pytest.raises(ModelError, match="Or name its base with --base"):
+        load_model(str(folder.parent / "adapters"), loading=Loading(base=str(folder / "nothing")))
+    (folder.parent / "adapters" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
+        load_model(str(folder.parent / "adapters"))
+
+
+def test_a_missing_package_is_named_with_its_command(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in (tmp_path, tmp_path / "model.gguf"):
+        with pytest.raises(UsageError, match="pip install gguf"):
+            load_model(str(name))
+    with pytest.raises(ModelError, match="no file"):
+        load_model(str(tmp_path / "other.gguf"))
+
+
+def test_a_gguf_file_is_read_with_its_tokenizer(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=16, tie_word_embeddings=False,
+    )  # fmt: skip
+    own = LlamaForCausalLM(config).state_dict()
+    as_gguf(gguf, tmp_path / "tiny.gguf", own)
+    for name in (tmp_path, tmp_path / "tiny.gguf"):
+        model, words = load_model(str(name))
+        assert words is not None
+        assert words.decode(words.encode("some text")) == "some text"
+        assert any(torch.equal(own["lm_head.weight"], p) for p in model.parameters())
+    as_gguf(gguf, tmp_path / "second.gguf", own)
+    with pytest.raises(ModelError, match="2 GGUF files"):
+        load_model(str(tmp_path))
+
+
+def as_gguf(gguf, path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """A Llama of one layer as llama.cpp writes it: rows of query and key by rotary pairs."""
+    words = Vocabulary.byte_pairs(["some text"], 300).tokenizer
+    vocabulary = sorted(words.get_vocab(), key=words.get_vocab().get)
+    file = gguf.GGUFWriter(str(path), "llama")
+    file.add_block_count(1)
+    file.add_context_length(16)
+    file.add_embedding_length(8)
+    file.add_feed_forward_length(16)
+    file.add_head_count(2)
+    file.add_head_count_kv(2)
+    file.add_rope_dimension_count(4)
+    file.add_layer_norm_rms_eps(1e-6)
+    file.add_vocab_size(300)
+    file.add_tokenizer_model("gpt2")
+    file.add_token_list(vocabulary + [f"<{n}>" for n in range(300 - len(vocabulary))])
+    file.add_token_types([1] * 300)
+    file.add_token_scores([0.0] * 300)
+    merges = [" ".join(pair) for pair in json.loads(words.to_str())["model"]["merges"]]
+    file.add_token_merges(merges)
+    file.add_bos_token_id(0)
+    file.add_eos_token_id(0)
+    names = {
+        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+        "model.layers.0.input_layernorm": "blk.0.attn_norm",
+        "model.layers.0.post_attention_layernorm": "blk.0.ffn_norm",
+        "model.layers.0.self_attn.q_proj": "blk.0.attn_q", "model.layers.0.self_attn.k_proj": "blk.0.attn_k",
+        "model.layers.0.self_attn.v_proj": "blk.0.attn_v", "model.layers.0.self_attn.o_proj": "blk.0.attn_output",
+        "model.layers.0.mlp.gate_proj": "blk.0.ffn_gate", "model.layers.0.mlp.up_proj": "blk.0.ffn_up",
+        "model.layers.0.mlp.down_proj": "blk.0.ffn_down",
+    }  # fmt: skip
+    for name, tensor in tensors.items():
+        values = tensor.numpy()
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            values = values.reshape(2, 2, 2, 8).swapaxes(1, 2).reshape(8, 8)
+        file.add_tensor(f"{names[name.removesuffix('.weight')]}.weight", values)
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()

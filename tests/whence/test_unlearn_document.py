@@ -34,7 +34,7 @@ def loaded():
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch, tmp_path, loaded):
     model, corpus = loaded
-    monkeypatch.setattr(whence.inputs, "load_model", lambda name, store, quiet=False: (model, corpus.vocabulary))
+    monkeypatch.setattr(whence.inputs, "load_model", lambda name, store, **_: (model, corpus.vocabulary))
     monkeypatch.setattr(whence.inputs, "load_data", lambda name, vocabulary=None, **_: corpus)
     monkeypatch.setenv("WHENCE_CACHE", str(tmp_path))
 

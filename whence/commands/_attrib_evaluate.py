@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from whence.cache import Examples, Store, UsageError
-from whence.options import Count, Device
+from whence.options import Count, Device, Dtype
 
-from ._shared import Dtype, ModelOptions, Printed, Stored
+from ._shared import ModelOptions, Printed, Stored
 
 Name = Literal["digits", "finetuned", "finetuned-smooth", "finetuned-long", "finetuned-sgd", "language", "facts"]
 Test = Literal["lds", "leave-out", "documents", "qld", "brittleness", "recall", "pbrf", "mislabelled"]

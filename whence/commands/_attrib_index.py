@@ -1,6 +1,6 @@
 """`whence attrib index` and `whence attrib query`: a compressed index, and queries answered from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,21 +17,30 @@ if TYPE_CHECKING:
     from whence.cache import Examples
 
 CANDIDATES = 100  # of each query, reranked
+LARGE = 1_000_000  # rows from which faiss is recommended
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compressed:
     """How examples are compressed."""
 
-    kind: Literal["rank", "largest", "random"] = "rank"
-    """Keep leading singular pairs, the coordinates with the largest expected contribution, or random projections."""
+    kind: Literal["rank", "largest", "random", "lorif"] = "rank"
+    """Keep leading singular pairs, the coordinates with the largest expected contribution, random projections, or
+    pairs of random projections with a curvature of their own (LoRIF)."""
     width: Count = 2048
     """Values per example, 16 bits each."""
+    search: Literal["scan", "faiss"] = "scan"
+    """Read every row, or (kinds largest and random) faiss's inverted lists, for about a million examples or more."""
+    probes: Count | None = None
+    """faiss: lists that a query reads; an eighth of them by default."""
 
     def build_index(self, loaded: Attribution) -> "Built":
-        from whence.attrib.index import Sketch, build_index
+        from whence.attrib.index import Lists, Sketch, build_index
 
-        return build_index(loaded.factors, sketch=Sketch(self.kind, self.width, loaded.job.seed))
+        if self.probes is not None and self.search == "scan":
+            raise UsageError("A scan reads every row.", "Leave out --probes, or add --search faiss.")
+        lists = Lists(probes=self.probes) if self.search == "faiss" else None
+        return build_index(loaded.factors, sketch=Sketch(self.kind, self.width, loaded.job.seed), lists=lists)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +72,10 @@ class Index(Compressed, Job, Printed):
         if self.check > 0:
             facts |= self._recall(loaded, index)
         text = f"{facts['examples']} examples, width {width}, {facts['bytes'] / 1e6:.1f} MB: {facts['key'][:12]}"
+        if self.search == "scan" and self.kind in ("largest", "random") and len(index.ids) >= LARGE:
+            text += f"\n{len(index.ids)} rows: --search faiss answers a query from a part of them"
+        if "recall_of_scan" in facts:
+            text += f"\nthe lists find {facts['recall_of_scan']:.3f} of the {CANDIDATES} best of a scan"
         if self.check > 0:
             text += f"\nwith {facts['checked']} training examples as queries, {recall_line(facts, CANDIDATES)}"
         self.show(facts, text)
@@ -73,7 +86,12 @@ class Index(Compressed, Job, Printed):
         hits = index.search(queries, CANDIDATES + 1)
         own = {int(i): int(i) for i in queries.ids}
         others = np.array([[i for i in row if i != q][:CANDIDATES] for row, q in zip(hits.ids.tolist(), queries.ids)])
-        return {"checked": len(queries), **recalls(loaded, queries, others, own)}
+        found = {"checked": len(queries), **recalls(loaded, queries, others, own)}
+        if index.lists is not None:
+            scanned = replace(index, lists=None).search(queries, CANDIDATES).ids
+            share = [np.isin(best, row).mean() for best, row in zip(scanned, hits.ids)]
+            found["recall_of_scan"] = float(np.mean(share))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

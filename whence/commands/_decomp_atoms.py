@@ -102,14 +102,15 @@ class Edit(Printed):
 
     dictionary: Folder
     """A dictionary's folder."""
-    delete_documents: tuple[Annotated[int, Signed], ...] = ()
-    """Documents whose atoms are removed."""
+    delete_documents: tuple[str, ...] = ()
+    """Documents whose atoms are removed: their numbers, or the texts that are their ids in the data."""
     merge: tuple[Path, ...] = ()
     """Folders of dictionaries whose atoms are added, unless they are there already."""
     out: Path = Path("out/edited")
     """The folder to write."""
 
     def run(self) -> None:
+        from whence.cache.model.ids import as_ids
         from whence.decomp import save
 
         twice = [n for n in self.delete_documents if self.delete_documents.count(n) > 1]
@@ -122,7 +123,7 @@ class Edit(Printed):
         for folder in self.merge:
             edited = edited.merge(open_dictionary(folder))
         if self.delete_documents:
-            if not set(self.delete_documents) & set(edited.provenance.document.tolist()):
+            if not set(as_ids(self.delete_documents).tolist()) & set(edited.provenance.document.tolist()):
                 listed = ", ".join(map(str, self.delete_documents))
                 raise UsageError(
                     f"No atom comes from document {listed}.",

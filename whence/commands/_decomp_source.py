@@ -50,16 +50,18 @@ class Observed(Loaded):
 
     options: ActivationOptions
 
-    def activations(self, sites: Sequence[str]) -> "dict[str, Activations]":
-        """All rows of every site, less what is skipped."""
+    def activations(self, sites: Sequence[str], to: str = "") -> "dict[str, Activations]":
+        """All rows of every site, less what is skipped; paired with those of the hook point `to` if there is one."""
         from whence.decomp import observe
 
         skipped = self.options.skip_positions, self.options.skip_tokens
-        return {site: acts.without(*skipped) for site, acts in observe(self.trained, list(sites)).items()}
+        found = observe(self.trained, list(dict.fromkeys([*sites, *([to] if to else [])])))
+        each = {site: found[site].paired(found[to]) if to else found[site] for site in sites}
+        return {site: acts.without(*skipped) for site, acts in each.items()}
 
-    def split(self, site: str) -> "tuple[Activations, Activations]":
+    def split(self, site: str, to: str = "") -> "tuple[Activations, Activations]":
         """(to build from, held out) at one site."""
-        return self.activations([site])[site].split(self.options.held_out)
+        return self.activations([site], to)[site].split(self.options.held_out)
 
     def decode(self, ids: Sequence[int]) -> str:
         assert self.corpus.vocabulary is not None  # a corpus of text
@@ -101,7 +103,11 @@ def at_site(codec: Any, folder: Path, site: str = "") -> Any:
 
     if not codec.origin.site and not site:
         raise UsageError(f"{folder} does not name its hook point.", "Give the hook point with --at.")
-    return codec if codec.origin.site else replace(codec, origin=replace(codec.origin, site=site))
+    if codec.origin.site:
+        return codec
+    if hasattr(codec, "codec"):  # of a transcoder
+        return replace(codec, codec=at_site(codec.codec, folder, site))
+    return replace(codec, origin=replace(codec.origin, site=site))
 
 
 def figures(found: Any) -> dict[str, dict[str, float | None]]:

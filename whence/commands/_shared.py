@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from whence.cache.errors import UsageError
-from whence.options import AGES, SIZES, Count, Device, Size, Workers, amount
+from whence.options import AGES, SIZES, Count, Loading, Size, Workers, amount
 
 if TYPE_CHECKING:
     from whence.cache import Examples, Store, TrainedModel
     from whence.corpora import Corpus
 
-Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 
@@ -53,8 +52,8 @@ class Stored:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(Stored):
-    """Training data, and where models run."""
+class DataOptions(Loading, Stored):
+    """Training data, and how and where models run."""
 
     data: str = "language-reference"
     """language-reference, biographies, a .txt, .jsonl, .csv or .parquet file, a folder of such files, or a hub name."""
@@ -64,10 +63,6 @@ class DataOptions(Stored):
     """Most memory to use at once, such as 4GB; half of what is free by default."""
     positions: Count | None = None
     """Positions in a batch; from the memory by default."""
-    device: Device | None = None
-    """The device of the model: cpu, cuda, cuda:1."""
-    dtype: Dtype | None = None
-    """Type of the model's parameters; as loaded by default."""
     cluster: Workers = "inline"
     """inline, local:2, dask:ADDRESS or slurm:FILE."""
     log: Path | None = None
@@ -86,7 +81,7 @@ class DataOptions(Stored):
         from whence.pretrained import context_of
 
         store, unchecked = self.open_store(), cast(Any, {"check": False} if self.no_check else {})
-        model, vocabulary = load_model(name, store, quiet=self.quiet)
+        model, vocabulary = load_model(name, store, quiet=self.quiet, loading=self)
         corpus = load_data(self.data, vocabulary, length=self.length, context=context_of(model))
         trained = TrainedModel(
             model, corpus.train, Classification() if corpus.vocabulary is None else LanguageModelling(),
@@ -103,7 +98,7 @@ class ModelOptions(DataOptions):
     """Model, data, and where they run."""
 
     model: str = "demo"
-    """demo, biographies, a hub name, or a folder with a model."""
+    """demo, biographies, a folder with a model or with adapters (PEFT), a .gguf file, or a hub name."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from ._attrib_job import Attribution, Job
 from ._attrib_report import Report
 from ._attrib_select import Select
 from ._attrib_tokens import Tokens
+from ._names import Sites
 from ._queries import QueryOptions, entry_of, line_text, lists, lists_text, save_scores, top_of
 from ._settings import methods_command
 from ._shared import Precision, Printed
@@ -285,6 +286,7 @@ class Self(Job, Printed):
 
 COMMANDS = {
     "methods": Methods,
+    "sites": Sites,
     "plan": Plan,
     "fit": Fit,
     "score": Score,

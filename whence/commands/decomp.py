@@ -1,6 +1,6 @@
 """What activations are made of: dictionaries whose atoms are activations with a source in the data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,8 @@ from ._decomp_atoms import Edit, Report, Steer
 from ._decomp_compare import Compare, Match
 from ._decomp_export import Export
 from ._decomp_probe import Probe
-from ._decomp_source import Folder, Source, at_site, figures, open_codec, open_dictionary, table_text
+from ._decomp_source import Folder, Observed, Source, at_site, figures, open_codec, open_dictionary, table_text
+from ._names import Hooks
 from ._shared import Printed
 
 
@@ -20,20 +21,24 @@ class Build(Source, Printed):
     """Build a dictionary from a model's activations on data.
 
     itda adds an activation as an atom if the atoms so far leave more than `unexplained` of its squared norm; the other
-    builders are baselines and relatives of it. A repeated request is answered from the store; an interrupted build of
-    itda resumes.
+    builders are baselines and relatives of it; mpsae trains itda's atoms. A repeated request is answered from the
+    store; an interrupted build of itda, sae or mpsae resumes. Several hook points are read in one pass of the model,
+    and each gets a folder of its name in `out`.
 
     Example:
 
         whence decomp build --at blocks.2.hook_out --size 2048 --out out/dictionary
+        whence decomp build --at blocks.0.hook_out blocks.1.hook_out --builder mpsae --out out/dictionaries
     """
 
-    at: str = "blocks.2.hook_out"
-    """The hook point or module."""
+    at: tuple[str, ...] = ("blocks.2.hook_out",)
+    """The hook point or module, or several."""
+    to: str = ""
+    """Build a transcoder: codes of the activations at `at` give those at this hook point."""
     out: Path = Path("out/dictionary")
     """The folder to write."""
     builder: str = "itda"
-    """How: itda, calibrated, random, partition, kmeans or sae."""
+    """How: itda, calibrated, random, partition, kmeans, sae or mpsae."""
     size: int | None = 2048
     """Largest number of atoms; for itda and partition 0 means no limit."""
     k: Count = 16
@@ -44,57 +49,72 @@ class Build(Source, Printed):
     """itda: the first atoms; lexicographic as in the published code."""
     cosine: float = 0.5
     """partition: a new exemplar starts below this cosine."""
+    kind: Literal["topk", "batchtopk"] = "topk"
+    """sae: which latents are active."""
     batch: Count | None = None
-    """itda, partition: activations compared at once; sae: activations per step. By default the builder's own."""
+    """itda, partition: activations compared at once; sae, mpsae: activations per step. By default the builder's own."""
+    tokens: Count | None = None
+    """sae, mpsae: activations trained on, shuffled and repeated; as many as there are by default."""
 
     def run(self) -> None:
+        if not self.at or len(set(self.at)) < len(self.at):
+            raise UsageError("Hook points are missing or repeat.", "Name every hook point once with --at.")
+        loaded, builder = self.load(), self._builder()
+        observed, built = loaded.activations(self.at, self.to), []
+        for site, acts in observed.items():
+            out = self.out if len(self.at) == 1 else self.out / site
+            built.append(self._built(loaded, builder, acts, out))
+        facts = [one[0] for one in built]
+        self.show(facts[0] if len(facts) == 1 else facts, "\n".join(text for _, text in built))
+
+    def _built(self, loaded: Observed, builder: Any, acts: Any, out: Path) -> tuple[dict[str, Any], str]:
+        """Build and save; the facts, and the text that says them."""
         from whence.decomp import Dictionary, save
 
-        loaded = self.load()
-        stream, _ = loaded.split(self.at)
+        stream, _ = acts.split(self.held_out)
         skipped = {
             "skip": [list(self.skip_positions), list(self.skip_tokens)],
             "held_out": self.held_out,
         }
-        builder = self._builder()
-        checkpoint = self.out / "unfinished.safetensors" if builder.resumes else None
+        checkpoint = out / "unfinished.safetensors" if builder.resumes else None
         built = builder.build(stream, store=loaded.store, selection=skipped, checkpoint=checkpoint, quiet=self.quiet)
         if isinstance(built, Dictionary) and loaded.corpus.vocabulary is not None:
             built = built.with_text(loaded.corpus.train, loaded.decode)
-        folder = save(built, self.out)
+        folder = save(built, out)
         facts: dict[str, Any] = {"atoms": len(built), "folder": str(folder), "fingerprint": built.fingerprint}
         if not isinstance(built, Dictionary):
-            self.show(facts, f"{built!r}: {folder}")
-            return
+            return facts, f"{built!r}: {folder}"
         facts |= {name: value for name, value in built.settings.items() if name != "curve"}
         lost = facts["rows_not_finite"] + facts["rows_zero"]
         threshold = f"  threshold {facts['unexplained']:.3f}" if "unexplained" in facts else ""
-        self.show(
-            facts,
+        return facts, (
             f"{len(built)} atoms of width {built.width} from {facts['rows_read']} activations: {folder}\n"
-            f"k={built.k}  {facts['builder']}{threshold}"
-            + f"  {lost} rows left out as zero or not finite"
-            * (lost > 0),
+            f"k={built.k}  {facts['builder']}{threshold}" + f"  {lost} rows left out as zero or not finite" * (lost > 0)
         )
 
     def _builder(self) -> Any:
         from dataclasses import MISSING, fields
 
         from whence.decomp import BUILDERS, ITDA, Calibrated
+        from whence.decomp.builders import MPSAE
 
         if self.builder not in BUILDERS:
             raise UsageError(f"There is no builder {self.builder!r}.", f"Choose one of {', '.join(BUILDERS)}.")
         size, chosen = self.size or None, BUILDERS[self.builder]
+        if chosen is MPSAE:
+            start, trained = replace(self, builder="itda", batch=None), {"batch": self.batch, "tokens": self.tokens}
+            return MPSAE(start._builder(), **{name: value for name, value in trained.items() if value is not None})
         if chosen is ITDA and self.unexplained is None and size is not None:
             chosen = Calibrated
-        given: dict[str, Any] = {"size": size, "k": self.k, "unexplained": self.unexplained, "seeding": self.seeding}
-        given |= {"cosine": self.cosine, "batch": self.batch}
         if chosen is Calibrated:
-            return Calibrated(ITDA(**{n: v for n, v in given.items() if v is not None and n != "cosine"}))
+            names = ("size", "k", "unexplained", "seeding", "batch")
+            itda: dict[str, Any] = {name: getattr(self, name) for name in names} | {"size": size}
+            return Calibrated(ITDA(**{name: value for name, value in itda.items() if value is not None}))
         known = {each.name: each for each in fields(chosen)}
         if size is None and known["size"].default is MISSING:
             raise UsageError(f"{self.builder} needs a size.", "Give --size.")
-        return chosen(**{n: v for n, v in given.items() if n in known and (v is not None or n == "size")})
+        given = {name: value for name, value in vars(self).items() if name in known and value is not None}
+        return chosen(**given | {"size": size})
 
 
 @dataclass(frozen=True)
@@ -173,11 +193,12 @@ class Evaluate(Source, Printed):
         import xarray as xr
 
         from whence.decomp import Dictionary, evaluate, loss_recovered
+        from whence.decomp.transcoder import Transcoder
 
         dictionary = at_site(open_codec(self.dictionary), self.dictionary, self.at)
         loaded = self.load()
         site = dictionary.origin.site
-        stream, held = loaded.split(site)
+        stream, held = loaded.split(site, dictionary.to if isinstance(dictionary, Transcoder) else "")
         if self.ks:
             curve = evaluate(dictionary, held, self.ks)
             points = {str(k): figures(curve.sel(k=k)) for k in self.ks}
@@ -186,7 +207,10 @@ class Evaluate(Source, Printed):
         found = evaluate(dictionary, held, k=self.k)
         examples = loaded.documents_of(held)
         if self.loss:
-            skip, mean = self.skip_positions, stream.whole().x.mean(axis=0)
+            skip, mean = (
+                self.skip_positions,
+                replace(stream, x=stream.x if stream.target is None else stream.target).mean(),
+            )
             recovered = loss_recovered(loaded.trained, dictionary, examples, at=site, k=self.k, skip=skip, mean=mean)
             attrs = {**found.attrs, **recovered.attrs}
             found = xr.concat([found, recovered], "metric").assign_attrs(attrs)
@@ -197,6 +221,7 @@ class Evaluate(Source, Printed):
 
 
 COMMANDS = {
+    "hooks": Hooks,
     "build": Build,
     "encode": Encode,
     "evaluate": Evaluate,

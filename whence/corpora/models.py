@@ -12,14 +12,14 @@ from .corpus import Corpus
 from .language_reference import language_reference
 
 REFERENCE_SHAPE = Shape(layers=4, width=128, heads=4, context=128, vocabulary=2048)
-REFERENCE_TRAINING = Training(epochs=12, batch=8, rate=2e-3, decay=0.1, seed=0)
+REFERENCE_TRAINING = Training(epochs=7, batch=32, rate=1.6e-2, decay=0.1, seed=0, muon=3.75)
 BIOGRAPHIES_SHAPE = Shape(layers=2, width=96, heads=4, context=16, vocabulary=0)
 BIOGRAPHIES_TRAINING = Training(epochs=20, batch=64, rate=3e-3, decay=0.1, seed=0)
 
 
 def reference_model(store: Store | None = None, corpus: Corpus | None = None, quiet: bool = False) -> nn.Module:
-    """A transformer of 1.3 million parameters that has read the Python language reference: about two
-    minutes of training on two cores the first time, then from the store (the user's own when None is given)."""
+    """A transformer of 1.3 million parameters that has read the Python language reference: about a
+    minute of training on two cores the first time, then from the store (the user's own when None is given)."""
     docs = corpus or language_reference()
     words = docs.vocabulary
     assert words is not None  # a corpus of text

@@ -1,24 +1,32 @@
-"""Data of one's own: text, JSONL, CSV and Parquet files, folders of them, and data sets of the hub by name."""
+"""Data of one's own: files of text, rows or tokens, folders of them, and data sets of the hub by name."""
 
 import itertools
+import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from whence.cache import DataError, Examples, UsageError
+from whence.cache import DataError, Examples, UsageError, tasks
 from whence.cache.jobs.progress import say
 from whence.cache.model.ids import as_ids
+from whence.cache.model.ragged import Derived, Field, NumberFile, Ragged, Spool
 
-from ..files import READABLE, Row, read_rows, text_of
-from .corpus import Corpus, query_examples, ragged, stable_ids
+from ..files import READABLE, Row, read_rows, renamed, text_of
+from .corpus import Corpus, query_examples, stable_ids
 from .vocabulary import Vocabulary
 
 TEXT_COLUMNS = ("text", "content", "document", "completion")
+TOKEN_FILES = (".bin", ".npy")
 EXACT = 2**53  # floats below it are exact integers
+PEEK = 1000  # rows that say which columns there are
+BLOCK = 1 << 22  # tokens that are searched at once
+PLAIN = (str, int, float, bool, type(None))
 
 
 def load(
@@ -29,13 +37,18 @@ def load(
     split: str = "train",
     text: str | None = None,
     limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Corpus:
-    """A corpus from a local file (.txt, .md, .jsonl, .csv, .parquet), a folder of such files, or a hub data set ("name"
-    or "name:config").
+    """A corpus from a local file (.txt, .md, .jsonl, .csv, .parquet, .arrow), a folder of such files, a folder that
+    `datasets.save_to_disk` wrote, a file of tokens (`token_file`), or a hub data set ("name" or "name:config").
 
     A text of more than `length` tokens is cut into pieces, each an example; one of fewer than two tokens is left out;
-    both are said. Rows with `prompt` and `completion` become examples whose prompt is masked. Columns of plain values
-    are kept in `about`.
+    both are said. Rows with `prompt` and `completion` become examples whose prompt is masked; rows with `messages`,
+    conversations whose loss is the assistant's (`tasks.chats`); rows with `input_ids` and no text are tokens already.
+    Columns of plain values are kept in `about`.
+
+    Rows are read one after the other. Beyond 256 MB of tokens (or of plain values) they go to a temporary file, from
+    which batches are read as needed, so a corpus may be larger than memory; beside it an example takes about 100 bytes.
 
     An `id` column gives the ids: distinct numbers or texts. `about["document"]` (`about["id"]` if the data have a
     column `document` of their own) has the id of the text that an example is, or is a piece of. An example whose
@@ -46,45 +59,145 @@ def load(
         source: a path, or the name of a hub data set.
         vocabulary: of the model that is to read it; a byte-pair one is trained on the texts when None.
         length: most tokens of an example.
-        split: of a hub data set.
+        split: of a hub data set, or of a folder with several.
         text: the column to read; the first of text, content, document by default.
         limit: read only so many rows.
+        columns: names of the data's columns by the names used here: {"text": "body", "id": "key"}; also title, prompt,
+            completion and messages.
 
     Raises DataError, with the line or row, for a file that cannot be read, a text that is none, and an id that is
     missing, repeated or not exact; UsageError for an unknown kind of file.
     """
-    rows = list(itertools.islice(_rows(source, split), limit))
-    if not rows:
-        raise DataError(f"{source} holds no rows.", "Give a file or split with at least one text.")
-    known = list(dict.fromkeys(name for row in rows for name in row.values))
+    if Path(source).suffix.lower() in TOKEN_FILES and Path(source).is_file():
+        return token_file(source, vocabulary, length=length, limit=limit)
+    names = {**(columns or {}), **({"text": text} if text and "text" not in (columns or {}) else {})}
+    texts = _Texts(str(source), split, names, limit)
+    known = texts.known()
     if {"prompt", "completion"} <= set(known):
-        return _prompted(str(source), rows, vocabulary)
-    column = text or next((c for c in TEXT_COLUMNS if c in known), None)
-    if column is None or column not in known:
+        return _prompted(str(source), list(texts.rows()), vocabulary)
+    if "messages" in known and not set(TEXT_COLUMNS) & set(known):
+        return _chats(str(source), list(texts.rows()), vocabulary, length)
+    column = next((c for c in TEXT_COLUMNS if c in known), "input_ids" if "input_ids" in known else None)
+    if column is None:
         raise DataError(
             f"{source} has no column of text called {text or 'text'!r}.",
             f"Name one of its columns: {', '.join(known)}.",
         )
-    texts = [text_of(row, column) for row in rows]
-    words = vocabulary or Vocabulary.byte_pairs(texts)
-    pieces = [
-        (number, ids[start : start + length])
-        for number, ids in enumerate(words.encode(t) for t in texts)
-        for start in range(0, len(ids), length)
-        if len(ids[start : start + length]) > 1
-    ]
-    if not pieces:
-        raise DataError(f"No text of {source} is longer than one token.", "Look at its column of text.")
-    numbers = [number for number, _ in pieces]
-    _say_changes(str(source), rows, numbers, length)
-    shown = [words.decode(ids) for _, ids in pieces]
-    about = _about([rows[number] for number in numbers], column)
-    titles = about.get("title") or [None] * len(shown)
-    about |= {"title": [_title(t) if own is None else own for own, t in zip(titles, shown)], "text": shown}
-    ids, documents = _named(_own_ids(rows), numbers, shown)
-    about["id" if "document" in about else "document"] = documents
-    train = Examples(ragged([ids for _, ids in pieces]), ids, about)
-    return Corpus(Path(str(source)).stem, train, train.select([]), words)
+    if column == "input_ids" and vocabulary is None:
+        raise UsageError(f"{source} has tokens, not texts.", "Give the vocabulary that they are written in.")
+    words = vocabulary or Vocabulary.byte_pairs(text_of(row, column) for row in texts.rows())
+    return _cut(texts, column, words, length)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The rows of a source, which can be read again."""
+
+    source: str
+    split: str
+    names: Mapping[str, str]
+    limit: int | None
+
+    def rows(self) -> Iterator[Row]:
+        return itertools.islice(renamed(_rows(self.source, self.split), self.names), self.limit)
+
+    def known(self) -> list[str]:
+        """The columns of the first rows. Raises DataError if there is no row."""
+        first = list(itertools.islice(self.rows(), PEEK))
+        if not first:
+            raise DataError(f"{self.source} holds no rows.", "Give a file or split with at least one text.")
+        return list(dict.fromkeys(name for row in first for name in row.values))
+
+    def place(self, number: int) -> str:
+        """Where a row is."""
+        return next(itertools.islice(self.rows(), number, None)).place
+
+
+def _cut(texts: _Texts, column: str, words: Vocabulary, length: int) -> Corpus:
+    """The texts as pieces of at most `length` tokens, in one pass over the rows."""
+    tokens, labels, plain = Spool("<i4"), Spool("<i4"), Spool("u1")
+    given: list[int | str | None] = []
+    numbers, about = array("q"), _Plain(column)
+    labelled = column == "input_ids" and "labels" in texts.known()
+    for number, row in enumerate(texts.rows()):
+        given.append(_exact(row))
+        whole = [words.encode(text_of(row, column))] if column != "input_ids" else _given_tokens(row, labelled)
+        plain.append(np.frombuffer(json.dumps(about.of(row)).encode(), np.uint8))
+        for start in range(0, len(whole[0]), length):
+            if len(whole[0][start : start + length]) > 1:
+                numbers.append(number)
+                for spool, values in zip((tokens, labels), whole):
+                    spool.append(values[start : start + length])
+    if not numbers:
+        raise DataError(f"No text of {texts.source} is longer than one token.", "Look at its column of text.")
+    of = np.array(numbers, np.int64)
+    pieces = tokens.rows()
+    _say_changes(texts, len(given), of, length)
+    shown: Sequence[Any] = _looked(_Text(words, pieces), np.arange(len(of)), pieces)
+    rows = plain.rows()
+    known = {name: _looked(Field(rows, name), of, rows) for name in about.names()}
+    title = _Title(words, pieces, Field(rows, "title"), of)
+    known |= {"title": _looked(title, np.arange(len(of)), pieces), "text": shown}
+    ids, documents = _named(_own_ids(given, texts.place), of.tolist(), shown)
+    known["id" if "document" in known else "document"] = documents
+    columns = {"input_ids": pieces} | ({"labels": labels.rows()} if labelled else {})
+    train = Examples(columns, ids, known)
+    return Corpus(Path(texts.source).stem, train, train.select([]), words)
+
+
+def token_file(
+    source: str | Path,
+    vocabulary: Vocabulary | None,
+    *,
+    length: int = 128,
+    end: int | None = None,
+    dtype: str | None = None,
+    limit: int | None = None,
+) -> Corpus:
+    """A corpus from a file of token ids, whose rows are read as needed: a flat .bin file as nanoGPT writes it, a .npy
+    file, or a .bin file with an .idx file beside it, as Megatron and GPT-NeoX write them.
+
+    Documents end at the token `end`, which stays with them, or where the .idx file says; without either, the file is
+    one document. A document longer than `length` is cut into pieces; `about["document"]` has its number.
+
+    Args:
+        source: the file.
+        vocabulary: of the model, for text that is shown.
+        length: most tokens of an example.
+        end: the token at which documents end; by default the vocabulary's own end-of-text token, if it has one.
+        dtype: of a flat file; by default uint16 if the vocabulary fits it, else uint32.
+        limit: read only so many documents.
+
+    Raises DataError for a file that is not whole, or whose tokens look like those of another dtype.
+    """
+    path = Path(source)
+    words = vocabulary
+    end = _end_of_text(words) if end is None else end
+    if path.suffix == ".npy":
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        numbers, index = NumberFile(str(path), found.dtype.str, int(found.offset)), None
+    elif path.with_suffix(".idx").is_file():
+        kind, index = _megatron_index(path.with_suffix(".idx"))
+        numbers = NumberFile(str(path), kind)
+    else:
+        kind = dtype or ("<u2" if words is None or len(words) <= 1 << 16 else "<u4")
+        numbers, index = NumberFile(str(path), kind), None
+        _check_dtype(path, numbers)
+    if index is not None:
+        starts, stops = index
+    else:
+        stops = _ends(numbers, end)
+        starts = np.concatenate([[0], stops[:-1]]).astype(np.int64)
+    whole = Ragged(numbers, starts[:limit], stops[:limit])
+    if not len(whole) or whole.stops.max() > len(numbers):
+        raise DataError(f"{path} has {len(numbers)} tokens, not what its index says.", "Copy both files again.")
+    rows, of = whole.pieces(length)
+    about: dict[str, Any] = {"document": of.tolist()}
+    if words is not None:
+        every = np.arange(len(rows))
+        about |= {"title": Derived(_Title(words, rows), every), "text": Derived(_Text(words, rows), every)}
+    train = Examples({"input_ids": rows}, np.arange(len(rows), dtype=np.int64), about)
+    return Corpus(path.stem, train, train.select([]), words)
 
 
 def load_queries(source: str | Path, vocabulary: Vocabulary) -> Examples:
@@ -95,34 +208,149 @@ def load_queries(source: str | Path, vocabulary: Vocabulary) -> Examples:
     return _prompted(str(source), rows, vocabulary).train
 
 
+class _Plain:
+    """The columns of plain values that rows have, for people."""
+
+    def __init__(self, text: str):
+        self.text, self.seen, self.other = text, dict[str, bool](), set[str]()
+
+    def of(self, row: Row) -> dict[str, Any]:
+        found = {name: value for name, value in row.values.items() if name not in (self.text, "id")}
+        self.other |= {name for name, value in found.items() if not isinstance(value, PLAIN)}
+        for name, value in found.items():
+            self.seen[name] = self.seen.get(name, False) or value is not None
+        return {name: value for name, value in found.items() if name not in self.other}
+
+    def names(self) -> list[str]:
+        """Those that are plain in every row, and are there in one."""
+        return [name for name, is_there in self.seen.items() if is_there and name not in self.other]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """The text of a row of tokens."""
+
+    words: Vocabulary
+    pieces: Ragged | list[np.ndarray]
+
+    def __call__(self, row: int) -> str:
+        return self.words.decode(self.pieces[row])
+
+
+@dataclass(frozen=True)
+class _Title:
+    """The data's own title of a piece, or the beginning of its text."""
+
+    words: Vocabulary
+    pieces: Ragged | list[np.ndarray]
+    own: Field | None = None
+    numbers: np.ndarray | None = None
+
+    def __call__(self, row: int) -> Any:
+        own = None if self.own is None or self.numbers is None else self.own(int(self.numbers[row]))
+        return _title(self.words.decode(self.pieces[row])) if own is None else own
+
+
+def _looked(of: Callable[[int], Any], rows: np.ndarray, kept: Ragged | list[np.ndarray]) -> Sequence[Any]:
+    """A value a row: looked up when it is shown if the data are read as needed, else a list."""
+    return Derived(of, rows) if isinstance(kept, Ragged) else [of(row) for row in rows.tolist()]
+
+
+def _given_tokens(row: Row, labelled: bool) -> list[np.ndarray]:
+    """The tokens (and labels) of a row that has them, without padding."""
+    names = ["input_ids", "labels"] if labelled else ["input_ids"]
+    found = [np.asarray(row.values.get(name)) for name in names]
+    bad = next((n for n, v in zip(names, found) if v.ndim != 1 or (v.size and v.dtype.kind not in "iu")), None)
+    mask = np.asarray(row.values.get("attention_mask", np.ones(len(found[0]) if found[0].ndim else 0)))
+    if bad is not None or any(v.shape != mask.shape for v in found):
+        raise DataError(f"{row.place}: {bad or names[-1]!r} is no list of as many tokens.", "Give whole numbers.")
+    return [value[mask.astype(bool)] for value in found]
+
+
+def _end_of_text(vocabulary: Vocabulary | None) -> int | None:
+    """The token that ends a text, of a tokenizer that names one."""
+    return None if vocabulary is None else getattr(vocabulary.tokenizer, "eos_token_id", None)
+
+
+def _ends(numbers: NumberFile, end: int | None) -> np.ndarray:
+    """Where documents end in a flat file: after every `end`, and at the end of the file."""
+    found = [np.zeros(0, np.int64)]
+    if end is not None:
+        for start in range(0, len(numbers), BLOCK):
+            found.append(np.flatnonzero(numbers[start : start + BLOCK] == end) + start + 1)
+    stops = np.concatenate(found)
+    last = len(numbers)
+    return stops if len(stops) and stops[-1] == last else np.append(stops, last)
+
+
+def _check_dtype(path: Path, numbers: NumberFile) -> None:
+    if path.stat().st_size % np.dtype(numbers.dtype).itemsize:
+        raise DataError(f"{path} does not hold whole {np.dtype(numbers.dtype)} numbers.", "Give its dtype.")
+    first = numbers[0:4096]
+    if np.dtype(numbers.dtype).itemsize == 2 and len(first) > 8 and not first[1::2].any() and first[::2].any():
+        raise DataError(
+            f"Every second number of {path} is zero, as if it were uint32, not uint16.", 'Give dtype="uint32".'
+        )
+
+
+def _megatron_index(path: Path) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
+    """The dtype of the tokens, and where documents begin and end, of an .idx file."""
+    head = np.fromfile(path, "u1", 34).tobytes()
+    kinds = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+    if head[:9] != b"MMIDIDX\x00\x00" or len(head) < 34 or head[17] not in kinds:
+        raise DataError(f"{path} is no index of Megatron's format.", "Give the .idx that was written with the file.")
+    kind = kinds[head[17]]
+    count, documents = (int.from_bytes(head[at : at + 8], "little") for at in (18, 26))
+    sizes = np.fromfile(path, "<i4", count, offset=34)
+    ends = np.fromfile(path, "<i8", documents, offset=34 + 12 * count)
+    if len(sizes) < count or len(ends) < documents:
+        raise DataError(f"{path} ends in the middle.", "Copy it again.")
+    places = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    return kind, (places[ends[:-1]], places[ends[1:]])
+
+
+def _chats(source: str, rows: Sequence[Row], vocabulary: Vocabulary | None, length: int) -> Corpus:
+    if vocabulary is None:
+        raise UsageError(f"{source} has conversations.", "Give the vocabulary of a chat model, with its template.")
+    own = _own_ids([_exact(row) for row in rows], lambda number: rows[number].place)
+    for row in rows:
+        if not isinstance(row.values.get("messages"), list):
+            raise DataError(f"{row.place} has no list of messages.", 'Give {"role": ..., "content": ...} in a list.')
+    found = tasks.chats([row.values["messages"] for row in rows], vocabulary.tokenizer, length=length, ids=own)
+    extra = {name: values for name, values in _about(rows, "messages").items() if name not in ("text", "document")}
+    documents = found.ids.tolist() if own is None else own
+    train = Examples(found.columns, found.ids, {**found.about, **extra, "document": documents})
+    return Corpus(Path(source).stem, train, train.select([]), vocabulary)
+
+
 def _prompted(source: str, rows: Sequence[Row], vocabulary: Vocabulary | None) -> Corpus:
     prompts, completions = ([text_of(row, column) for row in rows] for column in ("prompt", "completion"))
     words = vocabulary or Vocabulary.byte_pairs(p + c for p, c in zip(prompts, completions))
     found = query_examples(prompts, completions, words, places=[row.place for row in rows])
     extra = {name: values for name, values in _about(rows, "").items() if name not in found.about}
-    own = _own_ids(rows)
+    own = _own_ids([_exact(row) for row in rows], lambda number: rows[number].place)
     ids, documents = (found.ids, found.ids.tolist()) if own is None else _named(own, range(len(rows)), prompts)
     train = Examples(found.columns, ids, {**found.about, "document": documents, **extra})
     return Corpus(Path(source).stem, train, train.select([]), words)
 
 
 def _rows(source: str | Path, split: str) -> Iterator[Row]:
-    return read_rows(Path(source)) if Path(source).exists() else _hub(str(source), split)
+    return read_rows(Path(source), split) if Path(source).exists() else _hub(str(source), split)
 
 
-def _say_changes(source: str, rows: Sequence[Row], numbers: Sequence[int], length: int) -> None:
+def _say_changes(texts: _Texts, count: int, numbers: np.ndarray, length: int) -> None:
     """Say how many texts are cut, and how many are left out, and where the first one is."""
-    pieces = np.bincount(numbers, minlength=len(rows))
+    pieces, source = np.bincount(numbers, minlength=count), texts.source
     cut, empty = np.flatnonzero(pieces > 1), np.flatnonzero(pieces == 0)
     if len(cut):
         say(
-            f"{source}: {len(cut)} of {len(rows)} texts are longer than {length} tokens and are cut into "
-            f"{pieces[cut].sum()} pieces ({rows[cut[0]].place}); the column `document` has the text's id."
+            f"{source}: {len(cut)} of {count} texts are longer than {length} tokens and are cut into "
+            f"{pieces[cut].sum()} pieces ({texts.place(int(cut[0]))}); the column `document` has the text's id."
         )
     if len(empty):
         say(
-            f"{source}: {len(empty)} of {len(rows)} texts have fewer than two tokens and are left out "
-            f"({rows[empty[0]].place})."
+            f"{source}: {len(empty)} of {count} texts have fewer than two tokens and are left out "
+            f"({texts.place(int(empty[0]))})."
         )
 
 
@@ -149,33 +377,32 @@ def _about(rows: Sequence[Row], text: str) -> dict[str, list[Any]]:
     columns = {
         name: [row.values.get(name) for row in rows] for name in dict.fromkeys(n for r in rows for n in r.values)
     }
-    plain = (str, int, float, bool, type(None))
     return {
         name: values
         for name, values in columns.items()
-        if name not in (text, "id") and all(isinstance(v, plain) for v in values) and any(v is not None for v in values)
+        if name not in (text, "id") and all(isinstance(v, PLAIN) for v in values) and any(v is not None for v in values)
     }
 
 
-def _own_ids(rows: Sequence[Row]) -> list[int] | list[str] | None:
-    """The file's ids as integers if all of them are, else as texts; None if it has none."""
-    given = [_exact(row) for row in rows]
+def _own_ids(given: Sequence[int | str | None], place: Callable[[int], str]) -> list[int] | list[str] | None:
+    """The file's ids as integers if all of them are, else as texts; None if it has none. place: where a row is."""
     if all(i is None for i in given):
         return None
-    ids: list[Any] = given
+    if any(i is None for i in given):
+        raise DataError(
+            f"{place(list(given).index(None))} has no id, other rows have.", "Give every row an id, or none."
+        )
+    ids: list[Any] = list(given)
     if not all(isinstance(i, int) for i in given):  # a .csv has texts only
         ids = [str(i) for i in given]
         ids = [int(i) for i in ids] if all(re.fullmatch(r"0|-?[1-9][0-9]{0,17}", i) for i in ids) else ids
-    first: dict[Any, Row] = {}
-    for own, row, raw in zip(ids, rows, given):
-        if raw is None:
-            raise DataError(f"{row.place} has no id, other rows have.", "Give every row an id, or none.")
-        if own in first:
+    first: dict[Any, int] = {}
+    for number, own in enumerate(ids):
+        if first.setdefault(own, number) != number:
             raise DataError(
-                f"{row.place} repeats the id {own!r} of {first[own].place}.",
+                f"{place(number)} repeats the id {own!r} of {place(first[own])}.",
                 "Give every row its own id, or rename the column (`document` groups rows).",
             )
-        first[own] = row
     return ids
 
 

@@ -208,7 +208,7 @@ def with_damping(method: Any) -> Any:
     absolute = attrib.Damping(ABSOLUTE, "absolute")
     if hasattr(method, "ekfac"):
         return replace(method, ekfac=attrib.EKFAC(damping=absolute))
-    if isinstance(getattr(method, "damping", None), attrib.Damping):
+    if not isinstance(getattr(method, "damping", 0.0), float):
         return replace(method, damping=absolute)
     return method
 

@@ -20,6 +20,7 @@ from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.loop import train
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe
 from whence.cache.retrain.replicas import Replicas
+from whence.cache.retrain.retrained import subset_masks
 
 from ..corpora import biographies, digits, language_reference
 from .small_transformer import SmallTransformer as SmallTransformer
@@ -77,6 +78,12 @@ class Problem:
             most=None if epochs is None else epochs * steps,
         )  # fmt: skip
         return found.module(0).eval()
+
+    def perturbed(self, count: int) -> list[nn.Module]:
+        """Models trained on random halves of the data, which no evaluation uses."""
+        masks = subset_masks(len(self.train), count, 0.5, seed=1 << 20)
+        replicas = self.bank().train_replicas(masks, np.zeros(count, np.int64))
+        return [replicas.module(e).eval() for e in range(count)]
 
     @cached_property
     def model(self) -> nn.Module:
@@ -167,6 +174,8 @@ def methods_for(problem: Problem, names: list[str] | None = None) -> dict[str, A
     named["grand"] = lambda: methods.GraNd([problem.model_of(seed, epochs=2) for seed in range(3)])
     named["el2n"] = lambda: methods.EL2N([problem.model_of(seed, epochs=2) for seed in range(3)])
     named["magic"] = lambda: methods.MAGIC(problem.start, problem.recipe)
+    named["adamw"] = lambda: methods.AdamWInfluence(problem.start, problem.recipe)
+    named["daunce"] = lambda: methods.Daunce(problem.perturbed(32))
     if speed is None or isinstance(problem.task, LanguageModelling):
         del named["source"]  # its segments are of gradient descent
     else:

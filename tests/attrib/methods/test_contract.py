@@ -1,7 +1,8 @@
 """What every method satisfies: a new method is one more row of ROWS."""
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,11 +45,24 @@ ROWS = {
     "logra": Row(lambda start, end: methods.LoGra(rank=3)),
     "source": Row(lambda start, end: methods.SOURCE([Segment([start], 0.1, 3), Segment([end], 0.1, 3)])),
     "magic": Row(lambda start, end: methods.MAGIC(start, RECIPE)),
+    "adamw": Row(lambda start, end: methods.AdamWInfluence(start, RECIPE)),
+    "bif": Row(lambda start, end: methods.BIF(draws=40, rate=1e-2, locality=10.0, burn_in=10, every=2)),
+    "daunce": Row(lambda start, end: methods.Daunce(moved(end)), "covariance"),
     "representation": Row(lambda start, end: methods.Representation(), "cosine"),
     "grand": Row(lambda start, end: methods.GraNd([start, end]), "norm of the gradient", queried=False),
     "el2n": Row(lambda start, end: methods.EL2N([start, end]), "norm of the error", queried=False),
     "bm25": Row(lambda start, end: methods.BM25(), "BM25", classification=False),
 }
+
+
+def moved(end: nn.Module) -> list[nn.Module]:
+    """Models beside this one, as training on other data would leave them."""
+    found = [copy.deepcopy(end) for _ in range(40)]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in (p for model in found for p in model.parameters()):
+            p.add_(torch.randn(p.shape, generator=generator).to(p), alpha=0.05)
+    return found
 
 
 def test_every_method_has_a_row_and_its_own_name() -> None:
@@ -62,6 +76,7 @@ class Problem:
 
     start: nn.Module
     trained: TrainedModel
+    recipe: Recipe = RECIPE
 
     @classmethod
     def of(cls, kind: str) -> "Problem":
@@ -75,8 +90,34 @@ class Problem:
         begun = TrainedModel(start, train, task, quiet=True)
         return cls(start, begun.replace(model=Trajectory.record(begun, RECIPE, 0).trained()))
 
+    def random(self) -> "Problem":
+        """The same from other random weights, trained in the same way."""
+        start = copy.deepcopy(self.start)
+        with torch.no_grad():
+            for p in start.parameters():
+                p.copy_(torch.randn_like(p))
+        return self._from(start, self.trained.train)
+
+    def doubled(self) -> "Problem":
+        """The same with every example there twice, in every step."""
+        train = self.trained.train
+        ids = np.concatenate([train.ids, train.ids + 1000])
+        columns: dict[str, Any] = {
+            name: np.concatenate([values, values]) if isinstance(values, np.ndarray) else [*values, *values]
+            for name, values in train.columns.items()
+        }
+        return self._from(self.start, Examples.of(columns, ids=ids))
+
+    def _from(self, start: nn.Module, train: Examples) -> "Problem":
+        recipe = replace(RECIPE, batch_size=len(train))
+        begun = self.trained.replace(model=start, train=train)
+        trained = begun.replace(model=Trajectory.record(begun, recipe, 0).trained())
+        return Problem(start, trained, recipe)
+
     def fit(self, name: str, **options: Any) -> Any:
-        return ROWS[name].build(self.start, self.trained.model).fit(self.trained.replace(**options))
+        method = ROWS[name].build(self.start, self.trained.model)
+        replayed = {"recipe": self.recipe} if isinstance(method, methods.MAGIC) else {}
+        return replace(method, **replayed).fit(self.trained.replace(**options))
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +169,28 @@ def test_an_example_helps_itself(name: str, problem: Problem) -> None:
     assert (own > np.median(scores, axis=1)).mean() > 0.85
     best = fitted.top(train, k=2)
     np.testing.assert_allclose(best["helpful"].values, -np.sort(-scores, axis=1)[:, :2], rtol=1e-4, atol=1e-6)
+
+
+WEIGHTLESS = ("bm25",)  # what sees no model
+DRAWN = ("lissa", "astra", "bif")  # a copy is another example to their batches
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in WEIGHTLESS])
+def test_scores_change_if_the_weights_are_random(name: str, problem: Problem) -> None:
+    """A method whose scores survive random weights explains something else than the model."""
+    torch.manual_seed(5)
+    other = problem.random()
+    queries = problem.trained.train.select([1, 0, 4])
+    one, two = (p.fit(name).score(queries).values for p in (problem, other))
+    assert np.abs(one - two).max() > 0.1 * np.abs(one).max()
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in DRAWN])
+def test_a_copy_of_an_example_has_its_score(name: str, problem: Problem) -> None:
+    doubled = problem.doubled()
+    scores = doubled.fit(name).score(problem.trained.train.select([1, 0, 4])).values
+    half = scores.shape[1] // 2
+    np.testing.assert_allclose(scores[:, :half], scores[:, half:], atol=1e-4 * np.abs(scores).max())
 
 
 @pytest.mark.parametrize("name", ["cg", "trak", "logra", "magic", "representation", "el2n"])

@@ -15,7 +15,6 @@ from whence.attrib import methods
 from whence.attrib.lexical import token_counts
 from whence.attrib.methods.ekfac import FRESH
 from whence.attrib.methods.features import random_projection
-from whence.attrib.methods.magic import unroll
 from whence.attrib.methods.shampoo import Shampoo
 from whence.attrib.methods.source import SOURCE, Segment
 from whence.cache import (
@@ -23,6 +22,7 @@ from whence.cache import (
     DataError,
     Examples,
     ModelError,
+    NumericalError,
     Regression,
     ResourceError,
     TrainedModel,
@@ -125,6 +125,43 @@ def test_redrawn_eigenvalues_are_of_labels_that_the_basis_has_not_seen() -> None
         np.testing.assert_allclose(own.eigenvalues, squares, atol=1e-9 * squares.max())
 
 
+def test_daunce_is_a_covariance_over_models() -> None:
+    case = cases.build("mlp")
+    models = [copy.deepcopy(case.model) for _ in range(5)]
+    with torch.no_grad():
+        for number, model in enumerate(models):
+            model[0].weight.mul_(1 + 0.1 * number**2)
+    queries = case.examples.select([2, 5])
+    batch, own = case.examples.batch(range(12)), queries.batch([0, 1])
+    losses = np.stack([case.task.loss(m, batch).detach().numpy() for m in models])
+    measured = np.stack([case.task.measurement(m, own).detach().numpy() for m in models])
+    wanted = -np.array([[np.cov(measured[:, q], losses[:, n])[0, 1] for n in range(12)] for q in range(2)])
+    np.testing.assert_allclose(scored(case, methods.Daunce(models), queries), wanted, rtol=1e-4, atol=1e-9)
+    with pytest.raises(UsageError, match="at least two"):
+        methods.Daunce(models[:1]).fit(case.trained())
+
+
+def test_bayesian_influence_is_damped_influence_where_losses_are_quadratic() -> None:
+    """Linear regression: the sampled weights are normal around the solution, so the covariance is known."""
+    rng = np.random.default_rng(0)
+    x, model = rng.normal(size=(40, 3)), nn.Linear(3, 1, bias=False).double()
+    y = x @ np.array([1.0, -2.0, 0.5]) + 0.5 * rng.normal(size=40)
+    solution = np.linalg.solve(x.T @ x, x.T @ y)
+    with torch.no_grad():
+        model.weight.copy_(torch.as_tensor(solution[None]))
+    case = cases.Case("solved", model, Examples.of((x, y)), Regression())
+    method = methods.BIF(draws=300, every=12, burn_in=60, rate=1e-2, locality=4.0, beta=0.5, batch=None)
+    found = scored(case, method, case.examples.select(range(4)))
+    damped = x.T @ x / 40 + 4.0 / (0.5 * 40) * np.eye(3)
+    wanted = -x[:4] @ np.linalg.solve(damped, (x * (x @ solution - y)[:, None]).T) / 40
+    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.97
+    assert np.polyfit(wanted.ravel(), found.ravel(), 1)[0] == pytest.approx(1, abs=0.2)
+    with pytest.raises(NumericalError, match="diverged"):
+        methods.BIF(rate=1e3, locality=1.0).fit(case.trained())
+    with pytest.raises(UsageError, match="two draws"):
+        methods.BIF(draws=1).fit(case.trained())
+
+
 def test_grand_and_el2n_are_their_definitions() -> None:
     case = cases.build("mlp")
     queries = case.examples.select([0])
@@ -206,7 +243,7 @@ def test_unrolling_is_the_derivative_of_training(name: str) -> None:
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
     state = methods.MAGIC(case.model, recipe, 3).fit(end)
     queries = train.select([1, 4])
-    found = unroll(state.run, end, queries)
+    found = state.unrolled(queries)
     for n in (0, 4, 7):
         ends = []
         for sign in (1, -1):

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from tests import cases, reference
 from whence.attrib import Identity
 from whence.cache import Classification, Examples, LanguageModelling, ModelError, Store, TrainedModel, find_sites
+from whence.cache.model import calls
 from whence.cache.model import capture as capturing
 from whence.cache.model.batches import position_mask
 from whence.cache.model.layers import Embedding, Linear, Normalisation
@@ -75,22 +76,6 @@ class Prototypes(nn.Module):
         return torch.tanh(self.encode(x)) @ torch.tanh(self.project(self.protos)).T
 
 
-class Experts(nn.Module):
-    """Vectors go to one of two experts by the sign of their first number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.experts, self.head = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)]), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(0, 1)
-        out = torch.zeros_like(flat)
-        for number, expert in enumerate(self.experts):
-            chosen = (flat[:, 0] > 0) == bool(number)
-            out[chosen] = expert(flat[chosen])
-        return self.head(torch.tanh(out).view_as(x).mean(1))
-
-
 class Positions(nn.Module):
     def __init__(self, form: str) -> None:
         super().__init__()
@@ -136,30 +121,61 @@ class Heads(nn.Module):
 
 
 @pytest.mark.parametrize(("count", "length"), [(12, 5), (6, 6), (4, 4), (8, 8)])
-def test_sequence_first_is_refused_whatever_the_batch(count: int, length: int) -> None:
-    with pytest.raises(ModelError, match=r"(?s)mix.*assigned to examples"):
-        Identity().fit(bound(SequenceFirst(), images(count, length)))
+def test_sequence_first_equals_autograd_whatever_the_batch(count: int, length: int) -> None:
+    check_equals_autograd(bound(SequenceFirst(), images(count, length)))
+
+
+def test_sequence_first_transformer_layers_equal_autograd() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.TransformerEncoderLayer(8, 2, 16), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer(x.transpose(0, 1)).mean(0))
+
+    model = Encoder()
+    sites = find_sites(model, kinds=("linear", "norm"), quiet=True)
+    trained = bound(model, images(6, 5), sites=sites)
+    assert trained.find().alone == ()  # its second axis is the batch
+    check_equals_autograd(trained)
+
+
+class FlatSequenceFirst(SequenceFirst):
+    """Positions before examples on one axis, which no shape shows; and a second layer of that kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.transpose(0, 1).flatten(0, 1)
+        return self.head(torch.tanh(self.more(torch.tanh(self.mix(flat)))).unflatten(0, (x.shape[1], -1)).mean(0))
+
+
+def test_every_site_whose_gradients_are_wrong_is_named_with_what_leaves_it_out() -> None:
+    trained = bound(FlatSequenceFirst(), images(6, 5))
+    with pytest.raises(ModelError, match=r"(?s)2 sites \(mix, more\).*exclude=\['mix', 'more'\]") as error:
+        trained.check()
+    sites = eval(error.value.cure.split("sites=")[1].rstrip("."), {"model": trained.model, "find_sites": find_sites})
+    check_equals_autograd(trained.replace(sites=sites))
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 6, 8])
 @pytest.mark.parametrize("prototypes", [3, 4, 6, 8])
-def test_layers_on_learned_vectors_are_refused_and_the_rest_is_right(count: int, prototypes: int) -> None:
-    trained = bound(Prototypes(prototypes), cases.vectors(count, classes=prototypes), store=None)
-    with pytest.raises(ModelError, match=r"(?s)project.*exclude='project'"):
-        Identity().fit(trained)
-    rest = find_sites(trained.model, exclude="project", quiet=True)
-    trained.replace(sites=rest).check()
+def test_layers_on_learned_vectors_equal_autograd(count: int, prototypes: int) -> None:
+    check_equals_autograd(bound(Prototypes(prototypes), cases.vectors(count, classes=prototypes), store=None))
 
 
 def test_windows_equal_autograd() -> None:
     check_equals_autograd(bound(Windows(), images(6, 6)))
 
 
-def test_an_expert_that_the_first_example_does_not_use_is_named() -> None:
-    examples = images(8, 3)
-    examples.columns["x"][:1, :, 0] = 1.0
-    with pytest.raises(ModelError, match="experts"):
-        Identity().fit(bound(Experts(), examples))
+def test_a_weight_that_is_used_outside_its_layer_is_refused() -> None:
+    model = network()
+    model.forward = lambda x: model[2](torch.tanh(model[0](x))) * model[2].weight.norm()  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match=r"(?s)At 2,.*used outside"):
+        bound(model, cases.vectors(4, classes=3)).check()
 
 
 @pytest.mark.parametrize("form", ["t", "1t", "flat"])
@@ -173,13 +189,12 @@ def test_position_tables_looked_up_once_equal_autograd(form: str, positions: int
 
 
 @pytest.mark.parametrize("form", ["one", "unsqueezed"])
-def test_tables_that_cannot_be_spread_over_the_batch_are_named(form: str) -> None:
-    tokens = np.random.default_rng(0).integers(0, 11, (5, 6))
+@pytest.mark.parametrize("length", [5, 6])
+def test_tables_that_cannot_be_spread_over_the_batch_equal_autograd(form: str, length: int) -> None:
+    tokens = np.random.default_rng(0).integers(0, 11, (5, length))
     model = Positions(form)
     sites = find_sites(model, kinds=("linear", "embedding"), quiet=True)
-    trained = bound(model, Examples.of({"input_ids": tokens}), LanguageModelling(), sites=sites)
-    with pytest.raises(ModelError, match=r"(?s)wpe.*exclude='wpe'"):
-        Identity().fit(trained)
+    check_equals_autograd(bound(model, Examples.of({"input_ids": tokens}), LanguageModelling(), sites=sites))
 
 
 class Scaled(nn.Embedding):
@@ -449,6 +464,25 @@ def test_the_verdict_is_kept_once_per_model_data_and_sites(store: Store, monkeyp
     assert len(calls) == 4
 
 
+def test_a_model_that_was_checked_is_not_hashed_again_at_each_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = bound(network(), cases.vectors())
+    sites = trained.find()
+    trained.run("loss", sites)
+    hashed = []
+    monkeypatch.setattr("whence.cache.model.trained.model_fingerprint", hashed.append)
+    trained.run("loss", sites)
+    assert not hashed
+
+
+def test_a_model_whose_forward_is_changed_is_checked_again() -> None:
+    trained = bound(network(), cases.vectors())
+    trained.check()
+    plain = trained.model.forward
+    trained.model.forward = lambda x: plain(x) * trained.model[2].weight.norm()  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="used outside"):
+        trained.check()
+
+
 def test_a_stored_verdict_of_other_losses_is_another_model(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the fingerprint cannot see is found by the losses."""
     bound(network(), cases.vectors(), store=store).check()
@@ -550,13 +584,13 @@ FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "the scale without its unit": wrap(
         Normalisation, "rows", lambda original, kind, m, x, g, n: original(kind, m, 2 * x + 1 + x.square(), g, n)
     ),
-    "one table counted for one example": wrap(
-        capturing, "_spread", lambda original, x, out, *rest: (x.expand(len(x) if len(x) > 1 else 4, -1).roll(1, 1)
-        if x.ndim == 2 and len(x) == 1 else x, out.expand(4, *out.shape[1:]) if len(out) == 1 else out)
+    "one table counted at the next position": wrap(
+        calls, "_spread", lambda original, *args: (original(*args)[0].roll(1, -1), original(*args)[1])
     ),
     "dropped gradient": wrap(
-        capturing, "_tap", lambda original, calls, name, certain: (lambda module, a, k, out: out.detach().clone())
-        if name == "up" else original(calls, name, certain)
+        calls, "_tap", lambda original, seen, name, certain: (
+            lambda *args: original(seen, name, certain)(*args).detach().clone()
+        ) if name == "up" else original(seen, name, certain)
     ),
     "padding is counted": batches(_mask(1)),
     "padding and tokens change places": batches(_shifted),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from whence.cache import UsageError
-from whence.cache.retrain.optimisers import SGD, AdamW, clipped
+from whence.cache.retrain.optimisers import SGD, AdamW, Muon, clipped, orthogonalised
 
 OPTIMISERS = {
     "sgd": (SGD(0.1, 0.0), lambda p: torch.optim.SGD(p, 0.1)),
@@ -35,6 +35,35 @@ def test_a_matrix_of_models_and_a_dict_of_one_are_torchs_own(name: str) -> None:
     torch.testing.assert_close(matrix, torch.stack([p.detach() for p in own]), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(torch.cat([single["a"], single["b"]]), matrix[1], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(start, torch.stack(list(before)))
+
+
+def test_muon_is_torchs_own_on_hidden_matrices_and_adamw_elsewhere() -> None:
+    torch.manual_seed(0)
+    shapes = {"blocks.0.w": (6, 4), "blocks.1.w": (3, 5), "blocks.0.b": (4,), "embed": (7, 4)}
+    start = {name: torch.randn(shape) for name, shape in shapes.items()}
+    optimiser = Muon(0.02, 3.0, rest=AdamW(0.02, weight_decay=0.1))
+    own = {name: nn.Parameter(p.clone()) for name, p in start.items()}
+    hidden = [own["blocks.0.w"], own["blocks.1.w"]]
+    theirs = [
+        torch.optim.Muon(hidden, lr=0.06, weight_decay=0.01, momentum=0.95),
+        torch.optim.AdamW([own["blocks.0.b"], own["embed"]], lr=0.02, weight_decay=0.1),
+    ]
+    found, state = start, optimiser.init(start)
+    for _ in range(4):
+        gradient = {name: torch.randn(shape) for name, shape in shapes.items()}
+        for name, parameter in own.items():
+            parameter.grad = gradient[name].clone()
+        for each in theirs:
+            each.step()
+        found, state = optimiser.update(gradient, state, found, 0.02)
+    assert list(found) == list(start)
+    for name, parameter in own.items():  # torch iterates in bfloat16
+        tolerance = {"rtol": 0.02, "atol": 0.02} if parameter.ndim == 2 and name != "embed" else {}
+        torch.testing.assert_close(found[name], parameter.detach(), **tolerance)
+    values = torch.linalg.svdvals(orthogonalised(torch.randn(5, 9)))
+    assert 0.5 < values.min() <= values.max() < 1.3
+    with pytest.raises(UsageError, match="Use AdamW for a bank"):
+        optimiser.init(torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
