@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..jobs.progress import say
+from ..store.entry import Entry
 from ..store.keys import key_of
 from .borrowing import borrowed
 from .capture import Batch, Captured, Objective, capture, graph_from_the_first_layer
@@ -82,16 +83,17 @@ def checked(run: "ModelPass") -> str:
     if store is not None and store.has("checks", inputs):
         entry = store.open("checks", inputs)
         if run.objective != "sampled":  # in one batch, which was found to change nothing
-            _same_model(run, entry.read("alone"), _together(run, rows), entry.key)
+            _same_model(run, entry, _together(run, rows))
         return trained.verdicts.setdefault(known, (entry.about["says"], trained.model))[0]
     alone = (
         None if run.objective == "sampled" else np.concatenate([_together(run, rows[[n]]) for n in range(len(rows))])
     )
-    _check(run, rows, alone)
+    tolerance = _check(run, rows, alone)
     says = _says(run)
     if store is not None:
         kept = np.zeros(0) if alone is None else alone
-        store.put("checks", inputs, {"alone": kept}, about={"says": says, "ids": run.examples.ids[rows].tolist()})
+        about = {"says": says, "ids": run.examples.ids[rows].tolist(), "tolerance": list(tolerance)}
+        store.put("checks", inputs, {"alone": kept}, about=about)
     trained.verdicts[known] = says, trained.model
     if not trained.quiet:
         say(says)
@@ -120,7 +122,8 @@ def _says(run: "ModelPass") -> str:
     )
 
 
-def _check(run: "ModelPass", rows: np.ndarray, alone: np.ndarray | None) -> None:
+def _check(run: "ModelPass", rows: np.ndarray, alone: np.ndarray | None) -> Tolerance:
+    """Raise ModelError unless the checks pass; the tolerance that they pass within."""
     trained = run.trained
     batch = trained.batch(run.examples, rows)
     for attempt in range(3):  # a label that is sampled at a boundary may change with the last bit: another seed then
@@ -129,7 +132,7 @@ def _check(run: "ModelPass", rows: np.ndarray, alone: np.ndarray | None) -> None
         weights = torch.as_tensor(np.random.default_rng(SEED).uniform(0.5, 2.0, len(rows)))
         weights[1::2] *= -1
         values, wanted = _autograd(trained.model, run.sites, batch, objective, weights)
-        tolerance = _tolerance(trained.dtype, seen.value)
+        tolerance = _tolerance(trained.dtype, seen.value, *seen.grads.values())  # autocast computes in another type
         if _close(_numbers(values), _numbers(seen.value), tolerance).all():
             break
     else:
@@ -140,8 +143,9 @@ def _check(run: "ModelPass", rows: np.ndarray, alone: np.ndarray | None) -> None
             "sampling or noise in the forward pass, or a layer that is replaced when hooks are on it.",
         )
     if alone is not None:
-        _check_alone(run, rows, batch, alone, _numbers(seen.value))
-    _check_gradients(run, seen, weights, wanted)
+        _check_alone(run, rows, batch, alone, _numbers(seen.value), tolerance)
+    _check_gradients(run, seen, weights, wanted, tolerance)
+    return tolerance
 
 
 def _together(run: "ModelPass", rows: Int64[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
@@ -151,8 +155,9 @@ def _together(run: "ModelPass", rows: Int64[np.ndarray, " k"]) -> Float[np.ndarr
         return _numbers(run.of(trained.model, trained.batch(run.examples, rows)))
 
 
-def _check_alone(run: "ModelPass", rows: np.ndarray, batch: Batch, alone: np.ndarray, value: np.ndarray) -> None:
-    tolerance = _tolerance(run.trained.dtype, batch.get("x"))
+def _check_alone(
+    run: "ModelPass", rows: np.ndarray, batch: Batch, alone: np.ndarray, value: np.ndarray, tolerance: Tolerance
+) -> None:
     bad = np.flatnonzero(~_close(value, alone, tolerance))
     if not len(bad):
         return
@@ -174,7 +179,9 @@ def _check_alone(run: "ModelPass", rows: np.ndarray, batch: Batch, alone: np.nda
     )
 
 
-def _check_gradients(run: "ModelPass", seen: Captured, weights: Tensor, wanted: dict[str, Tensor]) -> None:
+def _check_gradients(
+    run: "ModelPass", seen: Captured, weights: Tensor, wanted: dict[str, Tensor], tolerance: Tolerance
+) -> None:
     found, scales = {}, {}
     for site in run.sites:
         a, g = (_wide(t) for t in (seen.inputs[site.name], seen.grads[site.name]))
@@ -189,7 +196,7 @@ def _check_gradients(run: "ModelPass", seen: Captured, weights: Tensor, wanted: 
         for site, own, true in _by_site(users, matrix.reshape(truth.shape), truth):
             scale = max(float(true.norm()), 0.1 * scales[site.name])
             error = float((own - true).norm())
-            if error > _tolerance(run.trained.dtype, wanted[name]).relative * scale:
+            if error > tolerance.relative * scale:
                 bad[site.name] = max(bad.get(site.name, 0.0), error / max(float(true.norm()), 1e-30))
     if bad:
         raise _wrong_gradients(run, bad)
@@ -257,12 +264,14 @@ def _without_grads(model: nn.Module) -> Iterator[None]:
             parameter.grad = grad
 
 
-def _same_model(run: "ModelPass", stored: np.ndarray, found: np.ndarray, key: str) -> None:
-    if stored.shape != found.shape or _close(found, stored, _tolerance(run.trained.dtype, None)).all():
+def _same_model(run: "ModelPass", entry: Entry, found: np.ndarray) -> None:
+    stored, known = entry.read("alone"), entry.about.get("tolerance")  # none is with the verdicts of an older version
+    tolerance = _tolerance(run.trained.dtype) if known is None else Tolerance(*known)
+    if stored.shape != found.shape or _close(found, stored, tolerance).all():
         return
     raise ModelError(
         f"This model gives {_name(run)} {found.round(5).tolist()} for the examples that it was checked on; the entry "
-        f"{key[:12]} was computed with {stored.round(5).tolist()}.",
+        f"{entry.key[:12]} was computed with {stored.round(5).tolist()}.",
         "The weights are the same and the forward pass is not: restore the code or the settings that it was computed "
         "with, or use another store.",
     )
@@ -286,7 +295,7 @@ def _wide(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def _tolerance(dtype: torch.dtype | None, value: Tensor | None) -> Tolerance:
-    """Of the coarser of the model's type and the value's."""
-    types = [t for t in (dtype, None if value is None else value.dtype) if t in TOLERANCES]
+def _tolerance(dtype: torch.dtype | None, *values: Tensor) -> Tolerance:
+    """Of the coarsest of the model's type and the values'."""
+    types = [t for t in (dtype, *(value.dtype for value in values)) if t in TOLERANCES]
     return max((TOLERANCES[t] for t in types), default=TOLERANCES[torch.float32])

@@ -621,3 +621,26 @@ def test_a_planted_fault_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
     FAULTS[fault](monkeypatch)
     with pytest.raises(ModelError):
         problem().check()
+
+
+class Autocast(nn.Module):
+    """Weights in float32, computed with in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.up = nn.Embedding(31, 16), nn.Linear(16, 64)
+        self.down, self.head = nn.Linear(64, 16), nn.Linear(16, 31)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            x = self.embed(input_ids)
+            return self.head(x + self.down(torch.tanh(self.up(x.cumsum(1) / 4))))
+
+
+def test_a_model_under_autocast_is_checked_at_the_type_that_it_computes_in(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    texts = Examples.of({"input_ids": [rng.integers(0, 31, n) for n in rng.integers(5, 13, 20)]})
+    for _ in range(2):  # the second time with a stored verdict
+        trained = TrainedModel(Autocast(), texts, LanguageModelling(), sites=["up", "down"], store=Store(tmp_path))
+        assert "gradients are autograd's at 2 sites" in trained.check()
