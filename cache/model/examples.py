@@ -105,7 +105,7 @@ class Examples:
         if self._sequences is not None:
             return _lengths(self.columns[self._sequences])
         tokens = self.columns.get("input_ids")
-        return np.full(len(self), 1 if tokens is None else np.shape(tokens)[1], np.int64)
+        return np.full(len(self), 1 if tokens is None else np.asarray(tokens).shape[1], np.int64)
 
     @cached_property
     def real_positions(self) -> Int64[np.ndarray, " n"]:
