@@ -14,7 +14,7 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode with frozen parameters, its layers called one by one: neither as compiled graphs nor
     as the fused paths of torch's transformer layers, both of which run no hooks, nor its experts all in one product.
     On the way out every module's mode and every parameter's requires_grad is what it was."""
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in modules_of(model)]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     fused = torch.backends.mha.get_fastpath_enabled()
     experts = [(config, config._experts_implementation_internal) for config in _configs(model)]
@@ -36,6 +36,14 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
                 module.training = mode
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Every module that a forward pass may run: those of the model's tree, and of the model inside a bridge of
+    TransformerLens, some of whose modules (a dropout, for one) are not in the bridge's own tree."""
+    inside = [vars(module).get("original_model") for module in model.modules()]
+    trees = [model, *(inner for inner in inside if isinstance(inner, nn.Module))]
+    return list({id(module): module for tree in trees for module in tree.modules()}.values())
 
 
 def _configs(model: nn.Module) -> list[Any]:

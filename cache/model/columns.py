@@ -50,7 +50,7 @@ def _columns_of_dataset(data: Any) -> dict[str, Column]:
     """The columns of numbers of a data set of Hugging Face: those that are large are read from its memory-mapped
     files as needed."""
     table, chosen = data.data.table, getattr(data, "_indices", None)
-    large: dict[str, Any] = {}
+    large: dict[str, Column] = {}
     for name in data.column_names:
         column = _large(table.column(name))
         if column is not None:
@@ -58,8 +58,8 @@ def _columns_of_dataset(data: Any) -> dict[str, Column]:
     others = [name for name in data.column_names if name not in large]
     items = data.select_columns(others) if others else []
     rest = _columns_of_rows([items[row] for row in range(len(items))], bool(large)) if len(items) else {}
-    found = large | rest
-    return {name: found[name] for name in data.column_names if name in found}
+    both = {**rest, **large}
+    return {name: both[name] for name in data.column_names if name in both}
 
 
 def _large(column: Any) -> Ragged | None:
