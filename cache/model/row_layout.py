@@ -87,8 +87,8 @@ def outputs(trained: TrainedModel, names: Sequence[str], batch: dict[str, Tensor
     """
     try:
         seen = outputs_at(trained.model, names, partial(forward, trained, batch))
-        of = {name: trained.model.get_submodule(full_name(trained.model, name)) for name in seen}
-        return {name: channels_last(of[name], x) for name, x in seen.items()}
+        model = trained.model
+        return {n: channels_last(model.get_submodule(full_name(model, n)), x) for n, x in seen.items()}
     except (IndexError, RuntimeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise

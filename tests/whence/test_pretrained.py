@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from whence.cache import Classification, Examples, ModelError, TrainedModel, UsageError, find_sites
+from whence.cache.model.borrowing import borrowed, modules_of
 from whence.cli import main
 from whence.corpora import Vocabulary
 from whence.inputs import load_model
 from whence.options import Loading
-from whence.pretrained import context_of
+from whence.pretrained import context_of, pretrained
 
 WEIGHTS = "model.safetensors"
 ONE = "transformer.h.0.mlp.c_fc.weight"
@@ -257,3 +258,15 @@ def as_gguf(gguf, path: Path, tensors: dict[str, torch.Tensor]) -> None:
     file.write_kv_data_to_file()
     file.write_tensors_to_file()
     file.close()
+
+
+def test_every_module_of_a_bridge_is_in_evaluation_mode_while_it_is_borrowed(folder: Path) -> None:
+    model, _ = pretrained(str(folder))
+    inside = modules_of(model)
+    assert len(inside) > len(list(model.modules()))  # a dropout that the bridge's own tree does not have
+    for module in inside:
+        module.training = True
+    with borrowed(model), torch.no_grad():
+        first, second = (model(torch.arange(8)[None]) for _ in range(2))
+    torch.testing.assert_close(getattr(first, "logits", first), getattr(second, "logits", second), rtol=0, atol=0)
+    assert all(module.training for module in inside)
