@@ -137,7 +137,7 @@ def test_titles_and_texts_travel_with_scores() -> None:
     assert [f"row {i}" for i in best.helpful_id.values[0]] == best.helpful_title.values[0].tolist()
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"magic", "source", "bm25"}))
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"magic", "adamw", "source", "daunce", "bm25"}))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_method_takes_half_precision(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)

@@ -127,7 +127,7 @@ def test_splicing_the_activations_themselves_changes_nothing(trained, whole):
 
 def test_splicing_zeros_recovers_nothing(trained):
     class Nothing(Codec):
-        origin, atoms = Origin(), np.zeros((0, 8), np.float32)
+        origin, atoms, fingerprint = Origin(), np.zeros((0, 8), np.float32), "nothing"
 
         def encode_array(self, x, k=None):
             return Code(x[:, :0], x[:, :0], x[:, 0], x[:, 0])
