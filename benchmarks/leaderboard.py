@@ -35,7 +35,7 @@ TESTS: dict[Test, str] = {
     "documents": "documents",
     "qld": "QLD, nats",
 }
-SHORT = ("identity", "kfac", "ekfac", "logra", "magic", "bm25")
+SHORT = ("identity", "kfac", "ekfac", "kfac, damping 0.1", "ekfac, damping 0.1", "cg", "logra", "magic", "bm25")
 Regime = Literal["short", "short, eps 1e-5", "short, eps 1e-3", "long", "long, eps 1e-3", "SGD"]
 
 

@@ -180,15 +180,15 @@ def dattri_llm(name: str, saved: Saved, out: Path) -> np.ndarray:
 DATTRI = ("dattri==0.3.0",)
 DATTRI_LLM = ("dattri-llm==0.1.0", "dattri==0.3.0")
 PEERS: dict[str, Peer] = {
-    "kronfluence EK-FAC": Peer(KRONFLUENCE, partial(kronfluence, "ekfac"), "ekfac"),
-    "kronfluence K-FAC": Peer(KRONFLUENCE, partial(kronfluence, "kfac"), "kfac"),
-    "kronfluence diagonal": Peer(KRONFLUENCE, partial(kronfluence, "diagonal"), "diagonal"),
+    "kronfluence EK-FAC": Peer(KRONFLUENCE, partial(kronfluence, "ekfac"), "ekfac, damping 0.1"),
+    "kronfluence K-FAC": Peer(KRONFLUENCE, partial(kronfluence, "kfac"), "kfac, damping 0.1"),
+    "kronfluence diagonal": Peer(KRONFLUENCE, partial(kronfluence, "diagonal"), "diagonal, damping 0.1"),
     "kronfluence identity": Peer(KRONFLUENCE, partial(kronfluence, "identity"), "identity"),
-    "dattri-llm EK-FAC": Peer(DATTRI_LLM, partial(dattri_llm, "EK-FAC"), "ekfac"),
-    "dattri-llm K-FAC": Peer(DATTRI_LLM, partial(dattri_llm, "K-FAC"), "kfac"),
+    "dattri-llm EK-FAC": Peer(DATTRI_LLM, partial(dattri_llm, "EK-FAC"), "ekfac, damping 0.1"),
+    "dattri-llm K-FAC": Peer(DATTRI_LLM, partial(dattri_llm, "K-FAC"), "kfac, damping 0.1"),
     "dattri-llm gradient product": Peer(DATTRI_LLM, partial(dattri_llm, "gradient product"), "identity"),
-    "dattri EK-FAC": Peer(DATTRI, partial(dattri, "EK-FAC"), "ekfac"),
-    "dattri DataInf": Peer(DATTRI, partial(dattri, "DataInf"), "datainf"),
+    "dattri EK-FAC": Peer(DATTRI, partial(dattri, "EK-FAC"), "ekfac, damping 0.1"),
+    "dattri DataInf": Peer(DATTRI, partial(dattri, "DataInf"), "datainf, damping 0.1"),
     "dattri TRAK": Peer(DATTRI, partial(dattri, "TRAK"), "trak"),
     "traker TRAK": Peer(("traker==0.3.2",), traker, "trak"),
 }

@@ -60,7 +60,8 @@ def test_the_model_of_some_epochs_is_the_run_stopped_there(small: Problem) -> No
     stopped, alone = small.model_of(epochs=1), replace(small, recipe=replace(small.recipe, epochs=1)).model_of()
     assert any(not torch.equal(a, b) for a, b in zip(stopped.parameters(), alone.parameters()))
     for a, b in zip(small.model_of(epochs=2).parameters(), small.model.parameters()):
-        assert torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # trained in a bank, and recorded
+    assert small.trained().training is not None
 
 
 def test_each_model_lacks_one_document(small: Problem, store: Store) -> None:

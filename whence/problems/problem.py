@@ -6,14 +6,14 @@ retrained models differ by their data only.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from whence.attrib import methods
+from whence.attrib import Damping, methods
 from whence.attrib.evaluate import flip_labels
 from whence.cache import Classification, Examples, LanguageModelling, Store, Task, TrainedModel, UsageError
 from whence.cache.retrain.bank import Bank
@@ -21,9 +21,12 @@ from whence.cache.retrain.loop import train
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe
 from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import subset_masks
+from whence.cache.retrain.trajectory import Trajectory
 
 from ..corpora import biographies, digits, language_reference
 from .small_transformer import SmallTransformer as SmallTransformer
+
+FIXED = ", damping 0.1"  # after the name of a method whose damping is the paper's, whatever is known of the training
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +90,21 @@ class Problem:
 
     @cached_property
     def model(self) -> nn.Module:
-        return self.model_of()
+        return self.model_of() if self.run is None else self.run.trained()
+
+    @cached_property
+    def run(self) -> Trajectory | None:
+        """The recorded run of a fine-tuned model: methods then know how it was trained, as users' do."""
+        if not self.pretrained:
+            return None
+        return Trajectory.record(TrainedModel(self.start, self.train, self.task, device=self.device), self.recipe, 0)
 
     def trained(self, store: Store | None = None, quiet: bool = True) -> TrainedModel:
         """The trained model with its data and task."""
         return TrainedModel(
             self.model, self.train, self.task, sites=list(self.patterns), store=store, quiet=quiet, device=self.device,
             dtype=None if self.dtype is None else getattr(torch, self.dtype),
+            training=None if self.run is None else self.run.recorded(),
         )  # fmt: skip
 
 
@@ -176,7 +187,12 @@ def methods_for(problem: Problem, names: list[str] | None = None) -> dict[str, A
     named["magic"] = lambda: methods.MAGIC(problem.start, problem.recipe)
     named["adamw"] = lambda: methods.AdamWInfluence(problem.start, problem.recipe)
     named["daunce"] = lambda: methods.Daunce(problem.perturbed(32))
-    if speed is None or isinstance(problem.task, LanguageModelling):
+    if problem.pretrained:  # its run is known, which sets the damping; the paper's beside it, as peers have it
+        named |= {"tracin": methods.TracIn, "source": methods.SOURCE}
+        for name in ("ekfac", "kfac", "diagonal", "datainf"):
+            fixed: Any = methods.METHODS[name]
+            named[name + FIXED] = partial(fixed, damping=Damping())
+    elif speed is None or isinstance(problem.task, LanguageModelling):
         del named["source"]  # its segments are of gradient descent
     else:
         cuts = sorted({max(1, whole // 4), half, whole})
