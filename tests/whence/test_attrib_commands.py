@@ -100,7 +100,11 @@ def test_index_and_query(capsys) -> None:
     assert found["index"] == built["key"]
     assert 0 < found["recall_at_10_index"] <= found["recall_at_10_reranked"] <= 1
     assert main(["attrib", "query", "--width", "300", "--quiet", "--first", "1", "--check"]) == 0
-    assert "after its 24 best are reranked" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "after its 24 best are reranked" in printed
+    assert "(log-probability -" in printed
+    scored = facts_of(capsys, "score", "--top", "1")["queries"]
+    assert [q["logprob"] for q in found["queries"]] == pytest.approx([q["logprob"] for q in scored])
 
 
 @pytest.mark.parametrize("view", ["output", "input", "position"])

@@ -116,6 +116,7 @@ class Query(QueryOptions, Compressed, Job, Printed):
     """Score everything as well, and report recall@10 of the index alone and after the rerank."""
 
     def run(self) -> None:
+        from whence.attrib.annotations import impossible
         from whence.attrib.index.search import Hits
 
         if self.candidates < self.top:
@@ -127,7 +128,9 @@ class Query(QueryOptions, Compressed, Job, Printed):
         best = Hits(hits.ids[:, : self.top], hits.scores[:, : self.top])
         if self.rerank:
             best = index.rerank(hits, queries, self.top)
-        entries = lists(loaded, queries, {"helpful": (best.ids, best.scores)})
+        factors, logprob = loaded.factors, loaded.factors.logprobs(queries)
+        marks = [] if logprob is None else [impossible(best.scores, logprob, factors.measure)]
+        entries = lists(loaded, queries, {"helpful": (best.ids, best.scores, *marks)}, logprob)
         facts: dict[str, Any] = {"index": index.entry.key, "exact": self.rerank, "queries": entries}
         if self.check:
             facts |= recalls(loaded, queries, hits.ids)

@@ -56,7 +56,8 @@ class QueryOptions:
 
 
 def entry_of(queries: "Examples", row: int, scores: Any = None, **found: Any) -> dict[str, Any]:
-    """One query and what was found for it; its log-probability if the scores have it."""
+    """One query and what was found for it; its log-probability if the scores have it. scores: a result with the
+    coordinate `logprob`, or the log-probabilities [q] themselves."""
     about, identity = queries.about, int(queries.ids[row])
     if "prompt" in about and "completion" in about:
         asked = f"{about['prompt'][row]} [{str(about['completion'][row]).strip()}]"
@@ -66,7 +67,9 @@ def entry_of(queries: "Examples", row: int, scores: Any = None, **found: Any) ->
     if "document" in about and about["document"][row] != identity:
         entry["document"] = about["document"][row]
     entry["asked"] = asked
-    if scores is not None and "logprob" in scores.coords:
+    if isinstance(scores, np.ndarray):
+        entry["logprob"] = float(scores[row])
+    elif scores is not None and "logprob" in scores.coords:
         entry["logprob"] = float(scores["logprob"].values[row])
     return entry | found
 
