@@ -17,10 +17,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
-demo: $(READY) ## train a small model, explain what it writes, write out/report.html (six minutes; seconds afterwards)
+demo: $(READY) ## train a small model, explain what it writes, write out/report.html (five minutes; seconds afterwards)
 	$(BIN)/whence demo
 
-test: $(READY) lint docs ## linters, types, documents and the whole suite (twelve minutes)
+test: $(READY) lint docs ## linters, types, documents and the whole suite (fifteen minutes)
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
 
 lint: $(READY) ## ruff, mypy and the import contracts
