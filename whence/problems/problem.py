@@ -189,7 +189,7 @@ def methods_for(problem: Problem, names: list[str] | None = None) -> dict[str, A
     named["daunce"] = lambda: methods.Daunce(problem.perturbed(32))
     if problem.pretrained:  # its run is known, which sets the damping; the paper's beside it, as peers have it
         named |= {"tracin": methods.TracIn, "source": methods.SOURCE}
-        for name in ("ekfac", "kfac", "diagonal", "datainf"):
+        for name in ("ekfac", "kfac", "shampoo", "diagonal", "datainf"):
             fixed: Any = methods.METHODS[name]
             named[name + FIXED] = partial(fixed, damping=Damping())
     elif speed is None or isinstance(problem.task, LanguageModelling):
