@@ -79,9 +79,8 @@ def annotated(
     if logprob is not None:
         found["logprob"] = ("query", logprob)
         if scores.attrs["units"] == "nats" and values.ndim == 2:
-            marks = impossible(values, logprob, str(scores.attrs["measurement"]))
-            warnings += impossible_text(values, logprob, marks, queries.ids, train.ids)
-            found |= {"impossible": (("query", "train"), marks)} if marks.any() else {}
+            marks, said = _marks(scores, values, logprob)
+            found, warnings = found | marks, warnings + said
     sure: Any = [] if logprob is None or scores.attrs["measurement"] not in ("logprob", "loss") else logprob > -CERTAIN
     if np.any(sure):
         warnings.append(
@@ -96,12 +95,18 @@ def marked(
 ) -> "xarray.DataArray":
     """Scores [query, train] of groups, with the `logprob` of the queries' groups, and `impossible` and
     `attrs["warning"]` if a score is. caution: of the fit, first in the warning."""
-    marks = impossible(scores.values, logprob, str(scores.attrs["measurement"]))
-    warnings = [caution] if caution else []
-    warnings += impossible_text(scores.values, logprob, marks, scores["query"].values, scores["train"].values)
-    found: dict[str, Any] = {"logprob": ("query", logprob)}
-    found |= {"impossible": (("query", "train"), marks)} if marks.any() else {}
-    return scores.assign_coords(found).assign_attrs(warned(warnings, trained))
+    marks, said = _marks(scores, scores.values, logprob)
+    warnings = [*([caution] if caution else []), *said]
+    return scores.assign_coords(logprob=("query", logprob), **marks).assign_attrs(warned(warnings, trained))
+
+
+def _marks(
+    scores: "xarray.DataArray", values: Float[np.ndarray, "q n"], logprob: Float[np.ndarray, " q"]
+) -> tuple[dict[str, Any], list[str]]:
+    """The coordinate `impossible` [query, train] of scores with these values, if one is, and the warning about them."""
+    marks = impossible(values, logprob, str(scores.attrs["measurement"]))
+    said = impossible_text(values, logprob, marks, scores["query"].values, scores["train"].values)
+    return {"impossible": (("query", "train"), marks)} if marks.any() else {}, said
 
 
 def impossible_text(

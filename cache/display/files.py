@@ -11,7 +11,7 @@ ENDINGS = (".csv", ".parquet", ".json")
 
 
 def save_table(path: Path, rows: Any) -> None:
-    """Write a table: a pandas frame, or a list of one mapping a row (columns that a row lacks are empty there).
+    """Write a table: a pandas DataFrame, or a list of one mapping a row (columns that a row lacks are empty there).
 
     Raises UsageError for another ending.
     """
@@ -19,14 +19,14 @@ def save_table(path: Path, rows: Any) -> None:
 
     if path.suffix not in ENDINGS:
         raise UsageError(f"{path} has no known ending.", f"Name it {', '.join(ENDINGS)}.")
-    frame = rows if isinstance(rows, pandas.DataFrame) else pandas.DataFrame(list(rows))
+    table = rows if isinstance(rows, pandas.DataFrame) else pandas.DataFrame(list(rows))
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".csv":
-        frame.to_csv(path, index=False)
+        table.to_csv(path, index=False)
     elif path.suffix == ".parquet":
-        frame.to_parquet(path, index=False)
+        table.to_parquet(path, index=False)
     else:
-        path.write_text(json.dumps(json.loads(frame.to_json(orient="records")), indent=1) + "\n", "utf-8")
+        path.write_text(json.dumps(json.loads(table.to_json(orient="records")), indent=1) + "\n", "utf-8")
 
 
 def rows_of_lists(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

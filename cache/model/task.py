@@ -10,6 +10,7 @@ part of every key.
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -94,7 +95,7 @@ class Settings:
         return {"task": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
 
 
-class TokenTask(Settings):
+class TokenTask(Settings, ABC):
     """The log-probability of labelled tokens: what language models have in common, whatever predicts a token.
 
     A subclass says where labels are (`labelled`), and which logits predict them (`logits` of as many positions, or
@@ -108,9 +109,9 @@ class TokenTask(Settings):
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         return outputs_of(model(column(batch, "input_ids"), **extras(model, batch)))
 
+    @abstractmethod
     def labelled(self, batch: Batch) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
         """The tokens to predict, and where they count."""
-        raise NotImplementedError
 
     def predicting(self, model: nn.Module, batch: Batch) -> Float[Tensor, "b t c"]:
         """The logits that predict the labelled tokens."""

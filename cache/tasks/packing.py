@@ -13,8 +13,8 @@ def packed(examples: Examples, length: int) -> Examples:
     sum of its texts' own, and influence is that of a row. `segments` numbers the texts of a row from 1, `position_ids`
     begins anew with each; a model that lets one text see another is refused before its first use.
 
-    Texts go, longest first, to the first row with room. Rows are numbered 0, 1, 2, ...; `about["documents"]` has the
-    ids of a row's texts.
+    Texts go, longest first, to the first row that they fit in. Rows are numbered 0, 1, 2, ...; `about["documents"]`
+    has the ids of a row's texts.
 
     Args:
         examples: with the columns `input_ids` and, optionally, `labels`; others are left out.
@@ -32,14 +32,14 @@ def packed(examples: Examples, length: int) -> Examples:
             "Cut texts to the rows' length first, or make rows longer.",
         )
     rows: list[list[int]] = []
-    room: list[int] = []
+    left: list[int] = []
     for text in np.argsort(-lengths, kind="stable").tolist():
-        row = next((r for r, free in enumerate(room) if free >= lengths[text]), len(rows))
+        row = next((r for r, free in enumerate(left) if free >= lengths[text]), len(rows))
         if row == len(rows):
             rows.append([])
-            room.append(length)
+            left.append(length)
         rows[row].append(text)
-        room[row] -= int(lengths[text])
+        left[row] -= int(lengths[text])
 
     def joined(parts: list[list[np.ndarray]]) -> list[np.ndarray]:
         return [np.concatenate(row).astype(np.int64) for row in parts]

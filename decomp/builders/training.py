@@ -4,6 +4,7 @@ A trained codec says what differs: where it starts, what its loss's gradient is,
 """
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -62,9 +63,9 @@ class TrainedBuilder(Builder[Trained]):
     """A builder whose codec is trained by gradient descent; a subclass has the fields batch, seed and tokens, and
     implements `plan`."""
 
+    @abstractmethod
     def plan(self, acts: Activations, usable: Activations, quiet: bool) -> Plan[Trained]:
         """What is trained, for these activations, of which `usable` can be decomposed."""
-        raise NotImplementedError
 
     def construct(self, source: Source) -> Trained:
         acts = source.whole(type(self).__name__)

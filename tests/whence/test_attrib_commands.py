@@ -14,7 +14,7 @@ import xarray
 import whence.inputs
 from whence.cache import LanguageModelling, TrainedModel
 from whence.cli import main
-from whence.commands._queries import lists, lists_text, top_of
+from whence.commands._queries import lists, lists_text, logprob_of, top_of
 from whence.commands._shared import Loaded, plain, read_bytes, read_seconds
 
 
@@ -236,7 +236,8 @@ def test_probabilities_and_impossible_predictions_are_shown(loaded) -> None:
     coords = {"query": corpus.queries.ids, "train": corpus.train.ids[:3], "logprob": ("query", [-0.25, -2.0])}
     marks = xarray.DataArray(values, dims=("query", "train"), coords=coords)
     marks = marks.assign_coords(impossible=(("query", "train"), values > 0.4))
-    entries = lists(Loaded(SimpleNamespace(train=corpus.train), corpus), corpus.queries, top_of(marks, 2), marks)
+    known = Loaded(SimpleNamespace(train=corpus.train), corpus)
+    entries = lists(known, corpus.queries, top_of(marks, 2), logprob_of(marks))
     assert [entry["logprob"] for entry in entries] == [-0.25, -2.0]
     assert [line.get("impossible") for line in entries[0]["helpful"]] == [True, None]
     text = lists_text(entries)

@@ -8,7 +8,7 @@ import numpy as np
 from whence.cache.errors import UsageError
 
 from ._attrib_job import Attribution
-from ._queries import lists, top_of
+from ._queries import lists, logprob_of, top_of
 
 if TYPE_CHECKING:
     from whence.cache import Examples
@@ -35,7 +35,7 @@ def by_atoms(
     order = np.argsort(-scores.values, axis=1, kind="stable")[:, :top]
     chosen = np.unique(order)
     parts = loaded.factors.score(queries, loaded.train.select(chosen), through=dictionary, site=site)
-    entries = lists(loaded, queries, top_of(scores, top, ("helpful",)), scores)
+    entries = lists(loaded, queries, top_of(scores, top, ("helpful",)), logprob_of(scores))
     for row, entry in enumerate(entries):
         mine = parts.values[row][np.searchsorted(chosen, order[row])]
         for line, values in zip(entry["helpful"], mine):

@@ -9,7 +9,7 @@ import numpy as np
 from whence.options import Count
 
 from ._attrib_job import Attribution, Job
-from ._queries import QueryOptions, entry_of, line_text
+from ._queries import QueryOptions, entry_of, line_text, logprob_of
 from ._shared import Printed
 
 HEADS = {
@@ -56,7 +56,7 @@ class Tokens(QueryOptions, Job, Printed):
             docs: Any = replace(loaded.corpus, train=train, queries=query)
             shown = [attrib.show.token_map(tokens, docs, 0, n) for n in range(len(train))] if self.out else []
             passages = [self._passage(loaded, train, tokens.values[0], n) for n in range(len(train))]
-            entries.append(entry_of(query, 0, scores.isel(query=[place]), passages=passages))
+            entries.append(entry_of(query, 0, logprob_of(scores.isel(query=[place])), passages=passages))
             pages += shown
         if self.out is not None:
             whole = pages[0]

@@ -55,9 +55,13 @@ class QueryOptions:
         return query_examples([self.prompt], [self.completion], corpus.vocabulary)
 
 
-def entry_of(queries: "Examples", row: int, scores: Any = None, **found: Any) -> dict[str, Any]:
-    """One query and what was found for it; its log-probability if the scores have it. scores: a result with the
-    coordinate `logprob`, or the log-probabilities [q] themselves."""
+def logprob_of(scores: Any) -> np.ndarray | None:
+    """The log-probabilities [q] that a result has beside its scores, if it has them."""
+    return scores["logprob"].values if "logprob" in scores.coords else None
+
+
+def entry_of(queries: "Examples", row: int, logprob: np.ndarray | None = None, **found: Any) -> dict[str, Any]:
+    """One query and what was found for it, with its log-probability if those of the queries [q] are known."""
     about, identity = queries.about, int(queries.ids[row])
     if "prompt" in about and "completion" in about:
         asked = f"{about['prompt'][row]} [{str(about['completion'][row]).strip()}]"
@@ -67,15 +71,13 @@ def entry_of(queries: "Examples", row: int, scores: Any = None, **found: Any) ->
     if "document" in about and about["document"][row] != identity:
         entry["document"] = about["document"][row]
     entry["asked"] = asked
-    if isinstance(scores, np.ndarray):
-        entry["logprob"] = float(scores[row])
-    elif scores is not None and "logprob" in scores.coords:
-        entry["logprob"] = float(scores["logprob"].values[row])
+    if logprob is not None:
+        entry["logprob"] = float(logprob[row])
     return entry | found
 
 
 def lists(
-    loaded: Loaded, queries: "Examples", best: dict[str, tuple[np.ndarray, ...]], scores: Any = None
+    loaded: Loaded, queries: "Examples", best: dict[str, tuple[np.ndarray, ...]], logprob: np.ndarray | None = None
 ) -> list[dict[str, Any]]:
     """name -> (ids [q k], values [q k], whether they are impossible [q k] if known) as one entry per query."""
     entries = []
@@ -87,7 +89,7 @@ def lists(
                 if np.isfinite(value):
                     line = loaded.titled.line(int(identity), float(value))
                     found[name].append(line | ({"impossible": True} if marks and marks[0][row, place] else {}))
-        entries.append(entry_of(queries, row, scores, **found))
+        entries.append(entry_of(queries, row, logprob, **found))
     return entries
 
 

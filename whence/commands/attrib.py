@@ -18,7 +18,7 @@ from ._attrib_report import Report
 from ._attrib_select import Select
 from ._attrib_tokens import Tokens
 from ._names import Sites
-from ._queries import QueryOptions, entry_of, line_text, lists, lists_text, save_scores, top_of
+from ._queries import QueryOptions, entry_of, line_text, lists, lists_text, logprob_of, save_scores, top_of
 from ._settings import methods_command
 from ._shared import Precision, Printed
 
@@ -175,7 +175,7 @@ class Score(QueryOptions, Job, Printed):
             scores = loaded.factors.relative(scores, train, self.relative)
         self._show(
             loaded,
-            lists(loaded, queries, top_of(scores, self.top), scores), scores,
+            lists(loaded, queries, top_of(scores, self.top), logprob_of(scores)), scores,
             recall={x.rule: dict(zip(x.shares.tolist(), x.recall.tolist())) for x in curves},
             scanned=len(train) / len(loaded.train), notes=[str(curve) for curve in curves],
         )  # fmt: skip
@@ -196,7 +196,7 @@ class Score(QueryOptions, Job, Printed):
             )
             for name in ("helpful", "harmful")
         }
-        self._show(loaded, lists(loaded, queries, best, found), found)
+        self._show(loaded, lists(loaded, queries, best, logprob_of(found)), found)
 
     def _groups(self, loaded: Attribution, queries: Any) -> None:
         from whence.attrib.scoring.groups import groups_by
@@ -223,7 +223,7 @@ class Score(QueryOptions, Job, Printed):
             strength = np.abs(scores.values[place]).sum(0)
             order = np.argsort(-strength, kind="stable")[: self.top]
             found = [{"id": heads[h].name, "title": "sum of |influence|", "nats": float(strength[h])} for h in order]
-            entries.append(entry_of(queries, place, scores, heads=found))
+            entries.append(entry_of(queries, place, logprob_of(scores), heads=found))
         self._show(loaded, entries, scores)
 
     def _atoms(self, loaded: Attribution, queries: Any, folder: Path) -> None:
