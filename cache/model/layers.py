@@ -391,7 +391,7 @@ def is_attention(module: nn.Module) -> bool:
     return isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
 
 
-def _stand_in(module: nn.Module, attribute: str) -> Multiplied | Stacked:
+def _stand_in(module: Any, attribute: str) -> Multiplied | Stacked:
     if is_attention(module):
         packed_in = attribute == "in_proj_weight"  # of separate projections the one bias is left out
         return Stacked(getattr(module, attribute), module.in_proj_bias if packed_in else None, 3 if packed_in else 1)
