@@ -34,7 +34,7 @@ def harness(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise UsageError("Public benchmarks need the package lm-eval.", "pip install lm-eval") from error
+        raise UsageError(f"Public benchmarks need the package lm-eval ({error}).", "pip install lm-eval[hf]") from error
     known = TaskManager(include_path=folder)
     unknown = [name for name in tasks if name not in known.all_tasks]
     if unknown:

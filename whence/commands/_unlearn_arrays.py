@@ -23,7 +23,7 @@ class EvaluateArrays(Printed):
     Example:
 
         whence unlearn evaluate-arrays --unlearned forgot.npz --oracles retrained.npz --out out/klom.csv
-        whence unlearn evaluate-arrays --easydub EasyDUB-dataset --forget-set 2 --models 100
+        whence unlearn evaluate-arrays --easydub EasyDUB-dataset --forget-set 2 --per-side 100
     """
 
     unlearned: str | None = None
@@ -52,7 +52,7 @@ class EvaluateArrays(Printed):
     """Which arrays to read there; logits need --labels."""
     forms: str = "whence,dmm,data-unlearning-bench,easydub"
     """Forms of KLoM, with commas."""
-    models: Count | None = None
+    per_side: Count | None = None
     """Models per side; by default as many as leave equally many oracles for the null row."""
     resamples: int = 20
     """Resamples of the models for the intervals; 0 for none."""
@@ -68,7 +68,7 @@ class EvaluateArrays(Printed):
 
         unlearned, oracles, before = self._groups()
         forms = [name.strip() for name in self.forms.split(",")]
-        found = compare(unlearned, oracles, before=before, forms=forms, models=self.models, resamples=self.resamples)
+        found = compare(unlearned, oracles, before=before, forms=forms, models=self.per_side, resamples=self.resamples)
         written = []
         if self.out is not None:
             save_table(self.out, found.rows())
