@@ -4,15 +4,18 @@ KLoM (Georgiev et al. 2024): per point, the KL divergence between histograms of 
 over N unlearned and over N oracle models; its 95th percentile over points is the usual summary. The published
 programs disagree on its direction, its number of bins, and lose the largest sample to a right-open last bin; here
 the last bin is closed, direction and bins are arguments, and the default direction is the paper's own auditor's.
+`FORMS` has the published programs as they stand, beside ours.
 
 At small N most of a KLoM is sampling noise: compare with the same number for oracles against other oracles (the null
 row of an evaluation), and `KLoM.advise` says how many models an effect needs.
 """
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -61,8 +64,11 @@ class KLoM:
 
     direction: "unlearned||oracle" (the DMM paper's auditor) or "oracle||unlearned" (a later benchmark's script).
     bins: number of equal bins over both samples' joint range; None: as many as N models fill (`bins_for`).
-        19 with `clip_oracles=False` is the original auditor's (it draws 20 edges and clips the first sample
-        only); 20 is the later scripts'.
+    clip_oracles: clip the second sample to ±100 as well as the first.
+    closed: the last bin has the largest sample; the published programs lose it.
+    floor: 1e-5 is the least probability that the second histogram has "everywhere", or only "where used", in the
+        bins that the first fills.
+    renormalise: the floored histogram sums to one again.
 
     >>> margins = np.random.default_rng(0).normal(size=(2, 100, 5))  # of two groups of 100 models, at five points
     >>> KLoM(bins=20)(margins[0], margins[1]).shape
@@ -72,6 +78,9 @@ class KLoM:
     direction: str = DIRECTIONS[0]
     bins: int | None = None
     clip_oracles: bool = True
+    closed: bool = True
+    floor: Literal["everywhere", "where used"] = "everywhere"
+    renormalise: bool = True
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS or (self.bins is not None and self.bins < 2):
@@ -102,12 +111,17 @@ class KLoM:
         def histogram(samples: np.ndarray) -> np.ndarray:
             cells = ((samples - low) * (bins / width)).astype(np.int32)
             np.minimum(cells, bins - 1, out=cells)  # the last bin is closed
-            counts = np.bincount((cells + points).ravel(), minlength=p.shape[1] * bins)
-            return counts.reshape(-1, bins) / len(samples)
+            inside = None if self.closed else ((samples < high) | (high <= low)).ravel().astype(np.float64)
+            counts = np.bincount((cells + points).ravel(), inside, p.shape[1] * bins).reshape(-1, bins)
+            return counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
-        mass, reference = histogram(p), np.maximum(histogram(q), FLOOR)
-        reference /= reference.sum(1, keepdims=True)
-        return (mass * np.log(np.where(mass > 0, mass, 1.0) / reference)).sum(1)
+        mass, reference = histogram(p), histogram(q)
+        floored = np.maximum(reference, FLOOR)
+        reference = floored if self.floor == "everywhere" else np.where(mass > 0, floored, reference)
+        if self.renormalise:
+            reference /= reference.sum(1, keepdims=True)
+        filled = mass > 0
+        return (mass * np.log(np.where(filled, mass, 1.0) / np.where(filled, reference, 1.0))).sum(1)
 
     def summary(
         self,
@@ -131,8 +145,8 @@ class KLoM:
         for _ in range(resamples):
             first = generator.permutation(len(unlearned))[: max(2, len(unlearned) // 2)]
             second = generator.permutation(len(oracles))[: max(2, len(oracles) // 2)]
-            bins = KLoM(self.direction, self.bins_for(min(len(unlearned), len(oracles))), self.clip_oracles)
-            spread.append(float(np.percentile(bins._unchecked(unlearned[first], oracles[second]), 95)))
+            as_whole = replace(self, bins=self.bins_for(min(len(unlearned), len(oracles))))
+            spread.append(float(np.percentile(as_whole._unchecked(unlearned[first], oracles[second]), 95)))
         sd = float(np.std(spread)) / np.sqrt(2)
         interval = Interval(plain.p95, max(0.0, plain.p95 - 1.645 * sd), plain.p95 + 1.645 * sd, 0.9)
         return plain._replace(interval=interval)
@@ -150,7 +164,10 @@ class KLoM:
                 "Use the energy distance or the two-sample test, or a mean over points.",
             )
         for models in (8, 16, 24, 32, 48, 64, 100, 150, 200, 300, 500, 1000, 2000):
-            floor, typical = noise_floor(models, self.bins), noise_floor(models, self.bins, 50.0, effect)
+            floor, typical = (
+                noise_floor(models, metric=self),
+                noise_floor(models, metric=self, quantile=50.0, shift=effect),
+            )
             if typical >= 2 * floor:
                 break
         return Advice(models, floor, typical)
@@ -162,6 +179,29 @@ class KLoM:
             here = slice(start, start + POINTS_AT_ONCE)
             out[here] = self._block(unlearned[:, here], oracles[:, here], bins)
         return out
+
+
+class Form(NamedTuple):
+    """A form of KLoM: the metric, and the program or paper that has it."""
+
+    metric: KLoM
+    source: str
+
+
+_LATER: dict[str, Any] = {"bins": PAPER_BINS, "closed": False, "floor": "where used"}
+FORMS: Mapping[str, Form] = MappingProxyType({
+    "whence": Form(KLoM(), "this program: closed bins, a fifth of the number of models"),
+    "dmm": Form(
+        KLoM(bins=PAPER_BINS - 1, clip_oracles=False, closed=False),
+        "the auditors of Georgiev et al. 2024 (arXiv 2410.23232): 20 edges; oracles are not clipped",
+    ),
+    "data-unlearning-bench": Form(
+        KLoM(direction=DIRECTIONS[1], **_LATER), "RoyRin/data-unlearning-bench, run.py: KL(oracle || unlearned)"
+    ),
+    "easydub": Form(
+        KLoM(renormalise=False, **_LATER), "EasyDUB (arXiv 2602.16400), eval.py: KL(unlearned || oracle)"
+    ),
+})  # fmt: skip
 
 
 def bins_for(models: int) -> int:
@@ -203,13 +243,20 @@ def checked(unlearned: np.ndarray, oracles: np.ndarray, fewest: int) -> tuple[np
 
 @lru_cache(maxsize=256)
 def noise_floor(
-    models: int, bins: int | None = None, quantile: float = 95.0, shift: float = 0.0, seed: int = 0
+    models: int,
+    bins: int | None = None,
+    *,
+    quantile: float = 95.0,
+    shift: float = 0.0,
+    seed: int = 0,
+    metric: KLoM = KLoM(),
 ) -> float:
     """The percentile over points of the KLoM of normal margins `shift` standard deviations apart: the noise at
     0, what an effect scores at more. Simulated on 2,000 points."""
     generator = np.random.default_rng(seed)
     p, q = generator.normal(size=(2, models, 2000)).astype(np.float32)
-    return float(np.percentile(KLoM(bins=bins or bins_for(models))._unchecked(p + shift, q), quantile))
+    found = replace(metric, bins=bins or metric.bins_for(models))
+    return float(np.percentile(found._unchecked(p + shift, q), quantile))
 
 
 def warn_if_hidden(floor: float, found: float, models: int) -> None:

@@ -13,7 +13,10 @@ from whence.options import Count
 from ._classifier import ClassifierOptions, forget_ids
 from ._settings import methods_command, registered, values_of
 from ._shared import Printed, Stored
+from ._unlearn_arrays import EvaluateArrays
 from ._unlearn_document import Document
+from ._unlearn_language import EvaluateLanguage
+from ._unlearn_margins import Margins
 
 if TYPE_CHECKING:
     from whence.cache import Examples
@@ -328,5 +331,8 @@ COMMANDS = {
     "methods": Methods,
     "document": Document,
     "evaluate": Evaluate,
+    "evaluate-arrays": EvaluateArrays,
+    "evaluate-language": EvaluateLanguage,
+    "margins": Margins,
     "report": Report,
 }

@@ -1,0 +1,134 @@
+"""All metrics of one language model on one set of data, beside those of a model that never read what was forgotten."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from whence.cache import UsageError
+from whence.cache.display import Cell, Interval, Shown, markdown
+from whence.cache.display import table as display_table
+
+from .data import EvaluationData
+from .metric import LanguageMetric, Measured, Session
+from .reader import Reader
+from .registry import METRICS
+
+HEAD = ("metric", "value", "90 %", "retain model", "better", "items", "source")
+
+
+class MetricRow(NamedTuple):
+    """One metric. value: with a 90 % interval over items where it is a mean of them. retain: the retain model's own
+    value, NaN if the metric is a comparison with it or there is none. parts: values that it is made of."""
+
+    metric: LanguageMetric
+    value: Interval
+    retain: float
+    items: int
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageEvaluation:
+    """Metrics that were measured, and why others were not."""
+
+    measured: tuple[MetricRow, ...]
+    skipped: dict[str, str]
+
+    def __getitem__(self, name: str) -> MetricRow:
+        for row in self.measured:
+            if row.metric.name == name:
+                return row
+        raise UsageError(f"{name!r} was not measured.", self.skipped.get(name, "There is no metric of this name."))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One mapping a row, with plain values, parts as rows of their own."""
+        out = []
+        for row in self.measured:
+            about = {"better": row.metric.better, "items": row.items, "source": row.metric.source}
+            plain = {"value": row.value.value, "low": row.value.low, "high": row.value.high, "retain": row.retain}
+            out.append({"metric": row.metric.name, **plain, **about, "settings": str(row.metric)})
+            out += [{"metric": f"{row.metric.name}: {part}", "value": value} for part, value in row.parts.items()]
+        return out
+
+    def facts(self) -> dict[str, Any]:
+        """Rows, and what was not measured, as `--json` prints them."""
+        return {"metrics": self.rows(), "not measured": self.skipped}
+
+    def _cells(self) -> list[list[Any]]:
+        out: list[list[Any]] = []
+        for row in self.measured:
+            value = row.value
+            between = f"{value.low:.3f}-{value.high:.3f}" if value.known else ""
+            retain = "" if np.isnan(row.retain) else f"{row.retain:.3f}"
+            numbers = [Cell(f"{value.value:.3f}", value.value), Cell(between, value.low), Cell(retain, row.retain)]
+            out.append([row.metric.name, *numbers, row.metric.better, row.items, row.metric.source])
+        return out
+
+    def __str__(self) -> str:
+        """Markdown: a row a metric, and what was not measured."""
+        lacks = [f"not measured: {name} ({why})" for name, why in self.skipped.items()]
+        return "\n".join([markdown(HEAD, self._cells()), *(["", *lacks] if lacks else [])])
+
+    def shown(self) -> Shown:
+        """The table for a notebook or a page."""
+        lacks = "; ".join(f"{name}: {why}" for name, why in self.skipped.items())
+        return display_table(HEAD, self._cells(), f"Not measured: {lacks}." if lacks else "")
+
+    def _repr_html_(self) -> str:
+        return self.shown().html
+
+
+def evaluate(
+    model: Reader,
+    data: EvaluationData,
+    *,
+    retain: Reader | None = None,
+    metrics: Sequence[str | LanguageMetric] | None = None,
+    resamples: int = 500,
+) -> LanguageEvaluation:
+    """Measure a language model, and a retain model beside it.
+
+    Args:
+        model: what is judged.
+        data: questions, passages, texts and choices; metrics that lack their part are named with the reason.
+        retain: a model that was trained without what is forgotten. Forget quality needs it; the value to meet for most.
+        metrics: names, or metrics with settings of their own; all of `METRICS` by default.
+        resamples: of the items, for the intervals of means; 0 for none.
+
+    Raises UsageError for a name that is not known, or a named metric that cannot be measured on these data.
+    """
+    chosen = [METRICS[name]() for name in METRICS] if metrics is None else [_metric(one) for one in metrics]
+    sessions = [Session(reader, data) for reader in (model, retain) if reader is not None]
+    measured, skipped = [], {}
+    for metric in chosen:
+        why = metric.missing(data)
+        if why is None:
+            own, *other = (metric.measure(session) for session in sessions)
+            found = metric.compared(own, other[0] if other else None)
+            if found is not None:
+                measured.append(_row(metric, found, other[0] if other else None, resamples))
+                continue
+            why = "it is a comparison with a retain model, and none was given"
+        if metrics is not None:
+            raise UsageError(f"{metric.name} cannot be measured: {why}.", "Give what it needs, or leave it out.")
+        skipped[metric.name] = why
+    return LanguageEvaluation(tuple(measured), skipped)
+
+
+def _metric(given: str | LanguageMetric) -> LanguageMetric:
+    if isinstance(given, LanguageMetric):
+        return given
+    if given not in METRICS:
+        raise UsageError(f"There is no metric {given!r}.", f"Metrics: {', '.join(METRICS)}.")
+    return METRICS[given]()
+
+
+def _row(metric: LanguageMetric, found: Measured, retain: Measured | None, resamples: int) -> MetricRow:
+    own = np.nan if retain is None or metric.against else retain.value
+    value, each = Interval(found.value, level=0.9), found.each
+    if resamples and not found.parts and np.isclose(found.value, each.mean()) and len(each) > 1:
+        rows = np.random.default_rng(0).integers(0, len(each), (resamples, len(each)))
+        value = Interval(found.value, *np.quantile(each[rows].mean(1), [0.05, 0.95]), 0.9)
+    return MetricRow(metric, value, own, len(each), dict(found.parts))
