@@ -9,7 +9,7 @@ import numpy as np
 
 from whence.cache.display.files import ENDINGS, save_table
 from whence.cache.errors import UsageError
-from whence.options import Count
+from whence.options import Columns, Count
 
 from ._shared import Loaded, Titled, beginning
 
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from whence.cache import Examples
     from whence.corpora import Corpus
 
+PAIR = ("prompt", "completion")
+
 
 @dataclass(frozen=True, kw_only=True)
-class QueryOptions:
+class QueryOptions(Columns):
     """The queries."""
 
     prompt: str | None = None
@@ -30,6 +32,11 @@ class QueryOptions:
     """A .jsonl, .csv or .parquet file with a prompt and a completion per row. By default the data's own queries."""
     first: Count | None = None
     """Only the first queries."""
+
+    @property
+    def data_columns(self) -> dict[str, str]:
+        """Columns of the data: prompt and completion are those of the queries' file, if there is one."""
+        return {n: own for n, own in self.columns.items() if self.queries is None or n not in PAIR}
 
     def read_queries(self, corpus: "Corpus") -> "Examples":
         """Raises UsageError for a prompt without completion or the reverse, or if there is no query."""
@@ -49,7 +56,8 @@ class QueryOptions:
         if self.queries is not None:
             if not self.queries.is_file():
                 raise UsageError(f"There is no file {self.queries}.", "Give a .jsonl, .csv or .parquet file.")
-            return load_queries(self.queries, corpus.vocabulary)
+            pair = {name: own for name, own in self.columns.items() if name in PAIR}
+            return load_queries(self.queries, corpus.vocabulary, columns=pair)
         if self.prompt is None or self.completion is None:
             raise UsageError("A query has a prompt and a completion.", "Give both --prompt and --completion.")
         return query_examples([self.prompt], [self.completion], corpus.vocabulary)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from whence.cache.errors import UsageError
-from whence.options import AGES, SIZES, Count, Loading, Size, Workers, amount
+from whence.options import AGES, SIZES, Columns, Count, Loading, Size, Workers, amount
 
 if TYPE_CHECKING:
     from whence.cache import Examples, Store, TrainedModel
@@ -52,7 +52,7 @@ class Stored:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(Loading, Stored):
+class DataOptions(Loading, Columns, Stored):
     """Training data, and how and where models run."""
 
     data: str = "language-reference"
@@ -82,7 +82,9 @@ class DataOptions(Loading, Stored):
 
         store, unchecked = self.open_store(), cast(Any, {"check": False} if self.no_check else {})
         model, vocabulary = load_model(name, store, quiet=self.quiet, loading=self)
-        corpus = load_data(self.data, vocabulary, length=self.length, context=context_of(model))
+        corpus = load_data(
+            self.data, vocabulary, length=self.length, context=context_of(model), columns=self.data_columns
+        )
         trained = TrainedModel(
             model, corpus.train, Classification() if corpus.vocabulary is None else LanguageModelling(),
             sites=list(sites), store=store, device=self.device,
