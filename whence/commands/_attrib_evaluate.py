@@ -2,13 +2,16 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from whence.cache import Examples, Store, UsageError
+from whence.cache.errors import UsageError
 from whence.options import Count, Device, Dtype
 
 from ._problem import ProblemOptions
 from ._shared import ModelOptions, Printed, Stored
+
+if TYPE_CHECKING:
+    from whence.cache import Examples, Store
 
 Test = Literal["lds", "leave-out", "documents", "qld", "brittleness", "recall", "pbrf", "mislabelled"]
 
@@ -31,8 +34,8 @@ class Evaluate(ProblemOptions, Stored, Printed):
     """
 
     on: str = "digits"
-    """Embedded data to train and retrain a small model on: digits, finetuned (a small transformer, pretrained on most of
-    the Python language reference and fine-tuned on other passages, 4 epochs), finetuned-smooth (with a larger eps of
+    """Embedded data to train and retrain a small model on: digits, finetuned (a small transformer, pretrained on most
+    of the Python language reference and fine-tuned on other passages, 4 epochs), finetuned-smooth (with a larger eps of
     Adam), finetuned-long (12 epochs), finetuned-sgd, language (trained from nothing: another order of the examples
     changes more than most of the examples do), facts. Or a Python file of your own (docs/models.md)."""
     data: str | None = None
@@ -73,7 +76,7 @@ class Evaluate(ProblemOptions, Stored, Printed):
             lines.append(f"curves: {self.curve}")
         self.show([row._asdict() for row in rows], "\n".join(lines))
 
-    def _stored(self, store: Store, scores: str, bank: str) -> None:
+    def _stored(self, store: "Store", scores: str, bank: str) -> None:
         from whence.attrib.evaluate import lds
         from whence.cache.retrain.retrained import retrained_from
 
@@ -82,7 +85,7 @@ class Evaluate(ProblemOptions, Stored, Printed):
         self.show(values, str(found))
 
 
-def stored_scores(store: Store, scores: str, bank: str):
+def stored_scores(store: "Store", scores: str, bank: str):
     """Pairwise scores of the store as [query, train], queries named as the bank's points are."""
     import xarray
 
@@ -156,7 +159,7 @@ class Probe(ModelOptions, Printed):
         self.show(found, "\n".join(lines))
 
 
-def _titles(examples: Examples) -> list[str]:
+def _titles(examples: "Examples") -> list[str]:
     return [str(title) for title in examples.about.get("title", examples.ids)]
 
 

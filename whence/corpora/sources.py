@@ -47,7 +47,7 @@ def load(
     conversations whose loss is the assistant's (`tasks.chats`); rows with `input_ids` and no text are tokens already.
     Columns of plain values are kept in `about`.
 
-    Rows are read one after the other. Beyond 256 MB of tokens (or of plain values) they go to a temporary file, from
+    Rows are read one after the other. Beyond 32 MB of tokens (or of plain values) they go to a temporary file, from
     which batches are read as needed, so a corpus may be larger than memory; beside it an example takes about 100 bytes.
 
     An `id` column gives the ids: distinct numbers or texts. `about["document"]` (`about["id"]` if the data have a

@@ -4,9 +4,9 @@
     recipe = Recipe(10, 32, AdamW(1e-3))          # or a function (model, examples, seed) -> trained model
     def data(): ...                               # (training examples, held-out points); or --data
 
-The file may also have `task` (by default Classification if the data have `y`, else LanguageModelling), `sites` (globs of
-the layers that are attributed), `tokenizer` (of a model that reads text: a folder, or an object) and `epochs` (passes of a
-training function, for the compute that unlearning is compared with).
+The file may also have `task` (by default Classification if the data have `y`, else LanguageModelling), `sites` (globs
+of the layers that are attributed), `tokenizer` (of a model that reads text: a folder or an object) and `epochs`
+(passes of a training function, for the compute that unlearning is compared with).
 """
 
 import importlib.util
