@@ -68,7 +68,7 @@ for each in STAGES:
 
 
 @bench.case(quick={"rows": (200, 800)})
-def memory(run: Run, rows: tuple[int, ...] = (5_000, 50_000)) -> None:
+def memory(run: Run, rows: tuple[int, ...] = (3_000, 30_000)) -> None:
     """Peak memory of each stage, at every size.
 
     Args:
