@@ -15,6 +15,7 @@ from .fitted import Train
 from .scoring import groups, heads, relative, tokens, top
 from .scoring.atoms import Encoder, through_atoms
 from .scoring.heads import Head, find_heads
+from .scoring.larger import from_more, query_prints
 from .scoring.precision import Precision
 from .scoring.queries import Rank, resolved_rank
 from .scoring.rows import over_rows
@@ -90,7 +91,13 @@ class Factors(Curvature):
         inputs = {**work.inputs(train), "per_site": per_site, "what": "pairwise"}
         shape = (len(queries), len(self.sites) if per_site else 1)
         passes: Precision = "tf32" if precision == "tf32" else "float32"  # bfloat16 is for the contraction alone
-        values = over_rows(self, train, inputs, shape, work.groups(train), "scores", passes).transpose(1, 0, 2)
+        store, prints = self.trained.store, query_prints(queries)
+        more = None if store is None or store.has("scores", inputs) else from_more(store, inputs, prints)
+        if more is not None:
+            values = more[0].read("values")[:, more[1]].transpose(1, 0, 2)
+        else:
+            about, groups = {"query_prints": prints}, work.groups(train)
+            values = over_rows(self, train, inputs, shape, groups, "scores", passes, about).transpose(1, 0, 2)
         array = self.labelled(values / np.float32(self.train_size), queries, train)
         return array.assign_coords(site=list(self.sites.names)) if per_site else array[..., 0]
 

@@ -135,6 +135,7 @@ def report(
     scores: "xarray.DataArray",
     docs: Docs,
     *,
+    by_site: "xarray.DataArray | None" = None,
     tokens: "xarray.DataArray | None" = None,
     top: int = 8,
     bottom: int = 3,
@@ -148,6 +149,7 @@ def report(
     Args:
         scores: [query train] or [query train site], nats.
         docs: the examples and queries that were scored.
+        by_site: [query train site] of at least the passages shown, if `scores` are not by site.
         tokens: [query train position] from `Factors.token_scores`, of at least the passages shown
             (`attrib.show.shown_passages`).
         top: passages shown that help a query.
@@ -162,6 +164,7 @@ def report(
     """
     rows = docs.train.rows_of(scores["train"].values)
     total, queries = summed(scores), []
+    parts = scores if "site" in scores.dims else by_site
     for place, query in enumerate(docs.queries.rows_of(scores["query"].values)):
         values, number = np.asarray(total.values[place], np.float64), docs.queries.ids[query].item()
         if not np.isfinite(values).all():
@@ -192,7 +195,7 @@ def report(
                 hindering=passages(hindering),
                 tail=[float(f"{v:.4g}") for v in values[order]],
                 top_share=float(best[best > 0].sum() / positive) if positive else 0.0,
-                sites=_sites(scores, place, helping) if "site" in scores.dims else [],
+                sites=[] if parts is None else _sites(parts, number, scores["train"].values[helping]),
                 note=(notes or {}).get(number, ""),
                 logprob=float(scores["logprob"].values[place]) if "logprob" in scores.coords else None,
             )
@@ -259,11 +262,11 @@ def _halves(docs: Docs, row: int) -> tuple[str, str]:
     return prompt, docs.vocabulary.decode(ids)[len(prompt) :]
 
 
-def _sites(scores: "xarray.DataArray", place: int, best: np.ndarray) -> list[tuple[str, float]]:
-    """Influence of the shown passages by site; by block when the sites are many."""
+def _sites(scores: "xarray.DataArray", query: int, best: np.ndarray) -> list[tuple[str, float]]:
+    """Influence of the passages with these ids by site; by block when the sites are many."""
     names = [str(name) for name in scores["site"].values]
     total: dict[str, float] = {}
-    for name, value in zip(names, scores.values[place, best].sum(0)):
+    for name, value in zip(names, scores.sel(query=query, train=best).values.sum(0)):
         parts = name.split(".")
         depth = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
         key = ".".join(parts[: depth + 1]) if len(names) > GROUPS else name

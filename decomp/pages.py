@@ -1,10 +1,13 @@
-"""The feature page of a dictionary: one HTML file that needs nothing else, searchable, fast at 10,000 atoms.
+"""The feature page of a dictionary: one HTML file that needs nothing else, searchable, fast at ten thousand atoms.
 
-All text goes in as JSON and is shown through textContent, so nothing in the data can become markup; the page builds
-only the atoms that are looked at.
+The data are blocks of JSON, one for every BLOCK atoms, which a browser does not parse before they are looked at: on
+opening it parses the columns that atoms are ordered by (a few numbers an atom) and the first block. A search looks
+through the blocks' text as it stands, and parses those that match. All text is shown through textContent, so nothing in
+the data can become markup.
 """
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,16 +17,23 @@ from whence.cache.display import render
 from .dictionary import Dictionary, Text
 from .features import Features
 
+BLOCK = 200  # atoms
+
 
 def page(
     dictionary: Dictionary, found: Features, contexts: list[list[Text]] | None = None, title: str = "Dictionary"
 ) -> str:
     """The page's HTML. contexts: from `Features.contexts`; without them only places are shown."""
-    text = json.dumps(_data(dictionary, found, contexts), ensure_ascii=False, separators=(",", ":"))
+    blocks = [_json(block) for block in _blocks(dictionary, found, contexts)]
+    values = {"title": title, "scripts": True, "facts": _facts(dictionary, found), "blocks": blocks}
+    return render("features.html", ["whence.decomp"], **values, data=_json(_columns(dictionary, found)))
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     for mark in "&<>\u2028":  # no sequence inside can end the script element
         text = text.replace(mark, f"\\u{ord(mark):04x}")
-    facts = _facts(dictionary, found)
-    return render("features.html", ["whence.decomp"], title=title, scripts=True, facts=facts, data=text)
+    return text
 
 
 def _facts(dictionary: Dictionary, found: Features) -> list[tuple[str, str]]:
@@ -44,34 +54,50 @@ def _facts(dictionary: Dictionary, found: Features) -> list[tuple[str, str]]:
     ]
 
 
-def _data(dictionary: Dictionary, found: Features, contexts: list[list[Text]] | None) -> dict[str, Any]:
-    """Columns, not objects: half the size, and a browser reads it faster. Each text is there once, by number."""
+def _columns(dictionary: Dictionary, found: Features) -> dict[str, Any]:
+    """What is parsed on opening: what atoms are ordered and found by."""
     places = dictionary.provenance
-    text = dictionary.text or (Text("", "", ""),) * len(dictionary)
-    numbers: dict[Text, int] = {}
-    source, *tops = (
-        [numbers.setdefault(item, len(numbers)) for item in row] for row in (text, *(contexts or [[] for _ in text]))
-    )
     return {
-        "text": [list(item) for item in numbers],
-        "source": source,
-        "top": tops,
-        "value": [_short(row[row != 0]) for row in found.value],
-        "rows": [
-            [[int(found.document[n]), int(found.position[n])] for n in row if n >= 0] if contexts is None else []
-            for row in found.top
-        ],
+        "size": len(dictionary),
+        "block": BLOCK,
         "document": places.document.tolist(),
-        "position": places.position.tolist(),
         "norm": _short(places.norm),
         "error": [e if e == e else None for e in _short(places.error)],
-        "seed": places.seed.astype(int).tolist(),
         "density": [float(f"{d:.3g}") for d in found.density],
-        "histogram": found.histogram.tolist(),
         "edges": _short(found.edges[[0, -1]]),
-        "near": found.near.tolist(),
-        "cosine": [_short(row, 2) for row in found.cosine],
     }
+
+
+def _blocks(dictionary: Dictionary, found: Features, contexts: list[list[Text]] | None) -> Iterator[dict[str, Any]]:
+    """The rest, BLOCK atoms at a time. Each text is in a block once, by number."""
+    places = dictionary.provenance
+    text = dictionary.text or (Text("", "", ""),) * len(dictionary)
+    for start in range(0, len(dictionary), BLOCK):
+        part = slice(start, start + BLOCK)
+        numbers: dict[Text, int] = {}
+        shown = [[] for _ in text[part]] if contexts is None else contexts[part]
+        source, *tops = ([numbers.setdefault(item, len(numbers)) for item in row] for row in (text[part], *shown))
+        yield {
+            "text": [_whole(item) for item in numbers],
+            "source": source,
+            "top": tops,
+            "value": [_short(row[row != 0]) for row in found.value[part]],
+            "rows": [
+                [[int(found.document[n]), int(found.position[n])] for n in row if n >= 0] if contexts is None else []
+                for row in found.top[part]
+            ],
+            "position": places.position[part].tolist(),
+            "seed": places.seed[part].astype(int).tolist(),
+            "histogram": found.histogram[part].tolist(),
+            "near": found.near[part].tolist(),
+            "cosine": [_short(row, 2) for row in found.cosine[part]],
+        }
+
+
+def _whole(text: Text) -> list[Any]:
+    """A text in one, so that the block's own text can be searched, and where its token begins and ends in UTF-16."""
+    ends = np.cumsum([len(part.encode("utf-16-le", "surrogatepass")) // 2 for part in text[:2]])
+    return ["".join(text), *ends.tolist()]
 
 
 def _short(values: np.ndarray, digits: int = 3) -> list[float]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,13 @@ from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import member_rows
 
 from .deletion_log import DeletionLog, named
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """How models were trained: a Recipe, or a callable of the caller's own that knows what it costs."""
+
+    def passes(self, examples: int) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +55,7 @@ class UnlearningRequest:
     task: Task
     train: Examples
     forget: np.ndarray
-    recipe: Recipe
+    recipe: Recipe | Trains
     build: Callable[[int], nn.Module] | None = None
     seeds: Int64[np.ndarray, " e"] | None = None
     retain: Examples | None = None
@@ -79,10 +86,12 @@ class UnlearningRequest:
         bank: Bank, forget: np.ndarray, models: int = 32, *, seed: int = 10_000, store: Store | None = None
     ) -> "UnlearningRequest":
         """Models that a bank's recipe trains on everything (from the store if they are there), to forget some of it.
-        Raises UsageError for a bank that trains by a function of the caller's own."""
-        if not isinstance(bank.recipe, Recipe):
+        Raises UsageError for a bank that trains by a function of the caller's own which does not say how many passes
+        over the examples it makes."""
+        if not isinstance(bank.recipe, Trains):
             raise UsageError(
-                "This bank trains by its own function.", "Use a Recipe, or make the request from your own models."
+                "This bank trains by its own function, and what that costs is not known.",
+                "Use a Recipe, or a callable object with passes(examples) -> passes of single examples.",
             )
         forget, seeds = named(bank.train.ids, forget), seed + np.arange(models)
         replicas = bank.models(models, seed, store, quiet=True)

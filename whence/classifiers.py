@@ -2,7 +2,8 @@
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
@@ -11,24 +12,25 @@ from whence.cache import Classification, DataError, Examples, UsageError
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe
 
-from .files import labelled_arrays
+from .files import READABLE, labelled_arrays, labelled_table
 
 
-def labelled(data: str) -> tuple[Examples, Examples]:
-    """(training examples, all points): `digits` (400 to train on, 400 held out), or an .npz with x_train, y_train,
-    x_test and y_test. Images of bytes are scaled to 0..1. Raises DataError when it cannot be read."""
+def labelled(data: str, columns: Mapping[str, str] | None = None) -> tuple[Examples, Examples]:
+    """(training examples, all points): `digits` (400 to train on, 400 held out), an .npz with x_train, y_train, x_test
+    and y_test, or a table with a column of classes (`whence.files.labelled_table`). Images of bytes are scaled to
+    0..1. Raises DataError when it cannot be read."""
     if data == "digits":
         from sklearn.datasets import load_digits
 
         found = load_digits()
         order = np.random.default_rng(0).permutation(len(found.target))[:800]
-        x, y, count = found.data[order].astype(np.float32) / 16, found.target[order], 400
-    else:
-        arrays = labelled_arrays(data)
-        x = np.concatenate([arrays["x_train"], arrays["x_test"]])
-        y, count = np.concatenate([arrays["y_train"], arrays["y_test"]]).ravel(), len(arrays["x_train"])
-        x = x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1)
-    points = Examples.of((x, y.astype(np.int64)))
+        points = Examples.of((found.data[order].astype(np.float32) / 16, found.target[order].astype(np.int64)))
+        return points.select(np.arange(400)), points
+    is_table = Path(data).suffix in READABLE and Path(data).is_file()
+    arrays = labelled_table(Path(data), columns) if is_table else labelled_arrays(data)
+    x = np.concatenate([arrays["x_train"], arrays["x_test"]])
+    y, count = np.concatenate([arrays["y_train"], arrays["y_test"]]).ravel(), len(arrays["x_train"])
+    points = Examples.of((x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1), y.astype(np.int64)))
     return points.select(np.arange(count)), points
 
 
@@ -82,15 +84,19 @@ def _image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     )
 
 
-def make_bank(data: str, network: str, epochs: int, batch: int, rate: float, optimiser: str, keep: str) -> Bank:
+def make_bank(data: str, network: str, recipe: Recipe, keep: str, columns: Mapping[str, str] | None = None) -> Bank:
     """The bank of a network by name on data by name.
 
     Args:
-        data, network: as for `labelled` and `builder`.
-        epochs, batch, rate, optimiser: the training; "sgd" has momentum 0.9.
+        data, network, columns: as for `labelled` and `builder`.
+        recipe: the training.
         keep: names of outputs, separated by commas.
     """
-    train, points = labelled(data)
-    chosen = SGD(rate, 0.9) if optimiser == "sgd" else AdamW(rate)
+    train, points = labelled(data, columns)
     names = tuple(name.strip() for name in keep.split(","))
-    return Bank(builder(network, points), Classification(), train, points, Recipe(epochs, batch, chosen), names)
+    return Bank(builder(network, points), Classification(), train, points, recipe, names)
+
+
+def recipe_of(epochs: int, batch: int, rate: float, optimiser: str) -> Recipe:
+    """A training by its numbers; "sgd" has momentum 0.9."""
+    return Recipe(epochs, batch, SGD(rate, 0.9) if optimiser == "sgd" else AdamW(rate))

@@ -30,7 +30,7 @@ from whence.unlearn.methods import DMM, DescentAscent, FineTune, Matching, Newto
 from whence.unlearn.request import UnlearningRequest
 from whence.unlearn.results import to_json
 
-from .classifiers import make_bank
+from .classifiers import make_bank, recipe_of
 from .corpora import digits
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def forgotten(plan: ForgettingPlan, store: Store, device: str = "cpu", quiet: bo
 
 def digits_bank(epochs: int, device: str = "cpu") -> Bank:
     """An MLP 64-16-10 on 400 digits, measured on these and 400 others."""
-    return replace(make_bank("digits", "mlp-16", epochs, 50, 0.02, "sgd", "logits,margins"), device=device)
+    return replace(make_bank("digits", "mlp-16", recipe_of(epochs, 50, 0.02, "sgd"), "logits,margins"), device=device)
 
 
 def condensed(plan: CondensingPlan, store: Store, device: str = "cpu") -> dict[str, Any]:

@@ -144,6 +144,41 @@ def labelled_arrays(name: str) -> dict[str, np.ndarray]:
         ) from error
 
 
+def labelled_table(path: Path, columns: Mapping[str, str] | None = None, share: float = 0.5) -> dict[str, np.ndarray]:
+    """x_train, y_train, x_test and y_test of a table: the column `label`, or the one that `columns` names, has the
+    classes (numbers, or texts in their order), and the other columns of numbers are the features. A random `share` of
+    the rows, the same every time, is the training data. Raises DataError for a row without a class or with a feature
+    that is no number."""
+    label, names = (columns or {}).get("label", "label"), []
+    features, classes = list[list[float]](), list[str]()
+    for row in read_rows(path):
+        if label not in row.values:
+            raise DataError(f"{row.place} has no {label!r}.", f"Name the column of classes: {', '.join(row.values)}.")
+        names = names or [n for n, v in row.values.items() if n not in (label, "id") and _number(v) is not None]
+        found = [_number(row.values.get(name)) for name in names]
+        bad = next((name for name, value in zip(names, found) if value is None), None)
+        if bad is not None:
+            raise DataError(f"{row.place}: {bad!r} is {row.values.get(bad)!r}, no number.", "Mend or remove the row.")
+        features.append([float(value) for value in found if value is not None])
+        classes.append(text_of(row, label))
+    if not names or len(features) < 2:
+        raise DataError(f"{path} has {len(features)} rows with {len(names)} columns of numbers.", "Give more of both.")
+    known = sorted(set(classes), key=lambda name: (_number(name) is None, _number(name) or 0.0, name))
+    y = np.array([known.index(name) for name in classes])
+    x, order = np.array(features, np.float32), np.random.default_rng(0).permutation(len(y))
+    cut = round(share * len(y))
+    parts = {"train": order[:cut], "test": order[cut:]}
+    return {f"{name}_{part}": array[rows] for part, rows in parts.items() for name, array in (("x", x), ("y", y))}
+
+
+def _number(value: Any) -> float | None:
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) and not isinstance(value, bool) else None
+
+
 def _blocks(path: Path) -> Iterator[Row]:
     line = 1
     parts = re.split(r"(\n[ \t]*\n)", read_text(path))

@@ -6,7 +6,7 @@
           such files | the name of a hub data set
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import nn
@@ -61,7 +61,12 @@ def load_model(
 
 
 def load_data(
-    name: str, vocabulary: Vocabulary | None = None, *, length: int | None = None, context: int | None = None
+    name: str,
+    vocabulary: Vocabulary | None = None,
+    *,
+    length: int | None = None,
+    context: int | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Corpus:
     """A corpus by name or path, in the vocabulary of a model.
 
@@ -70,6 +75,7 @@ def load_data(
         vocabulary: by default the corpus's own.
         length: tokens at which texts are cut; 128 by default, fewer if the model reads fewer.
         context: the most tokens that the model reads, if known.
+        columns: names of the data's columns by the names used here, as for `corpora.load`.
 
     Raises UsageError for an empty vocabulary or a length that the model cannot read, DataError when a file or data set
     cannot be read.
@@ -80,7 +86,9 @@ def load_data(
     if context is not None and context < LENGTH and length is None:
         say(f"The model reads at most {context} tokens: longer texts are cut there.")
     if name not in CORPORA:
-        return load(name, vocabulary, length=most)
+        return load(name, vocabulary, length=most, columns=columns)
+    if columns:
+        raise UsageError(f"{name} is embedded: its columns have their names.", "Leave the names of columns out.")
     corpus = CORPORA[name]()
     if corpus.vocabulary is None or vocabulary is None:
         return corpus

@@ -74,6 +74,36 @@ class Loading:
     """Read weights that are a torch pickle, tensors only; by default safetensors only."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Names of the data's columns, where they are others than the names that are read here."""
+
+    text_column: str | None = None
+    """Column of the text; the first of text, content, document by default."""
+    title_column: str | None = None
+    """Column of the title; `title` by default."""
+    id_column: str | None = None
+    """Column of the ids; `id` by default."""
+    label_column: str | None = None
+    """Column of the class; `label` by default."""
+    prompt_column: str | None = None
+    """Column of the prompt, of --queries if it is given, else of the data; `prompt` by default."""
+    completion_column: str | None = None
+    """Column of the completion, likewise; `completion` by default."""
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The names used here -> the data's own, of those that are given."""
+        names = ("text", "title", "id", "label", "prompt", "completion")
+        found = {name: getattr(self, f"{name}_column") for name in names}
+        return {name: own for name, own in found.items() if own is not None}
+
+    @property
+    def data_columns(self) -> dict[str, str]:
+        """Those of the data."""
+        return self.columns
+
+
 def check(command: Any, prefix: str = "") -> None:
     """Raise UsageError for the first option whose value is not allowed, by name."""
     hints = typing.get_type_hints(type(command), include_extras=True)

@@ -82,6 +82,7 @@ def over_rows(
     groups: Sequence[tuple[Curvature, Prepare]],
     desc: str,
     precision: Precision = "float32",
+    about: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """Values [n, *shape] of every training example: read from the store, resumed, or computed on the trained model's
     cluster. Arguments as in `RowWork`; a group is prepared only if there is something to compute."""
@@ -93,8 +94,8 @@ def over_rows(
         return work(Shard(0, 0, len(train)))["values"]
     entry = run_job(
         store, "scores", inputs, {"values": ArraySpec((len(train), *shape), "float32")}, work,
-        shard_rows=shard_rows(len(train)), about={"train": train.ids.tolist()}, cluster=trained.cluster,
-        log=trained.log, desc=desc, quiet=trained.quiet,
+        shard_rows=shard_rows(len(train)), about={"train": train.ids.tolist(), **(about or {})},
+        cluster=trained.cluster, log=trained.log, desc=desc, quiet=trained.quiet,
     )  # fmt: skip
     return entry.read("values")
 

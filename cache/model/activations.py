@@ -26,7 +26,7 @@ from .task import Classification, LanguageModelling, Regression
 from .task_key import task_settings
 from .trained import TrainedModel
 
-SHARD_BYTES = 64 << 20
+SHARD_BYTES = 32 << 20  # of all arrays of a shard, which are in memory at once
 COORDINATES = ("example", "position", "token")
 STANDARD = (LanguageModelling, Classification, Regression)
 
@@ -76,10 +76,10 @@ def activations(
     total = int(ends[-1])
     specs = {name: ArraySpec((total, widths[name]), dtype) for name in names}
     specs |= {name: ArraySpec((total,), "int64") for name in COORDINATES}
-    width = sum(widths.values()) * (2 if dtype in ("bfloat16", "float16") else 4)
-    shard = int(min(total, max(1, SHARD_BYTES // max(width, 1))))
+    row = sum(spec.nbytes for spec in specs.values()) // max(total, 1)
+    shard = int(min(total, max(1, SHARD_BYTES // max(row, 1))))
     about = {"ids": examples.ids.tolist(), "ends": ends.tolist(), "at": names}
-    work = _Rows(trained, examples, found, ends, dtype, tuple(specs))
+    work = _Rows(trained, examples, found, ends, specs)
     return run_job(
         store, "activations", inputs, specs, work, shard_rows=shard, about=about,
         cluster=trained.cluster, log=trained.log, desc="activations", quiet=trained.quiet,
@@ -94,27 +94,20 @@ class _Rows:
     examples: Examples
     found: Mapping[str, Layout]
     ends: np.ndarray
-    dtype: str
-    arrays: tuple[str, ...]
+    specs: Mapping[str, ArraySpec]
 
     def __call__(self, shard: Shard) -> dict[str, np.ndarray]:
         starts = self.ends - np.diff(self.ends, prepend=0)
         first, last = np.searchsorted(self.ends, shard.start, "right"), np.searchsorted(starts, shard.stop, "left")
-        blocks = list(row_blocks(self.trained, self.examples, self.found, np.arange(first, last)))
-        skip = shard.start - int(starts[first])
-        rows = {}
-        for name in self.arrays:
-            whole = np.concatenate([block[name] for block in blocks])[skip : skip + len(shard)]
-            rows[name] = whole if name in COORDINATES else _stored(whole, self.dtype)
+        rows = {n: np.empty((len(shard), *spec.shape[1:]), spec.dtype) for n, spec in self.specs.items()}
+        at = int(starts[first]) - shard.start  # of a block's first row in the shard
+        for block in row_blocks(self.trained, self.examples, self.found, np.arange(first, last)):
+            count = len(block["example"])
+            low, high = max(at, 0), min(at + count, len(shard))
+            for name, array in rows.items():
+                array[low:high] = block[name][low - at : high - at]
+            at += count
         return rows
-
-
-def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return values.astype(ml_dtypes.bfloat16)
-    return values.astype(dtype)
 
 
 def row_blocks(

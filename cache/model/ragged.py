@@ -18,7 +18,9 @@ from typing import Any, Protocol, overload, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
-SPOOL = 1 << 28  # bytes of rows that are held in memory before they go to a file
+SPOOL = (
+    1 << 25
+)  # bytes of rows that are held in memory before they go to a file; in memory they take five times as much
 
 
 @runtime_checkable

@@ -27,6 +27,7 @@ from ..model.batches import check_examples
 from ..model.data_checks import check_data
 from ..model.examples import Examples
 from ..model.fingerprint import model_fingerprint
+from ..model.sites import copied
 from ..model.task import Task
 from ..model.task_key import task_settings
 from ..store.keys import key_of
@@ -197,8 +198,11 @@ class Bank:
         if isinstance(self.recipe, Recipe):
             replicas = Replicas.of([self.build(int(seed)) for seed in seeds]).to(self.device)
             return train(replicas, self.task, self.train, masks, seeds, self.recipe, quiet=quiet)
+        own = isinstance(self.model, nn.Module)  # a function of the caller's may train what it is given
         models = [
-            self.recipe(self.build(int(seed)), self.train.select(mask), int(seed))
+            self.recipe(
+                copied(self.build(int(seed))) if own else self.build(int(seed)), self.train.select(mask), int(seed)
+            )
             for mask, seed in progress(list(zip(masks, seeds)), desc="training", unit="model", quiet=quiet)
         ]
         return Replicas.of(models, self.trainable).to(self.device)

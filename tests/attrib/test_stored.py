@@ -9,7 +9,7 @@ import pytest
 from tests import cases
 from whence import attrib
 from whence.attrib import EKFAC
-from whence.cache import Store, gradients
+from whence.cache import Examples, Store, gradients
 from whence.cache.jobs.cluster import connect
 from whence.cache.model.gradients import open_gradients
 
@@ -76,3 +76,16 @@ def test_workers_give_the_same_bits(case: cases.Case, tmp_path, monkeypatch: pyt
     for name, state in one.per_site.items():
         np.testing.assert_array_equal(two.per_site[name].eigenvalues, state.eigenvalues)
     np.testing.assert_array_equal(two_scores, one_scores)
+
+
+def test_some_of_stored_queries_are_not_scored_again(case: cases.Case, tmp_path, monkeypatch) -> None:
+    queries = case.examples.select(range(5))
+    factors = EKFAC().fit(case.trained(store=Store(tmp_path)))
+    whole, by_site = factors.score(queries), factors.score(queries, per_site=True)
+    monkeypatch.setattr("whence.attrib.factors.over_rows", lambda *_: pytest.fail("computed again"))
+    some = queries.select([3, 1])
+    other = Examples(some.columns, some.ids + 100, some.about)  # the same queries under other ids
+    np.testing.assert_array_equal(factors.score(other).values, whole.values[[3, 1]])
+    np.testing.assert_array_equal(factors.score(some, per_site=True).values, by_site.values[[3, 1]])
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        factors.score(case.examples.select([3, 7]))

@@ -13,7 +13,7 @@ from whence.cache.errors import DataError, ModelError
 from whence.decomp import ITDA, Activations, Dictionary, Provenance, evaluate, show
 from whence.decomp.activations import Origin
 from whence.decomp.features import features
-from whence.decomp.pages import page
+from whence.decomp.pages import _whole, page
 from whence.decomp.provenance import Text
 
 NASTY = "</script><script>alert(1)</script>&amp;<img src=x onerror=alert(2)>\u2028'\""
@@ -64,10 +64,10 @@ def test_contexts_are_the_text_around_the_top_rows(acts, dictionary):
 
 def test_nothing_in_the_data_becomes_markup(acts, dictionary, tmp_path):
     html = page(dictionary, features(dictionary, acts), title=NASTY)
-    assert html.count("<script") == 2
+    assert html.count("<script") == 3
     assert "<img" not in html
-    data = json.loads(re.search(r'application/json">(.*?)</script>', html, re.S)[1])
-    assert any(t[1] == NASTY for t in data["text"])
+    _, block = (json.loads(part) for part in re.findall(r'application/json">(.*?)</script>', html, re.S))
+    assert any(text[start:stop] == NASTY for text, start, stop in block["text"])
     assert "&lt;img" in html.split("</title>")[0]
     assert not re.search("https?:", html.replace("http://www.w3.org/2000/svg", ""))
     assert write_page(html, tmp_path / "a" / "page.html").read_text(encoding="utf-8") == html
@@ -123,4 +123,13 @@ def test_ten_thousand_atoms_stay_small(tmp_path):
     where = np.arange(10_000)
     big = Dictionary(atoms, Provenance.of(where, where, where, np.ones(10_000)), k=2, text=text)
     found = features(big, rng.standard_normal((2000, 16)).astype(np.float32))
-    assert len(page(big, found)) < 6_000_000
+    html = page(big, found)
+    assert len(html) < 6_000_000
+    first, *blocks = re.findall(r'application/json">(.*?)</script>', html, re.S)
+    assert len(blocks) == 50
+    assert len(first) + len(blocks[0]) < 0.15 * len(html)  # what a browser parses on opening
+    assert sum(len(json.loads(block)["source"]) for block in blocks) == json.loads(first)["size"] == 10_000
+
+
+def test_a_texts_token_is_where_a_browser_counts_it() -> None:
+    assert _whole(Text("a \U0001f600 ", "b\U0001f600", " c")) == ["a \U0001f600 b\U0001f600 c", 5, 8]

@@ -3,7 +3,6 @@
 import csv
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas
@@ -14,8 +13,8 @@ import xarray
 import whence.inputs
 from whence.cache import LanguageModelling, TrainedModel
 from whence.cli import main
-from whence.commands._queries import lists, lists_text, logprob_of, top_of
-from whence.commands._shared import Loaded, plain, read_bytes, read_seconds
+from whence.commands._queries import entries_of, lists, lists_text, logprob_of, top_of
+from whence.commands._shared import Titled, plain, read_bytes, read_seconds
 
 
 @pytest.fixture(autouse=True)
@@ -236,8 +235,8 @@ def test_probabilities_and_impossible_predictions_are_shown(loaded) -> None:
     coords = {"query": corpus.queries.ids, "train": corpus.train.ids[:3], "logprob": ("query", [-0.25, -2.0])}
     marks = xarray.DataArray(values, dims=("query", "train"), coords=coords)
     marks = marks.assign_coords(impossible=(("query", "train"), values > 0.4))
-    known = Loaded(SimpleNamespace(train=corpus.train), corpus)
-    entries = lists(known, corpus.queries, top_of(marks, 2), logprob_of(marks))
+    known = Titled(corpus.train.ids, corpus.train.about)
+    entries = lists(known, entries_of(corpus.queries, logprob_of(marks)), top_of(marks, 2))
     assert [entry["logprob"] for entry in entries] == [-0.25, -2.0]
     assert [line.get("impossible") for line in entries[0]["helpful"]] == [True, None]
     text = lists_text(entries)

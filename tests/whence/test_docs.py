@@ -120,7 +120,8 @@ def test_links_lead_somewhere(path: Path) -> None:
 @pytest.mark.parametrize("package", [*list(FACADES.values())[:4], "whence.unlearn.condense"])
 def test_every_public_name_is_documented(package: str) -> None:
     """Each function and class that a façade exports has a docstring of its own."""
-    public = {n: v for n, v in vars(importlib.import_module(package)).items() if not n.startswith("_") and callable(v)}
+    module = importlib.import_module(package)
+    public = {n: getattr(module, n) for n in dir(module) if not n.startswith("_") and callable(getattr(module, n))}
     assert public
     assert not [name for name, value in public.items() if not has_docstring(name, value)]
 

@@ -1,15 +1,12 @@
 """Retraining without the forget set: exact, and what every other method's compute is measured against."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
-import torch
-from torch import nn
 
 from whence.cache import UsageError
-from whence.cache.retrain.loop import train
-from whence.cache.retrain.replicas import Replicas
+from whence.cache.retrain.bank import Bank
 
 from ..plan import Plan
 from ..request import UnlearningRequest
@@ -34,15 +31,8 @@ class Retrain(UnlearningMethod):
                 "Retraining needs to know how to build an untrained model.",
                 "Give the request `build`, a function from a seed to a module.",
             )
-        seeds = request.replica_seeds + self.seed
-        fresh = Replicas.of([_built(request.build, int(seed)) for seed in seeds]).to(request.device)
-        masks = np.repeat(request.left[None], len(seeds), axis=0)
-        trained = train(fresh, request.task, request.train, masks, seeds, request.recipe)
+        seeds, recipe = request.replica_seeds + self.seed, cast(Any, request.recipe)
+        masks, device = np.repeat(request.left[None], len(seeds), axis=0), str(request.device)
+        bank = Bank(request.build, request.task, request.train, request.kept, recipe, device=device)
+        trained = bank.train_replicas(masks, seeds)
         return Plan((), trained, spent=float(request.retraining))
-
-
-def _built(build: Callable[[int], nn.Module], seed: int) -> nn.Module:
-    """The untrained model of a seed, as a bank builds it: with torch's generator at that seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build(seed)

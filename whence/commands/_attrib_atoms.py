@@ -8,7 +8,7 @@ import numpy as np
 from whence.cache.errors import UsageError
 
 from ._attrib_job import Attribution
-from ._queries import lists, logprob_of, top_of
+from ._queries import entries_of, lists, logprob_of, top_of
 
 if TYPE_CHECKING:
     from whence.cache import Examples
@@ -35,7 +35,8 @@ def by_atoms(
     order = np.argsort(-scores.values, axis=1, kind="stable")[:, :top]
     chosen = np.unique(order)
     parts = loaded.factors.score(queries, loaded.train.select(chosen), through=dictionary, site=site)
-    entries = lists(loaded, queries, top_of(scores, top, ("helpful",)), logprob_of(scores))
+    best = top_of(scores, top, ("helpful",))
+    entries = lists(loaded.titled, entries_of(queries, logprob_of(scores)), best)
     for row, entry in enumerate(entries):
         mine = parts.values[row][np.searchsorted(chosen, order[row])]
         for line, values in zip(entry["helpful"], mine):
@@ -48,11 +49,11 @@ def strongest(dictionary: "Dictionary", atoms: np.ndarray, values: np.ndarray, t
     """The parts of largest magnitude, each described."""
     order = np.argsort(-np.abs(values), kind="stable")[:top]
     return [
-        {"id": int(atoms[n]), "title": described(dictionary, int(atoms[n])), "nats": float(values[n])} for n in order
+        {"id": int(atoms[n]), "title": atom_text(dictionary, int(atoms[n])), "nats": float(values[n])} for n in order
     ]
 
 
-def described(dictionary: "Dictionary", atom: int) -> str:
+def atom_text(dictionary: "Dictionary", atom: int) -> str:
     """An atom as text: its token in its context; or the name of a part that is no atom."""
     from whence.attrib.scoring.atoms import CONSTANT, RESIDUAL
 

@@ -2,19 +2,22 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from whence.cache import Examples, Store, UsageError
+from whence.cache.errors import UsageError
 from whence.options import Count, Device, Dtype
 
+from ._problem import ProblemOptions
 from ._shared import ModelOptions, Printed, Stored
 
-Name = Literal["digits", "finetuned", "finetuned-smooth", "finetuned-long", "finetuned-sgd", "language", "facts"]
+if TYPE_CHECKING:
+    from whence.cache import Examples, Store
+
 Test = Literal["lds", "leave-out", "documents", "qld", "brittleness", "recall", "pbrf", "mislabelled"]
 
 
 @dataclass(frozen=True)
-class Evaluate(Stored, Printed):
+class Evaluate(ProblemOptions, Stored, Printed):
     """Evaluate attribution methods by retraining, by optimisation, and by planted answers.
 
     lds: rank correlation of summed scores with models retrained on half of the data; leave-out: the same, leaving
@@ -30,11 +33,13 @@ class Evaluate(Stored, Printed):
         whence attrib evaluate --on digits --tests lds mislabelled --methods identity ekfac cg
     """
 
-    on: Name = "digits"
-    """Embedded data to train and retrain a small model on. finetuned: a small transformer, pretrained on most of the
-    Python language reference and fine-tuned on other passages (4 epochs); -smooth: with a larger eps of Adam; -long: 12
-    epochs; -sgd. language: one trained from nothing, where retraining with another order of the examples changes more
-    than most of the examples do."""
+    on: str = "digits"
+    """Embedded data to train and retrain a small model on: digits, finetuned (a small transformer, pretrained on most
+    of the Python language reference and fine-tuned on other passages, 4 epochs), finetuned-smooth (with a larger eps of
+    Adam), finetuned-long (12 epochs), finetuned-sgd, language (trained from nothing: another order of the examples
+    changes more than most of the examples do), facts. Or a Python file of your own (docs/models.md)."""
+    data: str | None = None
+    """Data of a problem of your own, in place of its `data()`."""
     tests: tuple[Test, ...] = ("lds",)
     """The tests that the scores are put to."""
     methods: tuple[str, ...] = ("identity", "ekfac", "cg")
@@ -54,7 +59,6 @@ class Evaluate(Stored, Printed):
 
     def run(self) -> None:
         from whence.problems.judge import HEAD, judge
-        from whence.problems.registry import PROBLEMS
 
         store = self.open_store()
         if (self.scores is None) != (self.bank is None):
@@ -65,14 +69,14 @@ class Evaluate(Stored, Printed):
             self._stored(store, self.scores, self.bank)
             return
         names = None if "all" in self.methods else list(self.methods)
-        problem = replace(PROBLEMS[self.on](), device=self.device, dtype=self.dtype)
+        problem = replace(self.problem(), device=self.device, dtype=self.dtype)
         rows = judge(problem, self.tests, names, subsets=self.subsets, store=store, curve=self.curve, quiet=self.json)
         lines = [HEAD, *map(str, rows)]
         if self.curve is not None and "mislabelled" in self.tests:
             lines.append(f"curves: {self.curve}")
         self.show([row._asdict() for row in rows], "\n".join(lines))
 
-    def _stored(self, store: Store, scores: str, bank: str) -> None:
+    def _stored(self, store: "Store", scores: str, bank: str) -> None:
         from whence.attrib.evaluate import lds
         from whence.cache.retrain.retrained import retrained_from
 
@@ -81,7 +85,7 @@ class Evaluate(Stored, Printed):
         self.show(values, str(found))
 
 
-def stored_scores(store: Store, scores: str, bank: str):
+def stored_scores(store: "Store", scores: str, bank: str):
     """Pairwise scores of the store as [query, train], queries named as the bank's points are."""
     import xarray
 
@@ -155,7 +159,7 @@ class Probe(ModelOptions, Printed):
         self.show(found, "\n".join(lines))
 
 
-def _titles(examples: Examples) -> list[str]:
+def _titles(examples: "Examples") -> list[str]:
     return [str(title) for title in examples.about.get("title", examples.ids)]
 
 

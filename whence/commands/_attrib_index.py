@@ -1,15 +1,18 @@
 """`whence attrib index` and `whence attrib query`: a compressed index, and queries answered from it."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from whence.cache.display.files import rows_of_lists, save_table
 from whence.cache.errors import UsageError
 from whence.options import Count
 
+from ._answers import Answer, Answered
 from ._attrib_job import Attribution, Job
-from ._queries import QueryOptions, lists, lists_text
+from ._queries import QueryOptions, entries_of, lists, lists_text
 from ._shared import Printed
 
 if TYPE_CHECKING:
@@ -95,7 +98,7 @@ class Index(Compressed, Job, Printed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Query(QueryOptions, Compressed, Job, Printed):
+class Query(Answered, QueryOptions, Compressed, Job, Printed):
     """Answer queries from the index, then score the best candidates exactly.
 
     Finding candidates needs the store and the model, no training data; the exact scores run the candidates only.
@@ -114,8 +117,10 @@ class Query(QueryOptions, Compressed, Job, Printed):
     """Score the candidates exactly."""
     check: bool = False
     """Score everything as well, and report recall@10 of the index alone and after the rerank."""
+    out: Path | None = None
+    """Write the lists: .csv, .parquet or .json."""
 
-    def run(self) -> None:
+    def answer(self) -> Answer:
         from whence.attrib.annotations import impossible
         from whence.attrib.index.search import Hits
 
@@ -130,12 +135,16 @@ class Query(QueryOptions, Compressed, Job, Printed):
             best = index.rerank(hits, queries, self.top)
         factors, logprob = loaded.factors, loaded.factors.logprobs(queries)
         marks = [] if logprob is None else [impossible(best.scores, logprob, factors.measure)]
-        entries = lists(loaded, queries, {"helpful": (best.ids, best.scores, *marks)}, logprob)
+        entries = lists(loaded.titled, entries_of(queries, logprob), {"helpful": (best.ids, best.scores, *marks)})
         facts: dict[str, Any] = {"index": index.entry.key, "exact": self.rerank, "queries": entries}
-        if self.check:
-            facts |= recalls(loaded, queries, hits.ids)
-        check = f"\n\n{recall_line(facts, hits.ids.shape[1])}" if self.check else ""
-        self.show(facts, lists_text(entries) + check)
+        return Answer(facts | (recalls(loaded, queries, hits.ids) if self.check else {}))
+
+    def present(self, answer: Answer) -> None:
+        facts = answer.facts
+        check = f"\n\n{recall_line(facts, self.candidates)}" if self.check else ""
+        if self.out is not None:
+            save_table(self.out, rows_of_lists(facts["queries"]))
+        self.show(facts, lists_text(facts["queries"]) + check)
 
 
 def recalls(

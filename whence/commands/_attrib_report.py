@@ -3,12 +3,15 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from whence.cache.display.pages import write_page
+
+from ._answers import Answer, Answered
 from ._attrib_job import Job
 from ._queries import QueryOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(QueryOptions, Job):
+class Report(Answered, QueryOptions, Job):
     """Write the influence report: one self-contained HTML page.
 
     It shows, for every query, the passages with the largest and the smallest influence, token by token, by layer, and
@@ -26,18 +29,23 @@ class Report(QueryOptions, Job):
     bottom: int = 3
     """Passages shown that lower it."""
 
-    def run(self) -> None:
+    def answer(self) -> Answer:
         from whence.attrib.reporting import coverage, report
         from whence.attrib.show import shown_passages
 
         loaded = self.load()
         queries = self.read_queries(loaded.corpus)
-        scores = loaded.factors.score(queries, per_site=True)
+        scores = loaded.factors.score(queries)  # read from the store if `attrib score` has computed them
         seen = loaded.train.select(shown_passages(scores, self.top, self.bottom))
+        split = loaded.factors.score(queries, seen, per_site=True)
         tokens = loaded.factors.token_scores(queries, seen)
         docs = replace(loaded.corpus, train=loaded.train, queries=queries)
         page = report(
-            scores, docs, tokens=tokens, top=self.top, bottom=self.bottom,
+            scores, docs, by_site=split, tokens=tokens, top=self.top, bottom=self.bottom,
             lead=f"{self.model} on {self.data}", tables=[coverage(loaded.factors.sites)],
         )  # fmt: skip
-        print(f"{page.save(self.out)}: {len(queries)} queries, {len(loaded.train)} training examples")
+        return Answer({"queries": len(queries), "examples": len(loaded.train)}, page=page.html())
+
+    def present(self, answer: Answer) -> None:
+        found = answer.facts
+        print(f"{write_page(answer.page, self.out)}: {found['queries']} queries, {found['examples']} training examples")

@@ -6,8 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from whence.cache.display.files import ENDINGS, save_table
+from whence.cache.display.pages import page, write_page
 from whence.options import Count
 
+from ._answers import Answer, Answered
 from ._attrib_job import Attribution, Job
 from ._queries import QueryOptions, entry_of, line_text, logprob_of
 from ._shared import Printed
@@ -20,7 +23,7 @@ HEADS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens(QueryOptions, Job, Printed):
+class Tokens(Answered, QueryOptions, Job, Printed):
     """Split the influence of the examples that help most over their tokens.
 
     By the token that became likelier ("output", which sums to the influence), the token that was read ("input", to
@@ -38,9 +41,9 @@ class Tokens(QueryOptions, Job, Printed):
     strongest: int = 6
     """Tokens listed of each."""
     out: Path | None = None
-    """Write the passages, shaded, as an HTML page."""
+    """Write the passages, shaded, as an HTML page; or the listed tokens as .csv, .parquet or .json."""
 
-    def run(self) -> None:
+    def answer(self) -> Answer:
         from whence import attrib
 
         loaded = self.load()
@@ -54,22 +57,23 @@ class Tokens(QueryOptions, Job, Printed):
             train = loaded.train.select(loaded.train.rows_of(best[place]))
             tokens = loaded.factors.token_scores(query, train, by="layer" if self.view == "position" else self.view)
             docs: Any = replace(loaded.corpus, train=train, queries=query)
-            shown = [attrib.show.token_map(tokens, docs, 0, n) for n in range(len(train))] if self.out else []
+            pages += [attrib.show.token_map(tokens, docs, 0, n) for n in range(len(train))]
             passages = [self._passage(loaded, train, tokens.values[0], n) for n in range(len(train))]
             entries.append(entry_of(query, 0, logprob_of(scores.isel(query=[place])), passages=passages))
-            pages += shown
-        if self.out is not None:
-            whole = pages[0]
-            for page in pages[1:]:
-                whole = whole + page
-            whole.save(self.out, "Tokens")
+        return Answer({"view": self.view, "queries": entries}, page=page("Tokens", *pages))
+
+    def present(self, answer: Answer) -> None:
+        if self.out is not None and self.out.suffix in ENDINGS:
+            save_table(self.out, tokens_table(answer.facts["queries"]))
+        elif self.out is not None:
+            write_page(answer.page, self.out)
         lines = [HEADS[self.view]]
-        for entry in entries:
+        for entry in answer.facts["queries"]:
             lines.append(f"\n{entry['asked']}")
             for passage in entry["passages"]:
                 lines.append(f"  {line_text(passage)}")
                 lines += [f"      {t['nats']:+.3e}  {t['at']:>4}  {t['token']!r}" for t in passage["tokens"]]
-        self.show({"view": self.view, "queries": entries}, "\n".join(lines))
+        self.show(answer.facts, "\n".join(lines))
 
     def _passage(self, loaded: Attribution, train: Any, values: np.ndarray, n: int) -> dict[str, Any]:
         """The example's influence (of "input", its first-order share) and the tokens with most of it."""
@@ -81,3 +85,13 @@ class Tokens(QueryOptions, Job, Printed):
         order = np.argsort(-np.abs(row), kind="stable")[: self.strongest]
         tokens = [{"at": int(t), "token": pieces[t], "nats": float(row[t])} for t in order]
         return {**loaded.titled.line(int(train.ids[n]), float(row.sum())), "tokens": tokens}
+
+
+def tokens_table(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a token: its query, its example, its place and its influence."""
+    return [
+        {"query": entry["query"], "train": passage["id"], **token}
+        for entry in entries
+        for passage in entry["passages"]
+        for token in passage["tokens"]
+    ]

@@ -11,6 +11,7 @@ from whence.cache import Examples, UsageError
 from whence.files import read_text
 from whence.options import Count, Device, Positive, Share
 
+from ._problem import ProblemOptions
 from ._shared import Stored
 
 if TYPE_CHECKING:
@@ -18,11 +19,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierOptions(Stored):
-    """A classifier and how it is trained."""
+class ClassifierOptions(ProblemOptions, Stored):
+    """A model and how it is trained: a classifier by name, or a problem."""
 
-    data: str = "digits"
-    """digits, or an .npz with x_train, y_train, x_test and y_test."""
+    on: str | None = None
+    """A problem in place of --data and --network: a name of `whence attrib evaluate --on`, or a Python file of your own
+    (docs/models.md)."""
+    data: str | None = None
+    """digits (the default), an .npz with x_train, y_train, x_test and y_test, or a table (.csv, .parquet, .jsonl) with
+    a column of classes (--label-column) and columns of numbers. With --on, data of a problem of your own."""
     network: str = "mlp-32"
     """mlp-32, mlp-64-32 (hidden widths) or conv-8-16 (channels)."""
     share: Share = 0.75
@@ -42,9 +47,17 @@ class ClassifierOptions(Stored):
         """The bank of these options that keeps the outputs named in `keep`."""
         from dataclasses import replace
 
-        from whence.classifiers import make_bank
+        from whence.cache import UsageError
+        from whence.classifiers import make_bank, recipe_of
 
-        bank = make_bank(self.data, self.network, self.epochs, self.batch, self.rate, self.optimiser, keep)
+        if self.on is not None:
+            recipe = recipe_of(self.epochs, self.batch, self.rate, self.optimiser)
+            problem = replace(self.problem(recipe=recipe), device=self.device)
+            return problem.population(tuple(name.strip() for name in keep.split(",")))
+        if self.training is not None:
+            raise UsageError("A recorded run needs the file that builds its model.", "Give --on FILE.py.")
+        recipe = recipe_of(self.epochs, self.batch, self.rate, self.optimiser)
+        bank = make_bank(self.data or "digits", self.network, recipe, keep, self.columns)
         return replace(bank, device=self.device)
 
 

@@ -11,7 +11,7 @@ import tyro
 
 from whence.cache.errors import UsageError
 from whence.cache.jobs.progress import say
-from whence.options import Share
+from whence.options import Columns, Share
 
 from ._shared import DataOptions, Loaded, ModelOptions
 
@@ -53,15 +53,14 @@ class Source(ActivationOptions, ModelOptions):
         """
         source = read_source(folder)
         default = {field.name: field.default for field in fields(self)}
-        left = ("model", "data", "length", "base", "revision", "dtype")
+        left = ("model", "data", "length", "base", "revision", "dtype", *(f.name for f in fields(Columns)))
         found = {
             n: source[n] for n in left if source.get(n) is not None and getattr(self, n) == default[n] != source[n]
         }
         if not found:
             return self.load()
-        say(
-            f"{folder} was built with {', '.join(f'--{name} {value}' for name, value in found.items())}: used here too."
-        )
+        given = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in found.items())
+        say(f"{folder} was built with {given}: used here too.")
         path = Path(found.get("model", ""))
         if path.is_absolute() and not path.exists():
             raise UsageError(f"{folder} was built from the model {path}, which is not there.", "Give --model.")
@@ -75,6 +74,7 @@ class Source(ActivationOptions, ModelOptions):
         own = next((name for name, known in others.items() if known == full and "hook_" not in name), at)
         places = {name: _absolute(getattr(self, name)) for name in ("model", "data", "base")}
         rest = {"length": self.length, "revision": self.revision, "dtype": self.dtype}
+        rest |= {field.name: getattr(self, field.name) for field in fields(Columns)}
         context = int(loaded.train.lengths.max())
         facts = {**places, **rest, "hook_name": at, "own_hook_name": own, "context_size": context}
         (folder / SOURCE).write_text(json.dumps(facts, indent=1), "utf-8")

@@ -32,7 +32,10 @@ class MethodOptions:
     steps: tuple[int, ...] = ()
     """Optimiser steps up to each checkpoint, for source."""
 
-    def precheck(self) -> type["Method"]:
+    def precheck(self) -> None:
+        self.chosen()
+
+    def chosen(self) -> type["Method"]:
         """The class of the method. Raises UsageError for an unknown method or setting."""
         from whence.attrib.methods import METHODS
 
@@ -40,7 +43,7 @@ class MethodOptions:
 
     def build(self) -> "Method":
         """The method. Raises UsageError for an unknown method or setting, or for checkpoints that do not match."""
-        kind = self.precheck()
+        kind = self.chosen()
         own = {field.name: field for field in dataclasses.fields(kind)}
         return with_settings(kind, self.set, self._shared(own) | self._trajectory(own))
 

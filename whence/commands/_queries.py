@@ -9,17 +9,19 @@ import numpy as np
 
 from whence.cache.display.files import ENDINGS, save_table
 from whence.cache.errors import UsageError
-from whence.options import Count
+from whence.options import Columns, Count
 
-from ._shared import Loaded, Titled, beginning
+from ._shared import Titled, beginning
 
 if TYPE_CHECKING:
     from whence.cache import Examples
     from whence.corpora import Corpus
 
+PAIR = ("prompt", "completion")
+
 
 @dataclass(frozen=True, kw_only=True)
-class QueryOptions:
+class QueryOptions(Columns):
     """The queries."""
 
     prompt: str | None = None
@@ -30,6 +32,11 @@ class QueryOptions:
     """A .jsonl, .csv or .parquet file with a prompt and a completion per row. By default the data's own queries."""
     first: Count | None = None
     """Only the first queries."""
+
+    @property
+    def data_columns(self) -> dict[str, str]:
+        """Columns of the data: prompt and completion are those of the queries' file, if there is one."""
+        return {n: own for n, own in self.columns.items() if self.queries is None or n not in PAIR}
 
     def read_queries(self, corpus: "Corpus") -> "Examples":
         """Raises UsageError for a prompt without completion or the reverse, or if there is no query."""
@@ -49,7 +56,8 @@ class QueryOptions:
         if self.queries is not None:
             if not self.queries.is_file():
                 raise UsageError(f"There is no file {self.queries}.", "Give a .jsonl, .csv or .parquet file.")
-            return load_queries(self.queries, corpus.vocabulary)
+            pair = {name: own for name, own in self.columns.items() if name in PAIR}
+            return load_queries(self.queries, corpus.vocabulary, columns=pair)
         if self.prompt is None or self.completion is None:
             raise UsageError("A query has a prompt and a completion.", "Give both --prompt and --completion.")
         return query_examples([self.prompt], [self.completion], corpus.vocabulary)
@@ -66,7 +74,7 @@ def entry_of(queries: "Examples", row: int, logprob: np.ndarray | None = None, *
     if "prompt" in about and "completion" in about:
         asked = f"{about['prompt'][row]} [{str(about['completion'][row]).strip()}]"
     else:
-        asked = Titled(queries).title(identity)
+        asked = Titled(queries.ids, about).title(identity)
     entry: dict[str, Any] = {"query": identity}
     if "document" in about and about["document"][row] != identity:
         entry["document"] = about["document"][row]
@@ -76,20 +84,26 @@ def entry_of(queries: "Examples", row: int, logprob: np.ndarray | None = None, *
     return entry | found
 
 
+def entries_of(queries: "Examples", logprob: np.ndarray | None = None) -> list[dict[str, Any]]:
+    """Every query as `entry_of` has it."""
+    return [entry_of(queries, row, logprob) for row in range(len(queries))]
+
+
 def lists(
-    loaded: Loaded, queries: "Examples", best: dict[str, tuple[np.ndarray, ...]], logprob: np.ndarray | None = None
+    titled: Titled, queries: list[dict[str, Any]], best: dict[str, tuple[np.ndarray, ...]]
 ) -> list[dict[str, Any]]:
-    """name -> (ids [q k], values [q k], whether they are impossible [q k] if known) as one entry per query."""
+    """Queries (`entries_of`) with their lists: name -> (ids [q k], values [q k], whether they are impossible [q k] if
+    known)."""
     entries = []
-    for row in range(len(queries)):
+    for row, query in enumerate(queries):
         found: dict[str, Any] = {}
         for name, (ids, values, *marks) in best.items():
             found[name] = []
             for place, (identity, value) in enumerate(zip(ids[row], values[row])):
                 if np.isfinite(value):
-                    line = loaded.titled.line(int(identity), float(value))
+                    line = titled.line(int(identity), float(value))
                     found[name].append(line | ({"impossible": True} if marks and marks[0][row, place] else {}))
-        entries.append(entry_of(queries, row, logprob, **found))
+        entries.append(query | found)
     return entries
 
 
@@ -128,13 +142,24 @@ def line_text(line: dict[str, Any], width: int = 10) -> str:
     return "  ".join([f"{line['nats']:+.3e}", *names, *said]).rstrip() + mark
 
 
-def save_scores(path: Path, scores: Any, titled: Titled) -> None:
-    """Write a DataArray as .npz (values, coordinates and attributes), or .csv, .parquet or .json (a row a value), with
-    the documents, titles and beginnings of the texts of its training examples."""
+def described(scores: Any, titled: Titled) -> Any:
+    """Scores with the documents, titles and beginnings of the texts of their training examples as coordinates."""
+    ids = scores["train"].values if "train" in scores.dims else np.zeros(0)
+    if ids.dtype.kind not in "iu":  # groups of examples have names
+        return scores
+    new = {name: ("train", values) for name, values in titled.columns(ids).items() if name not in scores.coords}
+    return scores.assign_coords(new)
+
+
+def titles_of(scores: Any) -> Titled:
+    """What described scores say about their training examples."""
+    about = {name: scores[name].values.tolist() for name in ("document", "title", "text") if name in scores.coords}
+    return Titled(scores["train"].values, about)
+
+
+def save_scores(path: Path, scores: Any) -> None:
+    """Write a DataArray as .npz (values, coordinates and attributes), or .csv, .parquet or .json (a row a value)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if "train" in scores.dims:
-        new = {name: ("train", values) for name, values in titled.columns(scores["train"].values).items()}
-        scores = scores.assign_coords({name: v for name, v in new.items() if name not in scores.coords})
     table = scores.rename(scores.name or "value")
     if path.suffix == ".npz":
         coords: dict[str, Any] = {str(name): np.asarray(scores[name].values) for name in scores.coords}

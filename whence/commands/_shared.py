@@ -2,15 +2,18 @@
 
 import json as json_module
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from whence.cache.errors import UsageError
-from whence.options import AGES, SIZES, Count, Loading, Size, Workers, amount
+from whence.options import AGES, SIZES, Columns, Count, Loading, Size, Workers, amount
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from whence.cache import Examples, Store, TrainedModel
     from whence.corpora import Corpus
 
@@ -52,7 +55,7 @@ class Stored:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(Loading, Stored):
+class DataOptions(Loading, Columns, Stored):
     """Training data, and how and where models run."""
 
     data: str = "language-reference"
@@ -82,7 +85,9 @@ class DataOptions(Loading, Stored):
 
         store, unchecked = self.open_store(), cast(Any, {"check": False} if self.no_check else {})
         model, vocabulary = load_model(name, store, quiet=self.quiet, loading=self)
-        corpus = load_data(self.data, vocabulary, length=self.length, context=context_of(model))
+        corpus = load_data(
+            self.data, vocabulary, length=self.length, context=context_of(model), columns=self.data_columns
+        )
         trained = TrainedModel(
             model, corpus.train, Classification() if corpus.vocabulary is None else LanguageModelling(),
             sites=list(sites), store=store, device=self.device,
@@ -120,42 +125,41 @@ class Loaded:
     @cached_property
     def titled(self) -> "Titled":
         """What is known about the training examples."""
-        return Titled(self.train)
+        return Titled(self.train.ids, self.train.about)
 
 
 @dataclass(frozen=True, eq=False)
 class Titled:
     """What results say about examples: document, title and the beginning of the text, by id."""
 
-    examples: "Examples"
+    ids: "np.ndarray"
+    about: Mapping[str, Sequence[Any]]
 
     @cached_property
     def rows(self) -> dict[int, int]:
-        return {int(i): row for row, i in enumerate(self.examples.ids)}
+        return {int(i): row for row, i in enumerate(self.ids)}
 
     def title(self, identity: int) -> str:
         """The title of an example, or the beginning of its text, or its id."""
         for name in ("title", "text"):
-            if name in self.examples.about:
-                return beginning(self.examples.about[name][self.rows[identity]], 60)
+            if name in self.about:
+                return beginning(self.about[name][self.rows[identity]], 60)
         return f"example {identity}"
 
     def line(self, identity: int, nats: float) -> dict[str, Any]:
         """An example with a value: what a list has of it. `document`, the file's own id, if it is another."""
-        about, row = self.examples.about, self.rows[identity]
+        about, row = self.about, self.rows[identity]
         own = about["document"][row] if "document" in about else identity
         text = {"text": beginning(about["text"][row], 80)} if "text" in about else {}
         named = {"document": own} if own != identity else {}
         return {"id": identity, **named, "title": self.title(identity), **text, "nats": nats}
 
-    def columns(self, ids: Any) -> dict[str, list[str]]:
+    def columns(self, ids: Any) -> dict[str, list[Any]]:
         """Document, title and beginning of the text of these ids, where they are known."""
-        about = self.examples.about
-        return {
-            name: [beginning(about[name][self.rows[int(i)]], 80) for i in ids]
-            for name in ("document", "title", "text")
-            if name in about
-        }
+        rows = [self.rows[int(i)] for i in ids]
+        known = [name for name in ("document", "title", "text") if name in self.about]
+        found: dict[str, list[Any]] = {name: [self.about[name][row] for row in rows] for name in known}
+        return {n: v if n == "document" else [beginning(text, 80) for text in v] for n, v in found.items()}
 
 
 def beginning(text: Any, characters: int) -> str:

@@ -11,6 +11,7 @@ from whence.cache.display.files import rows_of_lists, save_table
 from whence.cache.errors import UsageError
 from whence.options import Count
 
+from ._answers import Answer, Answered
 from ._attrib_evaluate import Evaluate, Probe
 from ._attrib_index import Index, Query
 from ._attrib_job import Attribution, Job
@@ -18,7 +19,19 @@ from ._attrib_report import Report
 from ._attrib_select import Select
 from ._attrib_tokens import Tokens
 from ._names import Sites
-from ._queries import QueryOptions, entry_of, line_text, lists, lists_text, logprob_of, save_scores, top_of
+from ._queries import (
+    QueryOptions,
+    described,
+    entries_of,
+    entry_of,
+    line_text,
+    lists,
+    lists_text,
+    logprob_of,
+    save_scores,
+    titles_of,
+    top_of,
+)
 from ._settings import methods_command
 from ._shared import Precision, Printed
 
@@ -94,7 +107,7 @@ Methods = methods_command("attribution", "whence attrib methods", "whence.attrib
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score(QueryOptions, Job, Printed):
+class Score(Answered, QueryOptions, Job, Printed):
     """Score every training example for every query, and list the most helpful and the most harmful ones.
 
     Influence is the predicted change of the query's log-probability, in nats, when the example is added to the
@@ -139,7 +152,16 @@ class Score(QueryOptions, Job, Printed):
     out: Path | None = None
     """Write the scores, or with --only-top the lists: .npz (scores only), .csv, .parquet or .json."""
 
-    def run(self) -> None:
+    @property
+    def free(self) -> tuple[str, ...]:
+        return ("top",) if self._whole else ()
+
+    @property
+    def _whole(self) -> bool:
+        """Whether scores [query, train] are computed, of which lists of any length are made."""
+        return not (self.only_top or self.group_by or self.one_query or self.heads or self.dictionary)
+
+    def answer(self) -> Answer:
         loaded = self.load()
         queries = self.read_queries(loaded.corpus)
         if self.atom is not None and self.dictionary is None:
@@ -149,17 +171,16 @@ class Score(QueryOptions, Job, Printed):
         if len(special) > 1 and special != ["prefilter", "relative"]:
             raise UsageError(f"{' and '.join(special)} exclude each other.", "Give one at a time.")
         if self.only_top:
-            self._top(loaded, queries)
-        elif self.group_by is not None or self.one_query:
-            self._groups(loaded, queries)
-        elif self.heads is not None:
-            self._heads(loaded, queries)
-        elif self.dictionary is not None:
-            self._atoms(loaded, queries, self.dictionary)
-        else:
-            self._scores(loaded, queries)
+            return self._top(loaded, queries)
+        if self.group_by is not None or self.one_query:
+            return self._groups(loaded, queries)
+        if self.heads is not None:
+            return self._heads(loaded, queries)
+        if self.dictionary is not None:
+            return self._atoms(loaded, queries, self.dictionary)
+        return self._scores(loaded, queries)
 
-    def _scores(self, loaded: Attribution, queries: Any) -> None:
+    def _scores(self, loaded: Attribution, queries: Any) -> Answer:
         from whence.attrib.index.prefilter import RULES, candidates, lexical_scores
         from whence.attrib.index.recall import recall_by_share
 
@@ -173,11 +194,10 @@ class Score(QueryOptions, Job, Printed):
             curves = [recall_by_share(lexical_scores(queries, train, rule), scores, rule=rule) for rule in RULES]
         if self.relative is not None:
             scores = loaded.factors.relative(scores, train, self.relative)
-        self._show(
-            loaded,
-            lists(loaded, queries, top_of(scores, self.top), logprob_of(scores)), scores,
-            recall={x.rule: dict(zip(x.shares.tolist(), x.recall.tolist())) for x in curves},
-            scanned=len(train) / len(loaded.train), notes=[str(curve) for curve in curves],
+        return self._found(
+            loaded, entries_of(queries, logprob_of(scores)), scores, [str(curve) for curve in curves],
+            recall={x.rule: dict(zip(map(str, x.shares.tolist()), x.recall.tolist())) for x in curves},
+            scanned=len(train) / len(loaded.train),
         )  # fmt: skip
 
     def _ranked(self, loaded: Attribution) -> dict[str, Any]:
@@ -188,7 +208,7 @@ class Score(QueryOptions, Job, Printed):
             return {}
         return {"rank": "auto" if self.rank is None else self.rank, "precision": self.precision}
 
-    def _top(self, loaded: Attribution, queries: Any) -> None:
+    def _top(self, loaded: Attribution, queries: Any) -> Answer:
         found = loaded.fitted.top(queries, self.top, **self._ranked(loaded))
         best = {
             name: tuple(
@@ -196,9 +216,10 @@ class Score(QueryOptions, Job, Printed):
             )
             for name in ("helpful", "harmful")
         }
-        self._show(loaded, lists(loaded, queries, best, logprob_of(found)), found)
+        warning = {"warning": found.attrs.get("warning", "")}
+        return self._found(loaded, lists(loaded.titled, entries_of(queries, logprob_of(found)), best), None, **warning)
 
-    def _groups(self, loaded: Attribution, queries: Any) -> None:
+    def _groups(self, loaded: Attribution, queries: Any) -> Answer:
         from whence.attrib.scoring.groups import groups_by
 
         groups = groups_by(loaded.train, self.group_by) if self.group_by else None
@@ -213,9 +234,9 @@ class Score(QueryOptions, Job, Printed):
                 entries.append({"query": str(name), "asked": "all queries", "groups": found})
             else:
                 entries.append(entry_of(queries, place, groups=found))
-        self._show(loaded, entries, scores)
+        return self._found(loaded, entries, scores)
 
-    def _heads(self, loaded: Attribution, queries: Any) -> None:
+    def _heads(self, loaded: Attribution, queries: Any) -> Answer:
         heads = loaded.factors.heads(self.heads or 1, self.key_value_heads)
         scores = loaded.factors.head_scores(queries, heads)
         entries = []
@@ -224,43 +245,51 @@ class Score(QueryOptions, Job, Printed):
             order = np.argsort(-strength, kind="stable")[: self.top]
             found = [{"id": heads[h].name, "title": "sum of |influence|", "nats": float(strength[h])} for h in order]
             entries.append(entry_of(queries, place, logprob_of(scores), heads=found))
-        self._show(loaded, entries, scores)
+        return self._found(loaded, entries, scores)
 
-    def _atoms(self, loaded: Attribution, queries: Any, folder: Path) -> None:
-        from ._attrib_atoms import atom_scores, by_atoms, described, opened
+    def _atoms(self, loaded: Attribution, queries: Any, folder: Path) -> Answer:
+        from ._attrib_atoms import atom_scores, atom_text, by_atoms, opened
 
         dictionary = opened(folder, loaded)
         if self.atom is None:
-            self._show(loaded, *by_atoms(loaded, queries, dictionary, self.site, self.top))
-            return
+            return self._found(loaded, *by_atoms(loaded, queries, dictionary, self.site, self.top))
         active, scores = atom_scores(loaded, queries, dictionary, self.atom)
-        about = described(dictionary, self.atom)
-        self._show(
-            loaded,
-            lists(loaded, active, top_of(scores, self.top, ("helpful",))),
-            scores,
-            [f"measured: mean activation of atom {self.atom}, {about}"],
-        )
+        about = atom_text(dictionary, self.atom)
+        entries = lists(loaded.titled, entries_of(active), top_of(scores, self.top, ("helpful",)))
+        return self._found(
+            loaded, entries, scores, [f"measured: mean activation of atom {self.atom}, {about}"]
+        )  # fmt: skip
 
-    def _show(
+    def _found(
         self, loaded: Attribution, entries: list[dict[str, Any]], scores: Any, notes: Any = (), **more: Any
-    ) -> None:
-        if self.out is not None and self.only_top:
+    ) -> Answer:
+        """An answer of entries, one a query, and of scores if they are kept."""
+        if scores is not None:
+            more["warning"] = scores.attrs.get("warning", "")
+            scores = described(scores, loaded.titled)
+        more = {name: value for name, value in more.items() if value}
+        return Answer({"queries": entries, "notes": list(notes), "more": more}, scores)
+
+    def present(self, answer: Answer) -> None:
+        scores, more = answer.scores, answer.facts["more"]
+        entries = answer.facts["queries"]
+        if self._whole:
+            assert scores is not None
+            entries = lists(titles_of(scores), entries, top_of(scores, self.top))
+        if self.out is not None and scores is None:
             save_table(self.out, rows_of_lists(entries))
         elif self.out is not None:
-            save_scores(self.out, scores, loaded.titled)
+            save_scores(self.out, scores)
         lines = [lists_text(entries)]
-        if scores.attrs.get("warning"):
-            more["warning"] = scores.attrs["warning"]
+        if "warning" in more:
             lines.append(f"warning: {more['warning']}")
         if more.get("scanned", 1.0) < 1.0:
             lines.append(f"{more['scanned']:.1%} of the training examples scored, by {self.prefilter}")
-        facts = {"queries": entries, **{name: value for name, value in more.items() if value}}
-        self.show(facts, "\n\n".join([*lines, *notes]))
+        self.show({"queries": entries, **more}, "\n\n".join([*lines, *answer.facts["notes"]]))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Self(Job, Printed):
+class Self(Answered, Job, Printed):
     """Self-influence: how much each training example changes its own loss. High values are rare or mislabelled.
 
     Example:
@@ -273,14 +302,22 @@ class Self(Job, Printed):
     out: Path | None = None
     """Write all of them: .npz, .csv, .parquet or .json."""
 
-    def run(self) -> None:
+    @property
+    def free(self) -> tuple[str, ...]:
+        return ("top",)
+
+    def answer(self) -> Answer:
         loaded = self.load()
-        found = loaded.fitted.self_influence()
+        return Answer({}, described(loaded.fitted.self_influence(), loaded.titled))
+
+    def present(self, answer: Answer) -> None:
+        found: Any = answer.scores
+        titled, ids = titles_of(found), found["train"].values
         order = np.argsort(-found.values, kind="stable")[: self.top]
-        rows = [loaded.titled.line(int(loaded.train.ids[n]), float(found.values[n])) for n in order]
+        rows = [titled.line(int(ids[n]), float(found.values[n])) for n in order]
         if self.out is not None:
-            save_scores(self.out, found, loaded.titled)
-        facts = {"examples": len(loaded.train), "mean": float(found.values.mean()), "top": rows}
+            save_scores(self.out, found)
+        facts = {"examples": len(ids), "mean": float(found.values.mean()), "top": rows}
         lines = [f"self-influence of {facts['examples']} examples, mean {facts['mean']:.3e} nats"]
         self.show(facts, "\n".join(lines + [f"  {line_text(row)}" for row in rows]))
 

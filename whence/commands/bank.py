@@ -45,9 +45,10 @@ class Run(ClassifierOptions, Printed):
         else:
             masks = oracle_masks(bank.train.ids, forget_ids(self.without, bank.train), self.models)
         store = self.open_store()
+        what = f"networks {self.network}, each trained {self.epochs} epochs" if self.on is None else f"of {self.on}"
         say(
-            f"Plan: {self.models} networks {self.network}, each trained {self.epochs} epochs on {int(masks[0].sum())} "
-            f"of {len(bank.train)} examples; {self.keep} at {len(bank.points)} points, into {store.root}"
+            f"Plan: {self.models} {what} on {int(masks[0].sum())} of {len(bank.train)} examples; {self.keep} at "
+            f"{len(bank.points)} points, into {store.root}"
         )
         bank.run(masks, self.seed + np.arange(self.models), store, cluster=self.cluster)
         entry = store.open("bank", bank.inputs(masks, self.seed + np.arange(self.models)))

@@ -112,7 +112,8 @@ class Prepared:
             own = {"train": self.bank.train.fingerprint, "points": self.bank.points.fingerprint}
             if any(entry.inputs.get(name) != value for name, value in own.items()):
                 raise DataError(
-                    f"The datamodel {self.setting.datamodel!r} was fitted on other data than {self.setting.data!r}.",
+                    f"The datamodel {self.setting.datamodel!r} was fitted on other data than "
+                    f"{self.setting.data or self.setting.on or 'digits'!r}.",
                     "Fit one to a bank of this data (`whence bank run`), or leave --datamodel out.",
                 )
             return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from whence.cache import DataError, Examples
+from whence.cache import Examples, tasks
 
 from .vocabulary import Vocabulary
 
@@ -43,32 +43,10 @@ class Corpus:
 
 
 def query_examples(
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    vocabulary: Vocabulary,
-    *,
-    places: Sequence[str] = (),
-    **about: Sequence[Any],
+    prompts: Sequence[str], completions: Sequence[str], vocabulary: Vocabulary, **about: Sequence[Any]
 ) -> Examples:
-    """Queries: prompt and completion as one sequence, labels -100 on the prompt.
-
-    The completion's first token may grow out of the prompt's last (" yield" is not "yield"), so a completion
-    begins with the space it needs. places: where each was read from, for errors. Raises DataError for a completion of
-    no token, or a prompt of none (its first token could not be predicted from anything).
-    """
-    ids, labels = [], []
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        head, tail = vocabulary.encode(prompt), vocabulary.encode(completion)
-        if len(head) == 0 or len(tail) == 0:
-            raise DataError(
-                f"{f'{places[row]}: t' if places else 'T'}he query {prompt!r} -> {completion!r} has an empty half.",
-                "Give both a prompt and a completion.",
-            )
-        ids.append(np.concatenate([head, tail]))
-        labels.append(np.concatenate([np.full(len(head), -100, np.int64), tail]))
-    text = [p + c for p, c in zip(prompts, completions)]
-    known = {"title": list(prompts), "text": text, "prompt": list(prompts), "completion": list(completions), **about}
-    return Examples(ragged(ids, labels), np.arange(len(ids), dtype=np.int64), known)
+    """Queries: `cache.tasks.prompted` with a vocabulary. A completion begins with the space that it needs."""
+    return tasks.prompted(prompts, completions, vocabulary, about=about)
 
 
 def ragged(ids: list[np.ndarray], labels: list[np.ndarray] | None = None) -> dict[str, list[np.ndarray]]:

@@ -18,7 +18,7 @@ from whence.cache.model.ids import as_ids
 from whence.cache.model.ragged import Derived, Field, NumberFile, Ragged, Spool
 
 from ..files import READABLE, Row, read_rows, renamed, text_of
-from .corpus import Corpus, query_examples, stable_ids
+from .corpus import Corpus, stable_ids
 from .vocabulary import Vocabulary
 
 TEXT_COLUMNS = ("text", "content", "document", "completion")
@@ -47,7 +47,7 @@ def load(
     conversations whose loss is the assistant's (`tasks.chats`); rows with `input_ids` and no text are tokens already.
     Columns of plain values are kept in `about`.
 
-    Rows are read one after the other. Beyond 256 MB of tokens (or of plain values) they go to a temporary file, from
+    Rows are read one after the other. Beyond 32 MB of tokens (or of plain values) they go to a temporary file, from
     which batches are read as needed, so a corpus may be larger than memory; beside it an example takes about 100 bytes.
 
     An `id` column gives the ids: distinct numbers or texts. `about["document"]` (`about["id"]` if the data have a
@@ -200,9 +200,10 @@ def token_file(
     return Corpus(path.stem, train, train.select([]), words)
 
 
-def load_queries(source: str | Path, vocabulary: Vocabulary) -> Examples:
-    """Queries from a file with the columns `prompt` and `completion`. Raises as `load`."""
-    rows = list(_rows(source, "train"))
+def load_queries(source: str | Path, vocabulary: Vocabulary, *, columns: Mapping[str, str] | None = None) -> Examples:
+    """Queries from a file with the columns `prompt` and `completion`, or those that `columns` names, as for `load`.
+    Raises as `load`."""
+    rows = list(renamed(_rows(source, "train"), columns or {}))
     if not rows:
         raise DataError(f"{source} holds no queries.", "Give rows with a `prompt` and a `completion`.")
     return _prompted(str(source), rows, vocabulary).train
@@ -326,7 +327,7 @@ def _chats(source: str, rows: Sequence[Row], vocabulary: Vocabulary | None, leng
 def _prompted(source: str, rows: Sequence[Row], vocabulary: Vocabulary | None) -> Corpus:
     prompts, completions = ([text_of(row, column) for row in rows] for column in ("prompt", "completion"))
     words = vocabulary or Vocabulary.byte_pairs(p + c for p, c in zip(prompts, completions))
-    found = query_examples(prompts, completions, words, places=[row.place for row in rows])
+    found = tasks.prompted(prompts, completions, words, places=[row.place for row in rows])
     extra = {name: values for name, values in _about(rows, "").items() if name not in found.about}
     own = _own_ids([_exact(row) for row in rows], lambda number: rows[number].place)
     ids, documents = (found.ids, found.ids.tolist()) if own is None else _named(own, range(len(rows)), prompts)

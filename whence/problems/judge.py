@@ -14,6 +14,7 @@ from whence.attrib import evaluate as judges
 from whence.attrib.methods.early import EarlyScores
 from whence.cache import Store, UsageError
 from whence.cache.jobs.progress import say
+from whence.cache.retrain.recipe import Recipe
 from whence.cache.retrain.retrained import Retrained, subset_masks
 from whence.cache.statistics import lds
 
@@ -166,7 +167,7 @@ def _agreement(scored: Scored, test: str, bank: Retrained) -> list[Row]:
 def _lds(problem: Problem, scored: Scored, test: str, subsets: int, store: Store | None, quiet: bool) -> list[Row]:
     bank = retrained(problem, subsets, SHARES[test], store, quiet)
     rows = _agreement(scored, test, bank)
-    if "input_ids" in problem.train.columns:
+    if "input_ids" in problem.train.columns and isinstance(problem.recipe, Recipe):
         again = retrained(problem, subsets, SHARES[test], store, quiet, order=1)
         found = lds(again["measurements"], bank["measurements"])
         rows.append(Row(test, CEILING, found.value, found.low, found.high, np.nan, "second set of retrainings"))

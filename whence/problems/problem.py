@@ -16,7 +16,9 @@ from torch import nn
 from whence.attrib import Damping, methods
 from whence.attrib.evaluate import flip_labels
 from whence.cache import Classification, Examples, LanguageModelling, Store, Task, TrainedModel, UsageError
-from whence.cache.retrain.bank import Bank
+from whence.cache.model.runs import TrainingRun
+from whence.cache.model.sites import copied
+from whence.cache.retrain.bank import Bank, OwnTraining
 from whence.cache.retrain.loop import train
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe
 from whence.cache.retrain.replicas import Replicas
@@ -36,20 +38,21 @@ class Problem:
     build: seed -> untrained model. patterns: the sites that are attributed. truth: query id -> ids of the training
     examples that state its answer, if known. flipped: which labels are wrong, if known. pretrained: every seed has one
     start, and they differ in the order of the examples. device: of all models, the CPU by default. dtype: name of the
-    type of the parameters in attribution."""
+    type of the parameters in attribution. recorded: the trained model of a recorded run, which `recipe` takes again."""
 
     name: str
     build: Callable[[int], nn.Module]
     task: Task
     train: Examples
     queries: Examples
-    recipe: Recipe
+    recipe: Recipe | OwnTraining
     patterns: tuple[str, ...] = ("*",)
     truth: Mapping[int, list[int]] = field(default_factory=dict)
     flipped: np.ndarray | None = None
     pretrained: bool = False
     device: str | None = None
     dtype: str | None = None
+    recorded: TrainedModel | None = None
 
     @cached_property
     def start(self) -> nn.Module:
@@ -68,13 +71,28 @@ class Problem:
     def bank(self, order: int = 0) -> Bank:
         """How a model is retrained, on the examples in the order of this seed."""
         train = self.train.select(self.order(order)) if order else self.train
-        keep = ("measurements", "losses")
-        return Bank(self.start, self.task, train, self.queries, self.recipe, keep=keep, device=self.device or "cpu")
+        return self._bank(self.start, train, self.queries, ("measurements", "losses"))
+
+    def population(self, keep: tuple[str, ...] = ("logits", "margins")) -> Bank:
+        """How models of several seeds are trained, whose outputs at all examples and queries are kept."""
+        model = self.start if self.pretrained else self.build
+        return self._bank(model, self.train, self.train.joined(self.queries), keep)
+
+    def _bank(self, model: Any, train: Examples, points: Examples, keep: tuple[str, ...]) -> Bank:
+        run = None if self.recorded is None else self.recorded.training
+        version = None if run is None else run.fingerprint
+        return Bank(
+            model, self.task, train, points, self.recipe, keep=keep, device=self.device or "cpu", version=version
+        )  # fmt: skip
 
     def model_of(self, seed: int = 0, epochs: int | None = None) -> nn.Module:
         """The model of this seed trained on everything, as it is after all epochs or after the first `epochs`."""
         bank = self.bank(seed if self.pretrained else 0)
         start = self.start if seed == 0 or self.pretrained else self.untrained(seed)
+        if not isinstance(self.recipe, Recipe):
+            if epochs is not None:
+                raise UsageError("A training function of one's own has no epochs.", "Give a Recipe.")
+            return self.recipe(copied(start), bank.train, seed).eval()
         everything, steps = np.ones((1, len(self.train)), bool), -(-len(self.train) // self.recipe.batch_size)
         found = train(
             Replicas.of([start]).to(bank.device), self.task, bank.train, everything, np.array([0]), self.recipe,
@@ -90,12 +108,14 @@ class Problem:
 
     @cached_property
     def model(self) -> nn.Module:
+        if self.recorded is not None:
+            return self.recorded.model
         return self.model_of() if self.run is None else self.run.trained()
 
     @cached_property
     def run(self) -> Trajectory | None:
         """The recorded run of a fine-tuned model: methods then know how it was trained, as users' do."""
-        if not self.pretrained:
+        if not self.pretrained or not isinstance(self.recipe, Recipe):
             return None
         return Trajectory.record(TrainedModel(self.start, self.train, self.task, device=self.device), self.recipe, 0)
 
@@ -104,8 +124,13 @@ class Problem:
         return TrainedModel(
             self.model, self.train, self.task, sites=list(self.patterns), store=store, quiet=quiet, device=self.device,
             dtype=None if self.dtype is None else getattr(torch, self.dtype),
-            training=None if self.run is None else self.run.recorded(),
+            training=self._training(),
         )  # fmt: skip
+
+    def _training(self) -> TrainingRun | None:
+        if self.recorded is not None:
+            return self.recorded.training
+        return None if self.run is None else self.run.recorded()
 
 
 def digits_problem(train: int = 400, queries: int = 40, flipped: float = 0.0) -> Problem:
@@ -175,6 +200,8 @@ def methods_for(problem: Problem, names: list[str] | None = None) -> dict[str, A
     """The methods that apply to a problem, ready to fit, given its training run if they need one.
 
     Raises UsageError for a name that is no method."""
+    if not isinstance(problem.recipe, Recipe):
+        return _chosen(problem, _without_recipe(problem), names)
     whole, half = problem.recipe.epochs, max(1, problem.recipe.epochs // 2)
     steps = -(-len(problem.train) // problem.recipe.batch_size)
     optimiser = problem.recipe.optimiser
@@ -200,6 +227,21 @@ def methods_for(problem: Problem, names: list[str] | None = None) -> dict[str, A
             methods.Segment([problem.model_of(epochs=end)], speed, steps * (end - start))
             for start, end in zip([0, *cuts[:-1]], cuts)
         ])  # fmt: skip
+    return _chosen(problem, named, names)
+
+
+def _without_recipe(problem: Problem) -> dict[str, Callable[[], Any]]:
+    """The methods that apply where a model is trained by a function: those that follow training need a recorded run."""
+    named: dict[str, Callable[[], Any]] = dict(methods.METHODS)
+    for name in ("trak", "grand", "el2n", "daunce"):
+        del named[name]
+    if problem.recorded is None:
+        for name in ("tracin", "source", "magic", "adamw"):
+            del named[name]
+    return named
+
+
+def _chosen(problem: Problem, named: dict[str, Callable[[], Any]], names: list[str] | None) -> dict[str, Any]:
     if "input_ids" not in problem.train.columns:
         del named["bm25"]
     unknown = [name for name in names or [] if name not in named]

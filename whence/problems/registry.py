@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
+
+from whence.cache.errors import UsageError, did_you_mean
 
 from .finetuned import finetuned_problem
+from .own import is_own, own_problem
 from .problem import Problem, digits_problem, facts_problem, language_problem
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
@@ -15,3 +19,18 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "language": language_problem,
     "facts": facts_problem,
 }
+
+
+def problem_of(name: str, **options: Any) -> Problem:
+    """The problem of a name, or of a Python file with the options of `own_problem`.
+
+    Raises UsageError for an unknown name, and for options of an embedded problem.
+    """
+    if is_own(name):
+        return own_problem(name, **options)
+    if name not in PROBLEMS:
+        raise UsageError(f"There is no problem {name!r}.", did_you_mean(name, [*PROBLEMS, "FILE.py"], "Give one of"))
+    given = next((option for option in ("data", "training", "columns") if options.get(option)), None)
+    if given is not None:
+        raise UsageError(f"{name} has its own {given}.", "Name a Python file to train on data of your own.")
+    return PROBLEMS[name]()
