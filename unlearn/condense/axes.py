@@ -32,7 +32,8 @@ def on(device: str | None) -> AbstractContextManager:
         ) from error
 
 
-def _accelerated() -> bool:
+def accelerated() -> bool:
+    """Whether programs run elsewhere than on a CPU."""
     device = getattr(jax.config, "jax_default_device", None)
     return (jax.default_backend() if device is None else device.platform) != "cpu"
 
@@ -42,7 +43,7 @@ def each(f: Callable[..., Any], vectorised: bool | None = None) -> Callable[...,
 
     vectorised: `vmap` or loop; by the device when not given. The results are the same.
     """
-    if _accelerated() if vectorised is None else vectorised:
+    if accelerated() if vectorised is None else vectorised:
         return jax.vmap(f)
 
     def looped(*arguments: Any) -> Any:

@@ -1,9 +1,11 @@
 """Layers as plain functions on images [n h w c] and vectors [n d]; weights have their outputs last.
 
 A convolution's own gradients are written out here, because the ones that XLA derives for a CPU are convolutions
-with a kernel as large as the image: the gradient of the weights is a product with unfolded patches instead, and
-the gradient of the input is a convolution of the same kind. Both can be differentiated again, which is how the
-gradient of a matching distance reaches the pixels.
+with a kernel as large as the image. The gradient of the weights is one product per row of the kernel instead, with
+the image unfolded along its rows only (a third of the memory of whole patches), and the gradient of the input is a
+convolution of the same kind. Both can be differentiated again, which is how the gradient of a matching distance
+reaches the pixels. An image of few channels is convolved as one product with its patches: XLA's convolution leaves
+the vector units empty there.
 """
 
 from functools import partial
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Params: TypeAlias = dict[str, Array]
+FEW_CHANNELS = 4  # up to which a product with patches is faster than XLA's convolution
 
 
 def patches(x: Float[Array, "n h w i"], k: int, pad: int) -> Float[Array, "n y x kki"]:
@@ -29,6 +32,8 @@ def conv(x: Float[Array, "n h w i"], weight: Float[Array, "kki o"], k: int, pad:
     """Cross-correlation with a k-by-k kernel, stride 1. weight: rows in the order of `patches`."""
     if k == 1:
         return x @ weight
+    if x.shape[-1] <= FEW_CHANNELS:
+        return patches(x, k, pad) @ weight
     kernel = weight.reshape(k, k, x.shape[-1], weight.shape[-1])
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
@@ -40,9 +45,11 @@ def _forward(x: Array, weight: Array, k: int, pad: int) -> tuple[Array, tuple[Ar
 def _backward(k: int, pad: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, weight = saved
     turned = weight.reshape(k * k, x.shape[-1], -1)[::-1].swapaxes(1, 2).reshape(-1, x.shape[-1])
-    unfolded = patches(x, k, pad)
-    by_weight = unfolded.reshape(-1, unfolded.shape[-1]).T @ g.reshape(-1, g.shape[-1])
-    return conv(g, turned, k, k - 1 - pad), by_weight
+    flat, (_, height, width, _) = g.reshape(-1, g.shape[-1]), g.shape
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    rows = jnp.concatenate([padded[:, :, j : j + width] for j in range(k)], -1)
+    by_row = [rows[:, i : i + height].reshape(len(flat), -1).T @ flat for i in range(k)]
+    return conv(g, turned, k, k - 1 - pad), jnp.concatenate(by_row)
 
 
 conv.defvjp(_forward, _backward)
@@ -51,16 +58,11 @@ conv.defvjp(_forward, _backward)
 def normalise(
     x: Float[Array, "n h w c"], scale: Float[Array, " c"], shift: Float[Array, " c"], groups: int
 ) -> Float[Array, "n h w c"]:
-    """Group normalisation over positions and the channels of a group; `groups` = c is instance normalisation.
-
-    The means over positions are products with a constant vector: a product's derivatives are products again, where
-    those of a sum are loops that XLA runs slowly on a CPU.
-    """
+    """Group normalisation over positions and the channels of a group; `groups` = c is instance normalisation."""
     n, h, w, c = x.shape
-    share = jnp.full(h * w, 1 / (h * w), x.dtype)
 
     def mean(values: Float[Array, "n p c"]) -> Float[Array, "n 1 c"]:
-        found = jnp.einsum("npc,p->nc", values, share, precision="highest")  # a mean, on a GPU too
+        found = values.mean(1)
         if groups < c:
             found = jnp.repeat(found.reshape(n, groups, c // groups).mean(-1), c // groups, 1)
         return found[:, None]

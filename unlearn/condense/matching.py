@@ -10,11 +10,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .axes import accelerated
 from .layers import Params
 from .networks import Network
 
-# real examples whose gradient is taken at once: bounds the memory of unfolded patches
-REAL_BLOCK = 256
+MOST_AT_ONCE = 256  # real examples whose gradient is taken at once
+PIXELS_AT_ONCE = 1 << 14  # of them, on a CPU: activations stay in its caches
+
+
+def real_block(shape: tuple[int, ...]) -> int:
+    """How many examples of this shape have their gradient taken at once; the sum is the same for every number."""
+    pixels = shape[0] * shape[1] if len(shape) == 3 else 1
+    return MOST_AT_ONCE if accelerated() else max(16, min(MOST_AT_ONCE, PIXELS_AT_ONCE // pixels))
 
 
 class Part(NamedTuple):
@@ -94,7 +101,7 @@ def gradient_matching(network: Network, params: Params, part: Part) -> Float[Arr
         part.real_x.reshape(count * per_class, *part.real_x.shape[2:]),
         jnp.repeat(real_labels, per_class, 0),
         part.real_weight.reshape(-1),
-        REAL_BLOCK,
+        real_block(part.x.shape[2:]),
     )
     synthetic = weighted_gradient(
         network,
