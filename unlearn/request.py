@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from whence.cache import DataError, Examples, Store, Task, TrainedModel, UsageError
-from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.bank import Bank, OwnTraining
 from whence.cache.retrain.recipe import Recipe
 from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import member_rows
@@ -28,16 +28,18 @@ class UnlearningRequest:
         task: what they were trained for.
         train: everything they were trained on.
         forget: ids of the training examples to forget, or a boolean mask over the training examples; kept as ids.
-        recipe: how they were trained; compute is stated against doing it again on what is kept.
+        recipe: how they were trained, or a function (model, examples, seed) -> trained model of the caller's own;
+            compute is stated against doing it again on what is kept.
         build: seed -> untrained model, for methods that retrain.
         seeds: one per model.
         retain: replaces the kept data (condensed examples, for instance); by default the kept training examples.
         unlabelled: further points whose outputs may be matched; never a point of the evaluation's validation set.
         validation: the points that are evaluated, only to check that the forget set is not among them.
         log: earlier deletions, which are left out of the retained data.
+        passes: example passes of training on what is kept, of a function of the caller's own.
 
     Raises DataError if the forget set is empty, everything, unknown, named twice, already deleted or part of
-    validation.
+    validation; UsageError for a training of the caller's own whose passes are not given.
 
     >>> request = UnlearningRequest(models, task, train, train.ids[:4], recipe)
     >>> len(request.kept)
@@ -48,15 +50,17 @@ class UnlearningRequest:
     task: Task
     train: Examples
     forget: np.ndarray
-    recipe: Recipe
+    recipe: Recipe | OwnTraining
     build: Callable[[int], nn.Module] | None = None
     seeds: Int64[np.ndarray, " e"] | None = None
     retain: Examples | None = None
     unlabelled: Examples | None = None
     validation: Examples | None = None
     log: DeletionLog = field(default_factory=DeletionLog)
+    passes: int | None = None
 
     def __post_init__(self) -> None:
+        check_passes(self.recipe, self.passes)
         object.__setattr__(self, "forget", named(self.train.ids, self.forget))
         gone = np.intersect1d(self.forget, self.log.forgotten)
         if len(gone):
@@ -76,17 +80,21 @@ class UnlearningRequest:
 
     @staticmethod
     def of_bank(
-        bank: Bank, forget: np.ndarray, models: int = 32, *, seed: int = 10_000, store: Store | None = None
+        bank: Bank,
+        forget: np.ndarray,
+        models: int = 32,
+        *,
+        seed: int = 10_000,
+        store: Store | None = None,
+        passes: int | None = None,
     ) -> "UnlearningRequest":
-        """Models that a bank's recipe trains on everything (from the store if they are there), to forget some of it.
-        Raises UsageError for a bank that trains by a function of the caller's own."""
-        if not isinstance(bank.recipe, Recipe):
-            raise UsageError(
-                "This bank trains by its own function.", "Use a Recipe, or make the request from your own models."
-            )
+        """Models that a bank trains on everything (from the store if they are there), to forget some of it. passes: of
+        one training, if the bank trains by a function of the caller's own; UsageError without."""
+        check_passes(bank.recipe, passes)  # before anything is trained
         forget, seeds = named(bank.train.ids, forget), seed + np.arange(models)
         replicas = bank.models(models, seed, store, quiet=True)
-        return UnlearningRequest(replicas, bank.task, bank.train, forget, bank.recipe, bank.build, seeds)
+        recipe, build = bank.recipe, bank.build
+        return UnlearningRequest(replicas, bank.task, bank.train, forget, recipe, build, seeds, passes=passes)
 
     def __repr__(self) -> str:
         return (
@@ -154,7 +162,7 @@ class UnlearningRequest:
     @property
     def retraining(self) -> int:
         """Example passes of training again on what stays."""
-        return self.recipe.passes(int(self.left.sum()))
+        return self.recipe.passes(int(self.left.sum())) if isinstance(self.recipe, Recipe) else int(self.passes or 0)
 
     @cached_property
     def pool(self) -> "Pool":
@@ -169,6 +177,15 @@ class UnlearningRequest:
     def next(self, models: Replicas, forget: np.ndarray, log: DeletionLog) -> "UnlearningRequest":
         """The following request, to models that are the result of this one."""
         return replace(self, models=models, forget=forget, log=log)
+
+
+def check_passes(recipe: Recipe | OwnTraining, passes: int | None) -> None:
+    """Raise UsageError for a training of the caller's own without what it costs."""
+    if not isinstance(recipe, Recipe) and not passes:
+        raise UsageError(
+            "A training of your own does not say what it costs, which compute is compared with.",
+            "Give passes: how many examples, counted once an epoch, one training goes through.",
+        )
 
 
 class Pool(NamedTuple):
