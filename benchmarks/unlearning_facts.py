@@ -343,15 +343,15 @@ def facts(run: Run, people: int = 16, models: int = 8, pilots: int = 1, persons:
     tried, reported = taught.names[:pilots], taught.names[pilots : pilots + persons]
     settings = run.table("method", "trained", "setting", "error on pilots|.2f", title="chosen on pilots")
     best: dict[tuple[str, str], Setting] = {}
+    known = [(person, bank.replicas(oracles(person, 2, 0)), trained.select(range(2))) for person in tried]
     for side in sides:
-        known = []
-        for person in tried:
+        trials = []
+        for person, others, own in known:
             forget = forget_sets.document(taught.train, person, "person")
-            request = side.request(trained.select(range(2)), taught.train, forget, bank)
-            oracle = measured(taught, bank.replicas(oracles(person, 2, 0)), person)
-            known.append(Pilot(person, request, measured(taught, trained.select(range(2)), person), oracle))
+            request = side.request(own, taught.train, forget, bank)
+            trials.append(Pilot(person, request, measured(taught, own, person), measured(taught, others, person)))
         for name in names:
-            best[name, side.name], error = chosen(taught, known, side, name)
+            best[name, side.name], error = chosen(taught, trials, side, name)
             settings.row(name, side.name, ", ".join(f"{k} {v}" for k, v in best[name, side.name].items()), error)
     rows: dict[str, Row] = {}
 
