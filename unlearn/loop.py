@@ -168,7 +168,7 @@ def run(method: UnlearningMethod, request: UnlearningRequest, *, quiet: bool = T
 
 def _run_phase(
     phase: Phase, number: int, models: Replicas, over: set[int], request: UnlearningRequest, quiet: bool
-) -> tuple[Replicas, Float[np.ndarray, "t e"], list[Stopped], int]:
+) -> tuple[Replicas, Float[np.ndarray, "t e"], list[Stopped], float]:
     """The models after a phase, their losses, those that stopped, and passes per model. over: models that an earlier
     phase stopped; they stay as they are."""
     walks = [list(phase.draw(np.random.default_rng([int(abs(s)), 7, number]))) for s in request.replica_seeds]
@@ -180,7 +180,8 @@ def _run_phase(
     live = torch.tensor([[float(e not in over)] for e in range(count)], dtype=dtype, device=device)
     guard = LastGood(models.flat, live)
     losses: list[Tensor] = []
-    passes = 0
+    start = models if phase.before is None else models.select(slice(None))
+    passes = 0.0
     moving = {name: buffer for name, buffer in models.buffers.items() if buffer.dtype != torch.bool}
     sound = {name: buffer.clone() for name, buffer in moving.items()}  # before the last step
 
@@ -191,8 +192,12 @@ def _run_phase(
             extra = {name: table[index, rows] for name, table in phase.tables.items()}
             extra["forget"] = rows < forgotten
             extra["progress"] = torch.full((count,), at / len(rows_of_steps), device=device)
+            batch = {name: column[rows] for name, column in columns.items()}
+            if phase.before is not None:
+                with mode(start, training=False), torch.no_grad():
+                    extra |= start.apply(phase.before, batch, extra)
             factor = phase.schedule.factor(torch.full_like(total, float(at)), total).to(dtype)
-            yield phase.optimiser.lr * factor, {name: column[rows] for name, column in columns.items()}, extra
+            yield phase.optimiser.lr * factor, batch, extra
 
     def gradient_of(flat: Tensor, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         loss, gradient = models.with_flat(flat).gradient(phase.objective, batch, extra)
@@ -202,7 +207,7 @@ def _run_phase(
     with mode(models, training=True):
         for point in descend(flat, gradient_of, steps(), phase.optimiser, guard=guard):
             flat = point.parameters
-            passes += rows_of_steps[len(losses)].shape[1]
+            passes += rows_of_steps[len(losses)].shape[1] + phase.before_passes
             losses.append(point.loss)
             for name, buffer in moving.items():  # a stopped model keeps its running statistics too
                 dead = (guard.live[:, 0] == 0).view(-1, *[1] * (buffer.ndim - 1))

@@ -1,13 +1,16 @@
 """Low-rank fine-tuning: the weights of chosen linear layers gain a trainable B A, everything else is frozen."""
 
+import json
 import math
 import re
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whence.cache import ModelError
+from whence.cache.model.names import own_parameters
 from whence.cache.model.stateless import copied, named_parameters
 from whence.cache.retrain.replicas import Replicas
 
@@ -31,14 +34,22 @@ class LowRank(nn.Linear):
         return self.weight + self.scale * (self.b @ self.a)
 
 
-def lora(model: nn.Module, rank: int = 8, alpha: float = 16.0, layers: str = ".*", seed: int = 0) -> Replicas:
-    """One replica of this model whose only trainable parameters are low-rank updates of the linear layers
-    whose names match. Raises ModelError when none does."""
-    out = copied(model)
+def lora(
+    model: nn.Module | Replicas, rank: int = 8, alpha: float = 16.0, layers: str = ".*", seed: int = 0
+) -> Replicas:
+    """Replicas whose only trainable parameters are low-rank updates of the linear layers whose names match: one of a
+    model, or one of each replica, all with the same start. Raises ModelError when no layer matches."""
+    models = [model.module(e) for e in range(len(model))] if isinstance(model, Replicas) else [copied(model)]
+    names = {name for one in models for name in _lowered(one, rank, alpha, layers, seed)}
+    return Replicas.of(models, trainable=lambda name: name in names)
+
+
+def _lowered(model: nn.Module, rank: int, alpha: float, layers: str, seed: int) -> set[str]:
+    """Turn the layers of a model into low-rank ones; the names of the added parameters."""
     generator = torch.Generator().manual_seed(seed)
     found = [
         module
-        for name, module in out.named_modules()
+        for name, module in model.named_modules()
         if type(module) is nn.Linear and re.search(layers, name) and min(module.weight.shape) > rank
     ]
     if not found:
@@ -53,8 +64,7 @@ def lora(model: nn.Module, rank: int = 8, alpha: float = 16.0, layers: str = ".*
         module.__class__ = LowRank
         vars(module)["scale"] = alpha / rank
     added = {id(p) for module in found for p in (module.a, module.b)}
-    names = {name for name, p in named_parameters(out).items() if id(p) in added}
-    return Replicas.of([out], trainable=lambda name: name in names)
+    return {name for name, p in named_parameters(model).items() if id(p) in added}
 
 
 def _parameter(unit: Tensor, bound: float) -> nn.Parameter:
@@ -72,3 +82,38 @@ def merge(model: nn.Module) -> nn.Module:
             del module.a, module.b, module.scale
             module.__class__ = nn.Linear  # type: ignore[assignment]
     return out
+
+
+def save_adapters(folder: Path, model: nn.Module, base: str) -> None:
+    """Write the low-rank updates of a model as adapters that `peft` puts on the model as it was.
+
+    Args:
+        folder: gets adapter_config.json and adapter_model.safetensors.
+        model: with low-rank layers, as `lora` made them.
+        base: name or folder of the model without them.
+
+    Raises ModelError for a model without low-rank layers.
+    """
+    from safetensors.torch import save_file
+
+    library = own_parameters(model)
+    found = {
+        library[f"{name}.weight"].removesuffix(".weight"): module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, LowRank)
+    }
+    if not found:
+        raise ModelError("The model has no low-rank layers.", "Make them with unlearn.lora, or save the whole model.")
+    rank, scale = {(module.a.shape[0], module.scale) for module in found.values()}.pop()
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
+        "lora_alpha": scale * rank, "lora_dropout": 0.0, "bias": "none", "target_modules": sorted(found),
+        "inference_mode": True,
+    }  # fmt: skip
+    tensors = {}
+    for name, module in found.items():
+        for part, value in (("A", module.a), ("B", module.b)):
+            tensors[f"base_model.model.{name}.lora_{part}.weight"] = value.detach().cpu().contiguous().clone()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), "utf-8")
+    save_file(tensors, folder / "adapter_model.safetensors")

@@ -31,7 +31,9 @@ class Phase:
         draw: random generator of a model -> rows [b] of each step, in order; as many as there are steps.
         optimiser, schedule: of the steps.
         tables: name -> [e n ...], targets by model and pool row.
-        gradient_mask: [e P], multiplied into every gradient.
+        gradient_mask: [e P] or [1 P], multiplied into every gradient.
+        before: (model as it was before the phase, batch, extra) -> name -> tensor, which a step's extra has then.
+        before_passes: example passes of that, a step.
     """
 
     objective: PerReplica
@@ -40,6 +42,8 @@ class Phase:
     schedule: Schedule = CONSTANT
     tables: Mapping[str, Tensor] = field(default_factory=dict)
     gradient_mask: Tensor | None = None
+    before: PerReplica | None = None
+    before_passes: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

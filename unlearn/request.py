@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from whence.cache import DataError, Examples, Store, Task, TrainedModel, UsageError
-from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.bank import Bank, OwnTraining
 from whence.cache.retrain.recipe import Recipe
 from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import member_rows
@@ -35,16 +35,18 @@ class UnlearningRequest:
         task: what they were trained for.
         train: everything they were trained on.
         forget: ids of the training examples to forget, or a boolean mask over the training examples; kept as ids.
-        recipe: how they were trained; compute is stated against doing it again on what is kept.
+        recipe: how they were trained, or a function (model, examples, seed) -> trained model of the caller's own;
+            compute is stated against doing it again on what is kept.
         build: seed -> untrained model, for methods that retrain.
         seeds: one per model.
         retain: replaces the kept data (condensed examples, for instance); by default the kept training examples.
         unlabelled: further points whose outputs may be matched; never a point of the evaluation's validation set.
         validation: the points that are evaluated, only to check that the forget set is not among them.
         log: earlier deletions, which are left out of the retained data.
+        passes: example passes of training on what is kept, of a function of the caller's own.
 
     Raises DataError if the forget set is empty, everything, unknown, named twice, already deleted or part of
-    validation.
+    validation; UsageError for a training of the caller's own whose passes are not given.
 
     >>> request = UnlearningRequest(models, task, train, train.ids[:4], recipe)
     >>> len(request.kept)
@@ -55,15 +57,17 @@ class UnlearningRequest:
     task: Task
     train: Examples
     forget: np.ndarray
-    recipe: Recipe | Trains
+    recipe: Recipe | Trains | OwnTraining
     build: Callable[[int], nn.Module] | None = None
     seeds: Int64[np.ndarray, " e"] | None = None
     retain: Examples | None = None
     unlabelled: Examples | None = None
     validation: Examples | None = None
     log: DeletionLog = field(default_factory=DeletionLog)
+    passes: int | None = None
 
     def __post_init__(self) -> None:
+        check_passes(self.recipe, self.passes)
         object.__setattr__(self, "forget", named(self.train.ids, self.forget))
         gone = np.intersect1d(self.forget, self.log.forgotten)
         if len(gone):
@@ -83,19 +87,21 @@ class UnlearningRequest:
 
     @staticmethod
     def of_bank(
-        bank: Bank, forget: np.ndarray, models: int = 32, *, seed: int = 10_000, store: Store | None = None
+        bank: Bank,
+        forget: np.ndarray,
+        models: int = 32,
+        *,
+        seed: int = 10_000,
+        store: Store | None = None,
+        passes: int | None = None,
     ) -> "UnlearningRequest":
-        """Models that a bank's recipe trains on everything (from the store if they are there), to forget some of it.
-        Raises UsageError for a bank that trains by a function of the caller's own which does not say how many passes
-        over the examples it makes."""
-        if not isinstance(bank.recipe, Trains):
-            raise UsageError(
-                "This bank trains by its own function, and what that costs is not known.",
-                "Use a Recipe, or a callable object with passes(examples) -> passes of single examples.",
-            )
+        """Models that a bank trains on everything (from the store if they are there), to forget some of it. passes: of
+        one training, if the bank trains by a function of the caller's own that does not say; UsageError without."""
+        check_passes(bank.recipe, passes)  # before anything is trained
         forget, seeds = named(bank.train.ids, forget), seed + np.arange(models)
         replicas = bank.models(models, seed, store, quiet=True)
-        return UnlearningRequest(replicas, bank.task, bank.train, forget, bank.recipe, bank.build, seeds)
+        recipe, build = bank.recipe, bank.build
+        return UnlearningRequest(replicas, bank.task, bank.train, forget, recipe, build, seeds, passes=passes)
 
     def __repr__(self) -> str:
         return (
@@ -163,7 +169,7 @@ class UnlearningRequest:
     @property
     def retraining(self) -> int:
         """Example passes of training again on what stays."""
-        return self.recipe.passes(int(self.left.sum()))
+        return self.recipe.passes(int(self.left.sum())) if isinstance(self.recipe, Trains) else int(self.passes or 0)
 
     @cached_property
     def pool(self) -> "Pool":
@@ -178,6 +184,16 @@ class UnlearningRequest:
     def next(self, models: Replicas, forget: np.ndarray, log: DeletionLog) -> "UnlearningRequest":
         """The following request, to models that are the result of this one."""
         return replace(self, models=models, forget=forget, log=log)
+
+
+def check_passes(recipe: Recipe | Trains | OwnTraining, passes: int | None) -> None:
+    """Raise UsageError for a training of the caller's own without what it costs."""
+    if not isinstance(recipe, Trains) and not passes:
+        raise UsageError(
+            "A training of your own does not say what it costs, which compute is compared with.",
+            "Give passes: how many examples, counted once an epoch, one training goes through; or a callable object with "
+            "passes(examples).",
+        )
 
 
 class Pool(NamedTuple):

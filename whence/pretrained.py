@@ -92,9 +92,16 @@ def save_pretrained(folder: Path, name: str, loading: Loading, original: nn.Modu
         original: the model as it was loaded: a bridge may show one matrix of the library as several.
         changed: a copy of it with other weights.
 
-    Raises ModelError if the library's model cannot be made equal to the changed one.
+    Of a model with adapters, which alone are trained, the adapters are written. Raises ModelError if the library's
+    model cannot be made equal to the changed one.
     """
     changed.eval()  # not as for a borrowed model: a bridge has modules, of dropout, that are not in its tree
+    if (Path(name) / ADAPTER).is_file():
+        adapted: Any = changed
+        for config in adapted.peft_config.values():
+            config.base_model_name_or_path = str(_base_of(name, loading))
+        adapted.save_pretrained(folder)
+        return
     with torch.no_grad():
         plain, vocabulary, _ = _loaded(name, replace(loading, device=None))
         plain.to(next(changed.parameters()).dtype).eval()
@@ -166,16 +173,9 @@ def _adapted(name: str, loading: Loading) -> tuple[nn.Module, Vocabulary]:
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    folder = Path(name)
-    with _explained(name, "adapter's configuration"):
-        named = json.loads((folder / ADAPTER).read_text("utf-8")).get("base_model_name_or_path")
-    base = loading.base or named
-    if not base:
-        raise ModelError(f"{name} does not name the model that its adapters are for.", "Give --base MODEL.")
+    folder, base = Path(name), _base_of(name, loading)
     if not (folder / "adapter_model.safetensors").is_file() and not loading.allow_pickle:
         raise ModelError(f"{name} has no adapter_model.safetensors.", PICKLE)
-    if loading.base is None and not Path(base).is_dir() and (folder / base).is_dir():
-        base = str(folder / base)
     try:
         model, vocabulary, _ = _loaded(base, replace(loading, base=None))
     except ModelError as error:
@@ -186,6 +186,17 @@ def _adapted(name: str, loading: Loading) -> tuple[nn.Module, Vocabulary]:
     with _explained(name, "adapters"):
         adapted: Any = PeftModel.from_pretrained(model, name, is_trainable=True)
     return _placed(adapted, loading.device or "cpu").eval(), vocabulary
+
+
+def _base_of(name: str, loading: Loading) -> str:
+    """The model that the adapters in a folder are for. Raises ModelError if nothing names it."""
+    with _explained(name, "adapter's configuration"):
+        named = json.loads((Path(name) / ADAPTER).read_text("utf-8")).get("base_model_name_or_path")
+    base = loading.base or named
+    if not base:
+        raise ModelError(f"{name} does not name the model that its adapters are for.", "Give --base MODEL.")
+    beside = Path(name) / base
+    return str(beside) if loading.base is None and not Path(base).is_dir() and beside.is_dir() else base
 
 
 def _placed(model: Any, device: str) -> Any:

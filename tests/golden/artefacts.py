@@ -21,11 +21,11 @@ from .attribution import METHODS, replayed_weights
 from .condensing import CONDENSED, condensed_further, pool
 from .decomposition import BUILDERS as BUILT
 from .decomposition import by_hand, codes, stream
-from .registry import ARTEFACTS, DROPPED, NEWER, OTHER_KEY, READERS, RENAMED, Made, artefact, settings
+from .registry import ARTEFACTS, DROPPED, NEWER, OTHER_KEY, READERS, REDEFINED, RENAMED, Made, artefact, settings
 
 __all__ = [
-    "ARTEFACTS", "DROPPED", "NEWER", "OTHER_KEY", "READERS", "RENAMED", "Made", "condensed_further", "every_method",
-    "read_files", "replayed_weights", "write_files",
+    "ARTEFACTS", "DROPPED", "NEWER", "OTHER_KEY", "READERS", "REDEFINED", "RENAMED", "Made", "condensed_further",
+    "every_method", "read_files", "replayed_weights", "write_files",
 ]  # fmt: skip
 
 

@@ -44,6 +44,10 @@ OTHER_KEY = {
     f"whence/demo {part}": "the report has another format"
     for part in ("influence", "atoms", "forgetting", "condensing")
 }
+# methods whose definition was corrected: their numbers are others
+REDEFINED = {
+    "unlearn/RMU": "the random direction had negative entries; the target's length was the same for all tokens"
+}
 # arrays that an entry has no more
 DROPPED = {name: {"stored losses"} for name in ("bank/models", "unlearn/GradDiff + bank")}
 # names of artefacts whose kind in the store has another name since -> that name; see FORMERLY

@@ -17,7 +17,7 @@ from whence.cache.store.layout import FORMERLY, KINDS
 from whence.cache.store.maintenance import verify
 
 from . import artefacts, frozen
-from .artefacts import ARTEFACTS, DROPPED, OTHER_KEY, READERS, RENAMED, Made
+from .artefacts import ARTEFACTS, DROPPED, OTHER_KEY, READERS, REDEFINED, RENAMED, Made
 
 FROZEN = frozen.load()
 STORED = [name for name, row in FROZEN.items() if row.stored]
@@ -93,6 +93,11 @@ def test_everything_is_frozen() -> None:
 def test_made_again(name: str, today: Today) -> None:
     """The same key, the same inputs in it, the same numbers."""
     expected, made, (kind, key) = FROZEN[name], today.made(name.split(" + ")[0]), identity(name)
+    if name in REDEFINED:
+        assert {part: frozen.shape_of(value) for part, value in made.values.items()} == expected.shapes
+        with pytest.raises(AssertionError):
+            frozen.compare(made.values, expected, made_anew=True)
+        return
     if name in OTHER_KEY:
         assert made.kind == kind
         assert made.key != key

@@ -24,7 +24,7 @@ OTHER: dict[str, Any] = {
     "kind": "linear", "batches": "shared", "clip": 1.0, "optimiser": SGD(0.03), "schedule": Schedule("cosine", 0.2),
     "warmup": 0.5, "betas": (0.5, 0.9), "momentum": 0.7, "network": MLP((3,)), "inner": 3, "epochs": 4,
     "init": "noise", "augment": ("flip",), "norm": "group", "pool": "max", "activation": "tanh", "inverse": None,
-    "matching": Matching(3), "nesterov": True,
+    "matching": Matching(3), "nesterov": True, "retain": "kl",
 }  # fmt: skip
 # of the fields without a default
 NEEDED = {"datamodel": lambda: ridge(cases.subsets()), "oracles": cases.oracles, "layer": lambda: "mix"}

@@ -209,7 +209,7 @@ def test_every_method_for_language(name):
 
 
 def test_language_methods_name_what_does_not_fit():
-    with pytest.raises(ModelError, match="no module 'layer9'"):
+    with pytest.raises(ModelError, match="no module or hook point 'layer9'"):
         run(RMU("layer9"), cases.document())
     with pytest.raises(DataError, match="integer labels"):
         run(SalUn(), cases.document())

@@ -3,14 +3,19 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
+import torch
 
 from whence import attrib
 from whence.attrib.evaluate import lds
-from whence.cache import Store, oracle_masks, subset_masks
+from whence.cache import Store, UsageError, oracle_masks, subset_masks
 from whence.cache.retrain import bank
 from whence.unlearn.datamodels import ridge
 from whence.unlearn.evaluate import OracleSplit
+from whence.unlearn.loop import run
+from whence.unlearn.methods import FineTune, Retrain
 from whence.unlearn.metrics import KLoM
+from whence.unlearn.request import UnlearningRequest
 
 from . import cases
 
@@ -57,3 +62,26 @@ def test_three_uses_train_once(store: Store, monkeypatch) -> None:
     assert split.models == cases.MODELS
     assert trained == []
     assert {event.what for event in again.events if event.kind == "bank"} == {"hit"}
+
+
+def trained_here(model, examples, seed):
+    """Gradient descent, by the caller's own program."""
+    optimiser, batch = torch.optim.SGD(model.parameters(), 0.3), examples.batch(np.arange(len(examples)))
+    for _ in range(20):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(model(batch["x"]), batch["y"]).backward()
+        optimiser.step()
+    return model
+
+
+def test_models_of_a_training_of_ones_own_forget_and_are_retrained() -> None:
+    bank = replace(cases.bank(), recipe=trained_here)
+    with pytest.raises(UsageError, match="Give passes"):
+        UnlearningRequest.of_bank(bank, cases.FORGET, 2)
+    request = UnlearningRequest.of_bank(bank, cases.FORGET, 2, passes=20 * 36)
+    assert run(FineTune(1), request).ratio == pytest.approx(36 / 720)
+    again, kept = run(Retrain(seed=1), request), cases.train().without(cases.FORGET)
+    assert again.ratio == 1.0
+    slowly = trained_here(bank.build(10_001), kept, 10_001)
+    for name, value in slowly.named_parameters():
+        torch.testing.assert_close(again.models.views()[name][0], value.detach())

@@ -60,6 +60,17 @@ def test_a_document_is_forgotten_and_the_file_says_so(capsys, tmp_path, loaded):
         assert not [name for name in file.keys() if "parametrizations" in name]  # noqa: SIM118
 
 
+def test_another_method_forgets_with_its_settings(capsys, tmp_path):
+    words = ("--method", "npo", "--set", "retain=kl", "--rate", "0.01", "--out", str(tmp_path / "forgot.safetensors"))
+    told = said(capsys, *words)
+    assert told["method"] == "npo"
+    assert told["forgotten after"] > told["forgotten before"] + 0.05
+    assert main(["unlearn", "document", *QUIET, "--method", "npo", "--set", "gama=1"]) == 2
+    assert "no setting 'gama=1'" in capsys.readouterr().err
+    assert main(["unlearn", "document", *QUIET, "--method", "npo", "--adapters", "--out", str(tmp_path / "out")]) == 2
+    assert "no model of transformers" in capsys.readouterr().err
+
+
 def test_the_scale_is_chosen_on_other_documents(capsys, tmp_path, monkeypatch, loaded):
     from whence.language_model import Shape, Training, new_model, train_language_model
 
@@ -74,6 +85,8 @@ def test_the_scale_is_chosen_on_other_documents(capsys, tmp_path, monkeypatch, l
     assert said(capsys, "--pilots", "Bo", "--scales", "0.5", "2.0", "--out", out)["scale"] in (0.5, 2.0)
     assert main(["unlearn", "document", *QUIET, "--pilots", "Ada"]) != 0
     assert "cannot calibrate its own removal" in capsys.readouterr().err
+    assert main(["unlearn", "document", *QUIET, "--method", "npo", "--scale", "1"]) == 2
+    assert "nothing to be scaled" in capsys.readouterr().err
     for both_or_neither in ((), ("--pilots", "Bo", "--scale", "1")):
         assert main(["unlearn", "document", *QUIET, *both_or_neither]) == 2
         assert "either --scale, or --pilots" in capsys.readouterr().err
@@ -131,3 +144,42 @@ def test_the_saved_folder_is_the_unlearned_model_in_transformers(kind, tmp_path,
     attention = [name for name in was if "attn" in name and name.endswith("weight")]
     assert attention
     assert not [name for name in attention if torch.equal(was[name], moved[name])]
+
+
+def test_adapters_go_on_the_model_and_are_unlearned_again(tmp_path, monkeypatch, capsys):
+    """Low-rank updates as peft and this library read them; then a model with adapters, which alone are moved."""
+    import torch
+    import transformers
+
+    from tests.whence.tiny import saved, texts_file
+    from whence.options import Loading
+    from whence.pretrained import pretrained
+
+    peft = pytest.importorskip("peft")
+    monkeypatch.undo()
+    monkeypatch.setenv("WHENCE_CACHE", str(tmp_path / "store"))
+    folder, first, second = saved(tmp_path / "model"), tmp_path / "first", tmp_path / "second"
+    data, ids = texts_file(tmp_path / "texts.jsonl", 12), torch.tensor([[5, 6, 7, 8]])
+
+    def forget(model, *more):
+        words = ("--model", str(model), "--data", str(data), "--document", "3", "--steps", "2", "--rate", "0.05")
+        return main(["unlearn", "document", *words, "--quiet", *more])
+
+    def logits(place, base=None):
+        if base is None:
+            return pretrained(str(place), Loading(base=str(folder)))[0](ids).logits
+        plain = transformers.AutoModelForCausalLM.from_pretrained(base)
+        return peft.PeftModel.from_pretrained(plain, str(place)).eval()(ids).logits
+
+    assert forget(folder, "--method", "npo", "--rank", "2", "--adapters", "--out", str(tmp_path / "a.safetensors")) == 2
+    assert "Adapters are a folder" in capsys.readouterr().err
+    assert forget(folder, "--method", "npo", "--rank", "2", "--adapters", "--out", str(first)) == 0
+    assert json.loads((first / "deletion_log.json").read_text())
+    assert forget(first, "--method", "undial", "--out", str(second)) == 0
+    with torch.no_grad():
+        plain = transformers.AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+        once, twice = logits(first, folder), logits(second, folder)
+        torch.testing.assert_close(logits(first), once)
+        torch.testing.assert_close(logits(second), twice)
+    assert not torch.allclose(plain, once, atol=1e-3)
+    assert not torch.allclose(once, twice, atol=1e-3)

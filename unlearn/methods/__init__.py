@@ -5,7 +5,7 @@ from .descent import DescentAscent as DescentAscent
 from .dm_direct import DMDirect as DMDirect
 from .dmm import DMM as DMM
 from .descent import FineTune as FineTune
-from .descent import GradDiff as GradDiff
+from .grad_diff import GradDiff as GradDiff
 from .descent import L1Sparse as L1Sparse
 from .matching import Matching as Matching
 from .method import UnlearningMethod as UnlearningMethod
@@ -18,11 +18,12 @@ from .retrain import Retrain as Retrain
 from .rmu import RMU as RMU
 from .salun import SalUn as SalUn
 from .scrub import Scrub as Scrub
+from .undial import UNDIAL as UNDIAL
 
 METHODS: dict[str, type[UnlearningMethod]] = {
     method.name: method
     for method in (
         Retrain, FineTune, GradientAscent, DescentAscent, NegGradPlus, Scrub, SalUn, L1Sparse, Newton, GradDiff, NPO,
-        SimNPO, RMU, OracleMatching, DMDirect, DMM,
+        SimNPO, RMU, UNDIAL, OracleMatching, DMDirect, DMM,
     )
 }  # fmt: skip

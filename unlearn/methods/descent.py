@@ -119,19 +119,3 @@ class NegGradPlus(BothLosses):
     @property
     def weights(self) -> tuple[float, float]:
         return self.alpha, 1 - self.alpha
-
-
-@dataclass(frozen=True)
-class GradDiff(BothLosses):
-    """Minimise retained - weight * forgotten loss, each a mean per token (Liu et al. 2022, for language models)."""
-
-    weight: float = 1.0
-    steps: int = 20
-    forget_batch: int = 8
-    retain_batch: int = 8
-    optimiser: Optimiser = AdamW(1e-4)
-    name, title = "grad-diff", "GradDiff"
-
-    @property
-    def weights(self) -> tuple[float, float]:
-        return 1.0, self.weight

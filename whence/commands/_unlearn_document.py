@@ -1,6 +1,6 @@
 """`whence unlearn document`: one language model forgets a document, without retraining."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from whence.options import Count, Positive
 
+from ._settings import registered, with_settings
 from ._shared import ModelOptions, Printed
 
 if TYPE_CHECKING:
@@ -15,26 +16,34 @@ if TYPE_CHECKING:
 
     from whence.cache import TrainedModel
     from whence.cache.retrain.replicas import Replicas
-    from whence.unlearn.methods import DMM
+    from whence.unlearn import UnlearningMethod
     from whence.unlearn.request import UnlearningRequest
+
+INNER = r"^(?!.*(lm_head|unembed|embed_out))"  # every linear map but the output layer, as peft's "all-linear"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document(ModelOptions, Printed):
-    """Remove a document from a language model: EK-FAC predicts the logits of a model trained without it, and
-    fine-tuning (of all weights, or of low-rank updates) matches them.
+    """Remove a document from a language model by fine-tuning all weights, or low-rank updates, or a model's adapters.
 
-    The direction of the prediction is reliable, its size is not, so `--scale` must come from requests with known
-    outcome: `--pilots` names other documents, retrains without them and chooses the scale (embedded models only, whose
-    training is known; retrained models are stored). For your own model, compare with retrainings of your own.
+    By default EK-FAC predicts the logits of a model trained without it, and fine-tuning matches them (dmm). The
+    direction of the prediction is reliable, its size is not, so `--scale` must come from requests with known outcome:
+    `--pilots` names other documents, retrains without them and chooses the scale (embedded models only, whose training
+    is known; retrained models are stored). For your own model, compare with retrainings of your own. Other methods
+    (npo, simnpo, undial, rmu, grad-diff) have no target: how far they go depends on `--steps` and `--rate`.
 
     Example:
 
         whence unlearn document --document yield --scale 0.5 --out out/forgot.safetensors
+        whence unlearn document --model MODEL --data FILE --document 3 --method npo --rank 8 --adapters --out out/lora
     """
 
     document: str
     """The document to forget: the value of `--column` that its passages share; of your own files, an id."""
+    method: str = "dmm"
+    """dmm, or another method for language models; `whence unlearn methods` lists all with their settings."""
+    set: tuple[str, ...] = ()
+    """Settings of another method than dmm, as name=value (beta=0.05 retain=kl)."""
     column: str | None = None
     """The property that names documents; topic by default, or of your own files `document`: the file's ids."""
     sites: tuple[str, ...] = ("*.mlp.*",)
@@ -42,7 +51,7 @@ class Document(ModelOptions, Printed):
     damping: float = 0.1
     """Damping, as a multiple of each site's mean eigenvalue."""
     scale: float | None = None
-    """Factor of the predicted change: this or --pilots."""
+    """Factor of the predicted change: this or --pilots, for dmm."""
     pilots: tuple[str, ...] = ()
     """Choose the scale on these documents instead."""
     scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
@@ -50,55 +59,76 @@ class Document(ModelOptions, Printed):
     steps: Count = 16
     """Steps of fine-tuning."""
     batch: Count = 8
-    """Passages per step."""
+    """Passages per step; as many forgotten and as many retained ones for another method than dmm."""
     rate: Positive = 3e-4
     """Learning rate of Adam. Low-rank updates allow ten times as much; larger rates change the retained passages."""
     rank: int = 0
-    """Train low-rank updates of this rank; 0 trains every weight."""
+    """Train low-rank updates of this rank of all linear maps but the output layer; 0 trains every weight."""
+    adapters: bool = False
+    """With --rank: write the updates alone, as adapters (PEFT) that go on the model."""
     epochs: Count = 12
     """Epochs of the training, which compute is compared with."""
     out: Path = Path("out/forgot.safetensors")
     """A .safetensors file: weights and buffers by name, the deletion log in its metadata. Or, for a pretrained model, a
-    folder as transformers opens it, with the log beside the weights (deletion_log.json)."""
+    folder as transformers (or peft) opens it, with the log beside the weights (deletion_log.json)."""
 
-    def run(self) -> None:
+    def precheck(self) -> None:
         from whence.cache import UsageError
-        from whence.cache.model.stateless import named_parameters
-        from whence.pretrained import save_pretrained
-        from whence.unlearn.loop import run
-        from whence.unlearn.lora import merge
+        from whence.unlearn import METHODS
 
+        registered(METHODS, self.method, self.set, what="unlearning method")
         if self.out.suffix != ".safetensors" and self.model in ("demo", "biographies"):
             raise UsageError(f"{self.model} is no model of transformers.", "Give --out FILE.safetensors.")
-        if (self.scale is None) == (not self.pilots):
+        if self.adapters and (not self.rank or self.out.suffix == ".safetensors"):
+            raise UsageError("Adapters are a folder with low-rank updates.", "Give --rank N and --out FOLDER.")
+        if self.method == "dmm" and self.set:
+            raise UsageError("dmm has options of its own here.", "Use --scale, --damping, --steps, --batch and --rate.")
+        if self.method == "dmm" and (self.scale is None) == (not self.pilots):
             raise UsageError(
                 "The size of the prediction is not calibrated: it can exceed the effect of a removal many times.",
                 "Give either --scale, or --pilots to choose it on other documents.",
             )
+        if self.method != "dmm" and (self.scale is not None or self.pilots):
+            raise UsageError(f"{self.method} predicts nothing to be scaled.", "Leave --scale and --pilots out.")
+
+    def run(self) -> None:
+        from whence.cache.model.stateless import named_parameters
+        from whence.pretrained import save_pretrained
+        from whence.unlearn.loop import run
+        from whence.unlearn.lora import merge, save_adapters
+
+        self.precheck()
         trained = self.load_named(self.model, self.sites).trained
         job = _Forgetting(self, trained)
-        scale = job.calibrated() if self.scale is None else self.scale
+        scale = job.calibrated() if self.pilots else self.scale
         request = job.request(self.document)
         done = run(job.method(scale), request, quiet=self.quiet)
         before, after = job.losses(trained, request), job.losses(done.trained(), request)
-        forgot = merge(done.module()) if self.rank else done.module()
-        if self.out.suffix == ".safetensors":
+        forgot = merge(done.module()) if self.rank and not self.adapters else done.module()
+        if self.adapters:
+            save_adapters(self.out, forgot, self.model)
+        elif self.out.suffix == ".safetensors":
             buffers = {name: b for name, b in forgot.named_buffers() if name in forgot.state_dict()}
             _save(self.out, named_parameters(forgot) | buffers, done.log.to_json())
         else:
             save_pretrained(self.out, self.model, self, trained.model, forgot)
+        if self.out.suffix != ".safetensors":
             (self.out / "deletion_log.json").write_text(done.log.to_json(), "utf-8")
         facts = {
-            "passages": len(request.forget), "scale": scale, "passes": done.passes, "of retraining": done.ratio,
+            "passages": len(request.forget), "method": self.method, "scale": scale,
+            "passes": done.passes, "of retraining": done.ratio,
             "forgotten before": before[0], "forgotten after": after[0],
             "retained before": before[1], "retained after": after[1],
             "stopped": [stop.why for stop in done.stopped], "warnings": list(done.warnings), "file": str(self.out),
         }  # fmt: skip
         self.show(
             facts,
-            f"{len(request.forget)} passages of {self.document!r} forgotten at scale {scale:g}\n"
-            f"nats per token: forgotten {before[0]:.3f} -> {after[0]:.3f}, retained {before[1]:.3f} -> {after[1]:.3f}\n"
-            f"{done.passes:.0f} example passes, {100 * done.ratio:.1f} % of retraining, beside the factor fit\n"
+            f"{len(request.forget)} passages of {self.document!r} forgotten by {done.method}"
+            + ("\n" if scale is None else f" at scale {scale:g}\n")
+            + f"nats per token: forgotten {before[0]:.3f} -> {after[0]:.3f}, "
+            f"retained {before[1]:.3f} -> {after[1]:.3f}\n"
+            f"{done.passes:.0f} example passes, {100 * done.ratio:.1f} % of retraining"
+            + ("\n" if scale is None else ", beside the factor fit\n")
             + "".join(f"stopped at step {stop.step}: {stop.why}\n" for stop in done.stopped)
             + "".join(f"warning: {text}\n" for text in done.warnings)
             + f"written: {self.out}",
@@ -117,7 +147,7 @@ class _Forgetting:
         from whence.unlearn import lora
 
         model = self.trained.model
-        return lora(model, self.job.rank) if self.job.rank else Replicas.of([model])
+        return lora(model, self.job.rank, layers=INNER) if self.job.rank else Replicas.of([model])
 
     def request(self, document: str) -> "UnlearningRequest":
         from whence.cache.retrain.recipe import AdamW, Recipe
@@ -132,15 +162,22 @@ class _Forgetting:
         recipe = Recipe(self.job.epochs, self.job.batch, AdamW(self.job.rate))
         return UnlearningRequest(self.replicas(), trained.task, trained.train, forget, recipe)
 
-    def method(self, scale: float) -> "DMM":
-        """DMM with the model's own influence datamodel; factors come from the store once fitted."""
+    def method(self, scale: float | None) -> "UnlearningMethod":
+        """The method with its settings; at a scale DMM with the model's own influence datamodel, whose factors come
+        from the store once fitted."""
         from whence import attrib
         from whence.cache.retrain.recipe import AdamW
-        from whence.unlearn import DMM, Influence, Matching
+        from whence.unlearn import DMM, METHODS, Influence, Matching
 
-        own = Influence(attrib.EKFAC(damping=attrib.Damping(self.job.damping)).fit(self.trained))
-        matching = Matching(self.job.steps, self.job.batch, 1, 1, optimiser=AdamW(self.job.rate))
-        return DMM(own, matching, scale, ahead=0.0 if self.job.rank else 1.0)
+        job, optimiser = self.job, AdamW(self.job.rate)
+        if scale is None:
+            kind = METHODS[job.method]
+            sizes = dict.fromkeys(("forget_batch", "retain_batch", "batch_size"), job.batch)
+            given: dict[str, Any] = {"steps": job.steps, "optimiser": optimiser, **sizes}
+            return with_settings(kind, job.set, {f.name: given[f.name] for f in fields(kind) if f.name in given})
+        own = Influence(attrib.EKFAC(damping=attrib.Damping(job.damping)).fit(self.trained))
+        matching = Matching(job.steps, job.batch, 1, 1, optimiser=optimiser)
+        return DMM(own, matching, scale, ahead=0.0 if job.rank else 1.0)
 
     def losses(self, trained: "TrainedModel", request: "UnlearningRequest") -> tuple[float, float]:
         """Nats per token on what is forgotten, and on 64 retained passages."""

