@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from .finetuned import finetuned_problem
+from .images import images_problem
 from .problem import Problem, digits_problem, facts_problem, language_problem
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
@@ -12,6 +13,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "finetuned-smooth": partial(finetuned_problem, "short, eps 1e-5"),
     "finetuned-long": partial(finetuned_problem, "long"),
     "finetuned-sgd": partial(finetuned_problem, "SGD"),
+    "images": partial(images_problem, train=300, queries=40),
     "language": language_problem,
     "facts": facts_problem,
 }
