@@ -35,6 +35,7 @@ class Forgetting:
     bank: Bank
     count: int
     store: Store | None = None
+    metric: KLoM = METRIC
 
     @property
     def seeds(self) -> np.ndarray:
@@ -43,7 +44,7 @@ class Forgetting:
     @cached_property
     def models(self) -> Replicas:
         """Trained on everything."""
-        return self.bank.train_replicas(np.ones((self.count, len(self.bank.train)), bool), self.seeds)
+        return self.bank.models(self.count, int(self.seeds[0]), self.store, quiet=True)
 
     def request(self, forget: np.ndarray) -> UnlearningRequest:
         bank = self.bank
@@ -53,7 +54,11 @@ class Forgetting:
         """The comparison for one forget set, and the oracles' outputs."""
         masks = oracle_masks(self.bank.train.ids, forget, 2 * self.count)
         oracles = self.bank.run(masks, 20_000 + np.arange(2 * self.count), self.store, quiet=True)
-        return OracleSplit.of(self.request(forget), oracles, self.bank.points, METRIC), oracles
+        return OracleSplit.of(self.request(forget), oracles, self.bank.points, self.metric), oracles
+
+    def oracle_models(self, forget: np.ndarray, count: int) -> Replicas:
+        """Some of the oracles themselves, of the seeds of the models that forget."""
+        return self.bank.train_replicas(oracle_masks(self.bank.train.ids, forget, count), self.seeds[:count])
 
 
 def mlp(seed: int) -> nn.Module:

@@ -66,22 +66,6 @@ def document(run: Run, models: int = 8, documents: int = 3) -> None:
     page(run, evaluations(run, models, documents), "document", "Documents forgotten")
 
 
-@bench.case(quick={"models": 8, "subsets": 32}, default=False)
-def images(run: Run, data: str | None = None, models: int = 24, subsets: int = 384) -> None:
-    """Two classes of images, a small convolutional network; needs --data.
-
-    Args:
-        data: an .npz with x_train, y_train, x_test, y_test images.
-    """
-    from .unlearning_images import evaluations, verdicts
-
-    found = []
-    for one in evaluations(run, data, models, subsets):
-        show(run, one, verdicts(one))
-        found.append(one)
-    page(run, found, "images", "Two classes of images")
-
-
 @bench.case()
 def speed(run: Run) -> None:
     """Regressions and KLoM against plain loops; every method's seconds."""

@@ -45,10 +45,12 @@ def neighbours(
     return np.sort(train.ids[np.argsort(distance, kind="stable")[:size]])
 
 
-def principal(datamodel: Regression, size: int, component: int = 0, ends: str = "top") -> Int64[np.ndarray, " f"]:
+def principal(
+    datamodel: Regression, size: int, component: int = 0, ends: str = "top", *, among: np.ndarray | None = None
+) -> Int64[np.ndarray, " f"]:
     """Ids of the training examples that load most on a principal direction of the datamodel's weights (rows:
     training examples): those whose removal moves outputs most, and together. ends: "top", or "both" for half from
-    either end."""
+    either end. among: ids to choose from; all unless given."""
     rows = np.asarray(datamodel.weights[:]).reshape(len(datamodel.train_ids), -1)
     _check(size, len(rows))
     centred = rows - rows.mean(0)
@@ -56,6 +58,9 @@ def principal(datamodel: Regression, size: int, component: int = 0, ends: str = 
     vectors = np.linalg.eigh(gram.astype(np.float64))[1][:, ::-1]
     loading = vectors[:, component] * np.sign(vectors[:, component].sum() or 1.0)
     order = np.argsort(-loading, kind="stable")
+    if among is not None:
+        order = order[np.isin(datamodel.train_ids[order], among)]
+        _check(size, len(order) + 1)
     chosen = order[:size] if ends == "top" else np.r_[order[: size - size // 2], order[len(order) - size // 2 :]]
     return np.sort(datamodel.train_ids[chosen])
 

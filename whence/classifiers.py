@@ -51,16 +51,72 @@ class Convolutions(nn.Module):
         return self.head(self.features(x.reshape(-1, *self.shape)).flatten(1))
 
 
+class Residual(nn.Module):
+    """A stem that embeds square patches, then residual blocks h + conv(relu(conv(relu(h)))), then a linear layer.
+
+    The second convolution of a block starts at zero, so every block starts as the identity and nothing has to be
+    normalised (Zhang, Dauphin and Ma 2019, arXiv 1901.09321). No output depends on another example of its batch, and
+    copies train side by side.
+
+    Args:
+        width: channels of every block.
+        blocks: how many.
+        shape: (channels, side, side) of an image.
+        classes: outputs.
+        grid: patches along one side.
+        batch_norm: put batch normalisation before the first convolution of every block, as a ResNet has it.
+
+    >>> import torch
+    >>> Residual(8, 2, (3, 16, 16), 10)(torch.zeros(5, 3, 16, 16)).shape
+    torch.Size([5, 10])
+    """
+
+    def __init__(
+        self, width: int, blocks: int, shape: tuple[int, ...], classes: int, *, grid: int = 4, batch_norm: bool = False
+    ):
+        super().__init__()
+        self.shape = shape
+        patch = shape[1] // grid
+        self.stem = nn.Conv2d(shape[0], width, patch, stride=patch)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.BatchNorm2d(width) if batch_norm else nn.Identity(),
+                nn.ReLU(),
+                nn.Conv2d(width, width, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(width, width, 3, padding=1),
+            )
+            for _ in range(blocks)
+        )
+        for block in self.blocks:
+            nn.init.zeros_(block[4].weight)
+            nn.init.zeros_(block[4].bias)
+        self.features = nn.Sequential(nn.ReLU(), nn.Flatten())
+        self.head = nn.Linear(width * (shape[1] // patch) ** 2, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x.reshape(-1, *self.shape))
+        for block in self.blocks:
+            h = h + block(h)
+        return self.head(self.features(h))
+
+
 def builder(network: str, points: Examples) -> Callable[[int], nn.Module]:
-    """seed -> untrained network: mlp-32 or mlp-64-32 (hidden widths), conv-8-16 (channels; square images)."""
+    """seed -> untrained network: mlp-32 or mlp-64-32 (hidden widths), conv-8-16 (channels), residual-16-2 (width and
+    blocks); the last two for square images."""
     kind, _, rest = network.partition("-")
-    if kind not in ("mlp", "conv") or not re.fullmatch(r"\d+(-\d+)*", rest):
-        raise UsageError(f"There is no network {network!r}.", "Use mlp-32, mlp-64-32 or conv-8-16, for instance.")
+    wanted = {"mlp": r"\d+(-\d+)*", "conv": r"\d+(-\d+)*", "residual": r"\d+-\d+"}
+    if kind not in wanted or not re.fullmatch(wanted[kind], rest):
+        raise UsageError(
+            f"There is no network {network!r}.", "Use mlp-32, mlp-64-32, conv-8-16 or residual-16-2, for instance."
+        )
     widths = [int(w) for w in rest.split("-")]
     x, classes = np.asarray(points.columns["x"]), int(np.asarray(points.columns["y"]).max()) + 1
-    if kind == "conv":
+    if kind != "mlp":
         shape = _image_shape(x.shape[1:])
-        return lambda seed: Convolutions(widths, shape, classes)
+        if kind == "conv":
+            return lambda seed: Convolutions(widths, shape, classes)
+        return lambda seed: Residual(*widths, shape, classes)
     sizes = [int(np.prod(x.shape[1:])), *widths]
 
     def mlp(seed: int) -> nn.Module:
