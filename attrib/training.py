@@ -38,6 +38,18 @@ def damping_of(trained: TrainedModel, sites: Sites) -> Damping | None:
     return Damping(float(len(sites)), "steps", times_of(trained, sites, run, 0, len(run)))
 
 
+def chosen_damping(trained: TrainedModel, sites: Sites, given: Damping | None = None) -> tuple[Damping, str]:
+    """The damping of a fit at these sites, and why: as given, else that of the recorded run, else the paper's."""
+    if given is not None:
+        return given, "as given"
+    if (own := damping_of(trained, sites)) is not None:
+        assert trained.training is not None
+        return own, f"of the recorded run, {len(trained.training)} steps of {trained.training.optimiser}"
+    if trained.training is None:
+        return Damping(), "the default: no run of the training is recorded"
+    return Damping(), f"the default: the recorded run has no steps of {', '.join(SGDS + ADAMS)}"
+
+
 def times_of(trained: TrainedModel, sites: Sites, run: TrainingRun, first: int, last: int) -> dict[str, float]:
     """The sum of every site's effective learning rates over steps first..last-1, which checkpoints end."""
     unit, total = per_example(trained, run), dict.fromkeys(sites.names, 0.0)

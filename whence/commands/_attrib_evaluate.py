@@ -9,7 +9,9 @@ from whence.options import Count, Device, Dtype
 
 from ._shared import ModelOptions, Printed, Stored
 
-Name = Literal["digits", "finetuned", "finetuned-smooth", "finetuned-long", "finetuned-sgd", "language", "facts"]
+Name = Literal[
+    "digits", "finetuned", "finetuned-smooth", "finetuned-long", "finetuned-sgd", "finetuned-facts", "language", "facts"
+]
 Test = Literal["lds", "leave-out", "documents", "qld", "brittleness", "recall", "pbrf", "mislabelled"]
 
 
@@ -33,12 +35,15 @@ class Evaluate(Stored, Printed):
     on: Name = "digits"
     """Embedded data to train and retrain a small model on. finetuned: a small transformer, pretrained on most of the
     Python language reference and fine-tuned on other passages (4 epochs); -smooth: with a larger eps of Adam; -long: 12
-    epochs; -sgd. language: one trained from nothing, where retraining with another order of the examples changes more
-    than most of the examples do."""
+    epochs; -sgd; -facts: one that has read biographies, fine-tuned on others and asked about them. language: one
+    trained from nothing, where retraining with another order of the examples changes more than most of them do."""
     tests: tuple[Test, ...] = ("lds",)
     """The tests that the scores are put to."""
     methods: tuple[str, ...] = ("identity", "ekfac", "cg")
     """Names of methods; "all" for every one that applies."""
+    damping: float | None = None
+    """Damping of all methods that have one, as a multiple of the mean eigenvalue; by default that of the training where
+    its run is recorded (finetuned and its like), else 0.1."""
     subsets: Count = 48
     """Subsets to retrain on, for lds and leave-out."""
     scores: str | None = None
@@ -66,7 +71,10 @@ class Evaluate(Stored, Printed):
             return
         names = None if "all" in self.methods else list(self.methods)
         problem = replace(PROBLEMS[self.on](), device=self.device, dtype=self.dtype)
-        rows = judge(problem, self.tests, names, subsets=self.subsets, store=store, curve=self.curve, quiet=self.json)
+        rows = judge(
+            problem, self.tests, names, damping=self.damping, subsets=self.subsets, store=store, curve=self.curve,
+            quiet=self.json,
+        )  # fmt: skip
         lines = [HEAD, *map(str, rows)]
         if self.curve is not None and "mislabelled" in self.tests:
             lines.append(f"curves: {self.curve}")
