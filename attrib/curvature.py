@@ -77,10 +77,10 @@ class Damping:
     """How eigenvalues are inverted: 1 / (eigenvalue + damping), or as far as the steps of training went.
 
     By rule "steps", a direction of eigenvalue s is inverted to (1 - exp(-m c s)) / (m s), where c is the sum of the
-    site's effective learning rates and m the number of sites that learn together: what gradient descent does on a
-    quadratic (SOURCE with one segment, Bae et al. 2024), if m sites of the same kernel share each residual. It is 1/s
-    per site of the m where training went far, and c where it hardly moved; 1 / (m s + 1/c) is close to it everywhere.
-    `attrib.training.damping_of` finds c and m of a recorded run.
+    site's effective learning rates: what gradient descent does on a quadratic (SOURCE with one segment, Bae et al.
+    2024) whose curvature is m times what the factors say. It is 1 / (m s) where training went far, and c where it
+    hardly moved; 1 / (m s + 1/c) is close to it everywhere. `attrib.training.damping_of` finds c and m of a recorded
+    run.
 
     Args:
         value: a factor of the site's mean eigenvalue ("relative"; the paper uses 0.1), the number itself ("absolute"),
@@ -122,7 +122,7 @@ class Damping:
         if self.rule != "steps":
             return f"{self.value:g} {self.rule}"
         times = self.per_site.values()
-        return f"steps of training, c from {min(times):.2g} to {max(times):.2g}, {self.value:g} sites together"
+        return f"steps of training, c from {min(times):.2g} to {max(times):.2g}, curvature {self.value:g} times the site's"
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,7 +14,7 @@ from .annotations import warned
 from .curvature import Damping, SiteFactors
 from .factors import Factors
 from .fitted import Fitted
-from .training import damping_of
+from .training import chosen_damping
 
 Labels = Literal["sampled", "true"]
 Eigen = Literal["float32", "float64"]
@@ -91,7 +91,7 @@ class CurvatureMethod(Method):
 
     Args:
         damping: how eigenvalues are inverted; chosen after the fit, so it enters the key of scores only. By default
-            that of the training, if it is known (`training.damping_of`), else 0.1 times the site's mean.
+            that of the training, if it is known (`training.chosen_damping`), else 0.1 times the site's mean.
         labels: "sampled" from the model (the Fisher matrix, equal to the Gauss-Newton matrix), or "true", the data's
             own (the empirical Fisher, which Grosse et al. 2023 advise against).
         seed: of the sampled labels.
@@ -116,7 +116,7 @@ class CurvatureMethod(Method):
 
     def damping_for(self, run: ModelPass) -> Damping:
         """The damping as chosen, else that of the training, else the paper's."""
-        return self.damping or damping_of(run.trained, run.sites) or Damping()
+        return chosen_damping(run.trained, run.sites, self.damping)[0]
 
     @abstractmethod
     def curvature(self, run: ModelPass, inputs: dict[str, Any]) -> tuple[dict[str, SiteFactors], str]:

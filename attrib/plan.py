@@ -20,12 +20,14 @@ from whence.cache.model.trained import GRAPH, ModelPass
 from whence.cache.store.store import human
 
 from . import kernels
+from .curvature import Damping
 from .fit import partition_count
 from .memory import factor_limit, fit_bytes, groups_of
 from .scoring import contraction
 from .scoring.precision import Precision, itemsize
 from .scoring.queries import RANK, Rank
 from .scoring.rows import shard_rows
+from .training import chosen_damping
 
 SAMPLE_POSITIONS = 1024  # positions that are run for the measurement
 SYMMETRIC = 5 / 8  # of a full product's operations, in four blocks, where it is wide
@@ -52,7 +54,7 @@ class Plan:
     queries: how many; rank: that they are stored at, None if exact; forms: name of a contraction -> number of sites.
     groups: of sites, that are fitted one after the other. memory: the most that the job needs beside the model; limit:
     the most that it may use. disk: all that it writes; free: on that disk,
-    None if unknown. advice: what to change if it does not fit.
+    None if unknown. damping: of the factors, and why. advice: what to change if it does not fit.
     """
 
     stages: tuple[Stage, ...]
@@ -68,6 +70,7 @@ class Plan:
     limit: int
     disk: int
     free: int | None
+    damping: str
     advice: tuple[str, ...]
 
     @property
@@ -89,6 +92,7 @@ class Plan:
         ]
         if self.queries:
             lines.append(f"{self.queries:,} queries, {'exact' if self.rank is None else f'at rank {self.rank}'}")
+        lines.append(f"damping: {self.damping}")
         if self.groups > 1:
             lines.append(f"{self.groups} groups of sites, each with its own passes: all sites at once do not fit")
         if self.forms:
@@ -117,6 +121,7 @@ def make_plan(
     rank: Rank = "auto",
     precision: Precision = "float32",
     index_width: int = 0,
+    damping: Damping | None = None,
     measure: bool = True,
 ) -> Plan:
     """The plan of an EK-FAC fit on the training data and, with `queries`, of scoring that many queries against them. A
@@ -127,6 +132,7 @@ def make_plan(
         sites: as for Method.fit.
         rank, precision: as for Factors.score.
         index_width: numbers per example of an index; 0 for none.
+        damping: as for EKFAC; it costs nothing, and the plan says which one a fit has.
         measure: run a small batch to predict times.
     """
     examples, limit, store = trained.train, trained.memory_limit(), trained.store
@@ -139,6 +145,7 @@ def make_plan(
     rates = measured(trained, found) if measure else Rates()
     parts = groups_of(found, {site.name: fit_bytes([site]) for site in found}, factor_limit(trained))
     stages = fit_stages(parts, len(examples), positions, longest, every)
+    chosen, why = chosen_damping(trained, found, damping)
     forms: dict[str, int] = {}
     if queries:
         rows = max(1, BATCH_POSITIONS // longest)
@@ -168,6 +175,7 @@ def make_plan(
         limit=limit,
         disk=sum(stage.disk for stage in stages) if store is not None else 0,
         free=_free(store),
+        damping=f"{chosen} ({why})",
         advice=(),
     )
     return replace(plan, advice=tuple(_advice(plan, found, dense)))

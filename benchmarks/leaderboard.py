@@ -11,8 +11,13 @@ passages of one topic. QLD: how much more a query's loss rises, in nats, when it
 out than when three random ones are. [low, high] are 95 % bootstrap intervals, of LDS over subsets and queries, of QLD
 over queries. "(other order)" is a second set of retrainings that sees the passages in another order: what it predicts
 of the first is what the data decide, and the rest is the order's.
+
+facts: the model has read biographies and is fine-tuned on those of other people; each question asks for a fact that
+three passages state in other words. sanity: structure planted among the passages is found, and scores depend on the
+model's weights. real: QLD on SmolLM2-135M (pip install 'whence[real]').
 """
 
+import os
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -96,6 +101,7 @@ def methods(
     from whence.problems.judge import judge, scores_of
     from whence.problems.problem import methods_for
 
+    peers = () if peers == ("none",) else peers
     if short:
         regimes, methods, subsets = ("short",), methods or SHORT, min(subsets, 24)
     for place, regime in enumerate(regimes):
@@ -103,7 +109,7 @@ def methods(
         problem = problem_of(run, regime)
         own = scores_of(problem, methods_for(problem, list(methods) or None), run.store, quiet=True)
         scored, failed = {**own, "random": (random_scores(problem), 0.0)}, {}
-        for name in peers if place == 0 and peers != ("none",) else ():
+        for name in peers if place == 0 else ():
             scores, why = peer_scores(problem, name)
             if scores is None:
                 failed[name] = why
@@ -122,6 +128,92 @@ def methods(
         for name, why in failed.items():
             table.row(f"{name}: {why}", *[None] * (len(asked) + 1))
         below(run, found)
+    say_time(run)
+
+
+def say_time(run: Run) -> None:
+    """The processor time of this process and its sides, which other work on the machine hardly changes."""
+    spent = os.times()
+    minutes = (spent.user + spent.system + spent.children_user + spent.children_system) / 60
+    run.say(f"\n{minutes:.0f} minutes of one core so far")
+
+
+@bench.case(quick={"methods": ("identity", "bm25")})
+def facts(run: Run, methods: tuple[str, ...] = ()) -> None:
+    """Recall of the passages that state a fact, by every method, on a fine-tuned model."""
+    from whence.attrib.evaluate import recall
+    from whence.cache.display.interval import Interval
+    from whence.language_model import top_answers
+    from whence.problems.finetuned import finetuned_facts
+    from whence.problems.judge import scores_of
+    from whence.problems.problem import methods_for
+
+    problem = finetuned_facts(store=run.store)
+    answered = top_answers(problem.model, problem.queries)
+    title = (
+        f"facts: {len(problem.queries)} questions, {answered.mean():.0%} answered; {len(problem.train)} passages, "
+        f"three of which state each answer; {problem.recipe}"
+    )
+    scored = scores_of(problem, methods_for(problem, list(methods) or None), run.store, quiet=True)
+    table = run.table("method", "recall@3", "reciprocal rank", title=title)
+    for name, (scores, _) in (scored | with_random(problem)).items():
+        found = recall(scores, problem.truth, (3,))
+        each = [Interval.bootstrap(values, resamples=2000) for values in (found.per_query[3], found.reciprocal)]
+        table.row(name, *map(shown, each))
+    say_time(run)
+
+
+@bench.case(quick={"methods": ("identity", "bm25")})
+def sanity(run: Run, methods: tuple[str, ...] = (), regime: Regime = "short, eps 1e-5") -> None:
+    """AUC of planted passages, by every method; and the correlation with scores of a model of random weights.
+
+    Args:
+        regime: how the model is fine-tuned.
+    """
+    from whence.problems.finetuned import finetuned_problem
+    from whence.problems.sanity import KINDS, RANDOMISED, check
+
+    problem = finetuned_problem(regime, train=128, store=run.store)
+    found = check(problem, list(methods) or None, others=with_random, store=run.store, quiet=True)
+    table = run.table("method", *(f"{kind}|.2f" for kind in (*KINDS, RANDOMISED)), title=f"sanity, {regime}")
+    for name, values in found.items():
+        table.row(name, *(values[kind] for kind in (*KINDS, RANDOMISED)))
+    say_time(run)
+
+
+def with_random(problem: Any) -> dict[str, Any]:
+    return {"random": (random_scores(problem), 0.0)}
+
+
+@bench.case(default=False, quick={"passages": 24, "queries": 2, "methods": ("bm25",), "length": 24})
+def real(
+    run: Run,
+    passages: int = 256,
+    queries: int = 8,
+    length: int = 64,
+    methods: tuple[str, ...] = ("identity", "ekfac", "bm25"),
+    rate: float = 2e-5,
+    device: str = "cpu",
+) -> None:
+    """QLD on SmolLM2-135M-Instruct, fine-tuned on passages of the Python reference: minutes on a GPU, a night on two
+    cores.
+
+    Args:
+        passages: that it is fine-tuned on.
+        queries: held-out passages.
+        length: tokens of a passage.
+        rate: learning rate of the fine-tuning.
+        device: of the models.
+    """
+    from whence.problems.judge import judge
+    from whence.problems.real import smollm2_problem
+
+    problem = smollm2_problem(passages, queries, length, rate, device)
+    rows = judge(problem, ["qld"], methods, others=with_random(problem), store=run.store)
+    table = run.table("method", TESTS["qld"], "", title=f"SmolLM2-135M-Instruct, {device}: {problem.recipe}")
+    for row in rows:
+        table.row(row.method, shown(row), row.note)
+    say_time(run)
 
 
 def shown(row: Any) -> str | None:

@@ -24,7 +24,7 @@ ABOUT = (
     "be without some of its data (unlearn)."
 )
 INTERRUPTED = 130
-FORMER_OPTIONS = {"--root": "--store"}  # accepted, not shown
+FORMER_OPTIONS = {"--root": "--store", "--run": "--recorded"}  # accepted, not shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:

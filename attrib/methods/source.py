@@ -23,7 +23,7 @@ from ..fitted import Fitted
 from ..method import Method, in_key, not_in_key
 from ..scoring.queries import exact_queries
 from ..scoring.scores import site_products
-from ..training import times_of
+from ..training import steps_taken
 from .ekfac import Bases, RotatedSquares
 from .identity import NONE, identities
 
@@ -53,8 +53,8 @@ class Unrolled(Fitted):
 
     def pairwise(self, queries: Examples, train: Examples) -> Float[np.ndarray, "q n"]:
         """(1/N) sum over segments l of v_l^T F(H_l) (-mean grad L_n), from the last segment back, where
-        F(s) = (1 - exp(-t s)) / s, v_last = grad f and v_(l-1) = exp(-t_l H_l) v_l; with m s for s if m sites are
-        taken to learn together (`Damping`)."""
+        F(s) = (1 - exp(-t s)) / s, v_last = grad f and v_(l-1) = exp(-t_l H_l) v_l; with m s for s (`Damping`)
+        where the run was recorded."""
         carried = exact_queries(self._last(), queries)
         total = np.zeros((len(queries), len(train)))
         for models, curvature, steps in reversed(list(zip(self.models, self.curvatures, self.steps))):
@@ -135,9 +135,8 @@ class SOURCE(Method):
         out, first = [], 0
         for part in np.array_split(np.arange(len(ends)), min(self.parts, len(ends))):
             group = [ends[k] for k in part]
-            times = times_of(trained, sites, run, first, group[-1].step)
             models = models_at(trained.model, [saved.read() for saved in group])
-            out.append((models, Damping(float(len(sites)), "steps", times)))
+            out.append((models, steps_taken(trained, sites, run, first, group[-1].step)))
             first = group[-1].step
         return out
 

@@ -23,7 +23,7 @@ from whence.cache.model.stateless import call_with, named_parameters
 from whence.cache.model.trained import ModelPass
 
 Vectors = Mapping[str, Tensor]  # site -> [q o i]
-TANGENT_POSITIONS = 1 << 15  # positions times vectors that are in memory at once
+TANGENT_POSITIONS = 1 << 14  # positions times vectors that are in memory at once
 
 
 class Answered(nn.Module):

@@ -137,10 +137,12 @@ class TrainedModel:
         Raises UsageError for a folder without a run; DataError for a run that is damaged or unfinished, or that saw
         other examples; ModelError for another architecture.
         """
-        model = unwrapped(model)
-        run = open_run(folder).of_data(model, train.ids)
-        (at_end,) = models_at(model, [run.checkpoints[-1].read()])
-        return cls(at_end, train, task, training=run, **options)
+        return cls(unwrapped(model), train, task, **options).after(folder)
+
+    def after(self, folder: str | Path) -> "TrainedModel":
+        """The same at the end of the run recorded in this folder. Errors are those of `from_run`."""
+        run = open_run(folder).of_data(self.model, self.train.ids)
+        return self.at(run.checkpoints[-1].read()).replace(training=run)
 
     def replace(self, **changes: Any) -> "TrainedModel":
         """The same with some arguments changed."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests import cases
 from whence.attrib import Damping, methods
-from whence.attrib.training import damping_of
+from whence.attrib.training import PER_SITE, damping_of
 from whence.cache import Examples, LanguageModelling, ModelError, Regression, TrainedModel, UsageError
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe
 from whence.cache.retrain.trajectory import Trajectory
@@ -175,9 +175,9 @@ def test_adams_rate_at_a_site_is_the_one_that_its_gradients_meet() -> None:
         wanted += unit * rates * float(sum((x / (x.sqrt() + 1e-8)).sum() for x in v) / sum(x.sum() for x in v))
         before = saved.step
     assert found is not None
-    assert (found.value, found.rule) == (2, "steps")
+    assert (found.value, found.rule) == (2 * PER_SITE, "steps")
     assert found.per_site["mix"] == pytest.approx(wanted, rel=1e-6)
-    assert str(found).endswith("2 sites together")
+    assert str(found).endswith("curvature 8 times the site's")
 
 
 def test_the_filter_goes_from_the_summed_rates_to_the_inverse() -> None:

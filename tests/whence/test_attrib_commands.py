@@ -246,3 +246,25 @@ def test_probabilities_and_impossible_predictions_are_shown(loaded) -> None:
 
 def test_numbers_that_are_not_finite_are_null_in_json() -> None:
     assert plain({"a": [float("nan"), 1.0], "b": (float("inf"),)}) == {"a": [None, 1.0], "b": [None]}
+
+
+def test_a_recorded_run_sets_the_damping_unless_one_is_given(capsys, tmp_path, loaded) -> None:
+    from whence.cache import runs
+
+    model, corpus = loaded
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
+    with runs.record(tmp_path / "run", model, optimiser) as run:
+        for rows in np.split(np.arange(24), 3):
+            model(torch.zeros(1, 4, dtype=torch.long)).mean().backward()
+            optimiser.param_groups[0]["lr"] = 1e-3
+            optimiser.step()
+            run.step(corpus.train.ids[rows])
+            optimiser.zero_grad()
+    recorded = ["--recorded", str(tmp_path / "run")]
+    plan = facts_of(capsys, "plan", "--no-measure", *recorded)
+    assert "of the recorded run, 3 steps of SGD" in plan["damping"]
+    assert "no run of the training is recorded" in facts_of(capsys, "plan", "--no-measure")["damping"]
+    assert plan["damping"].partition(" (")[0] == facts_of(capsys, "fit", *recorded)["damping"]
+    assert facts_of(capsys, "fit", "--damping", "0.3", "--run", str(tmp_path / "run"))["damping"] == "0.3 relative"
+    assert facts_of(capsys, "fit", "--set", "damping.rule=absolute")["damping"] == "0.1 absolute"
+    assert main(["attrib", "fit", "--recorded", str(tmp_path / "none"), "--quiet"]) == 2

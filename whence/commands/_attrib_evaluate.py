@@ -36,14 +36,18 @@ class Evaluate(ProblemOptions, Stored, Printed):
     on: str = "digits"
     """Embedded data to train and retrain a small model on: digits, finetuned (a small transformer, pretrained on most
     of the Python language reference and fine-tuned on other passages, 4 epochs), finetuned-smooth (with a larger eps of
-    Adam), finetuned-long (12 epochs), finetuned-sgd, language (trained from nothing: another order of the examples
-    changes more than most of the examples do), facts. Or a Python file of your own (docs/models.md)."""
+    Adam), finetuned-long (12 epochs), finetuned-sgd, finetuned-facts (one that has read biographies, fine-tuned on
+    others and asked about them), images (learned by heart), language (trained from nothing: another order of the
+    examples changes more than most of the examples do), facts. Or a Python file of your own (docs/models.md)."""
     data: str | None = None
     """Data of a problem of your own, in place of its `data()`."""
     tests: tuple[Test, ...] = ("lds",)
     """The tests that the scores are put to."""
     methods: tuple[str, ...] = ("identity", "ekfac", "cg")
     """Names of methods; "all" for every one that applies."""
+    damping: float | None = None
+    """Damping of all methods that have one, as a multiple of the mean eigenvalue; by default that of the training where
+    its run is recorded (finetuned and its like), else 0.1."""
     subsets: Count = 48
     """Subsets to retrain on, for lds and leave-out."""
     scores: str | None = None
@@ -70,7 +74,10 @@ class Evaluate(ProblemOptions, Stored, Printed):
             return
         names = None if "all" in self.methods else list(self.methods)
         problem = replace(self.problem(), device=self.device, dtype=self.dtype)
-        rows = judge(problem, self.tests, names, subsets=self.subsets, store=store, curve=self.curve, quiet=self.json)
+        rows = judge(
+            problem, self.tests, names, damping=self.damping, subsets=self.subsets, store=store, curve=self.curve,
+            quiet=self.json,
+        )  # fmt: skip
         lines = [HEAD, *map(str, rows)]
         if self.curve is not None and "mislabelled" in self.tests:
             lines.append(f"curves: {self.curve}")

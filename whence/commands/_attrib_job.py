@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whence.cache.errors import UsageError
@@ -19,6 +20,9 @@ class Job(MethodOptions, ModelOptions):
 
     sites: tuple[str, ...] = ("*.mlp.*",)
     """Layers that are attributed, by name; "*" for every linear layer."""
+    recorded: Path | None = None
+    """Folder of the recorded training run (`cache.runs`; also --run): the model is then that at its end, and methods
+    that follow training take their damping, checkpoints and rates from it."""
     skip_nan: bool = False
     """Leave out examples whose gradients are not finite, after naming them."""
 
@@ -27,6 +31,8 @@ class Job(MethodOptions, ModelOptions):
 
         loaded = self.load_named(self.model, self.sites)
         trained = loaded.trained
+        if self.recorded is not None:
+            trained = trained.after(self.recorded)
         if self.skip_nan:
             trained = trained.replace(train=finite_examples(trained))
         return Attribution(trained, loaded.corpus, self)

@@ -10,7 +10,7 @@ from whence.cache.errors import UsageError
 from ._settings import registered, with_settings
 
 if TYPE_CHECKING:
-    from whence.attrib import Method
+    from whence.attrib import Damping, Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +19,9 @@ class MethodOptions:
 
     method: str = "ekfac"
     """Name of the method; `whence attrib methods` lists all of them with their settings."""
-    damping: float = 0.1
-    """Damping, as a multiple of each site's mean eigenvalue, for methods that have one."""
+    damping: float | None = None
+    """Damping, as a multiple of each site's mean eigenvalue, for methods that have one. By default that of the training
+    if its run is given (--recorded), else 0.1."""
     seed: int = 0
     """Seed of what the method samples."""
     set: tuple[str, ...] = ()
@@ -47,18 +48,24 @@ class MethodOptions:
         own = {field.name: field for field in dataclasses.fields(kind)}
         return with_settings(kind, self.set, self._shared(own) | self._trajectory(own))
 
+    def chosen_damping(self) -> "Damping | None":
+        """The damping that was given, or whose settings were; None for that of the training."""
+        from whence.attrib import Damping
+
+        nested = any(text.partition("=")[0].strip().startswith(("damping.", "ekfac.damping.")) for text in self.set)
+        return Damping() if self.damping is None and nested else None if self.damping is None else Damping(self.damping)
+
     def _shared(self, own: Any) -> dict[str, Any]:
-        from whence.attrib import EKFAC, Damping
+        from whence.attrib import EKFAC
 
         if self.method == "identity":
             return {}
         found: dict[str, Any] = {}
-        if "damping" in own and own["damping"].default_factory is dataclasses.MISSING:
-            plain = isinstance(own["damping"].default, float)
-            if not plain:
-                found["damping"] = Damping(self.damping)
+        damping = self.chosen_damping()
+        if "damping" in own and damping is not None and not isinstance(own["damping"].default, float):
+            found["damping"] = damping
         if "ekfac" in own:
-            found["ekfac"] = EKFAC(damping=Damping(self.damping), seed=self.seed)
+            found["ekfac"] = EKFAC(damping=damping, seed=self.seed)
         return found | ({"seed": self.seed} if "seed" in own else {})
 
     def _trajectory(self, own: Any) -> dict[str, Any]:

@@ -66,6 +66,7 @@ class Plan(Job, Printed):
         plan = make_plan(
             loaded.trained, queries=self.score, rank="auto" if self.rank is None else self.rank,
             precision=self.precision, index_width=self.index, measure=self.measure,
+            damping=self.chosen_damping(),
         )  # fmt: skip
         self.show(plan.to_json(), str(plan))
         refuse(plan)
@@ -96,7 +97,7 @@ class Fit(Job, Printed):
         if isinstance(fitted, Factors):
             facts |= {
                 "key": fitted.key, "sites": len(fitted.sites), "coverage": fitted.sites.coverage,
-                "damping": fitted.damping.value, "bytes": fitted.nbytes,
+                "damping": str(fitted.damping), "bytes": fitted.nbytes,
             }  # fmt: skip
         head = f"{fitted}\n{fitted.sites.summary}" if isinstance(fitted, Factors) else f"{fitted.method}, fitted"
         key = f"key {facts['key'][:12]}, " if facts.get("key") else ""

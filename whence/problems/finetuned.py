@@ -6,6 +6,7 @@ from the store), and is fine-tuned on 256 others under a regime. Queries are 24 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -14,7 +15,7 @@ from whence.cache import Examples, LanguageModelling, Store, UsageError
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule
 
-from ..corpora import language_reference
+from ..corpora import biographies, language_reference
 from .problem import Problem
 from .small_transformer import SmallTransformer
 
@@ -47,6 +48,41 @@ def pretrained(read: Examples, store: Store | None = None) -> nn.Module:
     """The model that has read these passages, from the store if it is there (the user's own when None is given)."""
     bank = Bank(_untrained, LanguageModelling(), read, read.select(range(16)), PRETRAINING)
     return bank.models(1, 0, store or Store(), quiet=True).module(0)
+
+
+def finetuned_facts(people: int = 20, others: int = 220, store: Store | None = None) -> Problem:
+    """A model that has read the biographies of some people and answers questions about them, fine-tuned on those of
+    others. Each query asks for a fact that three of the fine-tuning passages state, in other words.
+
+    Args:
+        people: whom it is fine-tuned on; each is asked about once.
+        others: whom it is pretrained on.
+        store: where the pretrained model is kept; by default the user's own.
+    """
+    corpus = biographies(people=people + others, asked=people, values=6)
+    facts, words = np.asarray(corpus.train.about["fact"]), corpus.vocabulary
+    assert words is not None  # a corpus of text
+    truth = {
+        int(q): corpus.train.ids[facts == fact] for q, fact in zip(corpus.queries.ids, corpus.queries.about["fact"])
+    }
+    asked = [row for ids in truth.values() for row in corpus.train.rows_of(ids)]
+    persons = np.asarray(corpus.train.about["person"])
+    tuned = np.isin(persons, persons[asked])
+    read, train = corpus.train.select(~tuned), corpus.train.select(tuned)
+    longest = int(max(corpus.train.lengths.max(), corpus.queries.lengths.max()))
+
+    def untrained(seed: int) -> nn.Module:
+        return SmallTransformer(len(words), width=WIDTH, context=longest)
+
+    def start(seed: int) -> nn.Module:
+        bank = Bank(untrained, LanguageModelling(), read, read.select(range(16)), replace(PRETRAINING, epochs=12))
+        return bank.models(1, 0, store or Store(), quiet=True).module(0)
+
+    return Problem(
+        "fine-tuned, facts", start, LanguageModelling(), train, corpus.queries,
+        Recipe(12, 16, AdamW(1e-3, eps=1e-5), FALLING, "shared"), ("blocks.*",),
+        truth={query: ids.tolist() for query, ids in truth.items()}, pretrained=True,
+    )  # fmt: skip
 
 
 def _untrained(seed: int) -> nn.Module:

@@ -57,6 +57,7 @@ def judge(
     names: Sequence[str] | None = None,
     *,
     others: Scored | None = None,
+    damping: float | None = None,
     subsets: int = 48,
     store: Store | None = None,
     curve: Path | None = None,
@@ -69,6 +70,7 @@ def judge(
         problem: the model, its data and its training.
         tests: some of TESTS.
         names: of methods; by default all that apply.
+        damping: of every method that has one, relative; by default each method's own choice.
         others: scores of this problem that were computed elsewhere, and their seconds.
         subsets: models that are retrained for lds, and for leave-out.
         store: where retrained models and scores are kept.
@@ -90,6 +92,8 @@ def judge(
                 "mislabelled for digits.",
             )
     named = methods_for(problem, list(names) if names is not None else None)
+    if damping is not None:
+        named = {name: with_damping(method, attrib.Damping(damping)) for name, method in named.items()}
     rows: list[Row] = []
     scored: Scored = dict(others or {})
     if set(tests) - {"mislabelled", "pbrf"}:
@@ -175,16 +179,18 @@ def _lds(problem: Problem, scored: Scored, test: str, subsets: int, store: Store
 
 
 def _removals(problem: Problem, scored: Scored, test: str, store: Store | None, quiet: bool) -> list[Row]:
+    """QLD, or brittleness to the top 5 %, of all methods on one bank."""
+    n, output = len(problem.train), "losses" if test == "qld" else "measurements"
+    removed = [max(1, round(n / 100) if test == "qld" else n // 20)]
+    scores = {name: values for name, (values, _) in scored.items()}
+    every = judges.brittleness_of_all(
+        scores, problem.bank(), removed, output=output, seeds=1, random=8, store=store, quiet=quiet
+    )
     rows = []
-    for name, (scores, seconds) in scored.items():
-        options: dict[str, Any] = {"seeds": 1, "random": 8, "store": store, "quiet": quiet}
-        if test == "qld":
-            found = judges.qld(scores, problem.bank(), **options)
-        else:
-            found = judges.brittleness(scores, problem.bank(), [max(1, len(problem.train) // 20)], **options)
-        note = f"{int(found.removed[0])} left out, falls by {found.top.mean():.3f}, random {found.random.mean():.3f}"
+    for name, found in every.items():
+        note = f"{removed[0]} left out, falls by {found.top.mean():.3f}, random {found.random.mean():.3f}"
         excess = found.excess[0]
-        rows.append(Row(test, name, excess.value, excess.low, excess.high, seconds, note))
+        rows.append(Row(test, name, excess.value, excess.low, excess.high, scored[name][1], note))
     return rows
 
 
@@ -196,7 +202,7 @@ def _pbrf(problem: Problem, named: Any, quiet: bool) -> list[Row]:
     response, seconds = timed(lambda: judges.pbrf(problem.trained(quiet=quiet), queries, rows, ABSOLUTE))
     found = [Row("pbrf", "(response)", float(response.residual.max()), np.nan, np.nan, seconds, "largest residual")]
     for name, method in named.items():
-        damped = with_damping(method)
+        damped = with_damping(method, attrib.Damping(ABSOLUTE, "absolute"))
         scores, took = timed(partial(_scores, replace(problem, queries=queries), damped, None, quiet))
         each, slope = judges.agreement_with_pbrf(scores, response)
         low, high = np.quantile(each, [0.025, 0.975])
@@ -204,13 +210,12 @@ def _pbrf(problem: Problem, named: Any, quiet: bool) -> list[Row]:
     return found
 
 
-def with_damping(method: Any) -> Any:
-    """The method with the proximal response's damping, if it has one."""
-    absolute = attrib.Damping(ABSOLUTE, "absolute")
+def with_damping(method: Any, damping: attrib.Damping) -> Any:
+    """The method with this damping, if it has one."""
     if hasattr(method, "ekfac"):
-        return replace(method, ekfac=attrib.EKFAC(damping=absolute))
-    if not isinstance(getattr(method, "damping", 0.0), float):
-        return replace(method, damping=absolute)
+        return replace(method, ekfac=replace(method.ekfac, damping=damping))
+    if not isinstance(getattr(method, "damping", 0.0), float) and method.name != "identity":
+        return replace(method, damping=damping)
     return method
 
 

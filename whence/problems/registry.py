@@ -6,7 +6,7 @@ from typing import Any
 
 from whence.cache.errors import UsageError, did_you_mean
 
-from .finetuned import finetuned_problem
+from .finetuned import finetuned_facts, finetuned_problem
 from .images import images_problem
 from .own import is_own, own_problem
 from .problem import Problem, digits_problem, facts_problem, language_problem
@@ -17,6 +17,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "finetuned-smooth": partial(finetuned_problem, "short, eps 1e-5"),
     "finetuned-long": partial(finetuned_problem, "long"),
     "finetuned-sgd": partial(finetuned_problem, "SGD"),
+    "finetuned-facts": finetuned_facts,
     "images": partial(images_problem, train=300, queries=40),
     "language": language_problem,
     "facts": facts_problem,
