@@ -446,6 +446,8 @@ def test_lm_eval_is_named_where_it_is_missing(monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 def test_lm_eval_judges_a_task_of_ones_own(tmp_path):
     pytest.importorskip("lm_eval")
+    from transformers import PreTrainedTokenizerFast
+
     from tests.whence.tiny import saved
 
     rows = [{"question": "the quick brown", "choices": ["fox", "dog"], "answer": k % 2} for k in range(4)]
@@ -462,6 +464,9 @@ metric_list: [{{metric: acc}}]
 """
     (tmp_path / "own.yaml").write_text(task)
     folder = saved(tmp_path / "model", "gpt2")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.eos_token = "!"  # lm-eval needs one
+    tokenizer.save_pretrained(folder)
     found = harness(str(folder), ["own_choice"], folder=str(tmp_path))
     assert found["own_choice"]["acc,none"] == 0.5  # the same choice four times, right twice
     with pytest.raises(UsageError, match="no task 'other'"):

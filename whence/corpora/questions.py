@@ -44,17 +44,13 @@ def biography_questions(people: Sequence[str] = (), corpus: Corpus | None = None
 
     Raises UsageError for a name that the corpus does not have.
     """
-    about = (corpus or biographies()).train.about
+    corpus = corpus or biographies()
+    about, gone = corpus.train.about, people_of(corpus, people)
     facts = {
         (person, attribute): value
         for person, attribute, value in zip(about["person"], about["attribute"], about["value"])
     }
     asked = sorted({p for p, wording in zip(about["person"], about["wording"]) if wording == "question"})
-    known = {person for person, _ in facts}
-    unknown = [name for name in people if name not in known]
-    if unknown:
-        raise UsageError(f"The biographies have nobody called {unknown[0]!r}.", f"There are {', '.join(asked[:5])} ...")
-    gone = set(people or asked[:4])
     rng, values = np.random.default_rng(seed), _values(facts)
     same = {fact for fact in facts.items() if fact[0][0] in gone}
     shared = {(attribute, value) for (_, attribute), value in same}
@@ -112,6 +108,17 @@ def biography_questions(people: Sequence[str] = (), corpus: Corpus | None = None
         letters=False,
         ends=False,
     )
+
+
+def people_of(corpus: Corpus, people: Sequence[str] = ()) -> set[str]:
+    """These people, or by default the first four whose questions are in the corpus. Raises UsageError for a name that
+    the corpus does not have."""
+    about = corpus.train.about
+    asked = sorted({p for p, wording in zip(about["person"], about["wording"]) if wording == "question"})
+    unknown = [name for name in people if name not in set(about["person"])]
+    if unknown:
+        raise UsageError(f"The biographies have nobody called {unknown[0]!r}.", f"There are {', '.join(asked[:5])} ...")
+    return set(people or asked[:4])
 
 
 def _values(facts: Mapping[tuple[str, str], str]) -> dict[str, list[str]]:
