@@ -180,6 +180,7 @@ def test_the_biographies_model_is_judged_beside_one_that_never_read_the_people(t
     """Retrained in the command, and read from the file that `whence unlearn document` writes."""
     from safetensors.torch import save_file
 
+    from whence.cache.model.stateless import named_parameters
     from whence.corpora import models
     from whence.language_model import Training, new_model
 
@@ -191,7 +192,7 @@ def test_the_biographies_model_is_judged_beside_one_that_never_read_the_people(t
     monkeypatch.setattr(models, "trained_model", lambda *a, **k: (seen.append(k["weights"]), trained(*a, **k))[1])
     model = new_model(replace(models.BIOGRAPHIES_SHAPE, vocabulary=len(corpus.vocabulary)))
     file = tmp_path / "forgot.safetensors"
-    save_file({name: p.detach().contiguous().clone() for name, p in model.named_parameters()}, file)
+    save_file({name: p.detach().contiguous().clone() for name, p in named_parameters(model).items()}, file)
     command = ["unlearn", "evaluate-language", "--model", str(file), "--retain-model", "retrained", "--quiet", "--json"]
     command += ["--store", str(tmp_path / "store"), "--metrics", "forget_quality,forget_Q_A_Prob"]
     person = corpus.train.about["person"][0]
