@@ -13,10 +13,12 @@ from torch import nn
 from tests.unlearn.cases import Reader as Net
 from tests.unlearn.cases import readers, text
 from whence.cache import DataError, LanguageModelling, UsageError
+from whence.cache.display import Interval
 from whence.unlearn.language import (
     METRICS,
     Choice,
     EvaluationData,
+    LanguageEvaluation,
     Measured,
     Passage,
     Question,
@@ -27,6 +29,7 @@ from whence.unlearn.language import (
     token_margins,
 )
 from whence.unlearn.language.data import records
+from whence.unlearn.language.evaluate import MetricRow
 from whence.unlearn.language.membership import MinK, MinKPlusPlus, PrivLeak
 from whence.unlearn.language.memorisation import ExactMemorization, ExtractionStrength
 from whence.unlearn.language.metric import Session
@@ -345,6 +348,11 @@ def test_an_evaluation_names_what_it_lacks_and_shows_the_retain_model():
         evaluate(reader, EvaluationData({"forget": (Question("a", "b", "c"),)}), metrics=["forget_Truth_Ratio"])
     with pytest.raises(UsageError, match="no paraphrased answer"):
         evaluate(reader, EvaluationData({"forget": (Question("a", "b"),)}), metrics=["forget_Truth_Ratio"])
+
+
+def test_small_p_values_are_shown_by_their_power_of_ten():
+    row = MetricRow(ForgetQuality(), Interval(2.3e-7), math.nan, 5, {})
+    assert "2.3e-07" in str(LanguageEvaluation((row,), {}))
 
 
 def test_intervals_are_of_means_over_items():
