@@ -41,9 +41,14 @@ def test_a_bank_a_datamodel_and_an_evaluation(tmp_path, capsys):
     with pytest.raises(DataError, match="fitted on other data"):
         unlearn.Run(datamodel="weights", data=str(tmp_path / "other.npz"), forget="1", store=root, **SMALL).run()
     where = tmp_path / "out" / "e.json"
+    written = {"out": where, "easydub": tmp_path / "dub"}
     with pytest.warns(UserWarning, match="within noise"):
-        unlearn.Evaluate(methods="scrub, dm-direct", forget="random:5", out=where, store=root, **SMALL).run()
+        unlearn.Evaluate(methods="scrub, dm-direct", forget="random:5", store=root, **written, **SMALL).run()
     assert "oracles (null)" in capsys.readouterr().out
+    unlearn.EvaluateArrays(
+        "dm-direct", easydub=tmp_path / "dub", dataset="digits", network="mlp-8", forms="whence", resamples=0
+    ).run()
+    assert "| whence | no-op | forget | 5 |" in capsys.readouterr().out
     page = tmp_path / "page.html"
     unlearn.Report((where,), out=page).run()
     assert "SCRUB" in page.read_text()

@@ -7,10 +7,14 @@ import pytest
 import zarr
 from safetensors.numpy import save_file
 
+from tests.unlearn import cases
 from whence.cache import DataError, UsageError
 from whence.cli import main
 from whence.unlearn.ensembles import EasyDUB, compare, forget_indices, margins_of
-from whence.unlearn.metrics import FORMS, noise_floor
+from whence.unlearn.evaluate import OracleSplit
+from whence.unlearn.loop import run
+from whence.unlearn.methods import Retrain
+from whence.unlearn.metrics import FORMS, KLoM, noise_floor
 
 
 def published(form: str, p: np.ndarray, q: np.ndarray) -> float:
@@ -258,3 +262,24 @@ def test_easydub_logits_are_read_with_labels(tmp_path, capsys):
     assert main([*command, "--labels", str(tmp_path / "y.npz")]) == 0
     assert "oracles (null)" in capsys.readouterr().out
     assert main(command) == 1
+
+
+def test_a_split_is_written_in_that_layout_and_scores_the_same(tmp_path):
+    request, layout = cases.request(), EasyDUB(tmp_path, "clouds", "net", 29)
+    split = OracleSplit.of(request, cases.oracles(), cases.points(), KLoM(bins=4))
+    done = run(Retrain(seed=50), request)
+    layout.write_split(split, 3, [done])
+    assert layout.names() == ["oracle", "pretrain", "retrain"]
+    np.testing.assert_array_equal(cases.train().ids[layout.forget_set(3)], np.sort(cases.FORGET))
+    found = compare(
+        layout.read("retrain", 3), layout.read("oracle", 3), before=layout.read("pretrain", 3),
+        forms={"own": KLoM(bins=4)}, resamples=0,
+    )  # fmt: skip
+    for name, row in (("oracles (null)", split.null()), ("no-op", split.no_op())):
+        for part in ("forget", "retain", "validation"):
+            assert found["own", name, part].p95 == pytest.approx(row.klom[part].p95)
+    row = split.score("retrain", split.margins(done))
+    assert found["own", "unlearned", "forget"].p95 == pytest.approx(row.klom["forget"].p95)
+    few = OracleSplit.of(request, cases.oracles(), cases.points().select(np.r_[1:20, 41:60]))
+    with pytest.raises(DataError, match="every training point"):
+        layout.write_split(few, 3)

@@ -13,10 +13,12 @@ from torch import nn
 from tests.unlearn.cases import Reader as Net
 from tests.unlearn.cases import readers, text
 from whence.cache import DataError, LanguageModelling, UsageError
+from whence.cache.display import Interval
 from whence.unlearn.language import (
     METRICS,
     Choice,
     EvaluationData,
+    LanguageEvaluation,
     Measured,
     Passage,
     Question,
@@ -27,6 +29,7 @@ from whence.unlearn.language import (
     token_margins,
 )
 from whence.unlearn.language.data import records
+from whence.unlearn.language.evaluate import MetricRow
 from whence.unlearn.language.membership import MinK, MinKPlusPlus, PrivLeak
 from whence.unlearn.language.memorisation import ExactMemorization, ExtractionStrength
 from whence.unlearn.language.metric import Session
@@ -347,6 +350,11 @@ def test_an_evaluation_names_what_it_lacks_and_shows_the_retain_model():
         evaluate(reader, EvaluationData({"forget": (Question("a", "b"),)}), metrics=["forget_Truth_Ratio"])
 
 
+def test_small_p_values_are_shown_by_their_power_of_ten():
+    row = MetricRow(ForgetQuality(), Interval(2.3e-7), math.nan, 5, {})
+    assert "2.3e-07" in str(LanguageEvaluation((row,), {}))
+
+
 def test_intervals_are_of_means_over_items():
     asked = tuple(Question(q, "b") for q in "aaaaacdefg")
     row = evaluate(table(a="b"), EvaluationData({"forget": asked}, template="{question}"), metrics=["forget_Q_A_Prob"])
@@ -446,6 +454,8 @@ def test_lm_eval_is_named_where_it_is_missing(monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 def test_lm_eval_judges_a_task_of_ones_own(tmp_path):
     pytest.importorskip("lm_eval")
+    from transformers import PreTrainedTokenizerFast
+
     from tests.whence.tiny import saved
 
     rows = [{"question": "the quick brown", "choices": ["fox", "dog"], "answer": k % 2} for k in range(4)]
@@ -462,6 +472,9 @@ metric_list: [{{metric: acc}}]
 """
     (tmp_path / "own.yaml").write_text(task)
     folder = saved(tmp_path / "model", "gpt2")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.eos_token = "!"  # lm-eval needs one
+    tokenizer.save_pretrained(folder)
     found = harness(str(folder), ["own_choice"], folder=str(tmp_path))
     assert found["own_choice"]["acc,none"] == 0.5  # the same choice four times, right twice
     with pytest.raises(UsageError, match="no task 'other'"):

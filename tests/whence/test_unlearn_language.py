@@ -1,6 +1,7 @@
 """Evaluating a language model from the command line, on made data and on files as TOFU, MUSE and WMDP publish them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas
@@ -104,8 +105,8 @@ def test_biographies_give_every_part_about_the_forgotten():
             (person,) = {p for p in about["person"] if f" {p} " in f" {question.question} "}
             assert (person, question.answer) in facts
             assert (person in people) == (part == "forget")
-            assert question.paraphrased.endswith(question.answer)
-            assert not any(wrong.endswith(question.answer) for wrong in question.perturbed)
+            assert question.paraphrased == question.answer
+            assert len({question.answer, *question.perturbed}) == 5
     texts = set(about["text"])
     assert all(f"{p.prompt} {p.continuation}" in texts for p in data.of("verbmem"))
     assert set(data.of("forget_text")) <= texts
@@ -113,7 +114,7 @@ def test_biographies_give_every_part_about_the_forgotten():
     assert len(data.of("holdout_text")) == len(data.of("forget_text"))
     assert all(c.choices[c.right] == q.answer for c, q in zip(data.of("choices"), data.of("forget")))
     words = {word for t in about["text"] for word in t.split()}
-    assert {w for q in data.of("forget") for w in q.paraphrased.split()} <= words
+    assert {wrong for q in data.of("forget") for wrong in q.perturbed} <= words
     one = biography_questions([about["person"][0]], corpus)
     assert len(one.of("forget")) == 4
     with pytest.raises(UsageError, match="nobody called 'Ada'"):
@@ -173,3 +174,33 @@ def test_margins_of_language_models_go_to_the_evaluation_of_arrays(tmp_path, cap
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert all(row["p95"] == pytest.approx(0, abs=1e-3) for row in rows)
     assert main(["unlearn", "margins", folders[0]]) == 2
+
+
+def test_the_biographies_model_is_judged_beside_one_that_never_read_the_people(tmp_path, capsys, monkeypatch):
+    """Retrained in the command, and read from the file that `whence unlearn document` writes."""
+    from safetensors.torch import save_file
+
+    from whence.cache.model.stateless import named_parameters
+    from whence.corpora import models
+    from whence.language_model import Training, new_model
+
+    corpus = biographies()
+    monkeypatch.setattr(models, "BIOGRAPHIES_SHAPE", replace(models.BIOGRAPHIES_SHAPE, layers=1, width=16, heads=2))
+    monkeypatch.setattr(models, "BIOGRAPHIES_TRAINING", Training(epochs=1, batch=256))
+    seen = []
+    trained = models.trained_model
+    monkeypatch.setattr(models, "trained_model", lambda *a, **k: (seen.append(k["weights"]), trained(*a, **k))[1])
+    model = new_model(replace(models.BIOGRAPHIES_SHAPE, vocabulary=len(corpus.vocabulary)))
+    file = tmp_path / "forgot.safetensors"
+    save_file({name: p.detach().contiguous().clone() for name, p in named_parameters(model).items()}, file)
+    command = ["unlearn", "evaluate-language", "--model", str(file), "--retain-model", "retrained", "--quiet", "--json"]
+    command += ["--store", str(tmp_path / "store"), "--metrics", "forget_quality,forget_Q_A_Prob"]
+    person = corpus.train.about["person"][0]
+    assert main([*command, "--people", person]) == 0
+    rows = {row["metric"]: row for row in json.loads(capsys.readouterr().out)["metrics"]}
+    assert 0 <= rows["forget_quality"]["value"] <= 1
+    assert rows["forget_Q_A_Prob"]["value"] != rows["forget_Q_A_Prob"]["retain"]
+    assert (seen[0] == 0).tolist() == [name == person for name in corpus.train.about["person"]]
+    save_file({"other": torch.zeros(2)}, file)
+    assert main(command) == 1
+    assert "no weights of the biographies' model" in capsys.readouterr().err

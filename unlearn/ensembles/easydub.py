@@ -12,7 +12,7 @@ the method in place of `oracle`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,8 @@ from jaxtyping import Float, Int64
 
 from whence.cache import DataError
 
+from ..evaluate import OracleSplit
+from ..loop import Unlearned
 from .arrays import divided, forget_indices, stacked
 
 PRETRAIN, ORACLE = "pretrain", "oracle"
@@ -100,6 +102,36 @@ class EasyDUB:
             for model, values in enumerate(parts[part]):
                 np.save(folder / f"id_{model}_epoch_{self.epoch}.npy", values)
         return Path(self.root) / self.kind / self.dataset / name
+
+    def write_split(self, split: OracleSplit, forget: int, unlearned: Sequence[Unlearned] = ()) -> Path:
+        """Write the ensembles of an oracle split: the models as they were, all oracles, and what methods made of the
+        models; returns the root.
+
+        Args:
+            split: at all training points, and others.
+            forget: the number of the forget set.
+            unlearned: what `run` returned; the name of the method is the folder's.
+
+        Raises DataError for tokens, and if a training example is not among the points.
+        """
+        ids, train = split.points.ids.tolist(), split.request.train.ids
+        places = {identity: column for column, identity in enumerate(ids)}
+        missing = [identity for identity in train.tolist() if identity not in places]
+        if split.tokens is not None or missing:
+            raise DataError(
+                "EasyDUB's layout has margins of classes at every training point.",
+                "Use a classifier, and a split whose points have all training examples.",
+            )
+        order = np.array([places[identity] for identity in train.tolist()])
+        own = np.flatnonzero(np.isin(train, split.request.forget))
+        groups = {PRETRAIN: split.before(), ORACLE: np.concatenate([split.reference, split.held_out])}
+        for name, margins in [*groups.items(), *((one.method.lower(), split.margins(one)) for one in unlearned)]:
+            at_train = margins[:, order]
+            parts = {**divided({"train": at_train}, own), "validation": margins[:, split.columns["validation"]]}
+            if name == PRETRAIN:
+                parts["retain"] = at_train
+            self.write(name, forget, parts, own)
+        return Path(self.root)
 
     def _forget_path(self, number: int) -> Path:
         return Path(self.root) / "forget_sets" / self.dataset / f"forget_set_{number}.npy"

@@ -61,8 +61,11 @@ class LanguageEvaluation:
         for row in self.measured:
             value = row.value
             between = f"{value.low:.3f}-{value.high:.3f}" if value.known else ""
-            retain = "" if np.isnan(row.retain) else f"{row.retain:.3f}"
-            numbers = [Cell(f"{value.value:.3f}", value.value), Cell(between, value.low), Cell(retain, row.retain)]
+            numbers = [
+                Cell(_text(value.value), value.value),
+                Cell(between, value.low),
+                Cell(_text(row.retain), row.retain),
+            ]
             out.append([row.metric.name, *numbers, row.metric.better, row.items, row.metric.source])
         return out
 
@@ -115,6 +118,13 @@ def evaluate(
             raise UsageError(f"{metric.name} cannot be measured: {why}.", "Give what it needs, or leave it out.")
         skipped[metric.name] = why
     return LanguageEvaluation(tuple(measured), skipped)
+
+
+def _text(value: float) -> str:
+    """Three decimals; a small p-value by its power of ten."""
+    if np.isnan(value):
+        return ""
+    return f"{value:.1e}" if 0 < abs(value) < 5e-4 else f"{value:.3f}"
 
 
 def _metric(given: str | LanguageMetric) -> LanguageMetric:

@@ -11,7 +11,6 @@ import numpy as np
 
 from whence.cache import UsageError
 
-from ..audit import _auc as area
 from .metric import LanguageMetric, Measured, Session
 from .reader import Scored
 
@@ -29,8 +28,11 @@ class Membership(LanguageMetric):
         """Of one text."""
 
     def measure(self, session: Session) -> Measured:
+        from sklearn.metrics import roc_auc_score
+
         read, unread = ([self.score(text) for text in session.texts(part)] for part in (FORGET, HOLDOUT))
-        return Measured(area(np.array(unread), np.array(read)), np.array(read))
+        labels = np.repeat([0, 1], [len(read), len(unread)])
+        return Measured(float(roc_auc_score(labels, [*read, *unread])), np.array(read))
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,16 @@ class EvaluateLanguage(Loading, Stored, Printed):
 
     Example:
 
-        whence unlearn evaluate-language --model biographies --data biographies
+        whence unlearn evaluate-language --model biographies --retain-model retrained
         whence unlearn evaluate-language --model out/forgot --retain-model out/retrained --data TOFU MUSE-News
     """
 
     model: str = "biographies"
-    """The model to judge: a folder, a .gguf file, a hub name, or an embedded model."""
+    """The model to judge: a folder, a .gguf file, a hub name, an embedded model, or a .safetensors file with weights of
+    the biographies' model (`whence unlearn document`)."""
     retain_model: str | None = None
-    """A model that was trained without the forgotten data; forget_quality needs it."""
+    """A model that was trained without the forgotten data; forget_quality needs it. retrained: the biographies' model,
+    trained again without --people (and kept in the store)."""
     data: tuple[str, ...] = ("biographies",)
     """biographies; or folders and part=FILE, with parts forget, retain, real_authors, world_facts, verbmem, knowmem,
     retain_knowmem, examples, forget_text, holdout_text, choices."""
@@ -84,10 +86,32 @@ class EvaluateLanguage(Loading, Stored, Printed):
         from whence.pretrained import context_of
         from whence.unlearn.language import Reader
 
+        if name == "retrained" or name.endswith(".safetensors"):
+            return self._biographies(name)
         model, vocabulary = load_model(name, self.open_store(), quiet=self.quiet, loading=self)
         if vocabulary is None:
             raise UsageError(f"{name} is no language model.", "Give a model with a tokenizer.")
         return Reader(model, vocabulary, context_of(model), self.length, self.positions, self.quiet)
+
+    def _biographies(self, name: str) -> "Reader":
+        """The biographies' model trained again without the people, or with the weights in a file."""
+        from whence.cache import UsageError
+        from whence.corpora import biographies
+        from whence.corpora.models import biographies_model, with_weights
+        from whence.corpora.questions import people_of
+        from whence.pretrained import context_of
+        from whence.unlearn.language import Reader
+
+        if self.data != ("biographies",):
+            raise UsageError(f"{name} is a model of the biographies.", "Leave --data out, or give another model.")
+        corpus = biographies()
+        assert corpus.vocabulary is not None
+        if name == "retrained":
+            left = [person not in people_of(corpus, self.people) for person in corpus.train.about["person"]]
+            model = biographies_model(self.open_store(), corpus, self.quiet, left=left)
+        else:
+            model = with_weights(corpus, Path(name))
+        return Reader(model, corpus.vocabulary, context_of(model), self.length, self.positions, self.quiet)
 
     def _metrics(self) -> "list[LanguageMetric] | None":
         from whence.cache import UsageError

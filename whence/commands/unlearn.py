@@ -271,13 +271,17 @@ class Evaluate(_Setting, Printed):
     """Bins of the histograms; a fifth of the models, at most 20, by default."""
     out: Path = Path("out/unlearning.json")
     """The file of results; a page is written beside it."""
+    easydub: Path | None = None
+    """Also write the margins of all models in the folders of EasyDUB, as forget set 1."""
 
     def precheck(self) -> None:
         for name in self.methods.split(","):
             checked(name.strip(), (), self.steps)
 
     def run(self) -> None:
+        from whence.unlearn.ensembles import EasyDUB
         from whence.unlearn.evaluate import OracleSplit, evaluate
+        from whence.unlearn.loop import run
         from whence.unlearn.metrics import KLoM
         from whence.unlearn.report import save
         from whence.unlearn.results import to_json
@@ -287,8 +291,10 @@ class Evaluate(_Setting, Printed):
         prepared = self.prepared()
         metric = KLoM(self.direction, self.bins)
         split = OracleSplit.of(prepared.request, prepared.oracles(), prepared.bank.points, metric)
-        methods = [prepared.method(name) for name in names]
-        found = evaluate(split, methods, title=self.forget, quiet=False)
+        results = [run(prepared.method(name), prepared.request, quiet=False) for name in names]
+        found = evaluate(split, results, title=self.forget)
+        if self.easydub is not None:
+            EasyDUB(self.easydub, self.data, self.network).write_split(split, 1, results)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.out.write_text(to_json(found))
         page = save([found], self.out.with_suffix(".html"))

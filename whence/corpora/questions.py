@@ -15,7 +15,6 @@ from ..files import read_lines, read_rows, read_text
 from .biographies import TEMPLATES, biographies
 from .corpus import Corpus
 
-PHRASES = {"town": "the town of {v}", "trade": "a good {v}", "instrument": "the {v}", "animal": "a {v}"}
 # the files of TOFU, MUSE and WMDP, by the end of their path without numbers of shards
 PUBLISHED = {
     "forget01_perturbed": "forget", "forget05_perturbed": "forget", "forget10_perturbed": "forget",
@@ -32,10 +31,10 @@ def biography_questions(people: Sequence[str] = (), corpus: Corpus | None = None
     """Data of every part about people of the biographies who are to be forgotten.
 
     TOFU's form: questions about them (`forget`) and about others (`retain`), about those who share a value with them
-    (in place of real authors) and those who share none (in place of world facts); an answer's paraphrase is a phrase
-    ("the town of ..."), its wrong answers the same phrase with other values. MUSE's form: their passages, cut before
-    the value; texts to compare with state others' facts in the wording that was left out of the corpus. WMDP's form:
-    their questions with four values.
+    (in place of real authors) and those who share none (in place of world facts). An answer is one word, and its own
+    paraphrase; wrong answers are other values. MUSE's form: their passages, cut before the value; texts to compare
+    with state others' facts in the wording that was left out of the corpus. WMDP's form: their questions with four
+    values.
 
     Args:
         people: names; the first four whose questions are in the corpus by default.
@@ -44,17 +43,13 @@ def biography_questions(people: Sequence[str] = (), corpus: Corpus | None = None
 
     Raises UsageError for a name that the corpus does not have.
     """
-    about = (corpus or biographies()).train.about
+    corpus = corpus or biographies()
+    about, gone = corpus.train.about, people_of(corpus, people)
     facts = {
         (person, attribute): value
         for person, attribute, value in zip(about["person"], about["attribute"], about["value"])
     }
     asked = sorted({p for p, wording in zip(about["person"], about["wording"]) if wording == "question"})
-    known = {person for person, _ in facts}
-    unknown = [name for name in people if name not in known]
-    if unknown:
-        raise UsageError(f"The biographies have nobody called {unknown[0]!r}.", f"There are {', '.join(asked[:5])} ...")
-    gone = set(people or asked[:4])
     rng, values = np.random.default_rng(seed), _values(facts)
     same = {fact for fact in facts.items() if fact[0][0] in gone}
     shared = {(attribute, value) for (_, attribute), value in same}
@@ -66,10 +61,9 @@ def biography_questions(people: Sequence[str] = (), corpus: Corpus | None = None
         found = []
         for person in persons:
             for attribute, (_, wording) in TEMPLATES.items():
-                right, phrase = facts[person, attribute], PHRASES[attribute]
-                wrong = rng.permutation([v for v in values[attribute] if v != right])[:WRONG]
-                texts = tuple(phrase.format(v=v) for v in wrong)
-                found.append(Question(wording.format(p=person), right, phrase.format(v=right), texts))
+                right = facts[person, attribute]
+                wrong = rng.permutation([v for v in values[attribute] if v != right])[:WRONG].tolist()
+                found.append(Question(wording.format(p=person), right, right, tuple(wrong)))
         return tuple(found[:count])
 
     def choice(question: Question, attribute: str) -> Choice:
@@ -112,6 +106,17 @@ def biography_questions(people: Sequence[str] = (), corpus: Corpus | None = None
         letters=False,
         ends=False,
     )
+
+
+def people_of(corpus: Corpus, people: Sequence[str] = ()) -> set[str]:
+    """These people, or by default the first four whose questions are in the corpus. Raises UsageError for a name that
+    the corpus does not have."""
+    about = corpus.train.about
+    asked = sorted({p for p, wording in zip(about["person"], about["wording"]) if wording == "question"})
+    unknown = [name for name in people if name not in set(about["person"])]
+    if unknown:
+        raise UsageError(f"The biographies have nobody called {unknown[0]!r}.", f"There are {', '.join(asked[:5])} ...")
+    return set(people or asked[:4])
 
 
 def _values(facts: Mapping[tuple[str, str], str]) -> dict[str, list[str]]:
