@@ -149,7 +149,7 @@ def labelled_table(path: Path, columns: Mapping[str, str] | None = None, share: 
     classes (numbers, or texts in their order), and the other columns of numbers are the features. A random `share` of
     the rows, the same every time, is the training data. Raises DataError for a row without a class or with a feature
     that is no number."""
-    label, names = (columns or {}).get("label", "label"), []
+    label, names = (columns or {}).get("label", "label"), list[str]()
     features, classes = list[list[float]](), list[str]()
     for row in read_rows(path):
         if label not in row.values:

@@ -20,7 +20,7 @@ from torch import nn
 from tests.cases import vectors
 from tests.unlearn import cases
 from tests.unlearn.condense.cases import vector_pool
-from whence import attrib, cache, decomp
+from whence import attrib, decomp
 from whence.cache import Classification, Store, TrainedModel
 from whence.unlearn import OracleSplit
 
@@ -78,6 +78,12 @@ UNLEARNED: dict[str, Callable[[], Any]] = {
 }
 
 
+def names_of(module: str) -> dict[str, Any]:
+    """What a module has by name, those that it imports when they are first used included."""
+    found = importlib.import_module(module)
+    return {name: getattr(found, name) for name in (*vars(found), *dir(found))}
+
+
 def documented(package: str, name: str) -> str:
     """The docstring of a public name, or of a public class's method ("Class.method")."""
     return inspect.getdoc(attrgetter(name)(importlib.import_module(f"whence.{package}"))) or ""
@@ -86,7 +92,7 @@ def documented(package: str, name: str) -> str:
 def examples() -> Iterator[Any]:
     """Every public name, and method of a public class, that has an example, with its package."""
     for package in PACKAGES:
-        for name, value in vars(importlib.import_module(f"whence.{package}")).items():
+        for name, value in names_of(f"whence.{package}").items():
             if name.startswith("_") or inspect.ismodule(value):
                 continue
             methods = [m for m, f in vars(value).items() if inspect.isfunction(f)] if inspect.isclass(value) else []
@@ -98,10 +104,10 @@ def examples() -> Iterator[Any]:
 @pytest.mark.filterwarnings("ignore:p95")  # eight models show nothing, and the evaluation says so
 @pytest.mark.parametrize(("package", "name"), examples())
 def test_it_runs(package: str, name: str, store: Store, tmp_path: Path) -> None:
-    text, public = documented(package, name), vars(importlib.import_module(f"whence.{package}"))
+    text, public = documented(package, name), names_of(f"whence.{package}")
     stage = {**STAGE, **(UNLEARNED if package in ("unlearn", "unlearn.datamodels") else {})}
     words = set(re.findall(r"\w+", text))
-    known = vars(cache) | public | {"np": np, "torch": torch, "store": store, "folder": tmp_path}
+    known = names_of("whence.cache") | public | {"np": np, "torch": torch, "store": store, "folder": tmp_path}
     known |= {word: make() for word, make in stage.items() if word in words}
     example = doctest.DocTestParser().get_doctest(text, known, f"{package}.{name}", None, None)
     failures: list[str] = []

@@ -14,7 +14,7 @@ from whence.attrib import EKFAC
 from whence.cache import DataError, Examples, LanguageModelling, Store, TrainedModel, UsageError, activations
 from whence.cache.model import columns, ragged
 from whence.corpora import Vocabulary, load
-from whence.corpora.sources import token_file
+from whence.corpora.token_files import token_file
 
 ROWS = [
     {"id": f"t{n}", "title": None if n % 3 else f"number {n}", "text": text, "stars": n, "tags": ["x"]}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -60,8 +61,10 @@ def facts_of(capsys: Any, *arguments: str) -> Any:
 def test_a_file_with_build_and_training_is_a_problem_everywhere(text: str, place: Path, capsys: Any) -> None:
     (place / "mine.py").write_text(text)
     own = ["--on", "mine.py", "--data", "rows.csv", "--label-column", "kind"]
-    rows = facts_of(capsys, "attrib", "evaluate", *own, "--methods", "identity", "--subsets", "12", "--json")
+    rows = facts_of(capsys, "attrib", "evaluate", *own, "--methods", "identity", "--subsets", "12", "--json",
+                    "--out", "rows.parquet")  # fmt: skip
     assert [row["method"] for row in rows] == ["identity"]
+    assert pandas.read_parquet("rows.parquet")["value"].tolist() == [rows[0]["value"]]
     assert -1 <= rows[0]["value"] <= 1
     bank = facts_of(capsys, "bank", "run", *own, "--models", "2", "--json")
     assert bank["points"] == 48
@@ -150,7 +153,10 @@ def test_columns_have_the_names_of_the_data(place: Path, capsys: Any) -> None:
     assert found["queries"][0]["asked"] == "the quick [brown fox]"
     at = ["--at", "blocks.0.hook_out", "--size", "8", "--k", "2", "--unexplained", "0.1", "--out", "dictionary"]
     assert facts_of(capsys, "decomp", "build", *data, *at)["atoms"] > 0
-    assert facts_of(capsys, "decomp", "evaluate", "dictionary", "--no-loss", "--quiet", "--json")["fvu"]
+    judged = ["decomp", "evaluate", "dictionary", "--no-loss", "--quiet", "--json", "--out", "figures.csv"]
+    figure = facts_of(capsys, *judged)["fvu"]["value"]
+    table = pandas.read_csv("figures.csv").set_index("metric")
+    np.testing.assert_allclose(table.loc["fvu", "value"], figure)
     probed = facts_of(capsys, "decomp", "probe", "dictionary", "--classes", "0", "1", "--column", "label",
                       "--atoms", "1", "--quiet", "--json")  # fmt: skip
     assert probed

@@ -8,7 +8,7 @@ from whence.cache.errors import UsageError
 from whence.options import Count, Device, Dtype
 
 from ._problem import ProblemOptions
-from ._shared import ModelOptions, Printed, Stored
+from ._shared import ModelOptions, Printed, Stored, Tabled
 
 if TYPE_CHECKING:
     from whence.cache import Examples, Store
@@ -17,7 +17,7 @@ Test = Literal["lds", "leave-out", "documents", "qld", "brittleness", "recall", 
 
 
 @dataclass(frozen=True)
-class Evaluate(ProblemOptions, Stored, Printed):
+class Evaluate(ProblemOptions, Stored, Tabled):
     """Evaluate attribution methods by retraining, by optimisation, and by planted answers.
 
     lds: rank correlation of summed scores with models retrained on half of the data; leave-out: the same, leaving
@@ -81,7 +81,8 @@ class Evaluate(ProblemOptions, Stored, Printed):
         lines = [HEAD, *map(str, rows)]
         if self.curve is not None and "mislabelled" in self.tests:
             lines.append(f"curves: {self.curve}")
-        self.show([row._asdict() for row in rows], "\n".join(lines))
+        table = [row._asdict() for row in rows]
+        self.show_table(table, "\n".join(lines), table)
 
     def _stored(self, store: "Store", scores: str, bank: str) -> None:
         from whence.attrib.evaluate import lds
@@ -89,7 +90,7 @@ class Evaluate(ProblemOptions, Stored, Printed):
 
         found = lds(stored_scores(store, scores, bank), retrained_from(store.get(bank)))
         values = {"mean": found.value, **asdict(found), "per_query": found.per_query.tolist()}
-        self.show(values, str(found))
+        self.show_table(values, str(found), [values])
 
 
 def stored_scores(store: "Store", scores: str, bank: str):

@@ -137,11 +137,12 @@ class Query(Answered, QueryOptions, Compressed, Job, Printed):
         marks = [] if logprob is None else [impossible(best.scores, logprob, factors.measure)]
         entries = lists(loaded.titled, entries_of(queries, logprob), {"helpful": (best.ids, best.scores, *marks)})
         facts: dict[str, Any] = {"index": index.entry.key, "exact": self.rerank, "queries": entries}
+        facts["candidates"] = hits.ids.shape[1]
         return Answer(facts | (recalls(loaded, queries, hits.ids) if self.check else {}))
 
     def present(self, answer: Answer) -> None:
         facts = answer.facts
-        check = f"\n\n{recall_line(facts, self.candidates)}" if self.check else ""
+        check = f"\n\n{recall_line(facts, facts['candidates'])}" if self.check else ""
         if self.out is not None:
             save_table(self.out, rows_of_lists(facts["queries"]))
         self.show(facts, lists_text(facts["queries"]) + check)

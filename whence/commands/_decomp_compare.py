@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from whence.options import Count
 
-from ._decomp_source import ActivationOptions, Folder, figures, open_dictionary, table_text
-from ._shared import Printed
+from ._decomp_source import ActivationOptions, Folder, figure_rows, figures, open_dictionary, table_text
+from ._shared import Tabled
 
 
 @dataclass(frozen=True)
-class Compare(Printed):
+class Compare(Tabled):
     """Compare dictionaries by the sources of their atoms; with --diff, list what changed.
 
     The Jaccard index is given beside the values that sizes alone and chance would give, with and without the seeds.
@@ -36,7 +36,7 @@ class Compare(Printed):
         found = compare(one, other)
         facts, lines = {**figures(found), **found.attrs}, [table_text(found)]
         if not self.diff:
-            self.show(facts, lines[0])
+            self.show_table(facts, lines[0], figure_rows(found))
             return
         changes = difference(one, other)
         for status in ("removed", "added", "moved"):
@@ -47,11 +47,12 @@ class Compare(Printed):
                 text = f"{row.before.item()}[{row.token.item()}]{row.after.item()}".replace("\n", "⏎")
                 lines.append(f"  {int(row.document)}:{int(row.position):<5} nearest {float(row.nearest):.2f}  {text}")
         columns = {str(name): changes[name].values.tolist() for name in changes}
-        self.show({"changes": columns, **facts}, "\n".join(lines))
+        rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+        self.show_table({"changes": columns, **facts}, "\n".join(lines), rows)
 
 
 @dataclass(frozen=True)
-class Match(ActivationOptions, Printed):
+class Match(ActivationOptions, Tabled):
     """Match the layers of several models, by every measure and with controls; or follow one over its checkpoints.
 
     Each layer is matched to the most similar layer of another model. The result is over pairs of different models; a
@@ -90,7 +91,8 @@ class Match(ActivationOptions, Printed):
         if self.checkpoints:
             stages = {n: dict(zip(self.at, model)) for n, model in enumerate(dictionaries)}
             curves = layers.convergence(stages)
-            self.show(curves.to_dict(), curves.to_dataframe().round(3).to_string())
+            rows = curves.to_dataframe().reset_index().to_dict("records")
+            self.show_table(curves.to_dict(), curves.to_dataframe().round(3).to_string(), rows)
             return
         found = layers.match_layers(models)
         alike = layers.model_similarity(
@@ -101,4 +103,5 @@ class Match(ActivationOptions, Printed):
             f"{found.drop_dims('pair').to_dataframe().round(3).to_string()}\n"
             f"\nall layers of a model together, without seeds\n{alike.to_dataframe().round(3).to_string()}"
         )
-        self.show(found.merge(alike).to_dict(), text)
+        rows = found.drop_dims("pair").to_dataframe().reset_index().to_dict("records")
+        self.show_table(found.merge(alike).to_dict(), text, rows)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 from whence.cache.errors import UsageError
 from whence.options import Count, Share
 
-from ._decomp_source import Folder, Source, at_site, figures, open_codec, table_text
-from ._shared import Printed
+from ._decomp_source import Folder, Source, at_site, figure_rows, figures, open_codec, table_text
+from ._shared import Tabled
 
 if TYPE_CHECKING:
     from whence.cache import Examples
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe(Source, Printed):
+class Probe(Source, Tabled):
     """Measure how well a few atoms separate two classes of documents: accuracy of a sparse logistic regression.
 
     Held-out documents are classified from the best atoms, and from the whole activation; the share of the larger class
@@ -59,7 +59,7 @@ class Probe(Source, Printed):
         activations = loaded.activations([site])[site]
         codec.origin.check_same(activations.origin)
         found = probe_documents(codec, activations, labels, self.atoms, self.k, self.held_out)
-        self.show({**figures(found), **found.attrs}, table_text(found))
+        self.show_table({**figures(found), **found.attrs}, table_text(found), figure_rows(found))
 
 
 def labels_of(examples: "Examples", column: str, classes: Sequence[str]) -> dict[int, str]:

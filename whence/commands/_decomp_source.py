@@ -166,6 +166,11 @@ def figures(found: Any) -> dict[str, dict[str, float | None]]:
     }
 
 
+def figure_rows(found: Any, **more: Any) -> list[dict[str, Any]]:
+    """The same, a row a metric."""
+    return [{**more, "metric": name, **values} for name, values in figures(found).items()]
+
+
 def table_text(found: Any) -> str:
     """A dataset of estimates as text: a line per metric, then the attributes."""
     lines = []

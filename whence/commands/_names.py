@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from ._shared import ModelOptions, Printed
+from ._shared import ModelOptions, Tabled
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sites(ModelOptions, Printed):
+class Sites(ModelOptions, Tabled):
     """List the layers that can be attributed: name, name in the model's own library, kind, parameters, covered share.
 
     `--sites` of the other commands takes either name.
@@ -40,11 +40,11 @@ class Sites(ModelOptions, Printed):
             numbers = f"{row['parameters']:,}", f"{row['share']:.1%}"
             shown.append((row["name"], row["own_name"], row["kind"], size, *numbers))
         text = table(("site", "own name", "kind", "out x in", "parameters", "share"), shown).text
-        self.show({"sites": rows, "coverage": found.coverage}, f"{text}\n{found.summary}")
+        self.show_table({"sites": rows, "coverage": found.coverage}, f"{text}\n{found.summary}", rows)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hooks(ModelOptions, Printed):
+class Hooks(ModelOptions, Tabled):
     """List the hook points: name in the model's own library, in TransformerLens, and shape for one text of 4 tokens.
 
     `--at` of the other commands takes either name. By default the output of each layer, and of its attention and its
@@ -65,7 +65,8 @@ class Hooks(ModelOptions, Printed):
         model, _ = load_model(self.model, self.open_store(), quiet=self.quiet, loading=self)
         rows = hook_rows(model, self.every)
         shown = [(row["own_name"], row["name"], " x ".join(map(str, row["shape"]))) for row in rows]
-        self.show({"hooks": rows}, table(("own name", "TransformerLens name", "shape"), shown).text)
+        lines = [{**row, "shape": shape} for row, (*_, shape) in zip(rows, shown)]
+        self.show_table({"hooks": rows}, table(("own name", "TransformerLens name", "shape"), shown).text, lines)
 
 
 def hook_rows(model: object, every: bool) -> list[dict]:

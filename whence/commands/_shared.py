@@ -32,6 +32,22 @@ class Printed:
         print(json_module.dumps(plain(facts), indent=1, default=str) if self.json else text)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tabled(Printed):
+    """A command that prints a table, and writes it."""
+
+    out: Path | None = None
+    """Write the table too: .csv, .parquet or .json."""
+
+    def show_table(self, facts: Any, text: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """As `show`; the rows go to the file if one is named."""
+        from whence.cache.display.files import save_table
+
+        if self.out is not None:
+            save_table(self.out, rows)
+        self.show(facts, text)
+
+
 def plain(facts: Any) -> Any:
     """The same with null for numbers that are not finite, which JSON has not."""
     if isinstance(facts, dict):

@@ -12,9 +12,19 @@ from ._decomp_atoms import Edit, Report, Steer
 from ._decomp_compare import Compare, Match
 from ._decomp_export import Export
 from ._decomp_probe import Probe
-from ._decomp_source import Folder, Observed, Source, at_site, figures, open_codec, open_dictionary, table_text
+from ._decomp_source import (
+    Folder,
+    Observed,
+    Source,
+    at_site,
+    figure_rows,
+    figures,
+    open_codec,
+    open_dictionary,
+    table_text,
+)
 from ._names import Hooks
-from ._shared import Printed
+from ._shared import Printed, Tabled
 
 
 @dataclass(frozen=True)
@@ -175,7 +185,7 @@ class Encode(Source, Printed):
 
 
 @dataclass(frozen=True)
-class Evaluate(Source, Printed):
+class Evaluate(Source, Tabled):
     """Evaluate a dictionary, or an autoencoder of SAELens or sparsify, on held-out documents and in the model.
 
     Metrics: fvu (about the mean), cosine error, L0, dead and rare atoms, and the share of the loss of an ablation that
@@ -213,7 +223,8 @@ class Evaluate(Source, Printed):
         if self.ks:
             curve = evaluate(dictionary, held, self.ks)
             points = {str(k): figures(curve.sel(k=k)) for k in self.ks}
-            self.show({"ks": points}, curve.value.to_pandas().round(4).to_string())
+            rows = [row for k in self.ks for row in figure_rows(curve.sel(k=k), k=k)]
+            self.show_table({"ks": points}, curve.value.to_pandas().round(4).to_string(), rows)
             return
         found = evaluate(dictionary, held, k=self.k)
         examples = loaded.documents_of(held)
@@ -228,7 +239,7 @@ class Evaluate(Source, Printed):
         if isinstance(dictionary, Dictionary):
             seen = int(np.isin(dictionary.provenance.document, examples.ids).sum())
             found = found.assign_attrs(atoms_from_these_documents=seen)
-        self.show({**figures(found), **found.attrs}, table_text(found))
+        self.show_table({**figures(found), **found.attrs}, table_text(found), figure_rows(found))
 
 
 COMMANDS = {

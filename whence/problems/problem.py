@@ -200,19 +200,20 @@ def methods_for(problem: Problem, names: list[str] | None = None) -> dict[str, A
     """The methods that apply to a problem, ready to fit, given its training run if they need one.
 
     Raises UsageError for a name that is no method."""
-    if not isinstance(problem.recipe, Recipe):
+    recipe = problem.recipe
+    if not isinstance(recipe, Recipe):
         return _chosen(problem, _without_recipe(problem), names)
-    whole, half = problem.recipe.epochs, max(1, problem.recipe.epochs // 2)
-    steps = -(-len(problem.train) // problem.recipe.batch_size)
-    optimiser = problem.recipe.optimiser
+    whole, half = recipe.epochs, max(1, recipe.epochs // 2)
+    steps = -(-len(problem.train) // recipe.batch_size)
+    optimiser = recipe.optimiser
     speed = optimiser.lr / (1 - optimiser.momentum) if isinstance(optimiser, SGD) else None
     named: dict[str, Callable[[], Any]] = dict(methods.METHODS)
     named["tracin"] = lambda: methods.TracIn([problem.model_of(epochs=half), problem.model])
     named["trak"] = lambda: methods.TRAK([problem.model_of(seed) for seed in range(4)], width=128)
     named["grand"] = lambda: methods.GraNd([problem.model_of(seed, epochs=2) for seed in range(3)])
     named["el2n"] = lambda: methods.EL2N([problem.model_of(seed, epochs=2) for seed in range(3)])
-    named["magic"] = lambda: methods.MAGIC(problem.start, problem.recipe)
-    named["adamw"] = lambda: methods.AdamWInfluence(problem.start, problem.recipe)
+    named["magic"] = lambda: methods.MAGIC(problem.start, recipe)
+    named["adamw"] = lambda: methods.AdamWInfluence(problem.start, recipe)
     named["daunce"] = lambda: methods.Daunce(problem.perturbed(32))
     if problem.pretrained:  # its run is known, which sets the damping; the paper's beside it, as peers have it
         named |= {"tracin": methods.TracIn, "source": methods.SOURCE}
