@@ -1,15 +1,15 @@
 """A person forgotten by a language model that was taught facts about many, and the neighbours kept.
 
-A transformer that has read the Python language reference is fine-tuned on biographies: four facts a person, each in two
-wordings and as a question. Requests forget every passage about one person; neighbours share the town or the trade.
-Each method of the literature, and DMM on an influence datamodel (no retraining), runs on all weights and on low-rank
-updates, within one budget of example passes, at the setting that one rule chooses on pilot persons. Oracles never read
-the person.
+A transformer that has read the Python language reference is fine-tuned on biographies (four facts a person, each
+stated once and asked for once) among some passages of the reference. Requests forget every passage about one person;
+neighbours share the town or the trade. Each method of the literature, and DMM on an influence datamodel (no
+retraining), runs on all weights and on low-rank updates, within one budget of example passes, at the setting that one
+rule chooses on a pilot person. Oracles never read the person.
 
-Measured in TOFU's terms (Maini et al. 2024, arXiv 2401.06121): an answer's probability is that of its tokens'
-geometric mean; the truth ratio R is the mean probability of five wrong answers over that of the right one, shown as
-min(R, 1/R) for what is forgotten and max(0, 1 - R) for what is kept. Intervals are of 95 %, from resampling models and
-facts. KLoM is per token (`--real` has one model a side, and none).
+Measured: the probability of the right answer, and TOFU's truth ratio R (Maini et al. 2024, arXiv 2401.06121), the mean
+probability of wrong answers over that of the right one, each the geometric mean over tokens, shown as min(R, 1/R) for
+what is forgotten and max(0, 1 - R) for what is kept. Intervals are of 95 %, from resampling models and facts. KLoM is
+per token. The case `real` has one model and one oracle, and no KLoM.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,9 +47,9 @@ bench = Benchmark(__file__, __doc__, example="facts --quick")
 TASK = LanguageModelling()
 TIES = ("town", "trade")  # what makes neighbours
 WRONG, RESAMPLES, BINS = 5, 1000, 3
-RECIPE = Recipe(14, 16, AdamW(2e-3, weight_decay=0.01), Schedule("cosine", 0.05, 0.05), clip=1.0)
-BUDGET = 30  # training steps of 16 passages that a method may take
-# what is allowed: of the gap on the person, nats per answer token of other people, nats per token of other text
+RECIPE = Recipe(30, 8, AdamW(3e-3, weight_decay=0.01), Schedule("cosine", 0.05, 0.05), clip=1.0)
+BUDGET = 60  # training steps, of the recipe's batch, that a method may take
+# what is allowed: of the gap on the person, nats per answer of other people, nats per token of other text
 OFF, DRIFT, TEXT = 0.25, 0.1, 0.05
 GROUPS = ("forgotten", "neighbours", "others")
 
@@ -63,7 +63,8 @@ class Fact(NamedTuple):
 class People:
     """What a model is taught.
 
-    train: passages. values: fact -> value. words: the vocabulary. text: other text.
+    train: passages, and other text among them, of nobody. values: fact -> value. words: the vocabulary. text: held-out
+    other text.
     """
 
     train: Examples
@@ -76,17 +77,22 @@ class People:
     def of(
         people: int,
         words: Vocabulary,
-        text: Examples,
+        text: Sequence[str],
+        replayed: int,
         attributes: Sequence[str] = tuple(TEMPLATES),
-        statements: int = 2,
     ) -> "People":
-        """Everybody is asked about in training but the first, whom nothing is asked of here."""
-        corpus = biographies(people, max(3, people // 4), asked=1, statements=statements).train
-        corpus = corpus.select(np.isin(corpus.about["attribute"], attributes))
-        tokens = ragged([words.encode(passage) for passage in corpus.about["text"]])
-        train = Examples(tokens, np.arange(len(corpus)), corpus.about)
-        facts = map(Fact, train.about["person"], train.about["attribute"])
-        return People(train, dict(zip(facts, train.about["value"])), words, text, attributes)
+        """Everybody is asked about in training but the first, whom nothing is asked of here. replayed: texts that are
+        trained on; the others are held out."""
+        about = biographies(people, people // 2, asked=1, statements=1).train.about
+        rows = [row for row in zip(about["text"], about["person"], about["attribute"], about["value"], about["wording"])
+                if row[2] in attributes]  # fmt: skip
+        values = {Fact(person, attribute): value for _, person, attribute, value, _ in rows}
+        rows += [(passage, "", "", "", "") for passage in text[:replayed]]
+        known = dict(zip(("text", "person", "attribute", "value", "wording"), map(list, zip(*rows))))
+        tokens = [words.encode(passage)[:LENGTH] for passage in [*known["text"], *text[replayed:]]]
+        ids = np.arange(len(tokens))
+        train = Examples(ragged(tokens[: len(rows)]), ids[: len(rows)], known)
+        return People(train, values, words, Examples(ragged(tokens[len(rows) :]), ids[len(rows) :]), attributes)
 
     @cached_property
     def names(self) -> list[str]:
@@ -109,33 +115,52 @@ class People:
         drawn = np.random.default_rng(len(fact.person)).permutation(others)[:wrong]
         return [self.values[fact], *map(str, drawn)]
 
-    def logprobs(self, models: Replicas, facts: Sequence[Fact], wrong: int = 0) -> np.ndarray:
-        """Mean log-probability per answer token, in nats: [e, facts, answers]."""
+    def logprobs(self, models: Replicas, facts: Sequence[Fact], wrong: int = 0) -> "Answers":
+        """Of the right answers and of some wrong ones."""
         pairs = [(fact, answer) for fact in facts for answer in self.answers(fact, wrong)]
         prompts = [TEMPLATES[fact.attribute][1].format(p=fact.person) for fact, _ in pairs]
         asked = query_examples(prompts, [f" {answer}" for _, answer in pairs], self.words)
         tokens = np.array([(np.asarray(labels) != -100).sum() for labels in asked.columns["labels"]])
-        found = models.outputs(TASK, asked, ("measurements",))["measurements"] / tokens
-        return found.reshape(len(models), len(facts), -1)
+        found = models.outputs(TASK, asked, ("measurements",))["measurements"]
+        return Answers(found.reshape(len(models), len(facts), -1), tokens.reshape(len(facts), -1))
+
+
+class Answers(NamedTuple):
+    """logprobs: [e, facts, answers] in nats, the right answer first. tokens: [facts, answers]."""
+
+    logprobs: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def right(self) -> np.ndarray:
+        return self.logprobs[..., 0]
+
+    def truth(self, forgotten: bool) -> np.ndarray:
+        """The truth ratio [e f]: near 1 where a forgotten answer is as likely as wrong ones, a kept one likelier."""
+        p = np.exp(self.logprobs / self.tokens)
+        ratio = p[..., 1:].mean(-1) / np.maximum(p[..., 0], 1e-30)
+        return np.minimum(ratio, 1 / np.maximum(ratio, 1e-30)) if forgotten else np.maximum(0, 1 - ratio)
 
 
 class Measured(NamedTuple):
-    """Of models after a request: group -> [e, facts, answers] log-probabilities; nats per token of other text [e]."""
+    """Of models after a request: answers by group, and nats per token of other text [e]."""
 
-    answers: dict[str, np.ndarray]
+    answers: dict[str, Answers]
     text: np.ndarray
 
     def nats(self, group: str) -> float:
         """Mean log-probability of right answers."""
-        return float(self.answers[group][..., 0].mean())
+        return float(self.answers[group].right.mean())
 
 
 def measured(people: People, models: Replicas, person: str, wrong: int = 0) -> Measured:
     groups = people.facts(person)
     found = people.logprobs(models, [fact for group in groups.values() for fact in group], wrong)
-    bounds = np.cumsum([len(group) for group in groups.values()])[:-1]
+    stops = np.cumsum([len(group) for group in groups.values()])
+    parts = {name: slice(stop - len(group), stop) for (name, group), stop in zip(groups.items(), stops)}
+    answers = {name: Answers(found.logprobs[:, at], found.tokens[at]) for name, at in parts.items()}
     trained = [TrainedModel(models.module(e), people.train, TASK, quiet=True) for e in range(len(models))]
-    return Measured(dict(zip(groups, np.split(found, bounds, 1))), audit.loss_per_token(trained, people.text))
+    return Measured(answers, audit.loss_per_token(trained, people.text))
 
 
 # --- settings, chosen on pilots ---------------------------------------------------------------------------------
@@ -251,16 +276,6 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     return float(values.mean()), *map(float, np.quantile(means, [0.025, 0.975]))
 
 
-def probability(answers: np.ndarray) -> np.ndarray:
-    return np.exp(answers[..., 0])
-
-
-def truth(answers: np.ndarray, forgotten: bool) -> np.ndarray:
-    """The truth ratio [e f]: near 1 where a forgotten answer is as likely as wrong ones, a kept one likelier."""
-    ratio = np.exp(answers[..., 1:]).mean(-1) / np.maximum(np.exp(answers[..., 0]), 1e-30)
-    return np.minimum(ratio, 1 / np.maximum(ratio, 1e-30)) if forgotten else np.maximum(0, 1 - ratio)
-
-
 class Row(NamedTuple):
     """One line of the table: what was measured for each person, KLoM (forgotten, retained) and share of retraining."""
 
@@ -269,11 +284,8 @@ class Row(NamedTuple):
     klom: list[tuple[float, float]]
     ratio: float
 
-    def answers(self, group: str) -> np.ndarray:
-        return np.concatenate([m.answers[group] for m in self.measured], 1)
-
     def nats(self, group: str) -> float:
-        return float(self.answers(group)[..., 0].mean())
+        return float(np.mean([m.nats(group) for m in self.measured]))
 
     @property
     def text(self) -> float:
@@ -299,8 +311,10 @@ def report(run: Run, rows: Sequence[Row], title: str) -> None:
     for row in rows:
         cells: list[Any] = []
         for group in GROUPS:
-            cells.append("{:.3f} [{:.3f}, {:.3f}]".format(*interval(probability(row.answers(group)))))
-            cells.append(f"{truth(row.answers(group), group == 'forgotten').mean():.2f}")
+            found = [m.answers[group] for m in row.measured]
+            p = np.exp(np.concatenate([answers.right for answers in found], 1))
+            ratios = [answers.truth(group == "forgotten") for answers in found]
+            cells += ["{:.3f} [{:.3f}, {:.3f}]".format(*interval(p)), f"{np.mean(np.concatenate(ratios, 1)):.2f}"]
         klom = [f"{np.mean(part):.2f}" for part in zip(*row.klom)] or [None, None]
         table.row(row.name, *cells, row.text, *klom, 100 * row.ratio, verdict(row, oracle, before))
 
@@ -321,10 +335,11 @@ def facts(run: Run, people: int = 16, models: int = 8, pilots: int = 1, persons:
     """
     words = language_reference(length=LENGTH, vocabulary=VOCABULARY).vocabulary
     assert words is not None
-    read, _, rest = passages(64, 64)
-    held_out = Examples(rest.columns, rest.ids + 10**6, rest.about).select(range(40))
-    taught = People.of(people, words, held_out)
-    points = taught.train.joined(held_out)
+    read, replayed, held_out = passages(64, 64)
+    texts = [*replayed.about["text"][:48], *held_out.about["text"][:32]]
+    taught = People.of(people, words, texts, 48)
+    points = Examples(ragged([*taught.train.columns["input_ids"], *taught.text.columns["input_ids"]]),
+                      np.r_[taught.train.ids, taught.text.ids])  # fmt: skip
     start = pretrained(read, run.store)
     bank = Bank(start, TASK, taught.train, points, RECIPE, keep=("margins", "weights"))
     run.say(f"{len(taught.train)} passages about {len(taught.names)} people; budget {BUDGET} steps of "
@@ -432,9 +447,7 @@ def real(run: Run, people: int = 8, epochs: int = 8, steps: int = 10, methods: s
         layers_to_transform=list(range(2 * layers // 3, layers)), task_type="CAUSAL_LM",
     )  # fmt: skip
     adapted = get_peft_model(model, config)
-    texts = passages(64, 8)[2].about["text"]
-    other = Examples(ragged([words.encode(text)[:32] for text in texts]), 10**6 + np.arange(len(texts)))
-    taught = People.of(people, words, other, TIES, statements=1)
+    taught = People.of(people, words, passages(64, 8)[2].about["text"], 0, TIES)
     recipe = Recipe(epochs, 8, AdamW(3e-3), Schedule("cosine", 0.05, 0.05), clip=1.0)
     bank = Bank(adapted, TASK, taught.train, taught.train.select(range(2)), recipe)
     person = taught.names[0]
