@@ -9,7 +9,7 @@ Calibration error is |predicted - measured| in nats, beside that of a constant (
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from whence.unlearn.datamodels import Datamodel, Regression, ridge
 from whence.unlearn.evaluate import OracleSplit
 from whence.unlearn.loop import run as forget_with
 from whence.unlearn.methods import DMM
+from whence.unlearn.metrics import KLoM
 from whence.unlearn.planner import NO_OP, RETRAIN, Candidate, DeletionPlan, candidates, pilot_factors, plan_deletion
 
 from .forgetting import Forgetting, forgetting_digits
@@ -139,7 +140,7 @@ def digits(run: Run, models: int = 64, subsets: int = 1024) -> None:
         models: that forget; oracles of a set are twice as many.
         subsets: retrainings that the datamodel is fitted to.
     """
-    on = forgetting_digits(models, run.store)
+    on = replace(forgetting_digits(models, run.store), metric=KLoM())
     train = on.bank.train
     masks = subset_masks(len(train), subsets, 0.6)
     datamodel = ridge(on.bank.run(masks, store=run.store, quiet=True))

@@ -161,7 +161,7 @@ def u_lira(unlearned: Float[np.ndarray, "e p"], oracles: Float[np.ndarray, "f p"
     Rows may mix forget sets, as the full attack does, as long as each column is one forgotten point.
     Raises DataError as `metrics.checked`, with fewer than four models on a side.
     """
-    unlearned, oracles = checked(unlearned, oracles, 4)
+    unlearned, oracles = (margins.astype(np.float64) for margins in checked(unlearned, oracles, 4))
     hits_unlearned = _held_out_scores(unlearned, oracles) > 0.5
     hits_oracle = _held_out_scores(oracles, unlearned) > 0.5
     per_point = 0.5 * (hits_unlearned.mean(0) + hits_oracle.mean(0))

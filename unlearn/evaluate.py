@@ -205,12 +205,15 @@ def evaluate(
 @dataclass(frozen=True)
 class Rule:
     """A selection rule, declared before anything is scored: among settings whose p95 on retain and validation is
-    within `slack` of the no-op baseline, the smallest p95 on the forget set."""
+    within `slack` of the no-op baseline, and with which no model diverges, the smallest p95 on the forget set. (A
+    diverged model's margins widen the histograms until all others share a bin, and KLoM is small.)"""
 
     slack: float = 1.0
 
     def admissible(self, row: Row, no_op: Row) -> bool:
-        return all(row.klom[part].p95 <= no_op.klom[part].p95 + self.slack for part in ("retain", "validation"))
+        return not row.stopped and all(
+            row.klom[part].p95 <= no_op.klom[part].p95 + self.slack for part in ("retain", "validation")
+        )
 
 
 DEFAULT_RULE = Rule()

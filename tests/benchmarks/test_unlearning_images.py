@@ -10,7 +10,7 @@ from benchmarks.harness import Run
 from benchmarks.unlearning_images import CPU, KINDS, AverageShift, candidates, judged, setting
 from benchmarks.unlearning_planner import KINDS as KINDS_OF_DIGITS
 from benchmarks.unlearning_planner import calibration, forget_set
-from whence.cache import DataError
+from whence.cache import SGD, DataError
 from whence.unlearn.forget_sets import principal
 from whence.unlearn.loop import run
 from whence.unlearn.methods import DMM
@@ -37,15 +37,15 @@ def test_pilots_and_reported_sets_share_no_image(on, kind) -> None:
 
 
 def test_a_principal_set_among_some_is_the_top_of_those(on) -> None:
-    every = principal(on.datamodel, len(on.train) - 1)
+    every = principal(on.dense, len(on.train) - 1)
     some = on.train.ids[::2]
-    chosen = principal(on.datamodel, 5, among=some)
+    chosen = principal(on.dense, 5, among=some)
     assert np.isin(chosen, some).all()
-    top = {size: set(principal(on.datamodel, size).tolist()) for size in range(5, len(every))}
+    top = {size: set(principal(on.dense, size).tolist()) for size in range(5, len(every))}
     first = next(size for size in top if len(top[size] & set(some.tolist())) == 5)
     assert set(chosen.tolist()) == top[first] & set(some.tolist())
     with pytest.raises(DataError, match="of 4 examples"):
-        principal(on.datamodel, 5, among=some[:3])
+        principal(on.dense, 5, among=some[:3])
 
 
 def test_the_control_moves_forgotten_images_alike_by_the_mean_and_no_other(on) -> None:
@@ -60,23 +60,24 @@ def test_the_control_moves_forgotten_images_alike_by_the_mean_and_no_other(on) -
     np.testing.assert_allclose(found[gone][at, 1 - y], expected[at, 1 - y].mean(), rtol=1e-5)
 
 
-def test_every_setting_costs_about_a_tenth_of_a_retraining_or_less(on) -> None:
+def test_every_setting_costs_about_a_sixth_of_a_retraining_or_less(on) -> None:
     request, long = on.models.request(on.forget_set("random", 0)), replace(on, size=replace(on.size, epochs=60))
-    budget = 60 * len(request.kept)
+    budget = 60 * len(on.train)
     for grid in candidates(long).values():
-        assert max(run(method, request).passes for method in (grid[0], grid[-1])) <= 0.11 * budget
+        assert max(run(method, request).passes for method in (grid[0], grid[-1])) <= 0.175 * budget
 
 
 def test_tables_claims_and_calibration_are_complete(on, monkeypatch) -> None:
-    monkeypatch.setattr(unlearning_images, "RATES", (1e-3,))
+    monkeypatch.setattr(unlearning_images, "OPTIMISERS", (SGD(0.01),))
     report = Run()
     found = judged(report, on, "tiny", ("random",), 1)
     assert [row.method for row in found[0].rows[:4]] == ["oracles (null)", "no-op", "DMM", "DM-Direct"]
-    assert len(found[0].rows) == 12
+    assert len(found[0].rows) == 13
     assert len(report.claims) == 4
     half = on.train.select(np.arange(40, 80))
-    sets = {kind: forget_set(kind, half, on.datamodel, 5, 0) for kind in KINDS_OF_DIGITS}
+    sets = {kind: forget_set(kind, half, on.dense, 5, 0) for kind in KINDS_OF_DIGITS}
     assert all(len(forget) == 5 and np.isin(forget, half.ids).all() for forget in sets.values())
+    del sets["neighbours"], sets["part of a class"]  # each needs oracles of its own
     dmm = candidates(on)["DMM"][0]
     assert isinstance(dmm, DMM)
     calibration(report, on.models, on.datamodel, dmm, {"pilot": on.forget_set("random", None)}, sets)

@@ -97,6 +97,12 @@ def test_a_request_and_its_result_have_a_repr():
     assert "oracles" in repr(split())
 
 
+def test_a_setting_with_which_a_model_diverged_is_not_admissible() -> None:
+    row = split().no_op()
+    assert Rule().admissible(row, row)
+    assert not Rule().admissible(row._replace(stopped=1), row)
+
+
 def test_a_sweep_declares_its_rule_and_refuses_its_own_forget_set():
     candidates = [DescentAscent(s, 4, 16, optimiser=AdamW(1e-2)) for s in (2, 60)]
     chosen = sweep(split(), candidates, Rule(slack=2.0))

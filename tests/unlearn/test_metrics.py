@@ -132,6 +132,12 @@ def test_u_lira_is_half_for_oracles_and_more_for_traces(seed):
         u_lira(other[:3], oracle)
 
 
+def test_u_lira_takes_the_margins_of_a_diverged_model():
+    one, other = np.random.default_rng(0).normal(size=(2, 12, 3)).astype(np.float32)
+    one[0] = 1e30
+    assert 0 <= u_lira(one, other).accuracy <= 1
+
+
 def test_membership_is_chance_without_memory():
     generator = np.random.default_rng(0)
     unseen, y = generator.normal(size=(4, 200, 3)), generator.integers(0, 3, 200)

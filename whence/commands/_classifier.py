@@ -29,7 +29,7 @@ class ClassifierOptions(ProblemOptions, Stored):
     """digits (the default), an .npz with x_train, y_train, x_test and y_test, or a table (.csv, .parquet, .jsonl) with
     a column of classes (--label-column) and columns of numbers. With --on, data of a problem of your own."""
     network: str = "mlp-32"
-    """mlp-32, mlp-64-32 (hidden widths) or conv-8-16 (channels)."""
+    """mlp-32, mlp-64-32 (hidden widths), conv-8-16 (channels) or residual-16-2 (width and blocks)."""
     share: Share = 0.75
     """Share of the training examples in each random subset."""
     epochs: Count = 40
