@@ -122,7 +122,7 @@ class Damping:
         if self.rule != "steps":
             return f"{self.value:g} {self.rule}"
         times = self.per_site.values()
-        return f"steps of training, c from {min(times):.2g} to {max(times):.2g}, curvature {self.value:g} times the site's"
+        return f"steps of training, c from {min(times):.2g} to {max(times):.2g}, curvature times {self.value:g}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -73,7 +73,7 @@ def rankings(trained: Any, factors: Any, product: Any, task: Any, queries: Any) 
 
 
 @bench.case(quick={"atoms": 2, "probes": 1, "random": 4, "train": 64})
-def removal(run: Run, atoms: int = 8, probes: int = 4, share: float = 0.05, random: int = 24, train: int = 256) -> None:
+def removal(run: Run, atoms: int = 8, probes: int = 4, share: float = 0.05, random: int = 24, train: int = 160) -> None:
     """Remove the passages that a concept depends on, retrain, and measure the concept and the rest.
 
     Args:

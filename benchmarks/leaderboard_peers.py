@@ -1,9 +1,11 @@
-"""The other libraries' rows of the leaderboard: kronfluence 1.0.1, traker 0.3.2, dattri 0.3.0 and
+"""The other libraries' rows of the leaderboard: kronfluence 1.0.1, bergson 2.5.1, traker 0.3.2, dattri 0.3.0 and
 dattri-llm 0.1.0, each in a process and a folder of its own.
 
 All attribute to the same linear layers of the same model, with the loss summed over tokens. Damping is a tenth of the
 mean eigenvalue wherever a library has a relative one; other settings are each library's defaults. kronfluence samples
-labels from the model, as Whence does, dattri-llm takes the data's.
+labels from the model, as Whence and bergson do, dattri-llm takes the data's. bergson reads models of transformers: it
+gets the same weights as a GPT-2, whose outputs are the same. Its SOURCE and MAGIC train the model themselves, in an
+order of their own, so they cannot have the run of this table.
 """
 
 from collections.abc import Callable, Mapping
@@ -146,6 +148,73 @@ def dattri(name: str, saved: Saved, out: Path) -> np.ndarray:
     return attributor.attribute(*([queries] if name == "TRAK" else [train, queries])).detach().numpy().T
 
 
+def as_gpt2(model: nn.Module) -> nn.Module:
+    """The small transformer as a GPT-2 of transformers, which computes the same."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    one: Any = model
+    (vocabulary, width), blocks = one.embed.weight.shape, one.blocks
+    config = GPT2Config(
+        vocab_size=vocabulary, n_positions=4096, n_embd=width, n_layer=len(blocks), n_head=blocks[0].heads,
+        activation_function="gelu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    made = GPT2LMHeadModel(config).eval()
+    body = made.transformer
+    with torch.no_grad():
+        body.wte.weight.copy_(one.embed.weight)
+        body.wpe.weight[: len(one.place.weight)] = one.place.weight
+        made.lm_head.weight.copy_(one.head.weight)
+        norms = [(body.ln_f, one.norm)]
+        for ours, theirs in zip(blocks, body.h):
+            norms += [(theirs.ln_1, ours.first), (theirs.ln_2, ours.second)]
+            pairs = ((theirs.attn.c_attn, ours.qkv), (theirs.attn.c_proj, ours.out), (theirs.mlp.c_fc, ours.up),
+                     (theirs.mlp.c_proj, ours.down))  # fmt: skip
+            for layer, linear in pairs:
+                layer.weight.copy_(linear.weight.T)
+                layer.bias.copy_(linear.bias)
+        for layer, norm in norms:
+            layer.load_state_dict(norm.state_dict())
+    return made
+
+
+def bergson(method: str, saved: Saved, out: Path) -> np.ndarray:
+    import datasets
+    from bergson.config import config as settings
+    from bergson.data import load_scores
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    model: Any = as_gpt2(saved.model)
+    model.save_pretrained(out / "model")
+    words = WordLevel({str(n): n for n in range(model.config.vocab_size)}, unk_token="0")
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="0").save_pretrained(out / "model")
+    for name, tokens in (("train", saved.train), ("queries", saved.queries)):
+        rows = tokens.tolist()
+        datasets.Dataset.from_dict({"input_ids": rows, "labels": rows}).save_to_disk(str(out / name))
+    index: dict[str, Any] = {
+        "run_path": str(out / "run"), "model": str(out / "model"), "include_bias": True, "loss_reduction": "sum",
+        "data": settings.DataConfig(dataset=str(out / "train")),
+        "distributed": settings.DistributedConfig(nproc_per_node=1),
+    }  # fmt: skip
+    query = settings.QuerySetConfig(dataset=str(out / "queries"), aggregation="none")
+    if method == "TrackStar":
+        from bergson.cli.trackstar import trackstar
+
+        trackstar(settings.TrackstarIndexConfig(**index), settings.TrackstarConfig(query=query))
+    else:
+        from bergson.hessians.pipeline import hessian_pipeline
+
+        hessian_pipeline(
+            settings.IndexConfig(**index),
+            settings.HessianConfig("shampoo" if method == "Shampoo" else "kfac", ev_correction=method == "EK-FAC"),
+            settings.ScoreConfig(), settings.PreprocessConfig(),
+            settings.HessianPipelineConfig(query=query, inversion_cfg=settings.InversionConfig(damping_factor=0.1)),
+        )  # fmt: skip
+    return load_scores(out / "run" / "scores")[:].T
+
+
 class Rows(Dataset):
     """Tokens as the batches that transformers' models take."""
 
@@ -177,6 +246,10 @@ def dattri_llm(name: str, saved: Saved, out: Path) -> np.ndarray:
     return found.scores.numpy().T  # a row per passage; its other readers merge passages of the same text
 
 
+BERGSON = (
+    "bergson==2.5.1", "natsort", "petname", "simple-parsing", "docstring-parser", "torchopt", "optree", "graphviz",
+    "bitsandbytes",
+)  # fmt: skip
 DATTRI = ("dattri==0.3.0",)
 DATTRI_LLM = ("dattri-llm==0.1.0", "dattri==0.3.0")
 PEERS: dict[str, Peer] = {
@@ -184,6 +257,10 @@ PEERS: dict[str, Peer] = {
     "kronfluence K-FAC": Peer(KRONFLUENCE, partial(kronfluence, "kfac"), "kfac, damping 0.1"),
     "kronfluence diagonal": Peer(KRONFLUENCE, partial(kronfluence, "diagonal"), "diagonal, damping 0.1"),
     "kronfluence identity": Peer(KRONFLUENCE, partial(kronfluence, "identity"), "identity"),
+    "bergson EK-FAC": Peer(BERGSON, partial(bergson, "EK-FAC"), "ekfac, damping 0.1"),
+    "bergson K-FAC": Peer(BERGSON, partial(bergson, "K-FAC"), "kfac, damping 0.1"),
+    "bergson Shampoo": Peer(BERGSON, partial(bergson, "Shampoo"), "shampoo, damping 0.1"),
+    "bergson TrackStar": Peer(BERGSON, partial(bergson, "TrackStar"), "logra"),
     "dattri-llm EK-FAC": Peer(DATTRI_LLM, partial(dattri_llm, "EK-FAC"), "ekfac, damping 0.1"),
     "dattri-llm K-FAC": Peer(DATTRI_LLM, partial(dattri_llm, "K-FAC"), "kfac, damping 0.1"),
     "dattri-llm gradient product": Peer(DATTRI_LLM, partial(dattri_llm, "gradient product"), "identity"),

@@ -126,6 +126,7 @@ class SOURCE(Method):
         fingerprints = [[at.fingerprint() for at in part] for part in models]
         curvatures = tuple(averaged(part, prints, sites, self.seed) for part, prints in zip(models, fingerprints))
         inputs: dict[str, Any] = self.inputs(ModelPass(trained, trained.train, sites))
+        told |= {"curvature times": steps[0].value} if "run" in told else {}
         inputs |= {**told, "checkpoints": fingerprints}
         return Unrolled(trained, self.name, inputs, sites, models, curvatures, steps, len(trained.train))
 

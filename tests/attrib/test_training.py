@@ -177,7 +177,7 @@ def test_adams_rate_at_a_site_is_the_one_that_its_gradients_meet() -> None:
     assert found is not None
     assert (found.value, found.rule) == (2 * PER_SITE, "steps")
     assert found.per_site["mix"] == pytest.approx(wanted, rel=1e-6)
-    assert str(found).endswith("curvature 8 times the site's")
+    assert str(found).endswith("curvature times 8")
 
 
 def test_the_filter_goes_from_the_summed_rates_to_the_inverse() -> None:

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import xarray
 
 from tests.attrib.evaluate.problems import small_bank, trained_net
 from whence.attrib import EKFAC, Damping
 from whence.attrib.evaluate import (
     brittleness,
+    brittleness_of_all,
     compare,
     lds,
     qld,
@@ -42,3 +44,25 @@ def test_influence_predicts_retraining_and_removals_hurt() -> None:
         brittleness(scores, bank, [42], quiet=True)
     with pytest.raises(DataError, match="keeps no 'losses'"):
         qld(scores, small_bank(("measurements",)), quiet=True)
+
+
+def test_methods_share_the_models_that_leave_out_the_same(monkeypatch) -> None:
+    bank, trained_models = small_bank(), []
+    ids, points = bank.train.ids, bank.points.ids
+    values = np.random.default_rng(0).normal(size=(len(points), len(ids)))
+    scores = xarray.DataArray(values, dims=("query", "train"), coords={"query": points, "train": ids})
+    own_run = type(bank).run
+
+    def counted(self, masks, *rest, **options):
+        trained_models.append(len(masks))
+        return own_run(self, masks, *rest, **options)
+
+    monkeypatch.setattr(type(bank), "run", counted)
+    options = {"seeds": 1, "random": 3, "quiet": True}
+    every = brittleness_of_all({"a": scores, "twice a": 2 * scores, "-a": -scores}, bank, [2], **options)
+    alone = brittleness(-scores, bank, [2], **options)
+    assert trained_models[0] == 4 + 2 * len(points)
+    np.testing.assert_allclose(every["-a"].top, alone.top, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(every["-a"].random, alone.random, rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(every["a"].top, every["twice a"].top)
+    assert np.abs(every["a"].top - every["-a"].top).max() > 1e-3
