@@ -22,7 +22,7 @@ from whence.cache.model.batches import BatchSource, CapturedBatch
 from whence.cache.model.bridge import to_accelerator, to_numpy
 from whence.cache.store.layout import Shard
 
-from . import kernels
+from . import host_products, kernels
 from .memory import check_fit_fits, factor_limit
 
 PARTITION_EXAMPLES = 512
@@ -115,6 +115,12 @@ class MomentSums:
     owner: Mapping[str, str]
     rows: np.ndarray
     count: int
+    half: bool = False
+
+    def _add(self, total: kernels.Sum, x: jax.Array, weight: jax.Array) -> kernels.Sum:
+        if jax.default_backend() == "cpu":
+            return host_products.add_moment(total, x, weight, self.half)
+        return kernels.add_moment(total, x, weight)
 
     def __call__(self, partition: int) -> dict[str, np.ndarray]:
         sums: dict[str, kernels.Sum] = {}
@@ -125,8 +131,8 @@ class MomentSums:
             for name, owner in self.owner.items():
                 weight = batch.weights[name]
                 if owner == name:
-                    _fold(sums, f"{name}/A", kernels.add_moment, batch.inputs[name], weight)
-                _fold(sums, f"{name}/S", kernels.add_moment, batch.grads[name], weight)
+                    _fold(sums, f"{name}/A", self._add, batch.inputs[name], weight)
+                _fold(sums, f"{name}/S", self._add, batch.grads[name], weight)
                 if id(weight) not in counted:
                     counted[id(weight)] = jnp.sum(weight[: len(batch.rows)])
                 counts[name].append(counted[id(weight)])
@@ -135,10 +141,10 @@ class MomentSums:
 
 
 def moments(
-    source: BatchSource, inputs: Mapping[str, Any], examples: int | None = None
+    source: BatchSource, inputs: Mapping[str, Any], examples: int | None = None, *, half: bool = False
 ) -> tuple[dict[str, Moments], str]:
     """Input and output-gradient moments of every site (Grosse et al. 2023, Section 2.2), over all examples or over
-    `examples` of them, evenly spaced."""
+    `examples` of them, evenly spaced; half: products of a CPU in bfloat16."""
     sites, total = source.sites, len(source.examples)
     check_fit_fits(sites, factor_limit(source.trained))
     examples = total if examples is None else min(examples, total)
@@ -152,7 +158,7 @@ def moments(
         shapes[f"{site.name}/S"] = (o, o)
         shapes[f"{site.name}/positions"] = ()
     parts = partition_count(examples)
-    work = MomentSums(source, owner, rows, parts)
+    work = MomentSums(source, owner, rows, parts, half)
     stage = {**inputs, "stage": "moments"} | ({} if examples == total else {"examples": examples})
     totals, key = sum_partitions(source.trained, stage, shapes, parts, work, "moments")
     check_some_gradient(totals[f"{site.name}/S"] for site in sites)

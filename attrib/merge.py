@@ -119,7 +119,7 @@ def square_sums(basis: Basis, trained: TrainedModel, examples: Examples, *, seed
     run = trained.run("sampled", basis.sites, examples, seed=seed)
     width = max(1, int(examples.lengths.max()))
     order = {s.name: kernels.rotation_order(width, *s.shape) for s in run.sites}
-    add = RotatedSquares(basis.bases, order, "float32")
+    add = RotatedSquares(basis.bases, order, "float32", half=False)
     stage = run.inputs(stage="squares", basis=basis.fingerprint)
     values, _ = fold_sites(run, stage, add, "eigenvalues")
     arrays = {name: value * len(examples) for name, value in values.items()}

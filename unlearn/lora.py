@@ -59,8 +59,9 @@ def _lowered(model: nn.Module, rank: int, alpha: float, layers: str, seed: int) 
         )
     for module in found:
         bound = 1 / math.sqrt(module.in_features)
-        module.register_parameter("a", _parameter(torch.rand(rank, module.in_features, generator=generator), bound))
-        module.register_parameter("b", _parameter(torch.zeros(module.out_features, rank), 0.0))
+        drawn = torch.rand(rank, module.in_features, generator=generator)  # on the host: the same on every device
+        module.register_parameter("a", _parameter(drawn.to(module.weight), bound))
+        module.register_parameter("b", _parameter(module.weight.new_zeros(module.out_features, rank), 0.0))
         module.__class__ = LowRank
         vars(module)["scale"] = alpha / rank
     added = {id(p) for module in found for p in (module.a, module.b)}

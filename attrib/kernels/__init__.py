@@ -36,5 +36,6 @@ from .sums import add as add
 from .sums import add_gradient as add_gradient
 from .sums import add_gram as add_gram
 from .sums import add_moment as add_moment
+from .sums import add_term as add_term
 from .sums import symmetric_product as symmetric_product
 from .sums import zero_sum as zero_sum

@@ -31,6 +31,12 @@ def add(total: Sum, term: Float[Array, "..."]) -> Sum:
     return Sum(high, total.low + error)
 
 
+@partial(jax.jit, donate_argnums=0)
+def add_term(total: Sum, term: Float[Array, "..."]) -> Sum:
+    """total + term."""
+    return add(total, term)
+
+
 def symmetric_product(x: Float[Array, "p i"], blocks: int = 4) -> Float[Array, "i i"]:
     """x^T x. If it is wide, only the blocks on and above the diagonal are computed: (blocks + 1) / (2 blocks) of the
     operations."""

@@ -20,15 +20,17 @@ _PRODUCTS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default
 
 @contextmanager
 def products_in(precision: Precision) -> Iterator[None]:
-    """A context in which products of float32 arrays have this precision: JAX's, and for "tf32" those of the model's own
-    passes on a GPU."""
-    before = torch.backends.cuda.matmul.allow_tf32
+    """A context in which products of float32 arrays have this precision: JAX's, and those of the model's own passes,
+    where "bfloat16" is TF32 on a GPU."""
+    gpu, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = gpu.allow_tf32, cpu.fp32_precision
     with jax.default_matmul_precision(_PRODUCTS[precision]):
         try:
-            torch.backends.cuda.matmul.allow_tf32 = before or precision == "tf32"
+            gpu.allow_tf32 = before[0] or precision != "float32"
+            cpu.fp32_precision = "bf16" if precision == "bfloat16" else before[1]
             yield
         finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
+            gpu.allow_tf32, cpu.fp32_precision = before
 
 
 def narrowed(array: jax.Array, precision: Precision) -> jax.Array:

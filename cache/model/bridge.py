@@ -5,11 +5,16 @@ buffer must never be written again by either side, so only tensors nobody else w
 activations and gradients, fresh results) may cross this way; `copy=True` makes the crossing safe for any other.
 """
 
+import hashlib
 import os
+import platform
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import platformdirs
 import torch
 
 from ..errors import UsageError
@@ -20,6 +25,25 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # takes longer than a whole fit, and without it they are five times slower. Flags of the user's own come later and win.
 GPU_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 os.environ["XLA_FLAGS"] = f"{GPU_FLAGS} {os.environ.get('XLA_FLAGS', '')}".rstrip()
+
+
+def compiled_folder() -> str:
+    """Where JAX keeps compiled programs from one process to the next: beside the default store, in a folder of this
+    kind of processor."""
+    root = os.environ.get("WHENCE_CACHE", "")
+    if not root or "://" in root:
+        root = platformdirs.user_cache_dir("whence")
+    features = platform.processor()
+    with suppress(OSError, StopIteration):
+        features = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    kind = hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]
+    return str(Path(f"{root.rstrip('/')}-compiled") / kind)
+
+
+# a program is compiled once per machine; the size makes JAX lock the folder, and drop what was not used for longest
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled_folder())
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1 << 30))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 STAGED = 1 << 20  # bytes, from which a transfer goes through page-locked memory
 

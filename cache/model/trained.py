@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, ResourceError
 from ..jobs.cluster import Cluster
 from ..jobs.progress import progress, say
-from ..store.store import Store
+from ..store.store import Store, human
 from .batches import BATCH_POSITIONS, CapturedBatch, PlannedBatch, plan_batches, to_captured_batch
 from .bridge import idle_bytes
 from .capture import capture
@@ -292,9 +292,9 @@ class ModelPass:
         width = int(self.examples.lengths[longest])
         if each > limit:
             raise ResourceError(
-                f"One example of {width} positions needs about {each / 1e9:.1f} GB at these sites, over the limit of "
-                f"{limit / 1e9:.1f} GB for one batch.",
-                "Raise the memory limit, choose fewer sites, or cut the sequences shorter.",
+                f"One example of {width} positions needs about {human(each)} at these sites, over the {human(limit)} that "
+                "the memory limit leaves to one batch.",
+                f"Raise the memory limit to {human(4 * each)}, choose fewer sites, or cut the sequences shorter.",
             )
         return int(min(max(limit // max(each, 1), 1) * width, max(BATCH_POSITIONS, width)))
 

@@ -51,7 +51,7 @@ class Problem:
             CheckpointMethod: {"checkpoints": [late, early]},
             m.Identity: {"labels": "sampled"},
             m.KFAC: {"eigen": "float64"},
-            m.EKFAC: {"eigen": "float64", "basis_examples": 5, "redraw": False, "products": "tf32"},
+            m.EKFAC: {"eigen": "float64", "basis_examples": 5, "redraw": False, "products": "bfloat16"},
             m.Shampoo: {"corrected": False, "eigen": "float64"},
             m.CG: {"ekfac": m.KFAC(), "tolerance": 0.3, "iterations": 3},
             m.ASTRA: {"ekfac": m.KFAC(), "iterations": 3, "batch": 5, "rate": 0.1, "seed": 1},

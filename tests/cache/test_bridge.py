@@ -1,6 +1,9 @@
 """Crossing between torch and JAX keeps values, shares memory where that is safe, and copies where it is asked to."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -46,3 +49,20 @@ def test_numpy_from_either() -> None:
 
 def test_jax_leaves_the_gpu_to_both() -> None:
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+
+
+def test_a_program_is_compiled_once_for_all_processes(tmp_path) -> None:
+    code = (
+        "import whence.cache.model.bridge, jax; from jax._src import monitoring; seen = [];"
+        "monitoring.register_event_listener(lambda name, **more: seen.append(name));"
+        "print(float(jax.jit(lambda x: (x @ x).sum())(jax.numpy.eye(9))), sum('cache_hits' in n for n in seen))"
+    )
+    store = str(tmp_path / "store")
+    env = {**os.environ, "WHENCE_CACHE": store, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    runs = [subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True) for _ in range(2)]
+    first, second = (run.stdout.split() for run in runs)
+    assert first == ["9.0", "0"], runs[0].stderr
+    assert second[0] == "9.0"
+    assert int(second[1]) > 0
+    assert not Path(store).exists()  # beside the store, not in it

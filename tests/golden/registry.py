@@ -90,4 +90,6 @@ def plain(value: Any) -> Any:
 
 
 def arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value.detach() if hasattr(value, "detach") else value) for name, value in values.items()}
+    return {
+        name: np.asarray(value.detach().cpu() if hasattr(value, "detach") else value) for name, value in values.items()
+    }
