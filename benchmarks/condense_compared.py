@@ -49,18 +49,20 @@ class Contest:
     networks: int
     sets: int
     rates: tuple[float, ...]
+    store: Any = None  # keeps experts
 
     def condensed(self, settings: Settings, training: Training | None = None) -> tuple[float, list[Condensed]]:
         """The best rate on the validation data, and sets condensed with it."""
         tried = {}
         for lr in self.rates:
             try:
-                found = condense(self.train, replace(settings, lr=lr), (100,), quiet=True)
+                found = condense(self.train, replace(settings, lr=lr), (0,), self.store, quiet=True)
                 tried[lr] = self.judged(found, settings, training, self.validation, 3).mean
             except Diverged:
                 tried[lr] = 0.0
         lr = max(tried, key=lambda rate: tried[rate])
-        return lr, list(condense(self.train, replace(settings, lr=lr), tuple(range(self.sets)), quiet=True))
+        best = replace(settings, lr=lr)
+        return lr, list(condense(self.train, best, tuple(range(self.sets)), self.store, quiet=True))
 
     def judged(
         self, sets: Any, settings: Settings, training: Training | None = None, on: Pool | None = None, networks: int = 0
@@ -128,7 +130,7 @@ def selected(
         experts: of trajectory matching.
         epochs: of their training.
     """
-    match = contest(data, size, group, passes, networks, sets, rates)
+    match = replace(contest(data, size, group, passes, networks, sets, rates), store=run.store)
     train, net = match.train, network_of(network)
     plain = Settings("dc", net, per_class, outer, inner, 10 if per_class > 1 else 5, real_batch, warm_outer=0)
     full = Training(20, 0.01)
