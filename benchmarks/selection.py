@@ -91,6 +91,11 @@ class Situation:
         untrained = TrainedModel(self.start, self.pool, LanguageModelling(), sites="*.mlp.*", quiet=True)
         return untrained.at(Trajectory.record(untrained, PROXY, 0).end().parameters)
 
+    @cached_property
+    def influence(self) -> Any:
+        """Scores [query, train] of EK-FAC, nats."""
+        return attrib.EKFAC().fit(self.proxy).score(self.seen)
+
     def within(self, ids: np.ndarray) -> Examples:
         """The first of these examples that fit the budget."""
         order = [int(i) for i in ids]
@@ -131,18 +136,14 @@ def by_color(at: Situation) -> np.ndarray:
     return color(at.proxy, at.proxy.replace(model=conditional), len(at.pool))
 
 
-def influence(at: Situation) -> Any:
-    return attrib.EKFAC().fit(at.proxy).score(at.seen)
-
-
 def by_influence(at: Situation) -> np.ndarray:
-    return top_k(influence(at), len(at.pool))
+    return top_k(at.influence, len(at.pool))
 
 
 def by_bids(at: Situation) -> np.ndarray:
     """In the order of choice, until twice the budget's share is reached."""
     count = int(2 * at.setting.share * len(at.pool))
-    return bids(influence(at), count, [str(topic) for topic in at.seen.about["topic"]])
+    return bids(at.influence, count, [str(topic) for topic in at.seen.about["topic"]])
 
 
 def by_optimiser(at: Situation) -> np.ndarray:

@@ -14,11 +14,12 @@ def loss_reduction(
 ) -> Float[np.ndarray, " n"]:
     """How many nats a token less the conditional model needs than the prior, for every example. Raises DataError for
     a task other than language modelling."""
-    if not isinstance(prior.task, LanguageModelling):
+    task = prior.task
+    if not isinstance(task, LanguageModelling):
         raise DataError("Loss reduction is counted in nats a token.", "Use it with language models.")
     examples = prior.train if examples is None else examples
     losses = [values_of(model, examples, model.task.loss) for model in (prior, conditional)]
-    counts = values_of(prior, examples, lambda model, batch: prior.task.targets(batch)[1].sum(1))
+    counts = values_of(prior, examples, lambda model, batch: task.targets(batch)[1].sum(1))
     return (losses[0] - losses[1]) / np.maximum(counts, 1)
 
 

@@ -52,7 +52,7 @@ def facility_rows(features: Float[np.ndarray, "n f"], count: int, rng: np.random
     in proportion to gains is left out)."""
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     similarity = unit @ unit.T + 1.0
-    best, chosen = np.zeros(len(features)), []
+    best, chosen = np.zeros(len(features)), list[int]()
     for _ in range(count):
         gain = np.maximum(similarity - best[:, None], 0.0).sum(0)
         gain[chosen] = -1.0
