@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from whence.cache import Examples, ResourceError, Sites, Store, TrainedModel, find_sites
+from whence.cache.jobs.progress import duration
 from whence.cache.model.batches import BATCH_POSITIONS, CapturedBatch, padded_widths, plan_batches
 from whence.cache.model.sites import Site
 from whence.cache.model.trained import GRAPH, ModelPass
@@ -311,15 +312,6 @@ def _advice(plan: Plan, sites: Sites, dense: int) -> list[str]:
     if plan.free is not None and plan.disk > plan.free:
         out.append(f"Put the store (--store) on a disk with {human(plan.disk)} free.")
     return out
-
-
-def duration(seconds: float | int) -> str:
-    """Seconds as text; a dash if nothing was measured."""
-    if seconds <= 0:
-        return "-"
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def refuse(plan: Plan) -> None:

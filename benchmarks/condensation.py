@@ -7,7 +7,9 @@ its better time counts. `primitives` says why convolutions and class loops are w
 """
 
 import json
+import os
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ import numpy as np
 
 from .harness import Benchmark, Run
 from .peers import peak_bytes
-from .timing import best, product_rate, timed
+from .timing import best, paired, product_rate, timed
 
 bench = Benchmark(__file__, __doc__, example="--sizes digits-mlp cifar --data cifar.npz")
 
@@ -44,6 +46,7 @@ SIZES = {
     "digits-convnet": Size("convnet-2-16", 8, 1, 1, 10, 5, 64, 6),
     "digits-convnet-10": Size("convnet-2-16", 8, 1, 10, 10, 10, 64, 2, passes=50),
     "cifar": Size("convnet-3-32", 32, 3, 1, 10, 5, 64, 1, networks=2, passes=100),
+    "cifar-128": Size("convnet-3-128", 32, 3, 1, 2, 5, 64, 1, networks=1, passes=30),
     "published": Size("convnet-3-128", 32, 3, 1, 10, 5, 256, 1, train=5000, networks=1, passes=30),
 }
 
@@ -77,7 +80,8 @@ def ours(size: Size, method: Any, path: str | None) -> dict[str, float]:
     return {"loops": size.loops / seconds, "nets": size.networks / judging, "compile": first - seconds}
 
 
-def theirs(size: Size, method: str, path: str | None) -> dict[str, float]:
+def eager(size: Size, method: str, path: str | None) -> tuple[Callable[[], None], Callable[[], None]]:
+    """One published outer loop in eager torch, and the training of one network that judges the set."""
     import torch
     import torch.nn.functional as F
 
@@ -106,6 +110,13 @@ def theirs(size: Size, method: str, path: str | None) -> dict[str, float]:
             hits = [F.cross_entropy(model(part), part_y) for part, part_y in zip(images.split(256), labels.split(256))]
         assert all(torch.isfinite(h) for h in hits)
 
+    return loop, judge
+
+
+def theirs(size: Size, method: str, path: str | None) -> dict[str, float]:
+    import torch
+
+    loop, judge = eager(size, method, path)
     found = {"loops": 0.0, "nets": 0.0}
     for threads in (1, torch.get_num_threads()):  # small operations are slower on many threads
         torch.set_num_threads(threads)
@@ -141,7 +152,7 @@ def loops(
     """Outer loops and trained networks per second, memory.
 
     Args:
-        sizes: also digits-convnet-10 and published.
+        sizes: also digits-convnet-10, cifar-128 and published.
         methods: dc, dcc.
         data: an .npz with x_train [n 32 32 3] and y_train; random images otherwise.
     """
@@ -154,6 +165,39 @@ def loops(
             a, b = (alone(who, size=asdict(SIZES[name]), method=method, data=data) for who in ("theirs", "ours"))
             pairs = [(a[k], b[k], b[k] / a[k]) for k in ("loops", "nets")]
             table.row(name, method, *pairs[0], *pairs[1], a["memory"], b["memory"], b["compile"])
+
+
+@bench.case(default=False, quick={"sizes": ("digits-mlp",), "rounds": 1})
+def interleaved(
+    run: Run, sizes: tuple[str, ...] = ("cifar",), methods: tuple[str, ...] = ("dc", "dcc"), data: str | None = None,
+    rounds: int = 5,
+) -> None:  # fmt: skip
+    """The outer loop's ratio, both sides in turn in one process: for machines that others use too.
+
+    Time of processors, so that waiting for them counts nothing: start it on one core (taskset -c 0).
+
+    Args:
+        rounds: of one outer loop of each side.
+    """
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    table = run.table("case", "method", "eager, s|.2f", "ours, s|.2f", "ratio: median [lowest, highest]")
+    for name in run.selected(sizes):
+        for method in methods:
+            from whence.unlearn.condense import Pool, Settings, condense, network
+
+            size = SIZES[name]
+            shape = (size.per_class, size.loops, size.inner, size.epochs, size.real_batch)
+            settings = Settings(method, network(size.network), *shape, warm_outer=0)
+            pool, (loop, _) = Pool.of(data_of(size, data)), eager(size, method, data)
+            sides = {
+                "eager": lambda loop=loop, size=size: [loop() for _ in range(size.loops)],
+                "ours": lambda pool=pool, settings=settings: condense(pool, settings, quiet=True),
+            }
+            times = paired(sides, rounds, clock=time.process_time)
+            each = [times.median(side) / size.loops for side in ("eager", "ours")]
+            table.row(name, method, *each, str(times.ratio("eager", "ours")))
 
 
 @bench.case(default=False)

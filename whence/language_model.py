@@ -110,6 +110,7 @@ def train_language_model(
     training: Training = Training(),
     *,
     weights: Float[np.ndarray, " n"] | None = None,
+    reweight: Callable[[Tensor], Tensor] | None = None,
     after_epoch: Callable[[int], None] | None = None,
     desc: str = "training",
     quiet: bool = False,
@@ -117,6 +118,7 @@ def train_language_model(
     """Train `model` in place on next-token prediction, with a progress bar.
 
     weights: of each example in the loss, 1 by default; those of weight 0 are left out, as if they were not there.
+    reweight: weights of a batch's examples from their losses per token, [b] to [b] (`attrib.selection.loss_weights`).
     after_epoch: called with the number of epochs done, while `model` is as it was then (to keep checkpoints).
     Raises NumericalError when the loss is not finite.
     """
@@ -134,8 +136,11 @@ def train_language_model(
     def gradient_of(parameters: dict[str, Tensor], rows: np.ndarray) -> tuple[tuple[float, float], dict[str, Tensor]]:
         """Summed loss and number of predicted tokens; the gradient of their ratio."""
         batch = examples.batch(rows)
-        each, positions = task.loss(model, batch), float(task.targets(batch)[1].sum())
+        each, counts = task.loss(model, batch), task.targets(batch)[1].sum(1)
+        positions = float(counts.sum())
         weighted = each if weights is None else each * torch.from_numpy(weights[rows])
+        if reweight is not None:
+            weighted = weighted * reweight((each / counts.clamp(min=1)).detach())
         slope = torch.autograd.grad(weighted.sum() / positions, list(own.values()), allow_unused=True)
         found = {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(own.items(), slope)}
         return (float(each.detach().sum()), positions), found

@@ -64,3 +64,12 @@ def say(message: str) -> None:
     """Print one line on standard error; WHENCE_QUIET=1 silences it."""
     if os.environ.get("WHENCE_QUIET") != "1":
         tqdm.write(message, file=sys.stderr)
+
+
+def duration(seconds: float | int) -> str:
+    """Seconds as text; a dash if nothing was measured."""
+    if seconds <= 0:
+        return "-"
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

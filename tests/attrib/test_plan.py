@@ -7,8 +7,9 @@ from torch import nn
 
 from tests import cases
 from whence.attrib.memory import fit_bytes
-from whence.attrib.plan import Plan, duration, make_plan, model_operations, padded_positions, refuse, rotated_operations
+from whence.attrib.plan import Plan, make_plan, model_operations, padded_positions, refuse, rotated_operations
 from whence.cache import Examples, LanguageModelling, ResourceError, Store, TrainedModel, find_sites
+from whence.cache.jobs.progress import duration
 
 
 class Big(nn.Module):

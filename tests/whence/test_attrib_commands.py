@@ -151,7 +151,7 @@ def test_select(capsys, tmp_path, loaded) -> None:
     with np.load(scores) as saved:
         order = np.argsort(-saved["values"].mean(0), kind="stable")[:5]
         assert saved["train"][order].tolist() == [row["id"] for row in best]
-    for how in ("bids", "dsir"):
+    for how in ("bids", "dsir", "color"):
         chosen = {row["id"] for row in facts_of(capsys, "select", "--how", how, "--k", "6")["selected"]}
         assert len(chosen) == 6
         assert chosen <= set(corpus.train.ids.tolist())

@@ -57,6 +57,21 @@ def test_weight_zero_is_the_same_as_not_being_there(chain: Examples) -> None:
     assert model_fingerprint(masked).hex == model_fingerprint(without).hex
 
 
+def test_weights_from_losses_of_the_moment(chain: Examples) -> None:
+    once, seen = Training(epochs=1, batch=4), []
+
+    def ones(each: torch.Tensor) -> torch.Tensor:
+        seen.append(each)
+        return torch.ones_like(each)
+
+    plain, same, hard = (new_model(SHAPE) for _ in range(3))
+    train_language_model(plain, chain, once, quiet=True)
+    train_language_model(same, chain, once, reweight=ones, quiet=True)
+    train_language_model(hard, chain, once, reweight=lambda each: 2.0 * (each >= each.median()), quiet=True)
+    assert model_fingerprint(plain).hex == model_fingerprint(same).hex != model_fingerprint(hard).hex
+    assert abs(float(seen[0].mean()) - np.log(SHAPE.vocabulary)) < 1.0  # nats a token
+
+
 def test_the_store_keeps_it(chain: Examples, store: Store) -> None:
     few = Training(epochs=1, batch=4)
     first = trained_model(SHAPE, few, chain, store, quiet=True)

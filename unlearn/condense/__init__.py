@@ -6,6 +6,9 @@ evaluate([small], Pool.of((x_test, y_test), scaling=pool.scaling), ConvNet(3, 32
 """
 
 from . import continual as continual
+from . import difficulty as difficulty
+from . import pretrained as pretrained
+from . import robust as robust
 from .adapter import at_equal_size as at_equal_size
 from .adapter import condensed_retain as condensed_retain
 from .condensed import Condensed as Condensed

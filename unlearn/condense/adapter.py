@@ -70,7 +70,7 @@ def at_equal_size(
         "random": [select(pool, "random", size, seed) for seed in seeds],
         "herding": [select(pool, "herding", size)],
         "influence": [select(pool, "influence", size, scores=scores)],
-        settings.method: list(condense(pool, settings, tuple(seeds), store, quiet=True)),
+        settings.rule.name: list(condense(pool, settings, tuple(seeds), store, quiet=True)),
     }
     return {
         name: evaluate(given, test, settings.network, training, networks, quiet=True) for name, given in sets.items()

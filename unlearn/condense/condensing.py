@@ -12,7 +12,7 @@ import numpy as np
 
 from whence.cache import Store
 from whence.cache.errors import Interrupted, NumericalError, UsageError
-from whence.cache.jobs.progress import bar, say
+from whence.cache.jobs.progress import bar, duration, say
 from whence.cache.jobs.signals import SignalWatch, watch_signals
 
 from .axes import on
@@ -26,6 +26,7 @@ MOST_AT_ONCE = 64
 CHUNK_SECONDS = 1.0
 KEEP_SECONDS = 60.0
 KIND = "condensed"
+EXPERTS = "model"
 
 
 class Diverged(NumericalError):
@@ -105,10 +106,11 @@ def condense(
         begun = [start(settings, pool, seed) for seed in job.seeds]
         ids = [np.full(pool.classes * settings.per_class, -1) if i is None else i.reshape(-1) for _, i in begun]
         began, at = time.perf_counter(), _resume(job, _stack([state for state, _ in begun]), store)
-        parts, reals = jnp.asarray(parts_of(settings, pool)), pool.reals()
+        parts = jnp.asarray(parts_of(settings, pool))
+        reals = pool.reals()._replace(prepared=_prepared(job, store) if at.done < settings.outer else None)
         keys = jnp.stack([jax.random.key(seed) for seed in job.seeds])
-        count, kept = 1, time.perf_counter()
-        what = f"condensing ({settings.method})"
+        count, chunks, kept = 1, 0, time.perf_counter()
+        what = f"condensing ({settings.rule.name})"
         with bar(total=settings.outer, done=at.done, desc=what, unit="loop", quiet=quiet) as shown:
             try:
                 while at.done < settings.outer:
@@ -118,7 +120,10 @@ def condense(
                     at = _advance(job, at, parts, reals, keys, count, ids, store, stop)
                     shown.update(count)
                     shown.set_postfix(loss=f"{at.losses[-1].mean():.4g}", refresh=False)
-                    if time.perf_counter() - clock < CHUNK_SECONDS:
+                    took = time.perf_counter() - clock
+                    if (chunks := chunks + 1) == 2 and not quiet:  # the first one compiled
+                        say(estimate(settings.outer - at.done, took / count))
+                    if took < CHUNK_SECONDS:
                         count *= 2
                     if at.done == upto or time.perf_counter() - kept > KEEP_SECONDS:
                         _keep(job, at, store, stop)
@@ -127,6 +132,26 @@ def condense(
                 _keep(job, at, store, stop)
                 raise
         return _results(job, at, ids, time.perf_counter() - began)
+
+
+def estimate(steps: int, seconds: float) -> str:
+    """How long so many outer steps will take, in words."""
+    whole = steps * seconds
+    return f"{steps} outer steps are left, {seconds:.2g} s each: about {duration(whole)}."
+
+
+def _prepared(job: Job, store: Store | None) -> dict[str, jax.Array] | None:
+    """What the method's steps need beside the data (experts): from the store, or computed now and kept there."""
+    settings, seed = job.settings, job.seeds[0]
+    inputs = {name: value for name, value in job.inputs(0).items() if name not in ("outer", "seeds")}
+    inputs |= {"made": "experts", "seed": seed, "settings": {n: inputs["settings"][n] for n in ("network", "method")}}
+    if store is not None and store.has(EXPERTS, inputs):
+        entry = store.open(EXPERTS, inputs)
+        return {name: jnp.asarray(entry.read(name)) for name in entry.arrays}
+    found = settings.rule.prepare(job.pool, settings.network, seed)
+    if found is not None and store is not None:
+        store.put(EXPERTS, inputs, {name: np.asarray(a) for name, a in found.items()}, {"card": "networks by epoch"})
+    return found
 
 
 def _advance(
@@ -152,7 +177,7 @@ def _advance(
     seeds = [seed for seed, b in zip(job.seeds, bad) if b >= 0]
     raise Diverged(
         f"The synthetic set of seed {seeds[0]} diverged in outer step {step} with lr={job.settings.lr:g} "
-        f"({job.settings.method}).",
+        f"({job.settings.rule.name}).",
         f"Lower lr, to {job.settings.lr / 10:g} say. The sets before that step are kept in the error's last_good"
         + ("." if store is None else ", and in the store at the last checkpoint."),
         _results(job, good, ids, 0.0),
@@ -187,7 +212,7 @@ def _results(job: Job, at: Progress, ids: list[np.ndarray], seconds: float) -> t
         own = {name: a[number] for name, a in at.states.synthetic.items()}
         labels = np.asarray(labels_of(own, pool.classes)).reshape(-1, pool.classes)
         about = {
-            "method": settings.method,
+            "method": settings.rule.name,
             "settings": settings.to_json(),
             "data": pool.fingerprint,
             "examples": len(pool),
@@ -197,6 +222,8 @@ def _results(job: Job, at: Progress, ids: list[np.ndarray], seconds: float) -> t
             "seconds": round(seconds, 2),
             "seconds_shared_by": len(job.seeds),
         }
+        if "log_rate" in own:
+            about["student_rate"] = float(np.exp(own["log_rate"]))
         if pool.removed:
             about["without"] = list(pool.removed)
         x = np.asarray(own["x"]).reshape(-1, *pool.shape)

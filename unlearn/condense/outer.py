@@ -20,6 +20,7 @@ from .augment import augment
 from .axes import each
 from .layers import Params
 from .matching import Part
+from .methods import SetMethod
 from .pool import Pool, Reals, draw
 from .settings import Settings
 from .training import fit
@@ -31,7 +32,8 @@ LARGEST = 100.0
 class State(NamedTuple):
     """The synthetic set of one seed while it is computed.
 
-    synthetic: {"x": [c i ...]} and, where labels are learned, {"labels": [c i c]} (logits). moments: of the optimiser.
+    synthetic: {"x": [c i ...]} and, where labels are learned, {"labels": [c i c]} (logits), and what the method learns
+    beside. moments: of the optimiser.
     """
 
     synthetic: dict[str, Array]
@@ -59,8 +61,9 @@ class Rates(NamedTuple):
         return Rates(*(jnp.asarray(getattr(settings, name)) for name in Rates._fields))
 
     def apply(self, synthetic: dict[str, Array], direction: dict[str, Array]) -> dict[str, Array]:
-        rates = {"x": self.lr, "labels": self.lr_labels}
-        return {name: a - rates[name] * direction[name] for name, a in synthetic.items()}
+        return {
+            name: a - (self.lr if name == "x" else self.lr_labels) * direction[name] for name, a in synthetic.items()
+        }
 
 
 def momentum(settings: Settings) -> optax.GradientTransformation:
@@ -79,7 +82,7 @@ def start(settings: Settings, pool: Pool, seed: int) -> tuple[State, Int[np.ndar
         x = np.stack([[pool.x[part].mean(0) for part in np.array_split(r, count)] for r in rows])
     else:
         x = rng.normal(size=(pool.classes, count, *pool.shape))
-    synthetic = {"x": jnp.asarray(x, jnp.float32)}
+    synthetic = {"x": jnp.asarray(x, jnp.float32), **settings.rule.begins()}
     if settings.soft_labels:
         hard = np.repeat(np.eye(pool.classes)[:, None], count, 1)
         synthetic["labels"] = jnp.asarray(np.log(0.9 * hard + 0.1 / pool.classes), jnp.float32)
@@ -107,8 +110,18 @@ def loss_and_gradient(
     """Σ over parts of the method's loss, and its gradient with respect to the synthetic set."""
     classes = synthetic["x"].shape[0]
     drawn, shake = jax.random.split(step.key)
-    rows, weights = draw(drawn, step.reals.rows, step.reals.counts, settings.real_batch)
     names = settings.augment if settings.rule.augmented and synthetic["x"].ndim == 5 else ()
+
+    rule = settings.rule
+    if isinstance(rule, SetMethod):
+
+        def of_set(synthetic: dict[str, Array]) -> Array:
+            labels = labels_of(synthetic, classes).reshape(-1, classes)
+            flat = {**synthetic, "x": synthetic["x"].reshape(-1, *synthetic["x"].shape[2:])}
+            return rule.loss_of_set(settings.network, flat, labels, step.reals.prepared, names, shake)
+
+        return jax.value_and_grad(of_set)(synthetic)
+    rows, weights = draw(drawn, step.reals.rows, step.reals.counts, settings.real_batch)
 
     def of_part(members: Int[Array, " m"]) -> tuple[Array, dict[str, Array]]:
         live, classes_here = members >= 0, jnp.maximum(members, 0)
@@ -124,7 +137,7 @@ def loss_and_gradient(
             labels = jax.nn.softmax(mine["labels"]) if "labels" in mine else _hard(classes_here, x.shape[1], classes)
             weight = jnp.broadcast_to(share / x.shape[1], x.shape[:2])
             part = Part(x, labels, weight, real, classes_here, share * weights[classes_here])
-            return settings.rule.loss(settings.network, step.params, part)
+            return rule.loss(settings.network, step.params, part)
 
         mine = {name: a[classes_here] for name, a in synthetic.items()}
         return jax.value_and_grad(loss)(mine)

@@ -18,11 +18,13 @@ from whence.cache.jobs.progress import say
 
 
 class Reals(NamedTuple):
-    """What the compiled program sees: examples, and for every class its rows (padded with zeros) and their count."""
+    """What the compiled program sees: examples, for every class its rows (padded with zeros) and their count, and what
+    the method prepared (the parameters of experts)."""
 
     x: Float[Array, "n ..."]
     rows: Int[Array, "c most"]
     counts: Int[Array, " c"]
+    prepared: Any = None
 
 
 LAYOUTS = ("vectors", "grey", "nhwc", "nchw")

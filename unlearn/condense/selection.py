@@ -1,4 +1,5 @@
-"""Real examples chosen to stand for all: random, herding, k-centre, by influence. What a synthetic set must beat."""
+"""Real examples chosen to stand for all: random, herding, k-centre, submodular, by influence or by difficulty. What a
+synthetic set must beat."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -45,13 +46,30 @@ def centre_rows(features: Float[np.ndarray, "n f"], count: int, rng: np.random.G
     return np.array(chosen)
 
 
+def facility_rows(features: Float[np.ndarray, "n f"], count: int, rng: np.random.Generator) -> Int[np.ndarray, " k"]:
+    """Facility location, greedily: the example that adds most to Σ over all of the largest similarity to a chosen one,
+    a similarity being the cosine + 1 (the submodular function of Renduchintala et al. 2023, INGENIOUS, whose sampling
+    in proportion to gains is left out)."""
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    similarity = unit @ unit.T + 1.0
+    best, chosen = np.zeros(len(features)), list[int]()
+    for _ in range(count):
+        gain = np.maximum(similarity - best[:, None], 0.0).sum(0)
+        gain[chosen] = -1.0
+        chosen.append(int(gain.argmax()))
+        best = np.maximum(best, similarity[:, chosen[-1]])
+    return np.array(chosen)
+
+
 def highest_rows(scores: Float[np.ndarray, "n 1"], count: int, rng: np.random.Generator) -> Int[np.ndarray, " k"]:
     return np.argsort(-scores[:, 0], kind="stable")[:count]
 
 
 RULES: dict[str, Callable[..., Int[np.ndarray, " k"]]] = {
     "random": random_rows, "herding": herding_rows, "k-centre": centre_rows,
+    "submodular": facility_rows,
 }  # fmt: skip
+SCORED = ("influence", "grand", "el2n")  # what needs scores: the highest are chosen
 
 
 def select(
@@ -67,11 +85,13 @@ def select(
 
     Args:
         pool: what to choose from.
-        rule: random, herding, k-centre, or influence (the highest mean score over queries).
+        rule: random, herding, k-centre, submodular; or, with scores, influence (the highest mean over queries), grand
+            or el2n (the hardest).
         per_class: how many.
         seed: of the random rule.
         features: what distances are measured in (a trained network's, say); the scaled examples by default.
-        scores: [query, train] with ids, of at least this pool's examples; of queries that nothing is reported on.
+        scores: [query, train] or [train] with ids, of at least this pool's examples: of an attribution method, for
+            queries that nothing is reported on, or of `difficulty.difficulty`.
 
     Raises DataError if a class has fewer, if an example has no score, or if features do not fit the pool, UsageError
     for an unknown rule.
@@ -79,10 +99,12 @@ def select(
     >>> select(pool, "herding", per_class=2).y.tolist()
     [0, 0, 1, 1, 2, 2]
     """
-    if rule not in (*RULES, "influence"):
-        raise UsageError(f"{rule!r} is no way to select.", did_you_mean(rule, (*RULES, "influence"), "Use one of"))
-    if (rule == "influence") != (scores is not None):
-        raise UsageError("Influence, and it alone, needs scores.", 'Use select(pool, "influence", k, scores=scores).')
+    if rule not in (*RULES, *SCORED):
+        raise UsageError(f"{rule!r} is no way to select.", did_you_mean(rule, (*RULES, *SCORED), "Use one of"))
+    if (rule in SCORED) != (scores is not None):
+        raise UsageError(
+            f"{', '.join(SCORED)}, and they alone, need scores.", f"Use select(pool, {SCORED[0]!r}, k, scores=scores)."
+        )
     pool.check(per_class)
     flat = pool.x.reshape(len(pool), -1) if features is None else np.asarray(features)
     if len(flat) != len(pool) or not np.isfinite(flat).all():
@@ -90,7 +112,7 @@ def select(
             f"Features of shape {list(flat.shape)} for {len(pool)} examples.", "Give one finite row an example."
         )
     if scores is not None:
-        mean = dict(zip(scores["train"].values.tolist(), scores.values.mean(0).tolist()))
+        mean = dict(zip(scores["train"].values.tolist(), np.atleast_2d(scores.values).mean(0).tolist()))
         unknown = [i for i in pool.ids.tolist() if i not in mean]
         if unknown:
             raise DataError(f"Example {unknown[0]} has no score.", "Score every example that may be chosen.")

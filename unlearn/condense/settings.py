@@ -1,6 +1,6 @@
 """How a set is condensed: one frozen description, with the published defaults."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from whence.cache.errors import UsageError, did_you_mean
@@ -18,7 +18,7 @@ class Settings:
     """What to condense and how.
 
     Args:
-        method: dc, dsa, dcc, dsac, dm or subgroup (`METHODS`).
+        method: a name in `METHODS`, or a method with settings of its own: `MTT(experts=20)`.
         network: what gradients are matched on.
         per_class: synthetic examples per class.
         outer: fresh networks.
@@ -31,7 +31,7 @@ class Settings:
             inner >= warm_inner. If warm_outer is None it becomes a quarter of `outer` (published: 250 of 1000).
         init: "real" examples, "noise", or "means" of a class's examples cut into `per_class` parts.
         augment: operations of DSA and DSAC.
-        soft_labels: labels are learned too, at rate lr_labels.
+        soft_labels: labels are learned too, at rate lr_labels (as is the student's rate of mtt and ast).
         groups: of subgroup.
 
     Raises UsageError for an unknown method, init or operation, or a number that cannot be.
@@ -39,7 +39,7 @@ class Settings:
     Source: Lee et al. 2022, arXiv 2202.02916, and its code's defaults.
     """
 
-    method: str = "dcc"
+    method: str | CondensationMethod = "dcc"
     network: Network = ConvNet()
     per_class: int = 10
     outer: int = 1000
@@ -61,7 +61,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.warm_outer is None:
             object.__setattr__(self, "warm_outer", self.outer // 4)
-        if self.method not in METHODS:
+        if isinstance(self.method, str) and self.method not in METHODS:
             raise UsageError(
                 f"{self.method!r} is no condensation method.", did_you_mean(self.method, METHODS, "Use one of")
             )
@@ -77,7 +77,7 @@ class Settings:
 
     @property
     def rule(self) -> CondensationMethod:
-        return METHODS[self.method]
+        return METHODS[self.method] if isinstance(self.method, str) else self.method
 
     @property
     def warms_up(self) -> bool:
@@ -96,4 +96,9 @@ class Settings:
         return Training(epochs, self.lr_network, 0.0, 0.0, self.batch, drop=False)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"network": repr(self.network)}
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        own = asdict(self.rule)
+        return plain | {
+            "network": repr(self.network),
+            "method": {"name": self.rule.name, **own} if own else self.rule.name,
+        }

@@ -1,10 +1,11 @@
 """`whence attrib select`: choose training examples for queries."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from whence.options import Count
+from whence.options import Count, Positive
 
 from ._attrib_job import Job
 from ._queries import QueryOptions, save_ids
@@ -16,14 +17,15 @@ class Select(QueryOptions, Job, Printed):
     """Choose the training examples that serve the queries, and write their ids.
 
     top: highest mean influence over the queries. bids: one at a time, the example that adds most to the query that is
-    served worst so far. dsir: sampled by how well its n-grams match the queries' text; needs no gradient.
+    served worst so far. dsir: sampled by how well its n-grams match the queries' text; needs no gradient. color: those
+    whose loss falls most if a copy of the model trains on the queries; needs no gradient of theirs.
 
     Example:
 
         whence attrib select --how bids --k 64 --out out/ids.txt
     """
 
-    how: Literal["top", "bids", "dsir"] = "top"
+    how: Literal["top", "bids", "dsir", "color"] = "top"
     """The rule."""
     k: Count = 100
     """How many examples to choose."""
@@ -31,12 +33,17 @@ class Select(QueryOptions, Job, Printed):
     """top: rank by the mean or by the largest influence over the queries."""
     task: str | None = None
     """bids: what queries of one task share, such as title; by default each query is a task."""
+    epochs: Count = 3
+    """color: over the queries, of the copy's training."""
+    rate: Positive = 1e-3
+    """color: learning rate of that training (AdamW)."""
     out: Path | None = None
     """Write the ids: .txt (one per line), .csv or .json."""
 
     def run(self) -> None:
-        from whence.attrib.selection import bids, dsir, top_k
+        from whence.attrib.selection import bids, color, dsir, top_k
         from whence.cache.errors import UsageError
+        from whence.language_model import Training, train_language_model
 
         loaded = self.load()
         queries = self.read_queries(loaded.corpus)
@@ -45,6 +52,12 @@ class Select(QueryOptions, Job, Printed):
             raise UsageError(f"The queries have no {self.task!r}.", f"What is known about them: {known}.")
         if self.how == "dsir":
             ids = dsir(queries, loaded.train, self.k, seed=self.seed)
+        elif self.how == "color":
+            prior = loaded.trained
+            training = Training(self.epochs, batch=16, rate=self.rate, seed=self.seed)
+            conditional = deepcopy(prior.model)
+            train_language_model(conditional, queries, training, desc="training on the queries", quiet=self.quiet)
+            ids = color(prior, prior.replace(model=conditional, store=None), self.k)
         elif self.how == "bids":
             tasks = None if self.task is None else list(queries.about[self.task])
             ids = bids(loaded.fitted.score(queries), self.k, tasks)

@@ -1,7 +1,7 @@
 """Fewer data: a small synthetic set that trains like the large one."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +11,7 @@ from whence.cache.errors import UsageError
 from whence.files import labelled_arrays
 from whence.options import Count, Device, Positive
 
-from ._settings import methods_command
+from ._settings import methods_command, registered, with_settings
 from ._shared import Printed, Stored
 
 if TYPE_CHECKING:
@@ -65,6 +65,10 @@ class Run(Stored, Printed):
     """dsa and dsac: operations among colour, crop, cutout, flip, scale, rotate."""
     groups: Count = 2
     """subgroup: number of groups of similar classes."""
+    set: tuple[str, ...] = ()
+    """Settings of mtt and ast, as name=value (experts=20 epochs=30)."""
+    pretrain: int = 0
+    """lgm: train the network on all data for this many epochs first, and match probes on its frozen features."""
     seeds: tuple[int, ...] = (0,)
     """One set per seed, computed together."""
     device: Device | None = None
@@ -73,14 +77,18 @@ class Run(Stored, Printed):
     """No progress bar."""
 
     def run(self) -> None:
-        from whence.unlearn.condense import Settings, condense, network
+        from whence.unlearn.condense import METHODS, Settings, Training, condense, network
         from whence.unlearn.condense.condensed import checked_path
+        from whence.unlearn.condense.pretrained import pretrained
 
         checked_path(self.out)  # before the work, not after it
-        names = ["method", "per_class", "outer", "inner", "epochs", "real_batch", "lr", "warm_outer", "warm_inner"]
+        method = with_settings(registered(METHODS, self.method, self.set), self.set) if self.set else self.method
+        names = ["per_class", "outer", "inner", "epochs", "real_batch", "lr", "warm_outer", "warm_inner"]
         names += ["init", "soft_labels", "augment", "groups"]
-        settings = Settings(network=network(self.network), **{name: getattr(self, name) for name in names})
+        settings = Settings(method, network(self.network), **{name: getattr(self, name) for name in names})
         train, _ = load(self.data, layout=self.layout)
+        if self.pretrain:
+            settings = replace(settings, network=pretrained(settings.network, train, Training(self.pretrain)))
         sets = condense(train, settings, self.seeds, self.open_store(), device=self.device, quiet=self.quiet)
         paths = []
         for seed, one in zip(self.seeds, sets):
@@ -115,11 +123,15 @@ class Evaluate(Printed):
     lr: Positive = 0.01
     """Learning rate of that training."""
     baselines: tuple[str, ...] = ("random", "herding")
-    """Real examples to compare with: random, herding, k-centre."""
+    """Real examples to compare with: random, herding, k-centre, submodular, grand, el2n."""
+    robust: bool = False
+    """Also print DD-Ranking's label-robust and augmentation-robust scores on the first network."""
 
     def run(self) -> None:
         from whence.cache.jobs.progress import say
         from whence.unlearn.condense import Condensed, Training, evaluate, network, select
+        from whence.unlearn.condense.difficulty import RULES, difficulty
+        from whence.unlearn.condense.robust import robust_scores
 
         if not self.sets:
             raise UsageError("No set is given.", "Name one or more .npz or .safetensors files.")
@@ -130,14 +142,13 @@ class Evaluate(Printed):
             if one.about.get("data") != train.fingerprint:
                 say(f"{name} was condensed from other data than {self.data}.")
         sizes = sorted({len(one) // train.classes for one in sets.values()})
+        first, training = network(self.networks[0]), Training(self.passes, self.lr)
+        scores = {rule: difficulty(train, first, rule) for rule in self.baselines if rule in RULES}
         for size, rule in itertools.product(sizes, self.baselines):
-            name = rule if len(sizes) == 1 else f"{rule}, {size} per class"
-            sources[name] = [select(train, rule, size, seed) for seed in range(3 if rule == "random" else 1)]
+            name, seeds = rule if len(sizes) == 1 else f"{rule}, {size} per class", range(3 if rule == "random" else 1)
+            sources[name] = [select(train, rule, size, seed, scores=scores.get(rule)) for seed in seeds]
         table = {
-            name: {
-                net: evaluate(given, test, network(net), Training(self.passes, self.lr), self.count)
-                for net in self.networks
-            }
+            name: {net: evaluate(given, test, network(net), training, self.count) for net in self.networks}
             for name, given in sources.items()
         }
         for path in self.sets:
@@ -147,6 +158,11 @@ class Evaluate(Printed):
         lines = [f"{'':{wide}}  " + "  ".join(f"{net:>26}" for net in self.networks)]
         lines += [f"{n:{wide}}  " + "  ".join(f"{found!s:>26}" for found in row.values()) for n, row in table.items()]
         lines.append("accuracy in percent: mean ± standard deviation over networks [95 % interval of the mean]")
+        if self.robust:
+            lines.append("DD-Ranking, 0 to 100: label-robust and augmentation-robust score")
+            for name, one in sets.items():
+                found = robust_scores(one, train, test, first, training, networks=min(self.count, 5))
+                lines.append(f"{name:{wide}}  LRS {found.lrs:.1f}  ARS {found.ars:.1f}")
         plain = {n: {net: found.values.tolist() for net, found in row.items()} for n, row in table.items()}
         self.show(plain, "\n".join(lines))
 

@@ -2,12 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from tests.attrib.evaluate.problems import clusters, labelled
-from whence.attrib.selection import bids, dsir, hashed_ngrams, top_k
+from whence.attrib.selection import RULES, bids, color, dsir, hashed_ngrams, loss_reduction, loss_weights, top_k
 from whence.cache import (
     DataError,
     Examples,
+    LanguageModelling,
+    TrainedModel,
     UsageError,
 )
 
@@ -46,3 +50,51 @@ def test_importance_resampling_prefers_what_looks_like_the_target() -> None:
     assert counts.max() == 2
     with pytest.raises(DataError, match="compares tokens"):
         dsir(clusters()[0], raw, 2)
+
+
+def test_loss_reduction_is_the_fall_of_the_loss_per_token_and_color_takes_the_largest() -> None:
+    prior, conditional = (language(seed) for seed in (0, 1))
+    each = []
+    for row in range(len(prior.train)):
+        batch = prior.train.batch([row])
+        count = len(batch["input_ids"][0]) - 1
+        falls = [float(at.task.loss(at.model, batch).detach()) / count for at in (prior, conditional)]
+        each.append(falls[0] - falls[1])
+    np.testing.assert_allclose(loss_reduction(prior, conditional), each, rtol=1e-4, atol=1e-6)
+    best = prior.train.ids[np.argsort(each)[::-1]]
+    assert color(prior, conditional, 4).tolist() == best[:4].tolist()
+    few = prior.train.select(np.arange(3))
+    assert set(color(prior, conditional, 3, few).tolist()) == set(few.ids.tolist())
+    with pytest.raises(UsageError, match="Cannot choose 9"):
+        color(prior, conditional, 9, few)
+
+
+def language(seed: int) -> TrainedModel:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Embedding(12, 6), nn.Linear(6, 12))
+    rng = np.random.default_rng(0)
+    tokens = [rng.integers(0, 12, int(n)) for n in rng.integers(3, 9, 10)]
+    return TrainedModel(model, Examples.of({"input_ids": tokens}), LanguageModelling(), quiet=True, check=False)
+
+
+def test_weights_by_loss_follow_the_published_strategies() -> None:
+    losses = torch.tensor([1.0, 2.0, 3.0, 5.0])
+    h = 2 * (losses - 1) / 4 - 1  # brought to [-1, 1]
+    for strategy, values in (
+        ("linupper", torch.minimum(h + 1, torch.ones(4))),
+        ("quadratic", 1 - h**2),
+        ("extremes", h.abs()),
+    ):
+        weights = loss_weights(losses, strategy, r=0.5)
+        expected = torch.exp(values / 0.5)
+        torch.testing.assert_close(weights, 4 * expected / expected.sum())
+    assert loss_weights(torch.ones(3)).tolist() == [1, 1, 1]
+    with pytest.raises(UsageError, match="no strategy"):
+        loss_weights(losses, "upper")
+    with pytest.raises(UsageError, match="r = 0"):
+        loss_weights(losses, r=0.0)
+
+
+def test_the_registry_names_what_each_rule_chooses_by() -> None:
+    assert {rule.needs for rule in RULES.values()} == {"scores", "models", "text"}
+    assert RULES["color"].choose is color

@@ -201,6 +201,20 @@ def test_commands_condense_judge_and_report(tmp_path, capsys, store, monkeypatch
     assert f"{two} was condensed from other data" in said.err
     assert f"{out} was condensed" not in said.err
     assert "accuracy mlp-4" in Condensed.load(out).about["measured"]
+    own = {"experts=1", "epochs=1", "latest=0", "span=1", "steps=1"}
+    COMMANDS["run"](
+        out=two, method="mtt", set=tuple(own), network="mlp-4", outer=1, augment=(), quiet=True, **common
+    ).run()
+    assert Condensed.load(two).about["settings"]["method"]["experts"] == 1
+    COMMANDS["run"](out=two, method="lgm", pretrain=1, network="mlp-4", outer=1, augment=(), quiet=True, **common).run()
+    assert "Pretrained" in Condensed.load(two).about["settings"]["network"]
+    capsys.readouterr()
+    COMMANDS["evaluate"](
+        (two,), str(data), networks=("mlp-4",), count=1, passes=1, baselines=("el2n",), robust=True
+    ).run()
+    assert "LRS" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="no setting 'expert=1'"):
+        COMMANDS["run"](out=two, method="mtt", set=("expert=1",), **common).run()
     COMMANDS["report"](set=out).run()
     assert out.with_suffix(".html").exists()
     np.savez(data, x_train=x, y_train=pool.y, x_test=x)
