@@ -3,8 +3,9 @@
 Records are read from rows with the columns of the published data sets, whichever file they come from.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from whence.cache import DataError, UsageError
@@ -114,7 +115,7 @@ def records(part: str, rows: Iterable[Mapping[str, Any]], where: str = "the data
     if part not in PARTS:
         raise UsageError(f"There is no part {part!r}.", f"Parts: {', '.join(PARTS)}.")
     kind = PARTS[part][0]
-    read = {Question: _question, Passage: _passage, Choice: _choice, str: lambda row, _: _text(row, "text", _)}[kind]
+    read = _READ[kind]
     found = tuple(read(row, f"{where}, row {number}") for number, row in enumerate(rows, 1))
     if not found:
         raise DataError(f"{where} has no row.", f"Give {PARTS[part][1]}.")
@@ -145,8 +146,17 @@ def _choice(row: Mapping[str, Any], place: str) -> Choice:
     return Choice(_text(row, "question", place), tuple(map(str, choices)), right)
 
 
+def _plain(row: Mapping[str, Any], place: str) -> str:
+    return _text(row, "text", place)
+
+
 def _text(row: Mapping[str, Any], name: str, place: str) -> str:
     value = row.get(name)
     if not isinstance(value, str) or not value:
         raise DataError(f"{place} has no text {name!r}.", f"Its columns: {', '.join(row) or 'none'}.")
     return value
+
+
+_READ: Mapping[type, Callable[[Mapping[str, Any], str], Record]] = MappingProxyType(
+    {Question: _question, Passage: _passage, Choice: _choice, str: _plain}
+)

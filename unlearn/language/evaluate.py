@@ -140,5 +140,6 @@ def _row(metric: LanguageMetric, found: Measured, retain: Measured | None, resam
     value, each = Interval(found.value, level=0.9), found.each
     if resamples and not found.parts and np.isclose(found.value, each.mean()) and len(each) > 1:
         rows = np.random.default_rng(0).integers(0, len(each), (resamples, len(each)))
-        value = Interval(found.value, *np.quantile(each[rows].mean(1), [0.05, 0.95]), 0.9)
+        low, high = np.quantile(each[rows].mean(1), [0.05, 0.95])
+        value = Interval(found.value, float(low), float(high), 0.9)
     return MetricRow(metric, value, own, len(each), dict(found.parts))

@@ -76,7 +76,8 @@ class Reader:
                 f"A text has {int(examples.lengths.max())} tokens; the model reads at most {self.context}.",
                 "Shorten the prompts and answers, or cut texts with `length`.",
             )
-        task, found = LanguageModelling(), [None] * len(examples)
+        task = LanguageModelling()
+        found: dict[int, Scored] = {}
         plan = plan_batches(examples.lengths, np.arange(len(examples)), self.positions)
         with borrowed(self.model), torch.no_grad():
             for planned in progress(plan, desc="reading", unit="batch", quiet=self.quiet):
@@ -86,8 +87,8 @@ class Reader:
                 targets, counted = task.targets(batch)
                 for line, row in enumerate(planned.rows):
                     at = counted[line]
-                    found[row] = _scores(logits[line, at], targets[line, at])  # type: ignore[call-overload]
-        return found  # type: ignore[return-value]
+                    found[int(row)] = _scores(logits[line, at], targets[line, at])
+        return [found[row] for row in range(len(examples))]
 
     def tokens(self, text: str) -> np.ndarray:
         """The tokens of a text, without those that a tokenizer adds."""
