@@ -118,36 +118,39 @@ def fine(
         run.claim(f"DCC is above DC at {count} per class ({group})", gap > 0 if apart else None, f"{gap:+.1f} points")
 
 
-@bench.case(quick={**TINY, "per_class": 1}, default=False)
+@bench.case(quick={**TINY, "each": 1, "experts": 1, "epochs": 4, "passes_all": 1}, default=False)
 def selected(
-    run: Run, data: str = "cifar10_small.npz", group: str = "all", per_class: int = 10, size: int = 16,
+    run: Run, data: str = "cifar10_small.npz", group: str = "all", each: int = 10, size: int = 16,
     network: str = "convnet-3-16", outer: int = 8, inner: int = 10, real_batch: int = 32, sets: int = 2,
     networks: int = 5, passes: int = 150, rates: tuple[float, ...] = (0.3, 1.0), experts: int = 4, epochs: int = 12,
+    passes_all: int = 20,
 ) -> None:  # fmt: skip
     """Chosen and condensed examples at equal size and equal passes; needs --data.
 
     Args:
+        each: examples per class.
+        passes_all: over all data, of teachers and of the comparison with all.
         experts: of trajectory matching.
         epochs: of their training.
     """
     match = replace(contest(data, size, group, passes, networks, sets, rates), store=run.store)
     train, net = match.train, network_of(network)
-    plain = Settings("dc", net, per_class, outer, inner, 10 if per_class > 1 else 5, real_batch, warm_outer=0)
-    full = Training(20, 0.01)
-    title = f"{group}, {network}, {size} by {size}, {per_class} per class, {passes} passes"
+    plain = Settings("dc", net, each, outer, inner, 10 if each > 1 else 5, real_batch, warm_outer=0)
+    full = Training(passes_all, 0.01)
+    title = f"{group}, {network}, {size} by {size}, {each} per class, {passes} passes"
     table = run.table("what", "test accuracy, percent", "its rate|g", "LRS|.1f", "ARS|.1f", "seconds|.0f", title=title)
     found: dict[str, Accuracies] = {}
     teacher = train_on(train, net, full)
-    influence = self_taught_influence(match, net)
+    influence = self_taught_influence(match, net, full)
     scores = {
         "grand": difficulty(train, net, "grand", training=Training(2), networks=1),
         "el2n": difficulty(train, net, "el2n", training=Training(2)),
         "influence": influence,
     }
-    random = random_sets(train, per_class, 2 * sets)
+    random = random_sets(train, each, 2 * sets)
     sources: dict[str, Any] = {"random": random}
     for rule in ("herding", "k-centre", "submodular", "grand", "el2n", "influence"):
-        sources[rule] = [select(train, rule, per_class, scores=scores.get(rule))]
+        sources[rule] = [select(train, rule, each, scores=scores.get(rule))]
     sources["random, labelled by a teacher"] = [with_teacher(one, net, teacher) for one in random]
     sources["herding, labelled by a teacher"] = [with_teacher(sources["herding"][0], net, teacher)]
     for name in run.selected([*sources, "RS2", "dm", "dc", "dcc", "mtt", "ast", "lgm"]):
@@ -157,7 +160,7 @@ def selected(
             continue
         if name == "RS2":  # a new random subset at every step
             seconds, curve = timed(
-                lambda: accuracy_curve(train, match.test, net, match.training, per_class=per_class, networks=networks)
+                lambda: accuracy_curve(train, match.test, net, match.training, per_class=each, networks=networks)
             )
             found[name] = Accuracies(curve.accuracy[:, -1][None])
             table.row(name, found[name], None, None, None, seconds)
@@ -198,13 +201,13 @@ def condensed_row(
     return lr, found, (robust.lrs, robust.ars)
 
 
-def self_taught_influence(match: Contest, net: Any) -> Any:
+def self_taught_influence(match: Contest, net: Any, full: Training) -> Any:
     """Influence of every example on the validation examples of its class: gradients of the classifier's weights of a
     network trained on all data, whitened by their own second moments (a linear head's exact Gauss-Newton block)."""
     import jax
     import xarray as xr
 
-    params = train_on(match.train, net, Training(20, 0.01))
+    params = train_on(match.train, net, full)
 
     def gradients(pool: Pool) -> tuple[np.ndarray, np.ndarray]:
         run = jax.jit(lambda x: (net.features(params, x), jax.nn.softmax(net(params, x))))

@@ -89,8 +89,8 @@ class Residual(nn.Module):
             for _ in range(blocks)
         )
         for block in self.blocks:
-            nn.init.zeros_(block[4].weight)
-            nn.init.zeros_(block[4].bias)
+            for parameter in list(block.parameters())[-2:]:  # the last convolution's
+                nn.init.zeros_(parameter)
         self.features = nn.Sequential(nn.ReLU(), nn.Flatten())
         self.head = nn.Linear(width * (shape[1] // patch) ** 2, classes)
 
@@ -116,7 +116,8 @@ def builder(network: str, points: Examples) -> Callable[[int], nn.Module]:
         shape = _image_shape(x.shape[1:])
         if kind == "conv":
             return lambda seed: Convolutions(widths, shape, classes)
-        return lambda seed: Residual(*widths, shape, classes)
+        width, blocks = widths
+        return lambda seed: Residual(width, blocks, shape, classes)
     sizes = [int(np.prod(x.shape[1:])), *widths]
 
     def mlp(seed: int) -> nn.Module:

@@ -117,6 +117,7 @@ class SOURCE(Method):
 
     def fit_at(self, trained: TrainedModel, sites: Sites) -> Unrolled:
         run = trained.training
+        told: dict[str, Any]
         if not self.segments and run is not None and run.optimiser in ADAMS + SGDS:
             divided, told = self._divided(trained, sites, run), {"run": run.fingerprint}
         else:

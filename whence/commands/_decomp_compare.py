@@ -40,9 +40,9 @@ class Compare(Tabled):
             return
         changes = difference(one, other)
         for status in ("removed", "added", "moved"):
-            rows = [n for n in range(changes.sizes["atom"]) if changes.status.values[n] == status]
-            lines.append(f"\n{status}: {len(rows)}")
-            for n in rows[: self.limit]:
+            atoms = [n for n in range(changes.sizes["atom"]) if changes.status.values[n] == status]
+            lines.append(f"\n{status}: {len(atoms)}")
+            for n in atoms[: self.limit]:
                 row = changes.isel(atom=n)
                 text = f"{row.before.item()}[{row.token.item()}]{row.after.item()}".replace("\n", "⏎")
                 lines.append(f"  {int(row.document)}:{int(row.position):<5} nearest {float(row.nearest):.2f}  {text}")

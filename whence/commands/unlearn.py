@@ -294,7 +294,8 @@ class Evaluate(_Setting, Printed):
         results = [run(prepared.method(name), prepared.request, quiet=False) for name in names]
         found = evaluate(split, results, title=self.forget)
         if self.easydub is not None:
-            EasyDUB(self.easydub, self.data, self.network).write_split(split, 1, results)
+            dataset = Path(self.on or self.data or "digits").stem
+            EasyDUB(self.easydub, dataset, self.network if self.on is None else "own").write_split(split, 1, results)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.out.write_text(to_json(found))
         page = save([found], self.out.with_suffix(".html"))

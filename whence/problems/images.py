@@ -117,5 +117,6 @@ def unlearning_bank(problem: Problem) -> Bank:
     """The problem's bank for datamodels and oracles: every seed has its own start and order, and logits and margins of
     all images are kept."""
     points = problem.train.joined(problem.queries)
+    assert isinstance(problem.recipe, Recipe)
     recipe = replace(problem.recipe, batches="own")
     return Bank(problem.build, problem.task, problem.train, points, recipe, device=problem.device or "cpu")
