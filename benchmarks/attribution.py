@@ -5,12 +5,14 @@ compilation counted. kronfluence passes over the training data once for every 32
 those of the pairwise job, multiplied up. The Markov-chain data need no download.
 """
 
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from .harness import Benchmark, Run
-from .timing import product_rate
+from .timing import paired, product_rate
 from .transformer import Side, Size, bound, briefly_trained, correlation, outcomes, sequences
 
 bench = Benchmark(__file__, __doc__, example="--many 512")
@@ -107,6 +109,30 @@ def kronfluence(run: Run, train: int = 512, queries: int = 64, many: int = 0) ->
     for name, work, seconds in (("fit", sum(operations.values()), ours["fit"]), ("pairwise", score, ours["pairwise"])):
         run.say(f"{name}: {work / 1e12:.2f} T operations by the planner, {work / seconds / 1e9:.0f} G/s, "
                 f"{work / seconds / rate:.0%} of this machine's product rate ({rate / 1e9:.0f} G/s)")  # fmt: skip
+
+
+@bench.case(quick={"train": 64, "rounds": 1})
+def products(run: Run, train: int = 512, queries: int = 32, rounds: int = 3) -> None:
+    """A fit with products in bfloat16 beside one in float32: processor seconds, ratio of every round, agreement.
+
+    Args:
+        train: training examples.
+        queries: queries whose scores are compared.
+        rounds: of both fits, interleaved.
+    """
+    from whence import attrib
+
+    size = Size(train=train, queries=queries)
+    trained, asked = bound(briefly_trained(size), size)
+    fits = {name: attrib.EKFAC(products=name, redraw=False) for name in ("float32", "bfloat16")}  # type: ignore[arg-type]
+    times = paired({name: partial(fit.fit, trained) for name, fit in fits.items()}, rounds, clock=time.process_time)
+    exact, rounded = (fit.fit(trained) for fit in fits.values())
+    table = run.table("products", "fit, processor seconds|.1f", "ratio", title=str(size))
+    table.row("float32", times.median("float32"), "")
+    table.row("bfloat16", times.median("bfloat16"), str(times.ratio("float32", "bfloat16")))
+    scores, own = ([f.score(asked, rank=None).values, f.self_influence().values] for f in (exact, rounded))
+    for name, one, other in zip(("scores", "self-influence"), scores, own):
+        run.say(f"correlation of {name}: {correlation(one, other):.5f}")
 
 
 if __name__ == "__main__":

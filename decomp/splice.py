@@ -99,7 +99,7 @@ def through(codec: Codec, k: int | None = None) -> Change:
     """x -> decode(encode(x)), with any dictionary or autoencoder, on the device of x. No gradient passes."""
 
     def change(x: Tensor) -> Tensor:
-        return to_torch(codec.reconstruct_array(signals(x, codec.width), k)).reshape(x.shape)
+        return to_torch(codec.reconstruct_array(signals(x, codec.width), k)).to(x.device).reshape(x.shape)
 
     return change
 
@@ -123,7 +123,7 @@ def replaced(
     def decoded(y: Tensor) -> Tensor:
         if not seen:
             raise ModelError(f"{codec.to} is reached before {at}.", "Give the hook points in the order of the model.")
-        return to_torch(codec.reconstruct_array(signals(seen.pop(), codec.width), k)).reshape(y.shape)
+        return to_torch(codec.reconstruct_array(signals(seen.pop(), codec.width), k)).to(y.device).reshape(y.shape)
 
     with spliced(trained, at, remember), spliced(trained, codec.to, decoded, skip) as model:
         yield model
@@ -161,6 +161,6 @@ def without_atoms(dictionary: Dictionary, atoms: Sequence[int], k: int | None = 
     def change(x: Tensor) -> Tensor:
         code = dictionary.encode_array(signals(x, dictionary.width), k)
         part = code._replace(values=jnp.where(jnp.isin(code.indices, listed), code.values, 0.0))
-        return x - to_torch(kernels.decode(part, dictionary.basis.atoms)).to(x.dtype).reshape(x.shape)
+        return x - to_torch(kernels.decode(part, dictionary.basis.atoms)).to(x).reshape(x.shape)
 
     return change

@@ -1,7 +1,6 @@
-"""A device that is not the host: golden artefacts, computed with every model there, equal the frozen ones.
-
-Covered are activations, gradients, one bank and the fits of attribution methods that the golden registry has; a tensor
-on the wrong side raises in tests/away.py.
+"""A device that is not the host: every golden artefact, computed with every model there, equals the frozen one, and
+what is newer than them, or only looks at a model, gives what the host gives. A tensor on the wrong side raises in
+tests/away.py.
 """
 
 import sys
@@ -13,12 +12,17 @@ import numpy as np
 import pytest
 import torch
 
+from tests.attrib.methods.test_contract import Problem
 from tests.away import NAME, Away
 from tests.golden import frozen
 from tests.golden import models as given
-from tests.golden.artefacts import ARTEFACTS
-from whence.cache import Bank, DataError, Store, TrainedModel
+from tests.golden.artefacts import ARTEFACTS, NEWER
+from tests.golden.unlearning import UNLEARNING, UNLEARNING_TEXT
+from whence import attrib, decomp, unlearn
+from whence.cache import Bank, Classification, DataError, Store, TrainedModel
 from whence.cache.retrain import traced
+from whence.decomp.evaluate import losses
+from whence.decomp.splice import steered, through, without_atoms
 
 FROZEN = frozen.load()
 CASES = [name for name in ARTEFACTS if name in FROZEN]
@@ -88,6 +92,50 @@ def elsewhere(init: Callable[..., None]) -> Callable[..., None]:
 def test_on_another_device(name: str, tmp_path) -> None:
     made = ARTEFACTS[name](Store(tmp_path))
     frozen.compare(made.values, FROZEN[name], made_anew=True)
+
+
+@pytest.mark.parametrize("name", sorted(NEWER & set(attrib.METHODS)))
+def test_a_method_that_is_newer_gives_what_the_host_gives(name: str) -> None:
+    problem = Problem.of("classification")
+    queries = problem.trained.train.select([1, 0, 4])
+    there, here = (problem.fit(name, device=device).score(queries).values for device in (f"{NAME}:0", "cpu"))
+    np.testing.assert_allclose(there, here, atol=2e-3 * np.abs(here).max())
+
+
+def test_every_unlearning_method_is_among_the_artefacts(tmp_path) -> None:
+    """As tests/golden counts builders, and methods of attribution and condensation."""
+    store = Store(tmp_path)
+    built = {type(build(store)) for build in UNLEARNING.values()} | {
+        type(method) for method in UNLEARNING_TEXT.values()
+    }
+    assert {method if isinstance(method, type) else type(method) for method in unlearn.METHODS.values()} <= built
+
+
+LOOKS: dict[str, Callable[[TrainedModel], Any]] = {
+    "observe": lambda trained: decomp.observe(trained, "0").whole().x,
+    "finite examples": lambda trained: attrib.finite.finite_examples(trained).ids,
+    "plan": lambda trained: attrib.plan.make_plan(trained, 2, measure=False).memory > 0,
+    "loss recovered": lambda trained: recovered(trained),
+    "spliced": lambda trained: losses(trained, at="0", change=through(dictionary())),
+    "steered": lambda trained: losses(trained, at="0", change=steered(dictionary(), 1, 2.0)),
+    "without atoms": lambda trained: losses(trained, at="0", change=without_atoms(dictionary(), [1])),
+    "check": lambda trained: len(trained.check(given.held_out(2))) > 0,
+}
+
+
+def recovered(trained: TrainedModel) -> np.ndarray:
+    return decomp.loss_recovered(trained, dictionary(), at="0", mean=np.zeros(6, np.float32)).value.values
+
+
+def dictionary() -> decomp.Dictionary:
+    return decomp.Random(size=8, k=2).build(given.rows()[:, :6])
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_what_looks_at_a_model_sees_it_there(name: str) -> None:
+    trained = TrainedModel(given.net(0), given.train(8), Classification(), sites=["0", "2"], quiet=True)
+    there, here = (LOOKS[name](trained.replace(device=device)) for device in (f"{NAME}:0", "cpu"))
+    np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-5)
 
 
 def test_batches_left_on_the_host_are_found(tmp_path, monkeypatch) -> None:
