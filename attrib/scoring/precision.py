@@ -7,7 +7,7 @@ for queries. Eigenvalues, sums over examples and inverses are never narrower tha
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ _PRODUCTS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default
 def products_in(precision: Precision) -> Iterator[None]:
     """A context in which products of float32 arrays have this precision: JAX's, and those of the model's own passes,
     where "bfloat16" is TF32 on a GPU."""
-    gpu, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    gpu, cpu = torch.backends.cuda.matmul, cast(Any, torch.backends.mkldnn).matmul
     before = gpu.allow_tf32, cpu.fp32_precision
     with jax.default_matmul_precision(_PRODUCTS[precision]):
         try:
