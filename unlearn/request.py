@@ -191,8 +191,8 @@ def check_passes(recipe: Recipe | Trains | OwnTraining, passes: int | None) -> N
     if not isinstance(recipe, Trains) and not passes:
         raise UsageError(
             "A training of your own does not say what it costs, which compute is compared with.",
-            "Give passes: how many examples, counted once an epoch, one training goes through; or give a callable object "
-            "with passes(examples).",
+            "Give passes: how many examples, counted once an epoch, one training goes through; or give a callable "
+            "object with passes(examples).",
         )
 
 
