@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, ResourceError
 from ..jobs.cluster import Cluster
 from ..jobs.progress import progress, say
-from ..store.store import Store
+from ..store.store import Store, human
 from .batches import BATCH_POSITIONS, CapturedBatch, PlannedBatch, plan_batches, to_captured_batch
 from .bridge import idle_bytes
 from .capture import capture
@@ -113,7 +113,7 @@ class TrainedModel:
             except (RuntimeError, AssertionError) as error:
                 raise ModelError(
                     f"The model cannot be moved to {device} in {dtype}: {str(error).splitlines()[0]}",
-                    "Choose a device that torch sees (cpu, cuda) and a floating-point type.",
+                    "Leave the device out, or install a torch that sees it (docs/gpu.md); the type is a floating one.",
                 ) from error
         object.__setattr__(self, "device", device)
         object.__setattr__(self, "dtype", dtype)
@@ -290,8 +290,8 @@ class ModelPass:
         width = int(self.examples.lengths[longest])
         if each > limit:
             raise ResourceError(
-                f"One example of {width} positions needs about {each / 1e9:.1f} GB at these sites, over the limit of "
-                f"{limit / 1e9:.1f} GB for one batch.",
+                f"One example of {width} positions needs about {human(each)} at these sites, over the limit of "
+                f"{human(limit)} for one batch.",
                 "Raise the memory limit, choose fewer sites, or cut the sequences shorter.",
             )
         return int(min(max(limit // max(each, 1), 1) * width, max(BATCH_POSITIONS, width)))

@@ -78,7 +78,7 @@ class Index(Compressed, Job, Printed):
             text += f"\nthe lists find {facts['recall_of_scan']:.3f} of the {CANDIDATES} best of a scan"
         if self.check > 0:
             text += f"\nwith {facts['checked']} training examples as queries, {recall_line(facts, CANDIDATES)}"
-        self.show(facts, text)
+        self.show(facts, f"{text}\nin {loaded.store.root}: `whence attrib query` answers from it")
 
     def _recall(self, loaded: Attribution, index: "Built") -> dict[str, Any]:
         rows = np.random.default_rng(0).permutation(len(loaded.train))[: self.check]
@@ -111,7 +111,7 @@ class Query(QueryOptions, Compressed, Job, Printed):
     top: Count = 10
     """Listed."""
     rerank: bool = True
-    """Score the candidates exactly."""
+    """Score the candidates exactly; --no-rerank lists them by the scores of the index."""
     check: bool = False
     """Score everything as well, and report recall@10 of the index alone and after the rerank."""
 
@@ -135,7 +135,7 @@ class Query(QueryOptions, Compressed, Job, Printed):
         if self.check:
             facts |= recalls(loaded, queries, hits.ids)
         check = f"\n\n{recall_line(facts, hits.ids.shape[1])}" if self.check else ""
-        self.show(facts, lists_text(entries) + check)
+        self.show(facts, f"{lists_text(entries)}{check}\n\nfrom the index {facts['index'][:12]} in {loaded.store.root}")
 
 
 def recalls(

@@ -69,6 +69,7 @@ class Tokens(QueryOptions, Job, Printed):
             for passage in entry["passages"]:
                 lines.append(f"  {line_text(passage)}")
                 lines += [f"      {t['nats']:+.3e}  {t['at']:>4}  {t['token']!r}" for t in passage["tokens"]]
+        lines.append(f"\n{loaded.kept(self.out)}")
         self.show({"view": self.view, "queries": entries}, "\n".join(lines))
 
     def _passage(self, loaded: Attribution, train: Any, values: np.ndarray, n: int) -> dict[str, Any]:

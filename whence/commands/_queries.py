@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
-    """The queries."""
+    """Which queries are scored."""
 
     prompt: str | None = None
     """A query of your own: its prompt."""
@@ -143,7 +143,13 @@ def save_scores(path: Path, scores: Any, titled: Titled) -> None:
     elif path.suffix in ENDINGS:
         save_table(path, table.to_dataframe().reset_index())
     else:
-        raise UsageError(f"{path} has no known ending.", f"Name it .npz, {', '.join(ENDINGS)}.")
+        check_ending(path)
+
+
+def check_ending(path: Path | None, endings: tuple[str, ...] = (".npz", *ENDINGS)) -> None:
+    """Raise UsageError for a file that cannot be written, by its ending: before the work, not after it."""
+    if path is not None and path.suffix not in endings:
+        raise UsageError(f"{path} has no known ending.", f"Name it {', '.join(endings)}.")
 
 
 def save_ids(path: Path, ids: np.ndarray) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from whence.cache.display.files import rows_of_lists, save_table
+from whence.cache.display.files import ENDINGS, rows_of_lists, save_table
 from whence.cache.errors import UsageError
 from whence.options import Count
 
@@ -18,7 +18,17 @@ from ._attrib_report import Report
 from ._attrib_select import Select
 from ._attrib_tokens import Tokens
 from ._names import Sites
-from ._queries import QueryOptions, entry_of, line_text, lists, lists_text, logprob_of, save_scores, top_of
+from ._queries import (
+    QueryOptions,
+    check_ending,
+    entry_of,
+    line_text,
+    lists,
+    lists_text,
+    logprob_of,
+    save_scores,
+    top_of,
+)
 from ._settings import methods_command
 from ._shared import Precision, Printed
 
@@ -44,7 +54,7 @@ class Plan(Job, Printed):
     index: int = 0
     """Plan an index of this width."""
     measure: bool = True
-    """Run a small batch to estimate the time."""
+    """Run a small batch to estimate the time; --no-measure skips it, and the time."""
 
     def run(self) -> None:
         from whence.attrib.plan import make_plan, refuse
@@ -87,7 +97,8 @@ class Fit(Job, Printed):
             }  # fmt: skip
         head = f"{fitted}\n{fitted.sites.summary}" if isinstance(fitted, Factors) else f"{fitted.method}, fitted"
         key = f"key {facts['key'][:12]}, " if facts.get("key") else ""
-        self.show(facts, f"{head}\n{key}{'read from the store' if facts['from_store'] else 'fitted'}, {seconds:.1f} s")
+        how = "read from the store" if facts["from_store"] else "fitted"
+        self.show(facts, f"{head}\n{key}{how}, {seconds:.1f} s, in {loaded.store.root}")
 
 
 Methods = methods_command("attribution", "whence attrib methods", "whence.attrib")
@@ -138,6 +149,10 @@ class Score(QueryOptions, Job, Printed):
     """Score everything and report what share of the exact top 10 each prefilter would have found."""
     out: Path | None = None
     """Write the scores, or with --only-top the lists: .npz (scores only), .csv, .parquet or .json."""
+
+    def precheck(self) -> Any:
+        check_ending(self.out, tuple(ENDINGS) if self.only_top else (".npz", *ENDINGS))
+        return super().precheck()
 
     def run(self) -> None:
         loaded = self.load()
@@ -256,7 +271,7 @@ class Score(QueryOptions, Job, Printed):
         if more.get("scanned", 1.0) < 1.0:
             lines.append(f"{more['scanned']:.1%} of the training examples scored, by {self.prefilter}")
         facts = {"queries": entries, **{name: value for name, value in more.items() if value}}
-        self.show(facts, "\n\n".join([*lines, *notes]))
+        self.show(facts, "\n\n".join([*lines, *notes, loaded.kept(self.out)]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +288,10 @@ class Self(Job, Printed):
     out: Path | None = None
     """Write all of them: .npz, .csv, .parquet or .json."""
 
+    def precheck(self) -> Any:
+        check_ending(self.out)
+        return super().precheck()
+
     def run(self) -> None:
         loaded = self.load()
         found = loaded.fitted.self_influence()
@@ -282,7 +301,7 @@ class Self(Job, Printed):
             save_scores(self.out, found, loaded.titled)
         facts = {"examples": len(loaded.train), "mean": float(found.values.mean()), "top": rows}
         lines = [f"self-influence of {facts['examples']} examples, mean {facts['mean']:.3e} nats"]
-        self.show(facts, "\n".join(lines + [f"  {line_text(row)}" for row in rows]))
+        self.show(facts, "\n".join([*lines, *(f"  {line_text(row)}" for row in rows), loaded.kept(self.out)]))
 
 
 COMMANDS = {

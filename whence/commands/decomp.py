@@ -14,6 +14,7 @@ from ._decomp_export import Export
 from ._decomp_probe import Probe
 from ._decomp_source import Folder, Observed, Source, at_site, figures, open_codec, open_dictionary, table_text
 from ._names import Hooks
+from ._settings import registered
 from ._shared import Printed
 
 
@@ -56,6 +57,11 @@ class Build(Source, Printed):
     """itda, partition: activations compared at once; sae, mpsae: activations per step. By default the builder's own."""
     tokens: Count | None = None
     """sae, mpsae: activations trained on, shuffled and repeated; as many as there are by default."""
+
+    def precheck(self) -> None:
+        from whence.decomp import BUILDERS
+
+        registered(BUILDERS, self.builder, what="builder")
 
     def run(self) -> None:
         from whence.cache.model.names import known_as
@@ -102,8 +108,7 @@ class Build(Source, Printed):
         from whence.decomp import BUILDERS, ITDA, Calibrated
         from whence.decomp.builders import MPSAE
 
-        if self.builder not in BUILDERS:
-            raise UsageError(f"There is no builder {self.builder!r}.", f"Choose one of {', '.join(BUILDERS)}.")
+        self.precheck()
         size, chosen = self.size or None, BUILDERS[self.builder]
         if chosen is MPSAE:
             start, trained = replace(self, builder="itda", batch=None), {"batch": self.batch, "tokens": self.tokens}

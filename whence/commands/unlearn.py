@@ -60,6 +60,8 @@ class Datamodel(Stored, Printed):
 
 @dataclass(frozen=True, kw_only=True)
 class _Setting(ClassifierOptions):
+    """The forget set, the ensemble and the datamodel."""
+
     forget: str = "random:20"
     """random:20, random:20:3 (a seed), neighbours:17:20 (of example 17, in its class), class:8:20, 3,17,29, a file."""
     models: Count = 32
