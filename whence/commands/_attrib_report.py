@@ -27,7 +27,7 @@ class Report(QueryOptions, Job):
     """Passages shown that lower it."""
 
     def run(self) -> None:
-        from whence.attrib.reporting import coverage, report
+        from whence.attrib.reporting import checks, coverage, report
         from whence.attrib.show import shown_passages
 
         loaded = self.load()
@@ -38,6 +38,6 @@ class Report(QueryOptions, Job):
         docs = replace(loaded.corpus, train=loaded.train, queries=queries)
         page = report(
             scores, docs, tokens=tokens, top=self.top, bottom=self.bottom,
-            lead=f"{self.model} on {self.data}", tables=[coverage(loaded.factors.sites)],
+            lead=f"{self.model} on {self.data}", tables=[coverage(loaded.factors.sites), checks(loaded.trained)],
         )  # fmt: skip
         print(f"{page.save(self.out)}: {len(queries)} queries, {len(loaded.train)} training examples")

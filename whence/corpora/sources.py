@@ -81,7 +81,7 @@ def load(
     if column is None:
         raise DataError(
             f"{source} has no column of text called {text or 'text'!r}.",
-            f"Rename the column of the texts, or give columns={{'text': NAME}}. It has: {', '.join(known)}.",
+            f"Name the column of the texts: --text-column, or columns={{'text': ...}}. It has: {', '.join(known)}.",
         )
     if column == "input_ids" and vocabulary is None:
         raise UsageError(f"{source} has tokens, not texts.", "Give the vocabulary that they are written in.")
