@@ -247,8 +247,8 @@ class TrainedModel:
 class ModelPass:
     """Everything that fixes what a model yields on data: the batches of equal passes are always the same.
 
-    objective: "sampled" (labels drawn from the model), "loss" (the data's own labels) or "measurement" (a query's).
-    seed: of the drawn labels. positions: positions (rows times width) in a batch.
+    objective: "sampled" (labels sampled from the model), "loss" (the data's own labels) or "measurement" (a query's).
+    seed: of the sampled labels. positions: positions (rows times width) in a batch.
     """
 
     trained: TrainedModel
