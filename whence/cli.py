@@ -141,6 +141,9 @@ def overview(known: dict[str, CommandGroup]) -> str:
             head = " " * len(head)
     lines += [
         "",
+        "  Start: whence demo, or with a model and texts of your own:",
+        "  whence attrib report --model FOLDER --data texts.jsonl --prompt TEXT --completion TEXT",
+        "",
         "  whence GROUP --help, whence GROUP COMMAND --help: options and an example to paste",
         "  --debug: show the traceback of an error    --version",
         "  --tyro-print-completion {bash,zsh,tcsh}: completion for your shell",

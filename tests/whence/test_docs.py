@@ -19,7 +19,8 @@ FACADES = {
     "unlearn": "whence.unlearn",
     "corpora": "whence.corpora",
 }
-IMPORTED = {*FACADES.values(), "whence", "whence.inputs", "whence.unlearn.condense", "whence.cache.retrain.replicas"}  # what documents may import from
+# what documents may import from
+IMPORTED = {*FACADES.values(), "whence", "whence.inputs", "whence.unlearn.condense", "whence.cache.retrain.replicas"}
 PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("explanation/*.md"), *DOCS.glob("reference/*.md")])
 # section with the table, registry, and where the classes are
 REGISTRIES = {
