@@ -43,7 +43,7 @@ ERRORS = [
     ("unlearn run --method dmn", 2, "no unlearning method 'dmn'", "Did you mean 'dmm'?"),
     ("unlearn run --set stpes=3", 2, "dmm has no setting", "Its settings are"),
     ("unlearn run --forget random:many", 2, "names no forget set", "random:20"),
-    (f"unlearn document {MODEL} --document 3", 2, "It is not known how much", "--scale (try 0.5)"),
+    (f"unlearn document {MODEL} --document 3", 2, "not calibrated", "--scale"),
     (f"unlearn document {MODEL} --document 77 --scale 1", 1, "No training example has the document 77", "for example"),
     ("condense run --data x.npz", 1, "x.npz has no array x_train", "y_test"),
     ("run none.toml", 2, "Cannot read none.toml", "Give the path"),

@@ -30,7 +30,7 @@ def test_common_options_are_on_the_first_screen(group, name: str, command: type)
 def test_every_option_is_there_once_and_has_a_text(group, name: str, command: type) -> None:
     lines, texts = screen(group, name, command).splitlines(), _texts(command)
     for flag in flags(command):
-        assert sum(line.split()[:1] == [flag] for line in lines) == 1, flag
+        assert sum(line.startswith("  --") and line.split()[0] == flag for line in lines) == 1, flag
     assert not [field.name for field in dataclasses.fields(command) if not texts.get(field.name)]
 
 

@@ -69,11 +69,11 @@ class Document(ModelOptions, Printed):
         from whence.unlearn.lora import merge
 
         if self.out.suffix != ".safetensors" and self.model in ("demo", "biographies"):
-            raise UsageError(f"The model {self.model} is not one of transformers.", "Give --out FILE.safetensors.")
+            raise UsageError(f"{self.model} is no model of transformers.", "Give --out FILE.safetensors.")
         if (self.scale is None) == (not self.pilots):
             raise UsageError(
-                "It is not known how much of the predicted change to apply: all of it can be many times too much.",
-                "Give --scale (try 0.5), or --pilots with other documents that it is chosen on.",
+                "The size of the prediction is not calibrated: it can exceed the effect of a removal many times.",
+                "Give either --scale, or --pilots to choose it on other documents.",
             )
         trained = self.load_named(self.model, self.sites).trained
         job = _Forgetting(self, trained)

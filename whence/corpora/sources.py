@@ -105,7 +105,7 @@ class _Texts:
         """The columns of the first rows. Raises DataError if there is no row."""
         first = list(itertools.islice(self.rows(), PEEK))
         if not first:
-            raise DataError(f"{self.source} is empty.", "Give a file or split with at least one text.")
+            raise DataError(f"{self.source} is empty: it has no rows.", "Give a file or split with at least one text.")
         return list(dict.fromkeys(name for row in first for name in row.values))
 
     def place(self, number: int) -> str:
