@@ -301,7 +301,9 @@ class Self(Job, Printed):
             save_scores(self.out, found, loaded.titled)
         facts = {"examples": len(loaded.train), "mean": float(found.values.mean()), "top": rows}
         lines = [f"self-influence of {facts['examples']} examples, mean {facts['mean']:.3e} nats"]
-        self.show(facts, "\n".join([*lines, *(f"  {line_text(row)}" for row in rows), loaded.kept(self.out)]))
+        lines += [f"  {line_text(row)}" for row in rows]
+        lines += [f"warning: {found.attrs['warning']}"] if found.attrs.get("warning") else []
+        self.show(facts, "\n".join([*lines, loaded.kept(self.out)]))
 
 
 COMMANDS = {
