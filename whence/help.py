@@ -129,7 +129,7 @@ def _value(hint: Any) -> str:
 
 def _default(field: Any) -> str:
     value = field.default
-    if value is dataclasses.MISSING or value in (None, False, True, (), ""):
+    if value is dataclasses.MISSING or value is None or isinstance(value, bool) or value in ((), ""):
         return (
             ""
             if value is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING

@@ -25,7 +25,7 @@ class QueryOptions:
     prompt: str | None = None
     """A query of your own: its prompt."""
     completion: str | None = None
-    """... and its completion. Begin it with the space that it needs."""
+    """The completion of that prompt. Begin it with the space that it needs."""
     queries: Path | None = None
     """A .jsonl, .csv or .parquet file with a prompt and a completion per row. By default the data's own queries."""
     first: Count | None = None

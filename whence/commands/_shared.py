@@ -68,7 +68,7 @@ class DataOptions(Loading, Stored):
     log: Path | None = None
     """Append a line of JSON for every partition that is computed."""
     quiet: bool = False
-    """No progress bars."""
+    """Show no progress bars."""
     no_check: bool = False
     """Do not check the model on a few examples first; results then say that they are unchecked."""
 

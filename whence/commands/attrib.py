@@ -48,9 +48,9 @@ class Plan(Job, Printed):
     score: int = 0
     """Plan to score as many queries too."""
     rank: Count | None = None
-    """Keep queries at this rank; exact if they fit, else 32, by default."""
+    """Rank of the stored query gradients; by default they are exact if they fit, else of rank 32."""
     precision: Precision = "float32"
-    """Of the products with the training examples' gradients."""
+    """Precision of the products with the training examples' gradients."""
     index: int = 0
     """Plan an index of this width."""
     measure: bool = True
@@ -119,11 +119,11 @@ class Score(QueryOptions, Job, Printed):
     top: int = 8
     """How many of the most helpful and most harmful examples to list."""
     only_top: bool = False
-    """Keep the top-k only, never every score: memory does not grow with the data."""
+    """List the highest and lowest only and keep no other score: memory does not grow with the data."""
     rank: Count | None = None
-    """Keep queries at this rank; exact if they fit, else 32, by default."""
+    """Rank of the stored query gradients; by default they are exact if they fit, else of rank 32."""
     precision: Precision = "float32"
-    """Of the products with the training examples' gradients."""
+    """Precision of the products with the training examples' gradients."""
     relative: Literal["loss", "parameters"] | None = None
     """Divide by how far the example alone moves the model's predictions, or its parameters (RelatIF)."""
     group_by: str | None = None

@@ -264,7 +264,7 @@ class Evaluate(_Setting, Printed):
     methods: str = "dmm,oracle-matching,descent-ascent,fine-tune"
     """Names, with commas; `whence unlearn methods` lists all of them."""
     direction: Literal["unlearned||oracle", "oracle||unlearned"] = "unlearned||oracle"
-    """Of the divergence of KLoM."""
+    """Direction of the divergence in KLoM."""
     bins: Count | None = None
     """Bins of the histograms; a fifth of the models, at most 20, by default."""
     out: Path = Path("out/unlearning.json")
