@@ -107,6 +107,18 @@ class Convolutional(nn.Module):
         return self.e(torch.tanh(self.d(x.flatten(2))).mean(2))
 
 
+class Volumes(nn.Module):
+    """A strided, dilated, padded and grouped convolution over volumes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv3d(2, 4, (3, 2, 3), stride=(2, 1, 1), padding=1, dilation=(1, 2, 1), groups=2)
+        self.b = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.a(x)).mean((2, 3, 4)))
+
+
 class FlatRows(nn.Module):
     """Calls its layer on [b*s, d], as routed models do."""
 
@@ -166,6 +178,12 @@ TABLE: dict[str, Callable[[], tuple[nn.Module, Examples, Task, dict[str, Any]]]]
     "convolutions": lambda: (
         Convolutional(),
         Examples.of((np.random.default_rng(0).normal(size=(5, 2, 9, 8)), np.arange(5) % 3)),
+        Classification(),
+        {},
+    ),
+    "volumes": lambda: (
+        Volumes(),
+        Examples.of((np.random.default_rng(0).normal(size=(5, 2, 4, 5, 3)), np.arange(5) % 3)),
         Classification(),
         {},
     ),

@@ -30,6 +30,7 @@ WRITES = {
     "q": ("q",), "k": ("k",), "v": ("v",),
     "q_proj": ("q",), "k_proj": ("k",), "v_proj": ("v",),
     "query": ("q",), "key": ("k",), "value": ("v",),
+    "in_proj[0]": ("q",), "in_proj[1]": ("k",), "in_proj[2]": ("v",),
     "qkv": ("q", "k", "v"), "c_attn": ("q", "k", "v"), "query_key_value": ("q", "k", "v"),
 }  # fmt: skip
 READS = re.compile(r"(^|\.)(attn|attention|self_attn|self_attention)(\.\w+)*\.(o|o_proj|c_proj|out_proj|dense|out)$")

@@ -10,7 +10,7 @@ rows, that rate splits in two ways:
   passes, at theta + alpha v and theta - alpha v.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -25,8 +25,9 @@ from whence.cache import DataError, Examples, ModelError, Task, TrainedModel
 from whence.cache.model.batches import check_examples
 from whence.cache.model.borrowing import borrowed
 from whence.cache.model.bridge import to_numpy, to_torch
+from whence.cache.model.calls import Call
 from whence.cache.model.capture import layer_calls
-from whence.cache.model.layers import layer_of
+from whence.cache.model.layers import layer_at, layer_of, with_ones
 from whence.cache.model.sites import clean_name, parameters_of
 from whence.cache.model.stateless import named_parameters, stateless
 
@@ -56,24 +57,28 @@ def layer_token_scores(factors: Curvature, queries: Examples, train: Examples) -
         batch = trained.batch(train, planned.rows, pad_to=planned.width)
         total = torch.zeros(len(vectors), len(planned.rows), _width(batch, planned.width), device=trained.device)
         with torch.no_grad():
-            for name, x, g in layer_calls(trained.model, factors.sites, batch, trained.task.loss):
-                total -= _call_products(trained.model, name, x, g, vectors, *total.shape[1:])
+            for call in layer_calls(trained.model, factors.sites, batch, trained.task.loss):
+                total -= _call_products(trained.model, call, vectors, *total.shape[1:])
         _fill(out, planned.rows, batch, train, to_numpy(total))
     return factors.labelled(out, queries, train, last="position")
 
 
 def _call_products(
-    model: nn.Module, name: str, x: Tensor, g: Tensor, vectors: Sequence[Mapping[str, Tensor]], size: int, width: int
+    model: nn.Module, call: Call, vectors: Sequence[Mapping[str, Tensor]], size: int, width: int
 ) -> Float[Tensor, "q b s"]:
     """grad . output(v) of one call of a layer, for every direction, example and position."""
-    module, places = model.get_submodule(name), {id(p): n for n, p in named_parameters(model).items()}
-    own = {n: places[id(p)] for n, p in module.named_parameters(recurse=False) if places.get(id(p)) in vectors[0]}
-    x, g = (t.to(_wide(t.dtype)) if t.is_floating_point() else t for t in (x, g))
-    output = stateless(lambda layer, x: layer.forward(x), module)  # forward: nobody else's hooks run
+    module, layer = layer_at(model, call.module)
+    places = {id(p): n for n, p in named_parameters(model).items()}
+    parameters = dict(_layer_parameters(module))
+    own = {n: places[id(p)] for n, p in parameters.items() if places.get(id(p)) in vectors[0]}
+    x, g = (t.to(_wide(t.dtype)) if t.is_floating_point() else t for t in (call.x, cast(Tensor, call.g)))
 
     def at(values: Mapping[str, Tensor]) -> Tensor:
-        given = {n: p.detach().to(_wide(p.dtype)) for n, p in module.named_parameters(recurse=False)} | dict(values)
-        return output(given, x)
+        given = {n: p.detach().to(_wide(p.dtype)) for n, p in parameters.items()} | dict(values)
+        if isinstance(module, nn.Module):
+            return stateless(lambda layer, x: layer.forward(x), module)(given, x)  # forward: nobody else's hooks run
+        matrix = layer.matrix(module, given, call.group or 0)
+        return with_ones(x, layer.bias_columns(module) > 0) @ matrix.T
 
     zeros = at({n: torch.zeros_like(vectors[0][place]) for n, place in own.items()})
     padding = getattr(module, "padding_idx", None)
@@ -83,13 +88,20 @@ def _call_products(
         if padding is not None:  # autograd gives the padding row no gradient
             values["weight"] = values["weight"].index_fill(0, torch.tensor([padding], device=x.device), 0.0)
         moved = g * (at(values) - zeros)
-        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        if layer.kind == "conv":
             each = moved.sum(1)
         else:
-            features = cast(torch.Tensor, module.weight).ndim if kind_of(module) == "norm" else 1
+            features = module.weight.ndim if layer.kind == "norm" else 1
             each = moved.flatten(-features).sum(-1)
-        found.append(_by_position(each, size, width, clean_name(name)))
+        found.append(_by_position(each, size, width, clean_name(call.module)))
     return torch.stack(found)
+
+
+def _layer_parameters(module: Any) -> Iterable[tuple[str, Tensor]]:
+    """Weight and bias of a layer that is a module, or stands for a parameter that is multiplied by."""
+    if isinstance(module, nn.Module):
+        return module.named_parameters(recurse=False)
+    return [(name, p) for name in ("weight", "bias") if (p := getattr(module, name)) is not None]
 
 
 def kind_of(module: nn.Module) -> str:

@@ -1,7 +1,7 @@
 """The calls of a model's layers in a pass: what each was given, and the gradient at what it returned.
 
-Layers that are modules are seen by hooks. Parameters that a module multiplies by itself (fused experts, routers) are
-seen in torch's own functions, by the memory that the factor lies in.
+Layers that are modules are seen by hooks. Parameters that a module multiplies by itself (fused experts, routers, the
+projections of torch's attention) are seen in torch's own functions, by the memory that the factor lies in.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .layers import Multiplied, layer_at
+from ..errors import ModelError
+from .attention import split
+from .layers import Multiplied, Stacked, is_attention, layer_at
 from .sites import Site
 
 
@@ -51,6 +53,12 @@ class Calls:
 
     def add(self, call: Call, out: Tensor) -> Tensor:
         """Keeps a call; returns its output, from which a graph leads on where one is kept."""
+        if torch._C._functorch.is_functorch_wrapped_tensor(out):
+            raise ModelError(
+                f"{call.module} is called inside a transformed function (torch.vmap, torch.func.grad), where its calls "
+                "cannot be read.",
+                f"Call it on the whole batch, or leave it out: find_sites(model, exclude={call.module!r}).",
+            )
         if not torch.is_grad_enabled():
             self.dead.append(call)
             return out
@@ -72,8 +80,11 @@ def tapped(model: nn.Module, sites: Sequence[Site], calls: Calls, certain: bool 
     """The calls of the sites' layers inside are kept. `certain`: a table of as many rows as examples is theirs."""
     names = dict.fromkeys(name for site in sites for name in site.modules)
     layers = {name: layer_at(model, name)[0] for name in names}
-    factors = {name: layer for name, layer in layers.items() if isinstance(layer, Multiplied)}
+    factors = {name: layer for name, layer in layers.items() if isinstance(layer, (Multiplied, Stacked))}
+    owners = {id(owner): owner for name in names if is_attention(owner := model.get_submodule(name.rpartition(".")[0]))}
     with ExitStack() as stack:
+        for owner in owners.values():
+            stack.enter_context(split(owner))
         for name in names.keys() - factors.keys():
             hook = runner(model, name).register_forward_hook(_tap(calls, name, certain), with_kwargs=True)
             stack.callback(hook.remove)
@@ -118,7 +129,7 @@ class _Products(TorchFunctionMode):
     LINEAR = (F.linear,)  # by the transpose of its second argument
     PRODUCTS = (*LINEAR, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm)
 
-    def __init__(self, calls: Calls, factors: dict[str, Multiplied]):
+    def __init__(self, calls: Calls, factors: dict[str, Multiplied | Stacked]):
         super().__init__()
         self.calls = calls
         self.by_memory = {factor.weight.untyped_storage().data_ptr(): name for name, factor in factors.items()}
@@ -133,11 +144,13 @@ class _Products(TorchFunctionMode):
         return out if name is None else self._added(name, func in self.LINEAR, x, w, out)
 
     def _added(self, name: str, linear: bool, x: Tensor, w: Tensor, out: Tensor) -> Tensor:
-        whole, transposed = self.factors[name].weight, self.factors[name].transposed
-        as_stored = w.stride()[-2:] == whole.stride()[-2:] and w.shape[-2:] == whole.shape[-2:]
+        factor = self.factors[name]
+        whole, transposed = factor.weight, factor.transposed
+        rows = len(whole) // factor.groups if isinstance(factor, Stacked) else whole.shape[-2]
+        as_stored = w.stride()[-2:] == whole.stride()[-2:] and w.shape[-2:] == (rows, whole.shape[-1])
         if (linear == as_stored) == transposed:  # a product with the other side: not a linear map by this parameter
             return out
         call = Call(name, x.detach(), tuple(out.shape), stacked=w.ndim == 3)
-        if w.ndim < whole.ndim:
-            call.group = (w.storage_offset() - whole.storage_offset()) // whole.stride(0)
+        if w.numel() < whole.numel() and w.ndim == 2:  # one of its groups
+            call.group = (w.storage_offset() - whole.storage_offset()) // w.numel()
         return self.calls.add(call, out)

@@ -6,7 +6,7 @@ kept; and the model comes back as it was (training mode, requires_grad, hooks), 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, NumericalError
 from .borrowing import borrowed
-from .calls import Ambiguous, Calls, runner, tapped
+from .calls import Ambiguous, Call, Calls, runner, tapped
 from .layers import layer_at, layer_of
 from .sites import Site
 from .stateless import unwrapped
@@ -222,16 +222,14 @@ def nonfinite(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: 
     return (~finite(seen)).cpu().numpy()
 
 
-def layer_calls(
-    model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective
-) -> list[tuple[str, Tensor, Tensor]]:
-    """Every call of the sites' modules in one forward and one backward pass of `objective(model, batch) -> [b]`, in
-    order: the module's name, its input, and the gradient at its output, both in the shapes of the call, the example
-    first. A call that the objective does not depend on is left out.
+def layer_calls(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective) -> list[Call]:
+    """Every call of the sites' layers in one forward and one backward pass of `objective(model, batch) -> [b]`, in
+    order; its input x and the gradient g at its output have the shapes of the call, the example first. A call that the
+    objective does not depend on is left out.
 
     Raises ModelError for sites whose rows are no positions of the batch."""
     model, size = unwrapped(model), _batch_size(batch)
-    alone = [s.name for s in sites if s.alone or not isinstance(layer_at(model, s.modules[0])[0], nn.Module)]
+    alone = [s.name for s in sites if s.alone]
     if alone:
         raise ModelError(
             f"The rows of {len(alone)} sites are no positions of the text: {', '.join(alone[:3])}.",
@@ -250,7 +248,7 @@ def layer_calls(
         return rows[: len(rows) // calls.size * size] if calls.size > size else rows
 
     found = [(call, places[call.module]) for call in calls.live]
-    return [(call.module, own(call.x, site), own(call.g, site)) for call, site in found if call.g is not None]
+    return [replace(call, x=own(call.x, site), g=own(call.g, site)) for call, site in found if call.g is not None]
 
 
 def _batch_size(batch: Batch) -> int:

@@ -6,7 +6,8 @@ an embedding (whose input is one-hot), or the scale and shift of a normalisation
 vector, kept as a with g = 1). One class a kind; a new kind is one more class in KINDS.
 
 Some modules multiply by a parameter of their own instead of calling a layer: the experts of transformers keep all their
-weights in one parameter [e o i], their routers one [e d]. Each such parameter is a layer too (`Multiplied`).
+weights in one parameter [e o i], their routers one [e d] (`Multiplied`); torch's attention keeps the projections of
+queries, keys and values in one [3d d] (`Stacked`). Each such parameter is a layer too.
 """
 
 from collections.abc import Iterator
@@ -119,12 +120,12 @@ class TransposedLinear(Linear):
 
 
 class Convolution(_Biased):
-    """1-D and 2-D convolutions, each group a linear map over its patches (im2col)."""
+    """1-D, 2-D and 3-D convolutions, each group a linear map over its patches (im2col)."""
 
     kind = "conv"
 
     def matches(self, module: Any) -> bool:
-        return isinstance(module, (nn.Conv1d, nn.Conv2d))
+        return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
 
     def groups(self, module: Any) -> int:
         return module.groups
@@ -143,6 +144,10 @@ class Convolution(_Biased):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
         kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
+        if x.ndim == 5:
+            for axis, (size, step, apart) in enumerate(zip(kernel, stride, dilation), 2):
+                x = x.unfold(axis, (size - 1) * apart + 1, step)[..., ::apart]
+            return x.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4).flatten(1, 3)
         if x.ndim == 3:  # as a picture of height one
             x, kernel, stride, dilation = x.unsqueeze(2), (1, *kernel), (1, *stride), (1, *dilation)
         return F.unfold(x, kernel, dilation=dilation, stride=stride).transpose(1, 2)
@@ -279,8 +284,38 @@ class MultipliedLinear(Linear):
         return super().matrix(module, one, group)
 
 
+class Stacked(NamedTuple):
+    """A parameter [groups*o i] that its module multiplies by in equal parts, each with an input of its own, and the
+    bias beside it: the stand-in for a module."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    groups: int
+    transposed: bool = False
+
+
+class StackedLinear(Linear):
+    """The projections of queries, keys and values of `torch.nn.MultiheadAttention`, each a group."""
+
+    def matches(self, module: Any) -> bool:
+        return isinstance(module, Stacked)
+
+    def groups(self, module: Any) -> int:
+        return module.groups
+
+    def shape(self, module: Any) -> tuple[int, int]:
+        o, i = module.weight.shape
+        return o // module.groups, i + _bias(module)
+
+    def rows(self, module: Any, x: Tensor, g: Tensor, group: int) -> tuple[Rows, Rows]:
+        return with_ones(_flat(x, module.weight.shape[1]), _bias(module)), _flat(g, self.shape(module)[0])
+
+    def matrix(self, module: Any, values: dict[str, Tensor], group: int) -> Tensor:
+        return super().matrix(module, {name: t.chunk(module.groups)[group] for name, t in values.items()}, group)
+
+
 KINDS: tuple[Layer, ...] = (
-    Linear(), TransposedLinear(), Convolution(), Embedding(), Normalisation(), MultipliedLinear(),
+    Linear(), TransposedLinear(), Convolution(), Embedding(), Normalisation(), MultipliedLinear(), StackedLinear(),
 )  # fmt: skip
 
 
@@ -333,7 +368,11 @@ def layer_at(model: nn.Module, name: str) -> tuple[Any, Layer]:
 
 
 def _multiplied(module: nn.Module) -> list[str]:
-    """Parameters of experts [e ...] and of their router [e d], in a module that says how many experts it has."""
+    """Parameters of experts [e ...] and of their router [e d], in a module that says how many experts it has, and of
+    the projections of torch's attention."""
+    if is_attention(module):
+        own = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+        return [name for name in own if getattr(module, name) is not None]
     count = _experts(module)
     found = [name for name, p in module.named_parameters(recurse=False) if p.ndim == 3 and len(p) == count]
     if found or count == 0:
@@ -347,7 +386,15 @@ def _experts(module: nn.Module) -> int:
     return next((value for name in names if isinstance(value := getattr(module, name, None), int)), 0)
 
 
-def _stand_in(module: nn.Module, attribute: str) -> Multiplied:
+def is_attention(module: nn.Module) -> bool:
+    """Whether this is torch's own attention: a subclass with a forward of its own multiplies as it likes."""
+    return isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
+
+
+def _stand_in(module: Any, attribute: str) -> Multiplied | Stacked:
+    if is_attention(module):
+        packed_in = attribute == "in_proj_weight"  # of separate projections the one bias is left out
+        return Stacked(getattr(module, attribute), module.in_proj_bias if packed_in else None, 3 if packed_in else 1)
     bias = getattr(module, "bias" if attribute == "weight" else f"{attribute}_bias", None)
     return Multiplied(
         getattr(module, attribute),

@@ -318,7 +318,7 @@ def _all_sites(model: nn.Module, trained: set[int] | None) -> list[Site]:
             continue
         routed = groups > 1 if isinstance(module, Multiplied) else EXPERT.search(name) is not None
         whole = Site(
-            name=clean_name(name.removesuffix(".weight") if isinstance(module, Multiplied) else name),
+            name=clean_name(name if isinstance(module, nn.Module) else re.sub(r"[._]weight$", "", name)),
             kind=layer.kind,
             shape=layer.shape(module),
             modules=tuple(n for n, _, _ in users),

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tests import cases
 from whence.attrib import EKFAC, Factors
+from whence.attrib.scoring.heads import find_heads
 from whence.attrib.scoring.tokens import directions, step_size, token_embedding
-from whence.cache import DataError, Examples, ModelError, TrainedModel
+from whence.cache import Classification, DataError, Examples, ModelError, TrainedModel
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,27 @@ def test_input_tokens_are_the_rate_s_own_gradient(factors, queries) -> None:
     wanted = (influence(1 + h) - influence(1 - h)) / (2 * h)
     np.testing.assert_allclose(found.values[:, row, t], wanted, rtol=0.05, atol=2e-3 * np.nanmax(np.abs(found.values)))
     assert np.isnan(found.values[:, row, int(trained.train.lengths[row]) :]).all()
+
+
+def test_layer_tokens_of_torch_s_attention_add_up_to_the_influence() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+            self.out = nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.layer(x).mean(1))
+
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    data = Examples.of((rng.normal(size=(6, 5, 8)), rng.integers(0, 3, 6)))
+    fitted = EKFAC().fit(TrainedModel(Encoder(), data, Classification(), quiet=True))
+    heads = {head.name.rpartition("/")[2] for head in find_heads(fitted.sites, 2)}
+    assert heads == {"q0", "q1", "k0", "k1", "v0", "v1", "o0", "o1"}
+    scores = fitted.score(data).values
+    parts = fitted.token_scores(data, by="layer").values
+    np.testing.assert_allclose(parts[..., :5].sum(-1), scores, rtol=1e-4, atol=1e-5 * np.abs(scores).max())
 
 
 def test_what_cannot_be_split_is_refused(factors, queries) -> None:

@@ -163,6 +163,20 @@ def clip() -> nn.Module:
     return CLIPModel(CLIPConfig(text_config=TEXT, vision_config=vision, projection_dim=8))
 
 
+class Encoder(nn.Module):
+    """A classifier of texts from torch's own layers, positions before examples, as they are by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(19, 16), nn.Linear(16, 3)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 24), 2, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = x == 0
+        out = self.encoder(self.embed(x).transpose(0, 1), src_key_padding_mask=padding).transpose(0, 1)
+        return self.head((out * ~padding[..., None]).sum(1))
+
+
 LM = LanguageModelling()
 EXPERTS = GROUPED | {"num_experts_per_tok": 2}
 LLAMA_BLOCKS = {"model.layers.0": None, "model.layers.1": None}
@@ -206,6 +220,7 @@ TABLE: dict[str, Architecture] = {
         classifier("modernbert", **TEXT, local_attention=4, cls_token_id=1, sep_token_id=2, mask_token_id=3),
         labelled_tokens, Classification(), {"model.layers.0": None, "model.layers.1": None},
     ),
+    "torch.nn.Transformer": Architecture(Encoder, labelled_tokens, Classification(), {}),
     "ViT": Architecture(
         image_classifier("vit", **SIZES, image_size=16, patch_size=8), images, Classification(), {"vit.layers.1": 5}
     ),

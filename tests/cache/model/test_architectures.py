@@ -114,6 +114,17 @@ def masked_language_model() -> TrainedModel:
     return bound(BertForMaskedLM(BertConfig(**TEXT)), tokens(), LanguageModelling())
 
 
+class Vectorised(nn.Module):
+    """Calls its layer row by row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(self.layer)(x)
+
+
 def compiled() -> TrainedModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's: it is deprecated
@@ -142,6 +153,9 @@ REFUSED: dict[str, tuple[Callable[[], TrainedModel], str]] = {
         lambda: bound(nn.Sequential(FourBit(nn.Linear(4, 4))), cases.vectors(), sites="*"), "quantised",
     ),
     "a forward pass without a graph": (without_graph, "without a graph"),
+    "a layer inside `torch.vmap`": (
+        lambda: bound(Vectorised(), cases.vectors(), Classification()), "transformed function"
+    ),
     "a model compiled by `torch.jit`": (compiled, r"torch\.jit"),
 }  # fmt: skip
 
