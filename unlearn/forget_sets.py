@@ -78,7 +78,7 @@ def document(train: Examples, title: str | int | Sequence[str | int], column: st
     rows = [row for row, value in enumerate(train.about[column]) if value in titles]
     if not rows:
         raise DataError(
-            f"No training example has the {column} {', '.join(sorted(titles))}.",
+            f"No training example has the {column} {', '.join(sorted(map(str, titles)))}.",
             f"There are, for example, {', '.join(sorted(set(map(str, train.about[column])))[:5])}.",
         )
     return np.sort(train.ids[rows])
