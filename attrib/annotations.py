@@ -74,7 +74,7 @@ def annotated(
         name: ("train", texts_of(train, name)) for name in ("title", "text") if name in train.about
     }
     found |= {"query_text": ("query", text)} if (text := query_texts(queries)) is not None else {}
-    warnings = [caution] if caution else []
+    warnings: list[str] = []
     values = scores.values.sum(-1) if scores.dims[2:] == ("site",) else scores.values
     if logprob is not None:
         found["logprob"] = ("query", logprob)
@@ -87,7 +87,7 @@ def annotated(
             f"The model is certain of the queries with ids {queries.ids[sure][:5].tolist()} (probability 1): the "
             'gradient of their log-probability vanishes, and so do their scores. measure="margin" has one.'
         )
-    return scores.assign_coords(found).assign_attrs(warned(warnings, trained))
+    return scores.assign_coords(found).assign_attrs(warned(warnings, trained, caution))
 
 
 def marked(
@@ -96,8 +96,7 @@ def marked(
     """Scores [query, train] of groups, with the `logprob` of the queries' groups, and `impossible` and
     `attrs["warning"]` if a score is. caution: of the fit, first in the warning."""
     marks, said = _marks(scores, scores.values, logprob)
-    warnings = [*([caution] if caution else []), *said]
-    return scores.assign_coords(logprob=("query", logprob), **marks).assign_attrs(warned(warnings, trained))
+    return scores.assign_coords(logprob=("query", logprob), **marks).assign_attrs(warned(said, trained, caution))
 
 
 def _marks(
@@ -130,11 +129,12 @@ def impossible_text(
     ]
 
 
-def warned(warnings: list[str], trained: TrainedModel) -> dict[str, str]:
-    """The warnings as an attribute; printed too, unless quiet."""
-    text = " ".join(warnings)
-    if text and not trained.quiet:
-        say(f"warning: {text}")
+def warned(warnings: list[str], trained: TrainedModel, caution: str = "") -> dict[str, str]:
+    """The warnings as an attribute, after the caution of the fit; printed too, unless quiet. The fit has printed its
+    caution."""
+    if warnings and not trained.quiet:
+        say(f"warning: {' '.join(warnings)}")
+    text = " ".join([*([caution] if caution else []), *warnings])
     return {"warning": text} if text else {}
 
 

@@ -182,7 +182,7 @@ class Fitted(ABC):
         arrays = {name: (("query", "place"), np.asarray(found)) for name, found in {**values, **beside}.items()}
         attrs = {"units": self.score_units, "method": self.method, "examples": len(train)}
         coords: dict[str, Any] = {"query": queries.ids, "place": np.arange(1, values["helpful"].shape[1] + 1)}
-        warnings = [self.caution] if self.caution else []
+        warnings: list[str] = []
         if (logprob := self.logprobs(queries)) is not None:
             coords["logprob"] = ("query", logprob)
             side = "harmful" if self.measure == "loss" else "helpful"
@@ -190,4 +190,4 @@ class Fitted(ABC):
                 marks = impossible(values[side], logprob, self.measure)
                 warnings += impossible_text(values[side], logprob, marks, queries.ids, ids[side])
                 coords |= {f"{side}_impossible": (("query", "place"), marks)} if marks.any() else {}
-        return xarray.Dataset(arrays, coords=coords, attrs={**attrs, **warned(warnings, self.trained)})
+        return xarray.Dataset(arrays, coords=coords, attrs={**attrs, **warned(warnings, self.trained, self.caution)})

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
-from whence.cache import DataError, Examples, Sites
+from whence.cache import DataError, Examples, Sites, TrainedModel
 from whence.cache.display import bars, render, shaded, table, tails, write_page
 
 if TYPE_CHECKING:
@@ -202,6 +202,14 @@ def report(
         )
     method = f"{scores.attrs.get('method', '')}, damping {scores.attrs.get('damping', '')}"
     return Report(title, lead, queries, list(tables), method, str(scores.attrs.get("warning", "")))
+
+
+def checks(trained: TrainedModel) -> Table:
+    """What was checked before the model was used (`TrainedModel.check`), as a table of the report."""
+    if trained.checks and not trained.verdicts:
+        trained.check()
+    said = [(text,) for text, _ in trained.verdicts.values()] or [("The model was not checked (check=False).",)]
+    return Table(title="Checks of the model", rows=list(dict.fromkeys(said)), head=(), note="")
 
 
 def coverage(sites: Sites) -> Table:

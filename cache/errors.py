@@ -44,7 +44,7 @@ class DataError(WhenceError):
 
 
 class NumericalError(WhenceError):
-    """A computation left the numbers: NaN or infinite loss or gradient, a singular factor."""
+    """A value became non-finite (loss, gradient), or a matrix is singular."""
 
 
 class ResourceError(WhenceError):
@@ -56,7 +56,7 @@ class StoreError(WhenceError):
 
 
 class NotCached(StoreError):
-    """Asked for an artefact that is not there, or not complete."""
+    """The artefact is not stored, or not complete."""
 
 
 class CorruptEntry(StoreError):

@@ -152,7 +152,10 @@ def load(folder: str | Path) -> Any:
     """
     path = Path(folder)
     if not (path / MANIFEST).exists():
-        raise StoreError(f"There is no dictionary in {path}.", f"A dictionary is a folder with {MANIFEST}.")
+        raise StoreError(
+            f"There is no dictionary in {path}.",
+            f"Give a folder that `whence decomp build --out` wrote (it has a {MANIFEST}).",
+        )
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         tensors = path / f"{manifest.get('kind', 'dictionary')}.safetensors"

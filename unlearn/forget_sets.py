@@ -83,8 +83,8 @@ def document(train: Examples, title: str | int | Sequence[str | int], column: st
     rows = [row for row, value in enumerate(train.about[column]) if value in titles]
     if not rows:
         raise DataError(
-            f"No training example has {column} {sorted(titles)}.",
-            f"For instance {sorted(set(map(str, train.about[column])))[:5]} are there.",
+            f"No training example has the {column} {', '.join(sorted(map(str, titles)))}.",
+            f"There are, for example, {', '.join(sorted(set(map(str, train.about[column])))[:5])}.",
         )
     return np.sort(train.ids[rows])
 

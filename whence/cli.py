@@ -98,13 +98,21 @@ def parse(command: type[Any], program: str, arguments: Sequence[str]) -> Any:
 
     from .options import check
 
-    work = tyro.cli(
+    if {"-h", "--help"} & set(arguments):
+        from .help import help_screen
+
+        print(help_screen(command, program))
+        raise SystemExit(0)
+    work, unknown = tyro.cli(
         command,
         prog=program,
         description=help_of(command),
         args=[_current(argument) for argument in arguments],
         config=(tyro.conf.FlagCreatePairsOff,),
+        return_unknown_args=True,
     )
+    if unknown:
+        wrong_option(command, unknown[0], program)
     check(work)
     getattr(work, "precheck", lambda: None)()  # what a command knows to be wrong before anything is loaded
     return work
@@ -132,6 +140,9 @@ def overview(known: dict[str, CommandGroup]) -> str:
             lines += textwrap.wrap(line, 88, initial_indent=head, subsequent_indent=" " * len(head))
             head = " " * len(head)
     lines += [
+        "",
+        "  Start: whence demo, or with a model and texts of your own:",
+        "  whence attrib report --model FOLDER --data texts.jsonl --prompt TEXT --completion TEXT",
         "",
         "  whence GROUP --help, whence GROUP COMMAND --help: options and an example to paste",
         "  --debug: show the traceback of an error    --version",
@@ -177,6 +188,20 @@ def wrong(what: str, given: str, known: list[str], see: str) -> NoReturn:
 
     cure = did_you_mean(given, known, "There are")
     raise UsageError(f"There is no {what} called {given!r}.", f"{cure} See `{see}`.")
+
+
+def wrong_option(command: type[Any], given: str, program: str) -> NoReturn:
+    from whence.cache.errors import UsageError, did_you_mean
+
+    from .help import flags
+
+    name, dash = given.partition("=")[0], given.startswith("-")
+    cure = (
+        did_you_mean(name, flags(command), "It has") if dash else "An option begins with --; quote a text with spaces."
+    )
+    raise UsageError(
+        f"{program} has no {'option' if dash else 'argument'} {name!r}.", f"{cure} See `{program} --help`."
+    )
 
 
 def failed(error: BaseException, debug: bool) -> int:

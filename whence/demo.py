@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from whence import attrib
-from whence.attrib.reporting import Report, Table, coverage, report
+from whence.attrib.reporting import Report, Table, checks, coverage, report
 from whence.attrib.show import shown_passages
 from whence.cache import Examples, LanguageModelling, Store, TrainedModel
 from whence.cache.display import signed, write_page
@@ -33,7 +33,7 @@ from .demo_atoms import AtomsPlan, Subject, atoms_of
 from .demo_digits import CondensingPlan, ForgettingPlan, condensed, forgotten
 from .language_model import Shape, Training, continuation, model_inputs, trained_model
 
-FORMAT = 4  # of the stored parts; raised when their values or how they are computed change
+FORMAT = 5  # of the stored parts; raised when their values or how they are computed change
 # four beginnings in the reference's own words, four in ours
 PROMPTS = (
     'In a generator function, the "return"',
@@ -219,7 +219,7 @@ class _Steps:
             top=plan.shown,
             title="Which passages taught it to say that?",
             lead=lead,
-            tables=[_model_table(self.store, plan, self.factors), coverage(self.factors.sites)],
+            tables=[_model_table(self.store, plan, self.factors), coverage(self.factors.sites), checks(self.trained)],
             notes=notes,
         )
 

@@ -98,7 +98,10 @@ def read_rows(path: Path, split: str = "train") -> Iterator[Row]:
     }  # fmt: skip
     kind = path.suffix.lower()
     if kind not in readers:
-        raise UsageError(f"{path} is no kind of file that is read here.", f"Give one of {', '.join(READABLE)}.")
+        raise UsageError(
+            f"{path}: this kind of file cannot be read.",
+            f'Save it as one of {", ".join(READABLE)}; simplest is .jsonl with one {{"text": ...}} per line.',
+        )
     for row in readers[kind](path):
         for name, value in row.values.items():
             _check_text(name, row.place)

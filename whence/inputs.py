@@ -53,7 +53,8 @@ def load_model(
         return biographies_model(store, quiet=quiet), biographies().vocabulary
     if Path(name).suffix in (".pt", ".pth", ".bin", ".ckpt"):
         raise ModelError(
-            f"{name} holds weights without a model.", "Give a folder written by save_pretrained, or a hub name."
+            f"{name} is a file of weights: it does not say which model they belong to.",
+            "Load them into their model in Python, write model.save_pretrained(FOLDER), and give the folder.",
         )
     from .pretrained import pretrained
 
@@ -81,7 +82,9 @@ def load_data(
     cannot be read.
     """
     if length is not None and context is not None and length > context:
-        raise UsageError(f"The model reads at most {context} tokens, not {length}.", f"Give --length {context}.")
+        raise UsageError(
+            f"The model reads at most {context} tokens, not {length}.", f"Give --length {context} or less."
+        )
     most = length or min(LENGTH, context or LENGTH)
     if context is not None and context < LENGTH and length is None:
         say(f"The model reads at most {context} tokens: longer texts are cut there.")

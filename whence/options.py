@@ -47,7 +47,7 @@ Device = Annotated[
     str,
     Allowed(
         lambda text: bool(re.fullmatch(r"cpu|(cuda|mps|xpu|hpu)(:[0-9]{1,3})?", text)),
-        "one device: cpu, cuda or cuda:1 (a model over several is not supported; bfloat16 halves one)",
+        "cpu, cuda or cuda:1 (one device; if the model does not fit, --dtype bfloat16 halves it)",
     ),
 ]
 

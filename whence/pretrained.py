@@ -205,7 +205,7 @@ def _placed(model: Any, device: str) -> Any:
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
             f"The model cannot be moved to {device}: {str(error).splitlines()[0]}",
-            "Choose a device that torch sees (cpu, cuda).",
+            "Leave --device out, or install a torch that sees this device (docs/gpu.md).",
         ) from error
 
 
@@ -270,7 +270,9 @@ def _explained(name: str, part: str) -> Iterator[None]:
     except OSError as error:
         if "safetensors" not in str(error) or part != "weights":
             raise _failed(name, part, error) from error
-        raise ModelError(f"There are no safetensors weights of {name}.", PICKLE) from error
+        raise ModelError(
+            f"{name} has no weights in safetensors files.", f"{PICKLE} Or check that the copy is whole."
+        ) from error
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
@@ -282,6 +284,11 @@ def _explained(name: str, part: str) -> Iterator[None]:
 
 def _failed(name: str, part: str, error: Exception) -> ModelError:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if part == "configuration" and "connect to" in first:
+        return ModelError(
+            f"There is no folder or file {name!r} here, and the hub, which may have such a model, cannot be reached.",
+            "Check the path: it leads to a folder with config.json, written by save_pretrained.",
+        )
     return ModelError(
         f"The {part} of {name!r} could not be loaded: {type(error).__name__}: {first}",
         "Give demo, biographies, a folder written by save_pretrained, or a hub name if there is a network.",

@@ -37,8 +37,8 @@ class EKFAC(CurvatureMethod):
     Pass two: lambda = E over examples of (Q_S^T G Q_A)^2 with G summed over the example's positions, which puts the
     dependence between positions back on the diagonal. The batches of pass one serve pass two as far as memory allows.
 
-    An eigenbasis turns towards the noise of the labels it was fitted on. Lambda measured on the same labels is then
-    too large along the first directions, as variances along principal components are in the sample that chose them.
+    A basis that was fitted to few sampled labels adapts to their noise. Lambda measured with the same labels is then
+    too large along it, as the variances along principal components are too large in the sample that determined them.
     With many positions per dimension this is negligible; with few it costs accuracy.
 
     Sites whose sums do not fit the memory limit together are fitted in groups, each with its own passes; the result is

@@ -188,8 +188,8 @@ def _probe(examples: Examples, task: Task, model: nn.Module) -> Tensor:
         name, index, size = error.args
         raise DataError(
             f"The example with id {_ids(examples, [longest])} has {examples.lengths[longest]} positions and needs row "
-            f"{index} of {name or 'the embedding'}, which has {size}.",
-            "Cut the texts to the model's length and tokenize with the model's own vocabulary.",
+            f"{index} of the model's table {name or 'the embedding'}, which has {size}.",
+            "If it is too long, shorten it (--length). If not, its tokens are of another vocabulary.",
         ) from None
     except NOT_RUN as error:
         if isinstance(error, (torch.OutOfMemoryError, WhenceError)):

@@ -371,7 +371,7 @@ def _nearest(model: nn.Module, sites: Sequence[Site], pattern: Pattern, kinds: S
             "Choose with kinds=."
         )
     near = near_names(_text(pattern).replace("*", ""), names)
-    return f"{near} There are {len(names)} sites; print(find_sites(model)) lists them."
+    return f"{near} There are {len(names)} sites; `whence attrib sites` and print(find_sites(model)) list them."
 
 
 def parameters_of(model: nn.Module, sites: Sequence[Site], values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,8 @@ from .header import Header, read_header
 from .keys import describe, differences, plain
 from .layout import COMPLETE, ENTRY, FORMAT, KEY, KINDS, VERSION_DIR, entry_path, model_path, pin_path, ref_path
 
+LABELS = "labels"  # in an entry's provenance: input -> what people call that model or data
+
 
 @runtime_checkable
 class Hashed(Protocol):
@@ -29,7 +31,8 @@ class Hashed(Protocol):
 
 @dataclass(frozen=True)
 class Listed:
-    """One line of a listing. bytes: on disk; state: complete, partial or damaged; used: unix time."""
+    """One line of a listing. bytes: on disk; state: complete, partial or damaged; used: unix time; of: what the inputs
+    call it, and the model and data by name where they are known."""
 
     kind: str
     key: str
@@ -42,6 +45,15 @@ class Listed:
     used: float
     names: tuple[str, ...]
     pinned: bool
+    of: str = ""
+
+
+def titled(header: Header) -> str:
+    """What an entry's inputs call it, then its model and data by name where they were known: "ekfac: demo, texts"."""
+    inputs, known = header.inputs, header.provenance.get(LABELS, {})
+    value = next((inputs[name] for name in ("stage", "what", "method", "at") if inputs.get(name)), "")
+    said = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return ": ".join(part for part in (said, ", ".join(dict.fromkeys(known.values()))) if part)
 
 
 class Catalogue:
@@ -105,11 +117,9 @@ class Catalogue:
     def title(self, kind: str, key: str) -> str:
         """What an entry's inputs call it, for tables; empty if they do not."""
         try:
-            inputs = self.header(kind, key).inputs
+            return titled(self.header(kind, key))
         except StoreError:
             return ""
-        value = next((inputs[name] for name in ("stage", "what", "method", "at") if inputs.get(name)), "")
-        return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
     def listing(self) -> list[Listed]:
         """Every entry, by kind and last use."""
@@ -131,7 +141,7 @@ class Catalogue:
         state = "complete" if self.backend.exists(f"{base}/{COMPLETE}") else "partial"
         done = sum(name.endswith(".json") for name in self.backend.list(f"{base}/commits"))
         rows, shards = header.grid.rows, header.grid.count
-        return Listed(kind, key, state, rows, done, shards, size, header.created, used, names, pinned)
+        return Listed(kind, key, state, rows, done, shards, size, header.created, used, names, pinned, titled(header))
 
     def _used(self, path: str) -> float:
         try:

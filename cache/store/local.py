@@ -207,7 +207,8 @@ class LocalBackend(Backend):
             return grown
         except FileNotFoundError as error:
             raise StoreError(
-                f"The folder {folder} cannot be created.", "Point WHENCE_CACHE at a folder that can be written."
+                f"The folder {folder} cannot be created.",
+                "Give a folder that can be written, by --store or WHENCE_CACHE.",
             ) from error
         return grown | {folder.parent}
 

@@ -25,10 +25,10 @@ import numpy as np
 from ..display import Cell, Shown, table
 from ..errors import NotCached, ResourceError, StoreError
 from .backend import Backend
-from .catalogue import Catalogue, Hashed
+from .catalogue import LABELS, Catalogue, Hashed
 from .entry import Entry
 from .header import new_header
-from .keys import key_of
+from .keys import key_of, plain
 from .layout import COMPLETE, ENTRY, FORMERLY, ArraySpec, Grid, entry_path, parse_specs
 from .local import TEMPORARY, LocalBackend, explained
 from .locks import BuildLock, FileLock
@@ -59,6 +59,7 @@ class Store(Catalogue):
 
     root: a path or URL; by default $WHENCE_CACHE, else the user's cache folder.
     events: the requests to this object, in order.
+    labels: fingerprint -> what people call that model or data; entries that are created record it beside their key.
 
     >>> entry = store.put("scores", {"what": "an example"}, {"values": np.ones((2, 3))})
     >>> store.open("scores", {"what": "an example"}).read("values").shape
@@ -70,6 +71,7 @@ class Store(Catalogue):
     def __init__(self, root: str | os.PathLike[str] | None = None):
         super().__init__(_backend_at(root))
         self.events: list[Event] = []
+        self.labels: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"Store({self.root!r})"
@@ -150,6 +152,8 @@ class Store(Catalogue):
             if not self.backend.exists(f"{base}/{ENTRY}"):
                 self.backend.remove(f"{base}/{COMPLETE}")  # it attests a header that was lost; commits stay valid
                 self._check_space(specs)
+            known = {name: self.labels[str(v)] for name, v in plain(inputs).items() if str(v) in self.labels}
+            provenance = {**(provenance or {}), **({LABELS: known} if known else {})}
             header = create_or_resume(self.backend, new_header(kind, key, inputs, grid, specs, about, provenance))
             for value in inputs.values():
                 if isinstance(value, Hashed):

@@ -65,7 +65,11 @@ def test_fit_score_and_self(capsys, tmp_path, loaded) -> None:
     assert len(heads) == 8  # two heads of q, k, v and o
     assert len(facts_of(capsys, "self", "--top", "4")["top"]) == 4
     assert main(["attrib", "score", "--quiet", "--first", "1", "--out", str(tmp_path / "scores.csv")]) == 0
-    assert "helpful" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "helpful" in said
+    assert said.splitlines()[-1] == f"written: {tmp_path / 'scores.csv'}"
+    assert main(["attrib", "self", "--quiet"]) == 0
+    assert f"in {tmp_path}" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_score_by_atom_and_scores_of_an_atom(capsys, tmp_path, loaded) -> None:

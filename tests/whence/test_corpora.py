@@ -129,7 +129,7 @@ def test_bad_files_are_told(name: str, content: str, said: str, tmp_path: Path) 
 
 def test_unknown_inputs(tmp_path: Path) -> None:
     (tmp_path / "a.xls").write_text("a,b")
-    with pytest.raises(UsageError, match="no kind of file"):
+    with pytest.raises(UsageError, match="kind of file cannot be read"):
         load(tmp_path / "a.xls")
     with pytest.raises(DataError, match="There is no file"):
         load(tmp_path / "missing.jsonl")

@@ -6,9 +6,12 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+import xarray as xr
 
-from whence.cache import Store
+from whence.attrib import report
+from whence.cache import Examples, Store
 from whence.corpora import language_reference
 from whence.demo import Plan, demo
 from whence.demo_atoms import AtomsPlan
@@ -62,6 +65,8 @@ def test_page_names_what_it_shows(first) -> None:
     assert "assert: The assert statement" in page
     assert "If &lt;b&gt;x&lt;/b&gt;" in page
     assert "sites cover" in page
+    assert "Checks of the model" in page
+    assert "batching changes nothing" in page
     for name in ("oracles (null)", "no-op", "DMM", "condensed", "chosen by influence", "How long each part took"):
         assert name in page
 
@@ -116,6 +121,21 @@ def test_a_changed_plan_is_another_report(plan, first, tmp_path) -> None:
     assert {e.kind for e in built} <= {"checks", "report", "scores"}
     parts = {store.header(e.kind, e.key).inputs.get("what") for e in built}
     assert {part for part in parts if part and part.startswith("demo")} == {"demo: influence", "demo: atoms"}
+
+
+def test_the_report_does_not_grow_with_the_data(plan) -> None:
+    """It has the passages that it shows, and a curve of a fixed number of points."""
+    corpus, sizes = plan.corpus, []
+    for count in (1_000, 10_000):
+        rows = np.arange(count) % len(corpus.train)
+        about = {name: [values[n] for n in rows] for name, values in corpus.train.about.items()}
+        texts = Examples({"input_ids": [corpus.train.columns["input_ids"][n] for n in rows]}, np.arange(count), about)
+        queries = corpus.queries.select([0])
+        values = np.random.default_rng(0).normal(size=(1, count))
+        coords = {"query": queries.ids, "train": texts.ids}
+        scores = xr.DataArray(values, coords, ("query", "train"), attrs={"units": "nats", "method": "ekfac"})
+        sizes.append(len(report(scores, replace(corpus, train=texts, queries=queries)).html()))
+    assert sizes[1] < 1.1 * sizes[0]
 
 
 def test_a_warm_run_does_not_import_transformer_lens() -> None:

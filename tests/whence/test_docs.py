@@ -19,8 +19,9 @@ FACADES = {
     "unlearn": "whence.unlearn",
     "corpora": "whence.corpora",
 }
-IMPORTED = {*FACADES.values(), "whence", "whence.inputs", "whence.unlearn.condense"}  # what documents may import from
-PAGES = sorted(DOCS.glob("*.md"))
+# what documents may import from
+IMPORTED = {*FACADES.values(), "whence", "whence.inputs", "whence.unlearn.condense", "whence.cache.retrain.replicas"}
+PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("explanation/*.md"), *DOCS.glob("reference/*.md")])
 # section with the table, registry, and where the classes are
 REGISTRIES = {
     "attrib": ("Methods", "whence.attrib", "METHODS", "whence.attrib"),
@@ -45,7 +46,7 @@ def code() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_page_has_units_limits_and_sources(package: str) -> None:
-    page = (DOCS / f"{package}.md").read_text("utf-8")
+    page = (DOCS / "explanation" / f"{package}.md").read_text("utf-8")
     heads = re.findall(r"^## (.*)$", page, re.MULTILINE)
     assert {"Conventions and units", "When not to trust it"} <= set(heads)
     assert package == "cache" or {"The equation", "The equations"} & set(heads)
@@ -111,9 +112,9 @@ def test_links_lead_somewhere(path: Path) -> None:
     assert links or path.stem != "README", "no link was found on the page of links"
     for target in links:
         name, _, anchor = target.partition("#")
-        assert name.startswith("http") or (DOCS / name).exists(), target
+        assert name.startswith("http") or (path.parent / name).exists(), target
         if anchor:
-            heads = re.findall(r"^#+ (.*)$", (DOCS / name).read_text("utf-8"), re.MULTILINE)
+            heads = re.findall(r"^#+ (.*)$", (path.parent / name).read_text("utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^a-z0-9]+", "-", head.lower()).strip("-") for head in heads}, target
 
 
@@ -131,6 +132,18 @@ def has_docstring(name: str, value: object) -> bool:
     return bool(text) and not text.startswith(f"{name}(")  # that is what dataclasses and tuples write by themselves
 
 
-@pytest.mark.parametrize("block", blocks((DOCS / "tasks.md").read_text("utf-8")))
-def test_the_page_of_tasks_runs(block: str) -> None:
-    exec(compile(block, "tasks.md", "exec"), {"__name__": "tasks_page"})
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_has_a_how_to_an_explanation_and_a_reference(package: str) -> None:
+    """Each links to the two others, and the how-to to what was measured."""
+    how, explained, reference = (DOCS / folder / f"{package}.md" for folder in ("", "explanation", "reference"))
+    assert f"(explanation/{package}.md)" in how.read_text("utf-8")
+    assert f"(reference/{package}.md)" in how.read_text("utf-8")
+    assert f"(results.md#{package})" in how.read_text("utf-8")
+    for page in (explained, reference):
+        assert f"(../{package}.md)" in page.read_text("utf-8")
+    assert "automodule:: whence." in reference.read_text("utf-8")
+
+
+def test_every_result_is_on_the_page_of_results() -> None:
+    listed = set(re.findall(r"\(\.\./benchmarks/results/(\w+)\.md\)", (DOCS / "results.md").read_text("utf-8")))
+    assert listed == {path.stem for path in (ROOT / "benchmarks" / "results").glob("*.md")}

@@ -194,7 +194,9 @@ class Condensed:
         path = checked_path(path)
         for needed in (path, card_path(path)):
             if not needed.exists():
-                raise DataError(f"There is no {needed}.", "Give the .npz or .safetensors file, its card beside it.")
+                raise DataError(
+                    f"There is no file {needed}.", "Give the .npz or .safetensors file, its card beside it."
+                )
         try:
             card = json.loads(card_path(path).read_text())
             arrays = _read(path)

@@ -97,6 +97,12 @@ class Answered:
     def present(self, answer: Answer) -> None:
         raise NotImplementedError
 
+    @property
+    def kept(self) -> str:
+        """Where the result is, as the last line says."""
+        out = getattr(self, "out", None)
+        return f"written: {out}" if out is not None else f"stored in {self.open_store().root}; --out FILE writes a file"
+
     def precheck(self) -> None:
         """An answer that is stored was checked when it was computed."""
         if self._stored is None:

@@ -81,7 +81,7 @@ class Index(Compressed, Job, Printed):
             text += f"\nthe lists find {facts['recall_of_scan']:.3f} of the {CANDIDATES} best of a scan"
         if self.check > 0:
             text += f"\nwith {facts['checked']} training examples as queries, {recall_line(facts, CANDIDATES)}"
-        self.show(facts, text)
+        self.show(facts, f"{text}\nin {loaded.store.root}: `whence attrib query` answers from it")
 
     def _recall(self, loaded: Attribution, index: "Built") -> dict[str, Any]:
         rows = np.random.default_rng(0).permutation(len(loaded.train))[: self.check]
@@ -114,7 +114,7 @@ class Query(Answered, QueryOptions, Compressed, Job, Printed):
     top: Count = 10
     """Listed."""
     rerank: bool = True
-    """Score the candidates exactly."""
+    """Score the candidates exactly; --no-rerank lists them by the scores of the index."""
     check: bool = False
     """Score everything as well, and report recall@10 of the index alone and after the rerank."""
     out: Path | None = None
@@ -145,7 +145,8 @@ class Query(Answered, QueryOptions, Compressed, Job, Printed):
         check = f"\n\n{recall_line(facts, facts['candidates'])}" if self.check else ""
         if self.out is not None:
             save_table(self.out, rows_of_lists(facts["queries"]))
-        self.show(facts, lists_text(facts["queries"]) + check)
+        end = f"from the index {facts['index'][:12]}; {self.kept}"
+        self.show(facts, f"{lists_text(facts['queries'])}{check}\n\n{end}")
 
 
 def recalls(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(MethodOptions, ModelOptions):
-    """A trained model and an attribution method."""
+    """The layers and examples that are used."""
 
     sites: tuple[str, ...] = ("*.mlp.*",)
     """Layers that are attributed, by name; "*" for every linear layer."""

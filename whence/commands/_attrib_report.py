@@ -30,7 +30,7 @@ class Report(Answered, QueryOptions, Job):
     """Passages shown that lower it."""
 
     def answer(self) -> Answer:
-        from whence.attrib.reporting import coverage, report
+        from whence.attrib.reporting import checks, coverage, report
         from whence.attrib.show import shown_passages
 
         loaded = self.load()
@@ -42,7 +42,7 @@ class Report(Answered, QueryOptions, Job):
         docs = replace(loaded.corpus, train=loaded.train, queries=queries)
         page = report(
             scores, docs, by_site=split, tokens=tokens, top=self.top, bottom=self.bottom,
-            lead=f"{self.model} on {self.data}", tables=[coverage(loaded.factors.sites)],
+            lead=f"{self.model} on {self.data}", tables=[coverage(loaded.factors.sites), checks(loaded.trained)],
         )  # fmt: skip
         return Answer({"queries": len(queries), "examples": len(loaded.train)}, page=page.html())
 

@@ -69,6 +69,7 @@ class Select(QueryOptions, Job, Printed):
         for row in rows:
             del row["nats"]
         lines = [f"  {row['id']:>10}  {row['title']}" for row in rows[:10]]
-        head = f"{len(ids)} of {len(loaded.train)} examples by {self.how}" + (f": {self.out}" if self.out else "")
+        head = f"{len(ids)} of {len(loaded.train)} examples by {self.how}"
         more = ["  ..."] if len(rows) > len(lines) else []
-        self.show({"how": self.how, "selected": rows}, "\n".join([head, *lines, *more]))
+        where = f"written: {self.out}" if self.out else "--out FILE writes the ids"
+        self.show({"how": self.how, "selected": rows}, "\n".join([head, *lines, *more, where]))

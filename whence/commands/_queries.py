@@ -22,12 +22,12 @@ PAIR = ("prompt", "completion")
 
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions(Columns):
-    """The queries."""
+    """Which queries are scored."""
 
     prompt: str | None = None
     """A query of your own: its prompt."""
     completion: str | None = None
-    """... and its completion. Begin it with the space that it needs."""
+    """The completion of that prompt. Begin it with the space that it needs."""
     queries: Path | None = None
     """A .jsonl, .csv or .parquet file with a prompt and a completion per row. By default the data's own queries."""
     first: Count | None = None
@@ -168,7 +168,13 @@ def save_scores(path: Path, scores: Any) -> None:
     elif path.suffix in ENDINGS:
         save_table(path, table.to_dataframe().reset_index())
     else:
-        raise UsageError(f"{path} has no known ending.", f"Name it .npz, {', '.join(ENDINGS)}.")
+        check_ending(path)
+
+
+def check_ending(path: Path | None, endings: tuple[str, ...] = (".npz", *ENDINGS)) -> None:
+    """Raise UsageError for a file that cannot be written, by its ending: before the work, not after it."""
+    if path is not None and path.suffix not in endings:
+        raise UsageError(f"{path} has no known ending.", f"Name it {', '.join(endings)}.")
 
 
 def save_ids(path: Path, ids: np.ndarray) -> None:

@@ -39,10 +39,11 @@ def split_settings(kind: type, texts: Sequence[str]) -> list[tuple[str, str, str
     for text in texts:
         name, equals, value = text.partition("=")
         name, _, inner = name.strip().replace("-", "_").partition(".")
-        if not equals or name not in own:
-            raise UsageError(
-                f"set: {called(kind)} has no setting {text!r}.", did_you_mean(name, own, "Give name=value; it has")
-            )
+        if name not in own:
+            cure = did_you_mean(name, own, "Its settings are")
+            raise UsageError(f"--set: {called(kind)} has no setting {text!r}.", cure)
+        if not equals:
+            raise UsageError(f"--set: {name} has no value.", f"Write {name}=VALUE.")
         found.append((name, inner, value))
     return found
 

@@ -87,7 +87,7 @@ class DataOptions(Loading, Columns, Stored):
     log: Path | None = None
     """Append a line of JSON for every partition that is computed."""
     quiet: bool = False
-    """No progress bars."""
+    """Show no progress bars."""
     no_check: bool = False
     """Do not check the model on a few examples first; results then say that they are unchecked."""
 
@@ -111,6 +111,9 @@ class DataOptions(Loading, Columns, Stored):
             positions=self.positions, quiet=self.quiet, cluster=self.cluster,
             log=None if self.log is None else str(self.log), **unchecked,
         )  # fmt: skip
+        place, where = Path(name), Path(self.data)
+        store.labels[trained.fingerprint()] = str(place.resolve()) if place.exists() else name
+        store.labels[corpus.train.fingerprint] = str(where.resolve()) if where.exists() else self.data
         return Loaded(trained, corpus)
 
 
@@ -137,6 +140,15 @@ class Loaded:
     def store(self) -> "Store":
         assert self.trained.store is not None  # a command has one
         return self.trained.store
+
+    def kept(self, out: Path | None = None) -> str:
+        """Where the result of a command is: the file, else the entry of the store that it used last."""
+        if out is not None:
+            return f"written: {out}"
+        event = self.store.events[-1] if self.store.events else None
+        if event is None:
+            return "nothing was stored; --out FILE writes a file"
+        return f"stored: {event.kind} {event.key[:12]} in {self.store.root}; --out FILE writes a file"
 
     @cached_property
     def titled(self) -> "Titled":

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from whence.cache.display.files import rows_of_lists, save_table
+from whence.cache.display.files import ENDINGS, rows_of_lists, save_table
 from whence.cache.errors import UsageError
 from whence.options import Count
 
@@ -21,6 +21,7 @@ from ._attrib_tokens import Tokens
 from ._names import Sites
 from ._queries import (
     QueryOptions,
+    check_ending,
     described,
     entries_of,
     entry_of,
@@ -51,13 +52,13 @@ class Plan(Job, Printed):
     score: int = 0
     """Plan to score as many queries too."""
     rank: Count | None = None
-    """Keep queries at this rank; exact if they fit, else 32, by default."""
+    """Rank of the stored query gradients; by default they are exact if they fit, else of rank 32."""
     precision: Precision = "float32"
-    """Of the products with the training examples' gradients."""
+    """Precision of the products with the training examples' gradients."""
     index: int = 0
     """Plan an index of this width."""
     measure: bool = True
-    """Run a small batch to estimate the time."""
+    """Run a small batch to estimate the time; --no-measure skips it, and the time."""
 
     def run(self) -> None:
         from whence.attrib.plan import make_plan, refuse
@@ -101,7 +102,8 @@ class Fit(Job, Printed):
             }  # fmt: skip
         head = f"{fitted}\n{fitted.sites.summary}" if isinstance(fitted, Factors) else f"{fitted.method}, fitted"
         key = f"key {facts['key'][:12]}, " if facts.get("key") else ""
-        self.show(facts, f"{head}\n{key}{'read from the store' if facts['from_store'] else 'fitted'}, {seconds:.1f} s")
+        how = "read from the store" if facts["from_store"] else "fitted"
+        self.show(facts, f"{head}\n{key}{how}, {seconds:.1f} s, in {loaded.store.root}")
 
 
 Methods = methods_command("attribution", "whence attrib methods", "whence.attrib")
@@ -122,11 +124,11 @@ class Score(Answered, QueryOptions, Job, Printed):
     top: int = 8
     """How many of the most helpful and most harmful examples to list."""
     only_top: bool = False
-    """Keep the top-k only, never every score: memory does not grow with the data."""
+    """List the highest and lowest only and keep no other score: memory does not grow with the data."""
     rank: Count | None = None
-    """Keep queries at this rank; exact if they fit, else 32, by default."""
+    """Rank of the stored query gradients; by default they are exact if they fit, else of rank 32."""
     precision: Precision = "float32"
-    """Of the products with the training examples' gradients."""
+    """Precision of the products with the training examples' gradients."""
     relative: Literal["loss", "parameters"] | None = None
     """Divide by how far the example alone moves the model's predictions, or its parameters (RelatIF)."""
     group_by: str | None = None
@@ -161,6 +163,10 @@ class Score(Answered, QueryOptions, Job, Printed):
     def _whole(self) -> bool:
         """Whether scores [query, train] are computed, of which lists of any length are made."""
         return not (self.only_top or self.group_by or self.one_query or self.heads or self.dictionary)
+
+    def precheck(self) -> None:
+        check_ending(self.out, tuple(ENDINGS) if self.only_top else (".npz", *ENDINGS))
+        super().precheck()
 
     def answer(self) -> Answer:
         loaded = self.load()
@@ -286,7 +292,7 @@ class Score(Answered, QueryOptions, Job, Printed):
             lines.append(f"warning: {more['warning']}")
         if more.get("scanned", 1.0) < 1.0:
             lines.append(f"{more['scanned']:.1%} of the training examples scored, by {self.prefilter}")
-        self.show({"queries": entries, **more}, "\n\n".join([*lines, *answer.facts["notes"]]))
+        self.show({"queries": entries, **more}, "\n\n".join([*lines, *answer.facts["notes"], self.kept]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +313,10 @@ class Self(Answered, Job, Printed):
     def free(self) -> tuple[str, ...]:
         return ("top",)
 
+    def precheck(self) -> None:
+        check_ending(self.out)
+        super().precheck()
+
     def answer(self) -> Answer:
         loaded = self.load()
         return Answer({}, described(loaded.fitted.self_influence(), loaded.titled))
@@ -320,7 +330,9 @@ class Self(Answered, Job, Printed):
             save_scores(self.out, found)
         facts = {"examples": len(ids), "mean": float(found.values.mean()), "top": rows}
         lines = [f"self-influence of {facts['examples']} examples, mean {facts['mean']:.3e} nats"]
-        self.show(facts, "\n".join(lines + [f"  {line_text(row)}" for row in rows]))
+        lines += [f"  {line_text(row)}" for row in rows]
+        lines += [f"warning: {found.attrs['warning']}"] if found.attrs.get("warning") else []
+        self.show(facts, "\n".join([*lines, self.kept]))
 
 
 COMMANDS = {

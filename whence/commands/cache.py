@@ -33,10 +33,10 @@ class Ls(Stored, Printed):
 
     def run(self) -> None:
         lines = [line for line in self.open_store().listing() if self.kind in (None, line.kind)]
-        text = [f"{'kind':12} {'key':12} {'rows':>10} {'size':>9} {'state':9} {'used':>8}  names"]
+        text = [f"{'kind':12} {'key':12} {'rows':>10} {'size':>9} {'state':9} {'used':>8}  of, names"]
         for line in lines:
             state = line.state if line.state != "partial" else f"{line.shards_done}/{line.shards}"
-            names = ", ".join([*line.names, *(["(pinned)"] if line.pinned else [])])
+            names = "  ".join([line.of, *line.names, *(["(pinned)"] if line.pinned else [])])
             text.append(
                 f"{line.kind:12} {line.key[:12]:12} {line.rows:>10} {human(line.bytes):>9} {state:9} "
                 f"{_ago(line.used):>8}  {names}".rstrip()

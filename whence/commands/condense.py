@@ -44,7 +44,7 @@ class Run(Stored, Printed):
     per_class: Count = 1
     """Synthetic examples per class."""
     outer: Count = 100
-    """Fresh networks."""
+    """Outer steps, each with a newly initialised network."""
     inner: Count | None = None
     """Matching steps with each; the published number for this many per class by default."""
     epochs: Count | None = None
@@ -74,7 +74,7 @@ class Run(Stored, Printed):
     device: Device | None = None
     """The device of the computation: cpu, cuda, cuda:1; JAX's own by default."""
     quiet: bool = False
-    """No progress bar."""
+    """Show no progress bar."""
 
     def run(self) -> None:
         from whence.unlearn.condense import METHODS, Settings, Training, condense, network

@@ -24,6 +24,7 @@ from ._decomp_source import (
     table_text,
 )
 from ._names import Hooks
+from ._settings import registered
 from ._shared import Printed, Tabled
 
 
@@ -66,6 +67,11 @@ class Build(Source, Printed):
     """itda, partition: activations compared at once; sae, mpsae: activations per step. By default the builder's own."""
     tokens: Count | None = None
     """sae, mpsae: activations trained on, shuffled and repeated; as many as there are by default."""
+
+    def precheck(self) -> None:
+        from whence.decomp import BUILDERS
+
+        registered(BUILDERS, self.builder, what="builder")
 
     def run(self) -> None:
         from whence.cache.model.names import known_as
@@ -112,8 +118,7 @@ class Build(Source, Printed):
         from whence.decomp import BUILDERS, ITDA, Calibrated
         from whence.decomp.builders import MPSAE
 
-        if self.builder not in BUILDERS:
-            raise UsageError(f"There is no builder {self.builder!r}.", f"Choose one of {', '.join(BUILDERS)}.")
+        self.precheck()
         size, chosen = self.size or None, BUILDERS[self.builder]
         if chosen is MPSAE:
             start, trained = replace(self, builder="itda", batch=None), {"batch": self.batch, "tokens": self.tokens}

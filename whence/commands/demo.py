@@ -26,7 +26,7 @@ class Demo(Stored):
     device: Device = "cpu"
     """The device of the models: cpu, cuda, cuda:1."""
     quiet: bool = False
-    """No progress bars."""
+    """Show no progress bars."""
 
     def run(self) -> None:
         from whence.demo import demo

@@ -63,6 +63,8 @@ class Datamodel(Stored, Printed):
 
 @dataclass(frozen=True, kw_only=True)
 class _Setting(ClassifierOptions):
+    """The forget set, the ensemble and the datamodel."""
+
     forget: str = "random:20"
     """random:20, random:20:3 (a seed), neighbours:17:20 (of example 17, in its class), class:8:20, 3,17,29, a file."""
     models: Count = 32
@@ -266,7 +268,7 @@ class Evaluate(_Setting, Printed):
     methods: str = "dmm,oracle-matching,descent-ascent,fine-tune"
     """Names, with commas; `whence unlearn methods` lists all of them."""
     direction: Literal["unlearned||oracle", "oracle||unlearned"] = "unlearned||oracle"
-    """Of the divergence of KLoM."""
+    """Direction of the divergence in KLoM."""
     bins: Count | None = None
     """Bins of the histograms; a fifth of the models, at most 20, by default."""
     out: Path = Path("out/unlearning.json")

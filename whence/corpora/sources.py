@@ -82,7 +82,7 @@ def load(
     if column is None:
         raise DataError(
             f"{source} has no column of text called {text or 'text'!r}.",
-            f"Name one of its columns: {', '.join(known)}.",
+            f"Name the column of the texts: --text-column, or columns={{'text': ...}}. It has: {', '.join(known)}.",
         )
     if column == "input_ids" and vocabulary is None:
         raise UsageError(f"{source} has tokens, not texts.", "Give the vocabulary that they are written in.")
@@ -106,7 +106,7 @@ class _Texts:
         """The columns of the first rows. Raises DataError if there is no row."""
         first = list(itertools.islice(self.rows(), PEEK))
         if not first:
-            raise DataError(f"{self.source} holds no rows.", "Give a file or split with at least one text.")
+            raise DataError(f"{self.source} is empty: it has no rows.", "Give a file or split with at least one text.")
         return list(dict.fromkeys(name for row in first for name in row.values))
 
     def place(self, number: int) -> str:
@@ -236,7 +236,7 @@ def _say_changes(texts: _Texts, count: int, numbers: np.ndarray, length: int) ->
 
 def _hub(name: str, split: str) -> Iterator[Row]:
     if Path(name).suffix.lower() in READABLE:
-        raise DataError(f"There is no file {name}.", "Give the path of a file that is there.")
+        raise DataError(f"There is no file {name}.", f"Check the path; it starts at {Path.cwd()}.")
     try:
         from datasets import load_dataset
     except ImportError as error:

@@ -146,6 +146,15 @@ def test_a_missing_entry_names_the_nearest_and_what_differs(place):
         place.open("scores", {"model": "aaaa", "task": {"kind": "lm", "seed": 2}})
 
 
+def test_a_listing_names_the_model_and_the_data_and_no_key_depends_on_them(place, tmp_path):
+    inputs, arrays = {"what": "scores", "model": "0a1b", "data": "2c3d"}, {"values": np.zeros(2)}
+    place.labels |= {"0a1b": "gpt2", "2c3d": "texts.jsonl", "4e5f": "another"}
+    entry = place.put("scores", inputs, arrays)
+    (line,) = Store(place.root).listing()
+    assert line.of == "scores: gpt2, texts.jsonl" or line.of == "scores: texts.jsonl, gpt2"
+    assert entry.key == Store(tmp_path / "unnamed").put("scores", inputs, arrays).key
+
+
 def test_the_same_inputs_with_other_arrays_are_refused(place):
     place.put("scores", {"m": 1}, {"x": np.zeros(3)})
     with pytest.raises(errors.StoreError, match="'x' differ"):
