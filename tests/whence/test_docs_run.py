@@ -30,6 +30,11 @@ def loss(model, rows):
     return nn.functional.cross_entropy(model(batch["x"]), batch["y"])
 
 """,
+    "unlearn": """
+from tests.unlearn import cases
+
+language_model, texts = cases.readers().module(0), cases.text()
+""",
 }
 
 
