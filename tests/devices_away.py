@@ -16,7 +16,7 @@ from tests.attrib.methods.test_contract import Problem
 from tests.away import NAME, Away
 from tests.golden import frozen
 from tests.golden import models as given
-from tests.golden.artefacts import ARTEFACTS, NEWER
+from tests.golden.artefacts import ARTEFACTS, NEWER, REDEFINED
 from tests.golden.unlearning import UNLEARNING, UNLEARNING_TEXT
 from whence import attrib, decomp, unlearn
 from whence.cache import Bank, Classification, DataError, Store, TrainedModel
@@ -91,7 +91,10 @@ def elsewhere(init: Callable[..., None]) -> Callable[..., None]:
 @pytest.mark.parametrize("name", CASES)
 def test_on_another_device(name: str, tmp_path) -> None:
     made = ARTEFACTS[name](Store(tmp_path))
-    frozen.compare(made.values, FROZEN[name], made_anew=True)
+    if name in REDEFINED:
+        assert {part: frozen.shape_of(value) for part, value in made.values.items()} == FROZEN[name].shapes
+    else:
+        frozen.compare(made.values, FROZEN[name], made_anew=True)
 
 
 @pytest.mark.parametrize("name", sorted(NEWER & set(attrib.METHODS)))

@@ -292,8 +292,8 @@ class ModelPass:
         width = int(self.examples.lengths[longest])
         if each > limit:
             raise ResourceError(
-                f"One example of {width} positions needs about {human(each)} at these sites, over the {human(limit)} "
-                "that the memory limit leaves to one batch.",
+                f"One example of {width} positions needs about {human(each)} at these sites, over the limit of "
+                f"{human(limit)} for one batch.",
                 f"Raise the memory limit to {human(4 * each)}, choose fewer sites, or cut the sequences shorter.",
             )
         return int(min(max(limit // max(each, 1), 1) * width, max(BATCH_POSITIONS, width)))

@@ -49,7 +49,7 @@ def centred(scores: np.ndarray) -> np.ndarray:
     return scores - scores.sum(1, keepdims=True) * lengths / lengths.sum()
 
 
-@pytest.mark.parametrize("optimiser", [SGD(1e-3, momentum=0.0), SGD(5e-4, momentum=0.5), AdamW(1e-2, eps=10.0)])
+@pytest.mark.parametrize("optimiser", [SGD(2e-4, momentum=0.0), SGD(1e-4, momentum=0.5), AdamW(2e-3, eps=10.0)])
 def test_a_short_run_moves_by_its_summed_rates(optimiser: Any) -> None:
     """So early that curvature does not count, the scores are the exact derivative of training, in nats."""
     with jax.enable_x64(True):

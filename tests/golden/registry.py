@@ -53,7 +53,7 @@ DROPPED = {name: {"stored losses"} for name in ("bank/models", "unlearn/GradDiff
 # names of artefacts whose kind in the store has another name since -> that name; see FORMERLY
 RENAMED = {"datamodel/": "datamodel", "condense/": "condensed"}
 # methods that came after the freeze, of which nothing is frozen
-NEWER = {"adamw", "bif", "daunce", "mpsae"}
+NEWER = {"adamw", "ast", "bif", "daunce", "lgm", "mpsae", "mtt"}
 ARTEFACTS: dict[str, Callable[[Store], Made]] = {}
 READERS: dict[str, Callable[[Store, str], dict[str, np.ndarray]]] = {}
 

@@ -302,7 +302,7 @@ def test_bad_input_is_named():
     with pytest.raises(ModelError, match="does not fit"):
         condense(image_pool(), Settings(network=ConvNet(3, 4), per_class=1))
     with pytest.raises(UsageError, match="no condensation method"):
-        Settings(method="mtt")
+        Settings(method="mtd")
     with pytest.raises(UsageError, match="learning rate"):
         Settings(lr=0.0)
     with pytest.raises(UsageError, match="per_class"):

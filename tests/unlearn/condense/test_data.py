@@ -114,7 +114,7 @@ def test_selection_needs_finite_features_and_scores_for_influence_alone():
     for features in (pool.x[:5], np.full_like(pool.x, np.nan)):
         with pytest.raises(DataError, match="one finite row"):
             select(pool, "herding", 2, features=features)
-    with pytest.raises(UsageError, match="needs scores"):
+    with pytest.raises(UsageError, match="need scores"):
         select(pool, "influence", 2)
 
 
