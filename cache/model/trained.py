@@ -199,7 +199,7 @@ class TrainedModel:
         """
         wanted = self.sites if sites is None else sites
         found = wanted if isinstance(wanted, Sites) else find_sites(self.model, wanted, quiet=self.quiet)
-        self._check_data(self.train)
+        self.check_data(self.train)
         rows = probe_rows(self.train.lengths, self.positions)  # several: a routed layer sees some examples only
         sound = placed(self.model, found, self.batch(self.train, rows), self.task.loss)
         unused = [name for name in found.names if name not in sound.names]
@@ -217,7 +217,8 @@ class TrainedModel:
         """Fingerprints of examples that the task and the model can be run on: they are checked once."""
         return set()
 
-    def _check_data(self, examples: Examples) -> None:
+    def check_data(self, examples: Examples) -> None:
+        """Raise DataError or ModelError, with ids, for examples that the task and the model cannot be run on."""
         if examples.fingerprint not in self._sound:
             check_data(examples, self.task, self.model)
             self._sound.add(examples.fingerprint)
@@ -237,7 +238,7 @@ class TrainedModel:
         if a check of the model fails (see `check`).
         """
         examples = self.train if examples is None else examples
-        self._check_data(examples)
+        self.check_data(examples)
         run = ModelPass(self, examples, sites, objective, seed, positions or self.positions)
         run = replace(run, positions=run.batch_positions())
         if self.checks:

@@ -12,6 +12,7 @@ from .tiny import saved, texts_file
 
 MODEL = "--model model --data texts.jsonl --quiet"
 QUERY = "--prompt=the_quick --completion=_brown_fox"
+LONG = f"--prompt=the_quick --completion={40 * '_brown_fox'}"
 # what is typed (a _ in a query is a space), the exit code, what the error says, what it says to do
 ERRORS = [
     ("atrib", 2, "no command called 'atrib'", "Did you mean 'attrib'?"),
@@ -32,6 +33,7 @@ ERRORS = [
     (f"attrib score {MODEL} {QUERY} --method ekfca", 2, "no method 'ekfca'", "Did you mean 'ekfac'?"),
     (f"attrib score {MODEL} {QUERY} --set labls=true", 2, "ekfac has no setting", "Did you mean 'labels'?"),
     (f"attrib score {MODEL} {QUERY} --set labels", 2, "labels has no value", "labels=VALUE"),
+    (f"attrib score {MODEL} {LONG}", 1, "has 82 positions", "shorten it"),
     (f"attrib score {MODEL} {QUERY} --length 4096", 2, "at most 64 tokens, not 4096", "--length 64 or less"),
     (f"attrib score {MODEL} {QUERY} --device cuda:9", 1, "cannot be moved to cuda:9", "Leave --device out"),
     (f"attrib score {MODEL} {QUERY} --memory lots", 2, "--memory cannot be 'lots'", "4GB"),
@@ -88,3 +90,4 @@ def test_says_what_is_wrong_and_what_to_do(
     assert said in cause
     assert cure in advice
     assert "Traceback" not in error
+    assert not [*(place / "store").glob("v1/factors/*")], "fitted before the error"

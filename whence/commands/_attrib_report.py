@@ -34,7 +34,7 @@ class Report(Answered, QueryOptions, Job):
         from whence.attrib.show import shown_passages
 
         loaded = self.load()
-        queries = self.read_queries(loaded.corpus)
+        queries = self.read_queries(loaded)
         scores = loaded.factors.score(queries)  # read from the store if `attrib score` has computed them
         seen = loaded.train.select(shown_passages(scores, self.top, self.bottom))
         split = loaded.factors.score(queries, seen, per_site=True)

@@ -47,7 +47,7 @@ class Tokens(Answered, QueryOptions, Job, Printed):
         from whence import attrib
 
         loaded = self.load()
-        queries = self.read_queries(loaded.corpus)
+        queries = self.read_queries(loaded)
         scores = loaded.factors.score(queries)  # read from the store if `attrib score` has computed them
         best = scores["train"].values[np.argsort(-scores.values, axis=1, kind="stable")[:, : self.top]]
         entries: list[dict[str, Any]] = []

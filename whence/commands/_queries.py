@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from whence.cache import Examples
     from whence.corpora import Corpus
 
+    from ._shared import Loaded
+
 PAIR = ("prompt", "completion")
 
 
@@ -38,12 +40,15 @@ class QueryOptions(Columns):
         """Columns of the data: prompt and completion are those of the queries' file, if there is one."""
         return {n: own for n, own in self.columns.items() if self.queries is None or n not in PAIR}
 
-    def read_queries(self, corpus: "Corpus") -> "Examples":
-        """Raises UsageError for a prompt without completion or the reverse, or if there is no query."""
-        found = self._own_queries(corpus) or corpus.queries
+    def read_queries(self, loaded: "Loaded") -> "Examples":
+        """Raises UsageError for a prompt without completion or the reverse, or if there is no query; before anything is
+        fitted, DataError for queries that the model cannot be run on."""
+        found = self._own_queries(loaded.corpus) or loaded.corpus.queries
         if len(found) == 0:
             raise UsageError("There is no query.", "Give --prompt and --completion, or --queries FILE.")
-        return found.select(slice(0, self.first)) if self.first else found
+        found = found.select(slice(0, self.first)) if self.first else found
+        loaded.trained.check_data(found)
+        return found
 
     def _own_queries(self, corpus: "Corpus") -> "Examples | None":
         from whence.corpora import load_queries

@@ -170,7 +170,7 @@ class Score(Answered, QueryOptions, Job, Printed):
 
     def answer(self) -> Answer:
         loaded = self.load()
-        queries = self.read_queries(loaded.corpus)
+        queries = self.read_queries(loaded)
         if self.atom is not None and self.dictionary is None:
             raise UsageError("--atom needs a dictionary.", "Give --dictionary FOLDER.")
         ways = ("only_top", "group_by", "heads", "dictionary", "prefilter", "relative")
