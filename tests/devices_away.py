@@ -17,7 +17,7 @@ from tests.away import NAME, Away
 from tests.golden import frozen
 from tests.golden import models as given
 from tests.golden.artefacts import ARTEFACTS, NEWER, REDEFINED
-from tests.golden.unlearning import UNLEARNING, UNLEARNING_TEXT
+from tests.golden.unlearning import SMALL, UNLEARNING, UNLEARNING_TEXT, forgot, text_deletion
 from whence import attrib, decomp, unlearn
 from whence.cache import Bank, Classification, DataError, Store, TrainedModel
 from whence.cache.retrain import traced
@@ -25,7 +25,9 @@ from whence.decomp.evaluate import losses
 from whence.decomp.splice import steered, through, without_atoms
 
 FROZEN = frozen.load()
-CASES = [name for name in ARTEFACTS if name in FROZEN]
+SCORED = {name.removesuffix("/scores") for name in FROZEN if name.endswith("/scores")}  # scores are of a fit made there
+CASES = [name for name in ARTEFACTS if name in FROZEN and name.removesuffix("/fit") not in SCORED]
+NEWER_UNLEARNING = [unlearn.methods.UNDIAL(**SMALL)]  # type: ignore[arg-type]
 
 
 def forget_models() -> None:
@@ -105,12 +107,17 @@ def test_a_method_that_is_newer_gives_what_the_host_gives(name: str) -> None:
     np.testing.assert_allclose(there, here, atol=2e-3 * np.abs(here).max())
 
 
+@pytest.mark.parametrize("method", NEWER_UNLEARNING, ids=lambda method: method.title)
+def test_an_unlearning_method_that_is_newer_runs_there(method: Any, tmp_path) -> None:
+    made = forgot(method, text_deletion(Store(tmp_path)), given.texts().select(range(5)))
+    assert np.isfinite(made.values["losses"]).all()
+
+
 def test_every_unlearning_method_is_among_the_artefacts(tmp_path) -> None:
     """As tests/golden counts builders, and methods of attribution and condensation."""
     store = Store(tmp_path)
-    built = {type(build(store)) for build in UNLEARNING.values()} | {
-        type(method) for method in UNLEARNING_TEXT.values()
-    }
+    texts = [*UNLEARNING_TEXT.values(), *NEWER_UNLEARNING]
+    built = {type(build(store)) for build in UNLEARNING.values()} | {type(method) for method in texts}
     assert {method if isinstance(method, type) else type(method) for method in unlearn.METHODS.values()} <= built
 
 

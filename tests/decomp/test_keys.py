@@ -67,7 +67,7 @@ def test_every_builder_is_documented_and_on_the_command_line() -> None:
     for name, builder in BUILDERS.items():
         assert f"| `{name}` | `{builder.__name__}` |" in document
         assert isinstance(Build(builder=name, size=40, k=3)._builder(), builder if name != "itda" else Calibrated)
-    with pytest.raises(UsageError, match="Choose one of itda"):
+    with pytest.raises(UsageError, match="There are itda"):
         Build(builder="none")._builder()
 
 
