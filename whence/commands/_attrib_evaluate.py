@@ -37,7 +37,7 @@ class Evaluate(ProblemOptions, Stored, Tabled):
     """Embedded data to train and retrain a small model on: digits, finetuned (a small transformer, pretrained on most
     of the Python language reference and fine-tuned on other passages, 4 epochs), finetuned-smooth (with a larger eps of
     Adam), finetuned-long (12 epochs), finetuned-sgd, finetuned-facts (one that has read biographies, fine-tuned on
-    others and asked about them), images (learned by heart), language (trained from nothing: another order of the
+    others and queried about them), images (learned by heart), language (trained from nothing: another order of the
     examples changes more than most of the examples do), facts. Or a Python file of your own (docs/models.md)."""
     data: str | None = None
     """Data of a problem of your own, in place of its `data()`."""

@@ -141,15 +141,6 @@ class Loaded:
         assert self.trained.store is not None  # a command has one
         return self.trained.store
 
-    def kept(self, out: Path | None = None) -> str:
-        """Where the result of a command is: the file, else the entry of the store that it used last."""
-        if out is not None:
-            return f"written: {out}"
-        event = self.store.events[-1] if self.store.events else None
-        if event is None:
-            return "nothing was stored; --out FILE writes a file"
-        return f"stored: {event.kind} {event.key[:12]} in {self.store.root}; --out FILE writes a file"
-
     @cached_property
     def titled(self) -> "Titled":
         """What is known about the training examples."""

@@ -39,7 +39,7 @@ def biography_questions(people: Sequence[str] = (), corpus: Corpus | None = None
     Args:
         people: names; the first four whose questions are in the corpus by default.
         corpus: the biographies.
-        seed: of the wrong values and of the people who are asked about.
+        seed: of the wrong values and of the people whom questions are about.
 
     Raises UsageError for a name that the corpus does not have.
     """

@@ -55,7 +55,7 @@ def finetuned_facts(people: int = 20, others: int = 220, store: Store | None = N
     others. Each query asks for a fact that three of the fine-tuning passages state, in other words.
 
     Args:
-        people: whom it is fine-tuned on; each is asked about once.
+        people: whom it is fine-tuned on; each has one query.
         others: whom it is pretrained on.
         store: where the pretrained model is kept; by default the user's own.
     """
