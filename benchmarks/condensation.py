@@ -68,15 +68,21 @@ def data_of(size: Size, path: str | None) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(size.train, size.side, size.side, size.channels)).astype(np.float32), y
 
 
-def ours(size: Size, method: Any, path: str | None) -> dict[str, float]:
-    from whence.unlearn.condense import Pool, Settings, Training, condense, evaluate, network
+def problem(size: Size, method: Any, path: str | None) -> tuple[Any, Any]:
+    """The pool and the settings of our side."""
+    from whence.unlearn.condense import Pool, Settings, network
 
-    pool, net, training = Pool.of(data_of(size, path)), network(size.network), Training(size.passes)
     loops = (size.per_class, size.loops, size.inner, size.epochs, size.real_batch)
-    settings = Settings(method, net, *loops, warm_outer=0)
+    return Pool.of(data_of(size, path)), Settings(method, network(size.network), *loops, warm_outer=0)
+
+
+def ours(size: Size, method: Any, path: str | None) -> dict[str, float]:
+    from whence.unlearn.condense import Training, condense, evaluate
+
+    (pool, settings), training = problem(size, method, path), Training(size.passes)
     first, (condensed,) = timed(lambda: condense(pool, settings, quiet=True))
     seconds = best(lambda: condense(pool, settings, quiet=True))
-    judging = best(lambda: evaluate([condensed], pool, net, training, size.networks), 2)
+    judging = best(lambda: evaluate([condensed], pool, settings.network, training, size.networks), 2)
     return {"loops": size.loops / seconds, "nets": size.networks / judging, "compile": first - seconds}
 
 
@@ -185,12 +191,10 @@ def interleaved(
     table = run.table("case", "method", "eager, s|.2f", "ours, s|.2f", "ratio: median [lowest, highest]")
     for name in run.selected(sizes):
         for method in methods:
-            from whence.unlearn.condense import Pool, Settings, condense, network
+            from whence.unlearn.condense import condense
 
             size = SIZES[name]
-            shape = (size.per_class, size.loops, size.inner, size.epochs, size.real_batch)
-            settings = Settings(method, network(size.network), *shape, warm_outer=0)
-            pool, (loop, _) = Pool.of(data_of(size, data)), eager(size, method, data)
+            (pool, settings), (loop, _) = problem(size, method, data), eager(size, method, data)
             sides = {
                 "eager": lambda loop=loop, size=size: [loop() for _ in range(size.loops)],
                 "ours": lambda pool=pool, settings=settings: condense(pool, settings, quiet=True),

@@ -1,10 +1,11 @@
-"""EK-FAC on a GPU beside kronfluence 1.0.1: fit, pairwise scores and self-influence at the shape of GPT-2 small.
+"""On a GPU, beside the peers: EK-FAC, matching pursuit, a bank, condensation; and a model fitted in groups of sites.
 
-Each side is a process of its own, in float32 and in TF32. Times are inside the process: the first call counts its
+In `gpt2` each side is a process of its own, in float32 and in TF32. Times are inside the process: the first call counts its
 compilation, the second does not. The model has random weights, and each side samples labels of its own; the correlation
 of scores says whether both compute the same. Peak memory is what torch and JAX allocated on the GPU.
 """
 
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,8 @@ import numpy as np
 import torch
 
 from .harness import Benchmark, Run
-from .timing import best
-from .transformer import Side, Size, bound, correlation, outcomes
+from .timing import best, paired, timed
+from .transformer import Side, Size, bound, correlation, outcomes, peak_on, sequences
 
 bench = Benchmark(__file__, __doc__, example="--layers 2 --train 64")
 PRODUCTS = ("float32", "tf32")
@@ -161,6 +162,91 @@ def bank(run: Run, models: int = 64, alone: int = 2, device: Literal["cuda", "cp
         models_there.run(subset_masks(400, models, 0.5), quiet=True)
         found = compare(build, models_there, models, alone, rounds=1)
         table.row(name, models, found.alone, found.bank, str(found.ratio), found.off)
+
+
+@bench.case(quick={"layers": 2, "width": 64, "mlp": 256, "heads": 2, "vocabulary": 64, "length": 8, "limit": "3MB",
+                   "device": "cpu"})  # fmt: skip
+def llama(
+    run: Run, layers: int = 16, width: int = 2048, mlp: int = 8192, heads: int = 32, vocabulary: int = 128256,
+    length: int = 512, train: int = 16, limit: str = "24GB", device: Literal["cuda", "cpu"] = "cuda",
+) -> None:  # fmt: skip
+    """EK-FAC of every MLP layer of a Llama with random weights, in as many groups of sites as the limit makes.
+
+    Args:
+        layers: blocks.
+        width: of the model.
+        mlp: width inside a block.
+        heads: of attention; a quarter of them, at least one, have keys and values of their own.
+        vocabulary: tokens.
+        length: tokens of a sequence.
+        train: training sequences; two queries are scored.
+        limit: memory beside the model.
+        device: cpu only to try the script.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from whence import attrib
+    from whence.attrib.plan import make_plan
+    from whence.cache import Examples, LanguageModelling, Store, TrainedModel
+    from whence.commands._shared import read_bytes
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=max(heads // 4, 1), vocab_size=vocabulary, max_position_embeddings=length,
+    )  # fmt: skip
+    size = Size(width, layers, heads, length, vocabulary, train)
+    data, queries = (Examples.of({"input_ids": sequences(n, size, s)}) for s, n in enumerate((train, 2)))
+    with tempfile.TemporaryDirectory() as folder:
+        trained = TrainedModel(
+            LlamaForCausalLM(config).eval(), data, LanguageModelling(), sites="*.mlp.*", store=Store(folder),
+            device=device, memory=read_bytes(limit), quiet=True,
+        )  # fmt: skip
+        plan = make_plan(trained, len(queries), measure=False)
+        held = torch.cuda.memory_allocated() if device == "cuda" else 0
+        fit, factors = timed(lambda: attrib.EKFAC().fit(trained))
+        score, scores = timed(lambda: factors.score(queries))
+        table = run.table("parameters, M|.0f", "sites", "groups", "fit, s|.1f", "score, s|.1f", "limit", "peak, GB|.2f",
+                          title="A Llama in groups of sites")  # fmt: skip
+        parameters = sum(p.numel() for p in trained.model.parameters()) / 1e6
+        peak = peak_on(device) - held
+        table.row(parameters, len(factors.sites), plan.groups, fit, score, limit, peak / 1e9)
+        run.claim("every score is finite", bool(np.isfinite(scores).all()))
+
+
+@bench.case(quick={"sizes": ("digits-convnet",), "rounds": 1, "device": "cpu"})
+def condensation(
+    run: Run, sizes: tuple[str, ...] = ("cifar", "cifar-128"), rounds: int = 3, device: Literal["cuda", "cpu"] = "cuda"
+) -> None:
+    """The outer loop of DCC beside the same loop in eager torch, in turn.
+
+    Args:
+        sizes: of benchmarks.condensation.
+        rounds: of one outer loop of each side.
+        device: cpu only to try the script.
+    """
+    from whence.unlearn.condense import condense
+
+    from .condensation import SIZES, eager, problem
+
+    def finished(loop: Callable[[], None]) -> None:
+        with torch.device(device):
+            loop()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    table = run.table("case", "eager, s|.3f", "ours, s|.3f", "ratio", title="Condensation, one outer loop")
+    for name in sizes:
+        pool, settings = problem(SIZES[name], "dcc", None)
+        with torch.device(device):
+            loop, _ = eager(SIZES[name], "dcc", None)
+        sides: dict[str, Callable[[], Any]] = {
+            "eager": lambda loop=loop, loops=SIZES[name].loops: [finished(loop) for _ in range(loops)],
+            "ours": lambda pool=pool, settings=settings: condense(pool, settings, device=device, quiet=True),
+        }
+        times = paired(sides, rounds)
+        each = [times.median(side) / SIZES[name].loops for side in sides]
+        table.row(name, *each, str(times.ratio("eager", "ours")))
 
 
 if __name__ == "__main__":

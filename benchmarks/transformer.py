@@ -61,6 +61,15 @@ def briefly_trained(size: Size, steps: int = 60) -> SmallTransformer:
     return model.eval()
 
 
+def peak_on(device: str) -> int:
+    """Bytes at most: of this process, or on the GPU (torch's and JAX's)."""
+    if device == "cpu":
+        return peak_bytes()
+    devices = sys.modules["jax"].devices() if "jax" in sys.modules else []
+    used = (d.memory_stats()["peak_bytes_in_use"] for d in devices if d.platform == "gpu")
+    return torch.cuda.max_memory_allocated() + sum(used)
+
+
 class Side:
     """A process of its own: the saved model, seconds by name, and the arrays to compare. Training sequences have seed
     0, queries seed 1."""
@@ -86,10 +95,7 @@ class Side:
 
     def finish(self, name: str, **arrays: np.ndarray) -> None:
         devices = sys.modules["jax"].devices() if "jax" in sys.modules else []
-        peak = peak_bytes()
-        if self.device != "cpu":
-            used = (d.memory_stats()["peak_bytes_in_use"] for d in devices if d.platform == "gpu")
-            peak = torch.cuda.max_memory_allocated() + sum(used)
+        peak = peak_on(self.device)
         np.savez(self.folder / f"{name}.npz", **arrays)  # type: ignore[arg-type]
         record = {"seconds": self.seconds, "peak": peak, "jax": ", ".join(map(str, devices))}
         (self.folder / f"{name}.json").write_text(json.dumps(record))
