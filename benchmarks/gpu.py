@@ -1,8 +1,8 @@
 """On a GPU, beside the peers: EK-FAC, matching pursuit, a bank, condensation; and a model fitted in groups of sites.
 
-In `gpt2` each side is a process of its own, in float32 and in TF32. Times are inside the process: the first call counts its
-compilation, the second does not. The model has random weights, and each side samples labels of its own; the correlation
-of scores says whether both compute the same. Peak memory is what torch and JAX allocated on the GPU.
+In `gpt2` each side is a process of its own, in float32 and in TF32. Times are inside the process: the first call counts
+its compilation, the second does not. The model has random weights, and each side samples its own labels; correlations
+of scores say whether both compute the same. Peak memory is what torch and JAX allocated on the GPU.
 """
 
 import tempfile
