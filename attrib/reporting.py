@@ -16,6 +16,7 @@ import numpy as np
 
 from whence.cache import DataError, Examples, Sites, TrainedModel
 from whence.cache.display import bars, render, shaded, table, tails, write_page
+from whence.cache.model.sites import HEAD
 
 if TYPE_CHECKING:
     import xarray
@@ -78,7 +79,7 @@ class Table(TypedDict):
     """A titled table; head: names of its columns, or nothing; note: a line below."""
 
     title: str
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Any]]
     head: Sequence[str]
     note: str
 
@@ -214,9 +215,7 @@ def checks(trained: TrainedModel) -> Table:
 
 def coverage(sites: Sites) -> Table:
     """What the sites cover of the model, as a table."""
-    rows = [(s.name, s.kind, f"{s.shape[0]} × {s.shape[1]}", f"{s.count:,}") for s in sites]
-    head = ("site", "kind", "out × in", "parameters")
-    return Table(title="What was looked at", rows=rows, head=head, note=sites.summary)
+    return Table(title="What was looked at", rows=sites.lines, head=HEAD, note=sites.summary)
 
 
 def summed(scores: "xarray.DataArray") -> "xarray.DataArray":
