@@ -147,15 +147,8 @@ def make_plan(
     chosen, why = chosen_damping(trained, found, damping)
     forms: dict[str, int] = {}
     if queries:
-        rows = max(1, BATCH_POSITIONS // longest)
-        works = contraction.choose(found, queries, longest, rows, rank, limit // 2, itemsize(precision))
-        forms = dict(Counter(work.form for work in works.values()))
-        sizes = {name: work.nbytes for name, work in works.items()}
-        scored = groups_of(found, sizes, limit // 2)
-        operations = every * positions * len(scored) + sum(w.operations for w in works.values()) * len(examples)
-        values = queries * len(examples) * 4
-        held = max(sum(sizes[site.name] for site in part) for part in scored)
-        stages.append(Stage("score", len(scored), operations, held + values, values))
+        stage, forms = score_stage(found, queries, rank, itemsize(precision), examples, every * positions, limit // 2)
+        stages.append(stage)
     if index_width:
         operations = every * positions + rotated_operations(found, len(examples), longest)
         memory = shard_rows(len(examples)) * index_width * 4 + sum(4 * w * w for site in found for w in site.shape)
@@ -178,6 +171,20 @@ def make_plan(
         advice=(),
     )
     return replace(plan, advice=tuple(_advice(plan, found, dense)))
+
+
+def score_stage(
+    sites: Sites, queries: int, rank: int | None, size: int, examples: Examples, model: float, limit: int
+) -> tuple[Stage, dict[str, int]]:
+    """The stage that scores all examples, and name of a contraction -> number of sites. size: bytes of a number. model:
+    operations of a pass. limit: bytes for the queries' gradients; more take several passes."""
+    longest = int(examples.lengths.max())
+    works = contraction.choose(sites, queries, longest, max(1, BATCH_POSITIONS // longest), rank, limit, size)
+    sizes = {name: work.nbytes for name, work in works.items()}
+    parts = groups_of(sites, sizes, limit)
+    operations = model * len(parts) + sum(work.operations for work in works.values()) * len(examples)
+    values, held = queries * len(examples) * 4, max(sum(sizes[site.name] for site in part) for part in parts)
+    return Stage("score", len(parts), operations, held + values, values), dict(Counter(w.form for w in works.values()))
 
 
 def padded_positions(examples: Examples) -> int:
