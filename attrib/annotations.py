@@ -32,9 +32,8 @@ def values_of(
     """of(model, batch) -> [b] of every example, without gradients, in the examples' order."""
     out = np.empty(len(examples), np.float64)
     with borrowed(trained.model), torch.no_grad():
-        for batch in trained.planned(examples, "values"):
-            tensors = trained.batch(examples, batch.rows, pad_to=batch.width)
-            out[batch.rows] = to_numpy(of(trained.model, tensors).double())
+        for planned, tensors in trained.planned(examples, "values"):
+            out[planned.rows] = to_numpy(of(trained.model, tensors).double())
     return out
 
 

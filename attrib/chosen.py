@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from whence.cache import DataError, Examples
+from whence.cache.model.ids import named_rows
 
 
 def rows_of_ids(examples: Examples, ids: Any, what: str) -> Int64[np.ndarray, " k"]:
@@ -17,10 +18,7 @@ def rows_of_ids(examples: Examples, ids: Any, what: str) -> Int64[np.ndarray, " 
             f"{what} is an array of {array.dtype} with shape {array.shape}, not a list of ids.",
             "Give ids of these examples (some of their .ids); of a mask, examples.ids[mask].",
         )
-    names, counts = np.unique(array, return_counts=True)
-    if (counts > 1).any():
-        raise DataError(f"{what} names ids twice: {names[counts > 1][:5].tolist()}.", "Name every example once.")
-    return examples.rows_of(array)
+    return named_rows(examples.ids, array)
 
 
 def chosen(examples: Examples, train: Any) -> Examples:

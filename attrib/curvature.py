@@ -5,12 +5,11 @@ identity and diagonal in the weights' own basis, K-FAC with an outer product of 
 ones. What is done with them is the same for all: (G + damping I)^-1 times gradients.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -38,38 +37,40 @@ class SiteFactors(NamedTuple):
     qs: np.ndarray | None
     eigenvalues: np.ndarray
 
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self if array is not None)
 
-Rule = Literal["relative", "absolute", "steps"]
 
+@dataclass(frozen=True)
+class StoredSite:
+    """`SiteFactors` that are not kept in memory: each array is read from the entry whenever it is used."""
 
-class StoredFactors(Mapping[str, SiteFactors]):
-    """The factors of sites that are not kept in memory: each is read from its entry when it is used.
+    entry: Entry
+    site: str
 
-    entries: site -> the entry that has its arrays.
-    """
+    def read(self) -> SiteFactors:
+        return SiteFactors(self.qa, self.qs, self.eigenvalues)
 
-    def __init__(self, entries: Mapping[str, Entry]):
-        self.entries = entries
+    @property
+    def qa(self) -> np.ndarray:
+        return self.entry.read(f"{self.site}/qa")
 
-    def __getitem__(self, site: str) -> SiteFactors:
-        entry = self.entries[site]
-        return SiteFactors(*(entry.read(f"{site}/{part}") for part in SiteFactors._fields))
+    @property
+    def qs(self) -> np.ndarray:
+        return self.entry.read(f"{self.site}/qs")
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def eigenvalues(self, site: str) -> np.ndarray:
-        return self.entries[site].read(f"{site}/eigenvalues")
+    @property
+    def eigenvalues(self) -> np.ndarray:
+        return self.entry.read(f"{self.site}/eigenvalues")
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return sum(
-            self.entries[site].arrays[f"{site}/{part}"].nbytes for site in self.entries for part in SiteFactors._fields
-        )
+        return sum(self.entry.arrays[f"{self.site}/{part}"].nbytes for part in SiteFactors._fields)
+
+
+PerSite: TypeAlias = Mapping[str, SiteFactors | StoredSite]
+Rule = Literal["relative", "absolute", "steps"]
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Curvature(Fitted):
     """
 
     sites: Sites
-    per_site: Mapping[str, SiteFactors]
+    per_site: PerSite
     count: int
     damping: Damping
     key: str = ""
@@ -149,15 +150,7 @@ class Curvature(Fitted):
 
     def eigenvalues(self, site: str) -> np.ndarray:
         """The eigenvalues of a site, [o i]."""
-        stored = self.per_site
-        return stored.eigenvalues(site) if isinstance(stored, StoredFactors) else stored[site].eigenvalues
-
-    def damped(self, site: str) -> np.ndarray:
-        """Eigenvalues plus damping, [o i]; where training is followed, one over what they are inverted to."""
-        values = self.eigenvalues(site)
-        if self.damping.rule == "steps":
-            return 1.0 / self.inverse(site)
-        return values + self.damping.at(site, values)
+        return self.per_site[site].eigenvalues
 
     def inverse(self, site: str) -> np.ndarray:
         """The inverted eigenvalues, [o i], as the damping says."""
@@ -166,7 +159,7 @@ class Curvature(Fitted):
     def inverse_product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
         """(G + damping I)^-1 applied to gradients, site by site (Grosse et al. 2023, Eq. 21, with column
         eigenvectors: Q_S ((Q_S^T V Q_A) / (lambda + damping)) Q_A^T)."""
-        return {site: self._apply(site, value, self.inverse(site)) for site, value in gradients.items()}
+        return {site: scaled(value, self._at(site), self.inverse(site)) for site, value in gradients.items()}
 
     def inverse_gradients(
         self, inputs: Mapping[str, Float[Array, "b _s _i"]], grads: Mapping[str, Float[Array, "b _s _o"]]
@@ -175,29 +168,17 @@ class Curvature(Fitted):
         The examples' positions are rotated if that costs less than rotating the formed gradients."""
         found = {}
         for site, a in inputs.items():
-            g, factors = grads[site], self.per_site[site]
+            g, own = grads[site], (self.per_site[site].qa, self.per_site[site].qs)
             scale = to_accelerator(self.inverse(site).astype(a.dtype))
-            if factors.qa is None or factors.qs is None:
-                found[site] = kernels.gradients(a, g) * scale
-                continue
-            qa, qs = (to_accelerator(q.astype(a.dtype, copy=False)) for q in (factors.qa, factors.qs))
+            qa, qs = (None if q is None else to_accelerator(q.astype(a.dtype, copy=False)) for q in own)
             order = kernels.rotation_order(a.shape[1], g.shape[2], a.shape[2])
             found[site] = kernels.preconditioned(a, g, qa, qs, scale, order)
         return found
 
-    def product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
-        """(G + damping I) applied to gradients, site by site."""
-        return {site: self._apply(site, value, self.damped(site)) for site, value in gradients.items()}
-
-    def _apply(self, site: str, value: jax.Array, weight: np.ndarray) -> jax.Array:
-        factors = self.per_site.get(site)
-        if factors is None:
+    def _at(self, site: str) -> SiteFactors | StoredSite:
+        if site not in self.per_site:
             raise DataError(f"These factors have no site {site!r}.", f"They have {', '.join(self.per_site)}.")
-        scale = jnp.asarray(weight, value.dtype)
-        if factors.qa is None or factors.qs is None:
-            return value * scale
-        qa, qs = jnp.asarray(factors.qa, value.dtype), jnp.asarray(factors.qs, value.dtype)
-        return kernels.rotate_back(kernels.rotate(value, qa, qs) * scale, qa, qs)
+        return self.per_site[site]
 
     def labelled(
         self, values: Float[np.ndarray, "q n *_"], queries: Examples, train: Examples, last: str = "site"
@@ -227,7 +208,7 @@ class Curvature(Fitted):
         rows = self.count * float(self.trained.train.lengths.mean())
         if self.effective_directions <= rows:
             return ""
-        total = sum(o * i for o, i in (s.shape for s in self.sites))
+        total = sum(s.size for s in self.sites)
         below = sum(
             int((values <= self.damping.at(s.name, values)).sum())
             for s in self.sites
@@ -246,9 +227,7 @@ class Curvature(Fitted):
 
     @property
     def nbytes(self) -> int:
-        if isinstance(self.per_site, StoredFactors):
-            return self.per_site.nbytes
-        return sum(a.nbytes for f in self.per_site.values() for a in f if a is not None)
+        return sum(factors.nbytes for factors in self.per_site.values())
 
     def __repr__(self) -> str:
         return (
@@ -265,6 +244,14 @@ class Curvature(Fitted):
         ]
         pairs = [("inputs", self.key[:12] or "not stored"), ("sites", self.sites.summary)]
         return (facts(repr(self), pairs) + table(("site", "out × in", "mean eigenvalue"), rows)).html
+
+
+def scaled(
+    value: Float[Array, "q o i"], factors: SiteFactors | StoredSite, weight: Float[np.ndarray, "o i"]
+) -> Float[Array, "q o i"]:
+    """Gradients with their coordinates in the site's eigenbasis multiplied by these numbers."""
+    qa, qs = (None if q is None else jnp.asarray(q, value.dtype) for q in (factors.qa, factors.qs))
+    return kernels.rotate_back(kernels.rotate(value, qa, qs) * jnp.asarray(weight, value.dtype), qa, qs)
 
 
 def sites_to_json(sites: Sites) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from whence.cache import Entry, Examples, Sites, TrainedModel, UsageError
 
 from .chosen import chosen
-from .curvature import Curvature, Damping, StoredFactors, sites_from_json
+from .curvature import Curvature, Damping, PerSite, StoredSite, sites_from_json
 from .fitted import Train
 from .scoring import groups, heads, relative, tokens, top
 from .scoring.atoms import Encoder, through_atoms
@@ -214,8 +214,9 @@ def factors_of_entry(trained: TrainedModel, entry: Entry, damping: Damping) -> F
     """Factors as a fit stored them: arrays `<site>/<part>`, in the entry or in those of its groups of sites. They are
     read now if they fit a quarter of the memory limit, else whenever they are used."""
     sites = sites_from_json(entry.about["sites"])
-    stored = StoredFactors(_entries(trained, entry, sites))
-    per_site = dict(stored) if stored.nbytes <= trained.memory_limit() // 4 else stored
+    stored = {site: StoredSite(part, site) for site, part in _entries(trained, entry, sites).items()}
+    fits = sum(one.nbytes for one in stored.values()) <= trained.memory_limit() // 4
+    per_site: PerSite = {site: one.read() for site, one in stored.items()} if fits else stored
     count = int(entry.about["count"])
     return Factors(trained, entry.inputs["method"], entry.inputs, sites, per_site, count, damping, entry.key)
 

@@ -25,8 +25,7 @@ def nonfinite_ids(
     examples = trained.train if examples is None else examples
     found, task = trained.find(sites), trained.task
     bad = np.zeros(len(examples), bool)
-    for planned in trained.planned(examples, "checking gradients", POSITIONS):
-        batch = trained.batch(examples, planned.rows, pad_to=planned.width)
+    for planned, batch in trained.planned(examples, "checking gradients", POSITIONS):
         for objective in (task.loss, lambda m, b: task.sampled_loss(m, b, seed)):
             bad[planned.rows] |= nonfinite(trained.model, found, batch, objective)
     return examples.ids[bad]

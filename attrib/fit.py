@@ -6,7 +6,8 @@ batching, on how often the job was killed, or on how many workers computed it.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,9 @@ import scipy.linalg
 from jaxtyping import Float
 
 from whence.cache import ArraySpec, DataError, NumericalError, TrainedModel, UsageError
+from whence.cache.errors import enough_memory
 from whence.cache.jobs.cluster import INLINE
-from whence.cache.jobs.partitions import ordered_sum, run_job
+from whence.cache.jobs.partitions import ordered_sum
 from whence.cache.jobs.threads import in_threads
 from whence.cache.model.batches import BatchSource, CapturedBatch
 from whence.cache.model.bridge import to_accelerator, to_numpy
@@ -84,23 +86,15 @@ def sum_partitions(
     if store is None:
         if trained.cluster not in ("inline", INLINE):
             raise UsageError("A cluster needs a store for its workers' partitions.", "Give store=Store().")
-        totals = work(0)
-        for partition in range(1, count):
-            for name, value in work(partition).items():
-                totals[name] += value
+        with enough_memory(desc):
+            totals = work(0)
+            for partition in range(1, count):
+                for name, value in work(partition).items():
+                    totals[name] += value
         return totals, ""
     specs = {name: ArraySpec((count, *shape), "float64") for name, shape in shapes.items()}
-    entry = run_job(
-        store, "factors", inputs, specs, _Row(work), shard_rows=1, cluster=trained.cluster, log=trained.log, desc=desc,
-        quiet=trained.quiet,
-    )  # fmt: skip
-    return {name: np.asarray(ordered_sum(entry, name)) for name in shapes}, entry.key
-
-
-def shared_inputs(batch: CapturedBatch) -> dict[str, str]:
-    """site -> the first site that reads the same input: their A is one."""
-    first: dict[int, str] = {}
-    return {site: first.setdefault(id(array), site) for site, array in batch.inputs.items()}
+    entry = trained.job("factors", inputs, specs, _Row(work), shard_rows=1, desc=desc)
+    return {name: ordered_sum(entry, name) for name in shapes}, entry.key
 
 
 def first_batch(source: BatchSource) -> CapturedBatch:
@@ -117,22 +111,19 @@ class MomentSums:
     count: int
     half: bool = False
 
-    def _add(self, total: kernels.Sum, x: jax.Array, weight: jax.Array) -> kernels.Sum:
-        if jax.default_backend() == "cpu":
-            return host_products.add_moment(total, x, weight, self.half)
-        return kernels.add_moment(total, x, weight)
-
     def __call__(self, partition: int) -> dict[str, np.ndarray]:
         sums: dict[str, kernels.Sum] = {}
         counts: dict[str, list[jax.Array]] = {name: [] for name in self.owner}  # read at the end: reading one waits
         rows = self.rows[partition_rows(len(self.rows), partition, self.count)]
+        on_host = jax.default_backend() == "cpu"
+        add = partial(host_products.add_moment, half=self.half) if on_host else kernels.add_moment
         for batch in self.source.batches(rows, "moments"):
             counted: dict[int, jax.Array] = {}  # sites of one width share their weights
             for name, owner in self.owner.items():
-                weight = batch.weights[name]
+                a, g, weight = batch.inputs[name], batch.grads[name], batch.weights[name]
                 if owner == name:
-                    _fold(sums, f"{name}/A", self._add, batch.inputs[name], weight)
-                _fold(sums, f"{name}/S", self._add, batch.grads[name], weight)
+                    fold(sums, f"{name}/A", (a.shape[-1],) * 2, add, a, weight)
+                fold(sums, f"{name}/S", (g.shape[-1],) * 2, add, g, weight)
                 if id(weight) not in counted:
                     counted[id(weight)] = jnp.sum(weight[: len(batch.rows)])
                 counts[name].append(counted[id(weight)])
@@ -149,7 +140,7 @@ def moments(
     check_fit_fits(sites, factor_limit(source.trained))
     examples = total if examples is None else min(examples, total)
     rows = np.linspace(0, total - 1, examples).round().astype(np.int64)
-    owner = shared_inputs(first_batch(source))
+    owner = first_batch(source).owners
     shapes: dict[str, tuple[int, ...]] = {}
     for site in sites:
         o, i = site.shape
@@ -177,10 +168,12 @@ def _divided(total: np.ndarray, count: float) -> np.ndarray:
     return np.divide(total, max(count, 1), out=total)
 
 
-def _fold(sums: dict[str, kernels.Sum], name: str, add: Callable[..., kernels.Sum], x: Any, weight: Any) -> None:
-    width = x.shape[-1]
-    start = sums.pop(name) if name in sums else kernels.zero_sum((width, width), x.dtype)
-    sums[name] = add(start, x, weight)
+def fold(
+    sums: dict[str, kernels.Sum], name: str, shape: tuple[int, ...], add: Callable[..., kernels.Sum], *terms: jax.Array
+) -> None:
+    """Add terms to a running sum, zeros at first; the sum before is not used again, as its memory may be."""
+    start = sums.pop(name) if name in sums else kernels.zero_sum(shape, terms[0].dtype)
+    sums[name] = add(start, *terms)
 
 
 def to_float64(total: kernels.Sum) -> np.ndarray:
@@ -251,18 +244,16 @@ def _eigh(matrix: Float[np.ndarray, "n n"]) -> tuple[np.ndarray, np.ndarray, flo
     return np.asarray(values), to_numpy(vectors), float(error)
 
 
-@runtime_checkable
-class SiteSum(Protocol):
-    """Folds one batch into the running sum of a site. Picklable: it goes to worker processes."""
-
-    def __call__(self, site: str, total: kernels.Sum, a: Any, g: Any) -> kernels.Sum: ...
+SiteSum: TypeAlias = Callable[[str, kernels.Sum, Any, Any], kernels.Sum]  # (name, sum, a, g) -> sum; picklable
+Parts: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]  # name of a sum -> its site, its shape
 
 
 @dataclass(frozen=True)
 class SiteSums:
-    """The [o i] sums of one partition at every site."""
+    """Sums of one partition over the gradients at every site."""
 
     source: BatchSource
+    parts: Parts
     add: SiteSum
     count: int
     desc: str
@@ -271,21 +262,21 @@ class SiteSums:
         sums: dict[str, kernels.Sum] = {}
         rows = partition_rows(len(self.source.examples), partition, self.count)
         for batch in self.source.batches(rows, self.desc):
-            for site in self.source.sites:
-                a, g = batch.inputs[site.name], batch.grads[site.name]
-                start = sums.pop(site.name) if site.name in sums else kernels.zero_sum(site.shape, a.dtype)
-                sums[site.name] = self.add(site.name, start, a, g)
+            for name, (site, shape) in self.parts.items():
+                fold(sums, name, shape, partial(self.add, name), batch.inputs[site], batch.grads[site])
         return finished(sums)
 
 
 def fold_sites(
-    source: BatchSource, inputs: Mapping[str, Any], add: SiteSum, desc: str
+    source: BatchSource, inputs: Mapping[str, Any], add: SiteSum, desc: str, parts: Parts | None = None
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Mean over examples of an [o i] sum at every site: add(site, sum, a, g) folds one batch in."""
-    shapes = {site.name: site.shape for site in source.sites}
-    count = len(source.examples)
-    parts = partition_count(count)
-    work = SiteSums(source, add, parts, desc)
-    totals, key = sum_partitions(source.trained, inputs, shapes, parts, work, desc)
+    """Means over examples of sums at every site, and their entry's key: add(name, sum, a, g) folds one batch into a
+    sum. parts: by default one sum [o i] a site, of its name."""
+    parts = parts or {site.name: (site.name, site.shape) for site in source.sites}
+    examples = len(source.examples)
+    count = partition_count(examples)
+    work = SiteSums(source, parts, add, count, desc)
+    shapes = {name: shape for name, (_, shape) in parts.items()}
+    totals, key = sum_partitions(source.trained, inputs, shapes, count, work, desc)
     check_some_gradient(totals.values())
-    return {name: total / count for name, total in totals.items()}, key
+    return {name: total / examples for name, total in totals.items()}, key

@@ -100,6 +100,11 @@ class Fitted(ABC):
         """Units of the scores: the task's own if it measures something else than nats, and the method predicts it."""
         return getattr(self.trained.task, "units", NATS) if self.units == NATS else self.units
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """What every result says of the fit."""
+        return {"method": self.method} | ({} if self.trained.checks else {"checked": "no"})
+
     def check_model(self) -> None:
         """Raise ModelError if the weights are not those that were fitted."""
         wanted = self.inputs.get("model")
@@ -147,12 +152,7 @@ class Fitted(ABC):
             dims=("query", "train", *([last] if np.ndim(values) == 3 else [])),
             coords={"query": queries.ids, "train": train.ids},
             name="influence" if self.units == NATS else "score",
-            attrs={
-                "units": self.score_units,
-                "method": self.method,
-                "measurement": self.measure,
-            }
-            | ({} if self.trained.checks else {"checked": "no"}),
+            attrs={"units": self.score_units, "measurement": self.measure, **self.labels},
         )
         return annotated(array, self.trained, queries, train, logprob=self.logprobs(queries), caution=self.caution)
 
@@ -165,9 +165,7 @@ class Fitted(ABC):
             dims=("train",),
             coords={"train": chosen(self.trained.train, train).ids},
             name="self_influence",
-            attrs={"units": self.units, "method": self.method}
-            | ({"warning": self.caution} if self.caution else {})
-            | ({} if self.trained.checks else {"checked": "no"}),
+            attrs={"units": self.units, **self.labels} | ({"warning": self.caution} if self.caution else {}),
         )
 
     def extremes(
@@ -180,7 +178,7 @@ class Fitted(ABC):
         ids = {name: train.ids[found] for name, found in rows.items()}
         beside = {f"{name}_id": found for name, found in ids.items()} | titled(ids, train)
         arrays = {name: (("query", "place"), np.asarray(found)) for name, found in {**values, **beside}.items()}
-        attrs = {"units": self.score_units, "method": self.method, "examples": len(train)}
+        attrs = {"units": self.score_units, "examples": len(train), **self.labels}
         coords: dict[str, Any] = {"query": queries.ids, "place": np.arange(1, values["helpful"].shape[1] + 1)}
         warnings: list[str] = []
         if (logprob := self.logprobs(queries)) is not None:

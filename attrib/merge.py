@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from whence.cache import DataError, Examples, NumericalError, Sites, TrainedModel
+from whence.cache.model.batches import owners
 
 from . import kernels
 from .curvature import Damping, SiteFactors
@@ -102,15 +103,14 @@ def moment_sums(trained: TrainedModel, examples: Examples, *, sites: Any = None,
     """
     run = trained.run("sampled", trained.find(sites), examples, seed=seed)
     found, _ = moments(run, run.inputs())
-    first: dict[int, str] = {}
-    owners = {name: first.setdefault(id(mean.a), name) for name, mean in found.items()}
+    owner = owners({name: mean.a for name, mean in found.items()})
     arrays: dict[str, np.ndarray] = {}
     for name, mean in found.items():
         positions = mean.per_example * len(examples)
-        if owners[name] == name:
+        if owner[name] == name:
             arrays[f"{name}/A"] = mean.a * positions
         arrays |= {f"{name}/S": mean.s * positions, f"{name}/positions": np.asarray(positions)}
-    return Sums("moments", arrays, contents(examples), run.sites, common(run.inputs()), owners)
+    return Sums("moments", arrays, contents(examples), run.sites, common(run.inputs()), owner)
 
 
 def square_sums(basis: Basis, trained: TrainedModel, examples: Examples, *, seed: int = 0) -> Sums:

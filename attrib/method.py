@@ -40,6 +40,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    at_sites: ClassVar[bool] = True  # whether it looks at layers
 
     def fit(self, trained: TrainedModel, *, sites: Any = None) -> Fitted:
         """Fit, resume a fit, or read it from the store.
@@ -60,7 +61,7 @@ class Method(ABC):
 
     def chosen(self, trained: TrainedModel, sites: Any) -> Sites:
         """The sites that are fitted; none for a method that looks at no layer."""
-        return trained.find(sites)
+        return trained.find(sites) if self.at_sites else Sites((), 0, ())
 
     @abstractmethod
     def fit_at(self, trained: TrainedModel, sites: Sites) -> Fitted:
@@ -138,3 +139,7 @@ class CheckpointMethod(Method):
         """The trained model at every checkpoint."""
         found = models_at(trained.model, self.checkpoints or [trained.model])
         return tuple(trained.replace(model=model) for model in found)
+
+    def inputs_at(self, models: Sequence[TrainedModel], run: ModelPass) -> dict[str, Any]:
+        """What a fit at these models on the data of a pass is computed from, as in its key."""
+        return {**self.inputs(run), "checkpoints": [at.fingerprint() for at in models]}

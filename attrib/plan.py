@@ -1,19 +1,18 @@
 """What a job costs, before it starts: passes, operations, memory, disk, coverage, and time from a short measurement of
 this model on this machine."""
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from torch import nn
 
-from whence.cache import Examples, ResourceError, Sites, Store, TrainedModel, find_sites
+from whence.cache import Examples, ResourceError, Sites, TrainedModel, find_sites
+from whence.cache.display import table
 from whence.cache.jobs.progress import duration
 from whence.cache.model.batches import BATCH_POSITIONS, CapturedBatch, padded_widths, plan_batches
 from whence.cache.model.sites import Site
@@ -100,11 +99,10 @@ class Plan:
             lines.append("contraction: " + ", ".join(f"{form} at {n} sites" for form, n in self.forms.items()))
         head = ("stage", "passes", "operations", "memory", "disk", "time")
         rows = [
-            (s.name, str(s.passes), f"{s.operations / 1e12:.3g} T", human(s.memory), human(s.disk), duration(s.seconds))
+            (s.name, s.passes, f"{s.operations / 1e12:.3g} T", human(s.memory), human(s.disk), duration(s.seconds))
             for s in self.stages
         ]
-        wide = [max(len(row[c]) for row in [head, *rows]) for c in range(len(head))]
-        lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, wide)).rstrip() for row in [head, *rows]]
+        lines.append(table(head, rows).text)
         free = "" if self.free is None else f" of {human(self.free)} free"
         lines.append(
             f"in all {duration(self.seconds)}; memory {human(self.memory)} of {human(self.limit)} allowed; "
@@ -141,7 +139,7 @@ def make_plan(
     every = model_operations(trained.model)
     found = trained.find(sites)
     planned = batch_bytes(found, longest, limit)
-    dense = queries * itemsize(precision) * sum(o * i for o, i in (s.shape for s in found))
+    dense = queries * itemsize(precision) * sum(site.size for site in found)
     rank = (None if dense <= limit // 2 else RANK) if rank == "auto" else rank
     rates = measured(trained, found) if measure else Rates()
     parts = groups_of(found, {site.name: fit_bytes([site]) for site in found}, factor_limit(trained))
@@ -149,15 +147,8 @@ def make_plan(
     chosen, why = chosen_damping(trained, found, damping)
     forms: dict[str, int] = {}
     if queries:
-        rows = max(1, BATCH_POSITIONS // longest)
-        works = contraction.choose(found, queries, longest, rows, rank, limit // 2, itemsize(precision))
-        forms = dict(Counter(work.form for work in works.values()))
-        sizes = {name: work.nbytes for name, work in works.items()}
-        scored = groups_of(found, sizes, limit // 2)
-        operations = every * positions * len(scored) + sum(w.operations for w in works.values()) * len(examples)
-        values = queries * len(examples) * 4
-        held = max(sum(sizes[site.name] for site in part) for part in scored)
-        stages.append(Stage("score", len(scored), operations, held + values, values))
+        stage, forms = score_stage(found, queries, rank, itemsize(precision), examples, every * positions, limit // 2)
+        stages.append(stage)
     if index_width:
         operations = every * positions + rotated_operations(found, len(examples), longest)
         memory = shard_rows(len(examples)) * index_width * 4 + sum(4 * w * w for site in found for w in site.shape)
@@ -175,11 +166,25 @@ def make_plan(
         memory=planned + max(stage.memory for stage in stages),
         limit=limit,
         disk=sum(stage.disk for stage in stages) if store is not None else 0,
-        free=_free(store),
+        free=None if store is None else store.backend.free_bytes(),
         damping=f"{chosen} ({why})",
         advice=(),
     )
     return replace(plan, advice=tuple(_advice(plan, found, dense)))
+
+
+def score_stage(
+    sites: Sites, queries: int, rank: int | None, size: int, examples: Examples, model: float, limit: int
+) -> tuple[Stage, dict[str, int]]:
+    """The stage that scores all examples, and name of a contraction -> number of sites. size: bytes of a number. model:
+    operations of a pass. limit: bytes for the queries' gradients; more take several passes."""
+    longest = int(examples.lengths.max())
+    works = contraction.choose(sites, queries, longest, max(1, BATCH_POSITIONS // longest), rank, limit, size)
+    sizes = {name: work.nbytes for name, work in works.items()}
+    parts = groups_of(sites, sizes, limit)
+    operations = model * len(parts) + sum(work.operations for work in works.values()) * len(examples)
+    values, held = queries * len(examples) * 4, max(sum(sizes[site.name] for site in part) for part in parts)
+    return Stage("score", len(parts), operations, held + values, values), dict(Counter(w.form for w in works.values()))
 
 
 def padded_positions(examples: Examples) -> int:
@@ -197,7 +202,7 @@ def fit_stages(groups: list[Sites], examples: int, positions: int, longest: int,
     sites, passes = [site for group in groups for site in group], len(groups)
     squares = sum(o * o + i * i for o, i in (s.shape for s in sites))
     cubes = sum(o**3 + i**3 for o, i in (s.shape for s in sites))
-    grid = sum(o * i for o, i in (s.shape for s in sites))
+    grid = sum(site.size for site in sites)
     parts = partition_count(examples)
     held = max(fit_bytes(group) for group in groups)
     moments = model * positions * passes + sum(moment_operations(w) for site in sites for w in site.shape) * positions
@@ -263,7 +268,7 @@ def measured(trained: TrainedModel, sites: Sites) -> Rates:
     run = ModelPass(trained, trained.train.select(rows), sites, positions=SAMPLE_POSITIONS)
     planned = plan_batches(run.examples.lengths, np.arange(len(rows)), max(SAMPLE_POSITIONS, longest))[0]
     batch, seconds = _best(lambda: run.captured(planned))
-    site = max(run.sites, key=lambda s: s.shape[0] * s.shape[1])
+    site = max(run.sites, key=lambda s: s.size)
     o, i = site.shape
     a, g = batch.inputs[site.name], batch.grads[site.name]
     qa, qs = (jax.numpy.eye(w, dtype=a.dtype) for w in (i, o))
@@ -284,15 +289,6 @@ def _best(work: Callable[[], Any]) -> tuple[Any, float]:
             jax.block_until_ready(list(out.grads.values()))
         seconds.append(time.perf_counter() - began)
     return out, min(seconds)
-
-
-def _free(store: Store | None) -> int | None:
-    if store is None:
-        return None
-    place = Path(store.root)
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return shutil.disk_usage(place).free if place.is_absolute() else None
 
 
 def _advice(plan: Plan, sites: Sites, dense: int) -> list[str]:

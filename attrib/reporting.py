@@ -16,6 +16,7 @@ import numpy as np
 
 from whence.cache import DataError, Examples, Sites, TrainedModel
 from whence.cache.display import bars, render, shaded, table, tails, write_page
+from whence.cache.model.sites import HEAD
 
 if TYPE_CHECKING:
     import xarray
@@ -78,7 +79,7 @@ class Table(TypedDict):
     """A titled table; head: names of its columns, or nothing; note: a line below."""
 
     title: str
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Any]]
     head: Sequence[str]
     note: str
 
@@ -163,45 +164,59 @@ def report(
         DataError: the scores' ids are not those of `docs`, or a score is not finite.
     """
     rows = docs.train.rows_of(scores["train"].values)
-    total, queries = summed(scores), []
-    parts = scores if "site" in scores.dims else by_site
-    for place, query in enumerate(docs.queries.rows_of(scores["query"].values)):
-        values, number = np.asarray(total.values[place], np.float64), docs.queries.ids[query].item()
+    shown = _Scores(docs, scores, rows, summed(scores), scores if "site" in scores.dims else by_site, tokens)
+    places = enumerate(docs.queries.rows_of(scores["query"].values))
+    queries = [shown.query(place, int(row), top, bottom, notes or {}) for place, row in places]
+    method = f"{scores.attrs.get('method', '')}, damping {scores.attrs.get('damping', '')}"
+    return Report(title, lead, queries, list(tables), method, str(scores.attrs.get("warning", "")))
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Scores, and what a report shows beside them: the examples' rows, sums over sites, parts by site and by token."""
+
+    docs: Docs
+    scores: "xarray.DataArray"
+    rows: np.ndarray
+    total: "xarray.DataArray"
+    by_site: "xarray.DataArray | None"
+    tokens: "xarray.DataArray | None"
+
+    def query(self, place: int, row: int, top: int, bottom: int, notes: Mapping[int, str]) -> Query:
+        """The query at this place of the scores and this row of the queries."""
+        scores, number = self.scores, self.docs.queries.ids[row].item()
+        values = np.asarray(self.total.values[place], np.float64)
         if not np.isfinite(values).all():
             raise DataError(f"Scores of query {number} are not finite.", "Score it again.")
         order = np.argsort(-values, kind="stable")
         helping, hindering = order[:top], order[::-1][:bottom]
         helping, hindering = helping[values[helping] > 0], hindering[values[hindering] < 0]
-        marks = scores["impossible"].values[place] if "impossible" in scores.coords else np.zeros(len(rows), bool)
-        by_token = {} if tokens is None else _of_query(tokens, number)
-        prompt, completion = _halves(docs, int(query))
-        best, positive = np.sort(values)[::-1][:10], values[values > 0].sum()
-
-        def passages(
-            chosen: np.ndarray, values: Any = values, by_token: Any = by_token, marks: Any = marks
-        ) -> list[Passage]:
-            ids = scores["train"].values
-            return [
-                _passage(docs, int(rows[n]), rank + 1, float(values[n]), by_token.get(ids[n].item()), bool(marks[n]))
-                for rank, n in enumerate(chosen)
-            ]
-
-        queries.append(
-            Query(
-                id=number,
-                prompt=prompt,
-                completion=completion,
-                helping=passages(helping),
-                hindering=passages(hindering),
-                tail=[float(f"{v:.4g}") for v in values[order]],
-                top_share=float(best[best > 0].sum() / positive) if positive else 0.0,
-                sites=[] if parts is None else _sites(parts, number, scores["train"].values[helping]),
-                note=(notes or {}).get(number, ""),
-                logprob=float(scores["logprob"].values[place]) if "logprob" in scores.coords else None,
-            )
+        prompt, completion = _halves(self.docs, row)
+        best, positive = values[order[:10]], values[values > 0].sum()
+        return Query(
+            id=number,
+            prompt=prompt,
+            completion=completion,
+            helping=self.passages(place, number, values, helping),
+            hindering=self.passages(place, number, values, hindering),
+            tail=[float(f"{v:.4g}") for v in values[order]],
+            top_share=float(best[best > 0].sum() / positive) if positive else 0.0,
+            sites=[] if self.by_site is None else _sites(self.by_site, number, scores["train"].values[helping]),
+            note=notes.get(number, ""),
+            logprob=float(scores["logprob"].values[place]) if "logprob" in scores.coords else None,
         )
-    method = f"{scores.attrs.get('method', '')}, damping {scores.attrs.get('damping', '')}"
-    return Report(title, lead, queries, list(tables), method, str(scores.attrs.get("warning", "")))
+
+    def passages(self, place: int, query: int, values: np.ndarray, chosen: np.ndarray) -> list[Passage]:
+        """The training examples at these places of the scores, as a query sees them."""
+        ids, found = self.scores["train"].values, []
+        marks = (
+            self.scores["impossible"].values[place] if "impossible" in self.scores.coords else np.zeros(len(ids), bool)
+        )
+        by_token = {} if self.tokens is None else _of_query(self.tokens, query)
+        for rank, n in enumerate(chosen, 1):
+            each = by_token.get(ids[n].item())
+            found.append(_passage(self.docs, int(self.rows[n]), rank, float(values[n]), each, bool(marks[n])))
+        return found
 
 
 def checks(trained: TrainedModel) -> Table:
@@ -214,9 +229,7 @@ def checks(trained: TrainedModel) -> Table:
 
 def coverage(sites: Sites) -> Table:
     """What the sites cover of the model, as a table."""
-    rows = [(s.name, s.kind, f"{s.shape[0]} × {s.shape[1]}", f"{s.count:,}") for s in sites]
-    head = ("site", "kind", "out × in", "parameters")
-    return Table(title="What was looked at", rows=rows, head=head, note=sites.summary)
+    return Table(title="What was looked at", rows=sites.lines, head=HEAD, note=sites.summary)
 
 
 def summed(scores: "xarray.DataArray") -> "xarray.DataArray":

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     # data and models
     from .model.examples import Examples as Examples
     from .model.sites import Sites as Sites
-    from .model.sites import find_sites as find_sites
+    from .model.finding import find_sites as find_sites
     from .model.task import Classification as Classification
     from .model.task import LanguageModelling as LanguageModelling
     from .model.task import Regression as Regression
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 _PLACES: Mapping[str, str] = {
     "Examples": "model.examples",
     "Sites": "model.sites",
-    "find_sites": "model.sites",
+    "find_sites": "model.finding",
     "Classification": "model.task",
     "LanguageModelling": "model.task",
     "Regression": "model.task",

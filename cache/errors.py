@@ -3,8 +3,9 @@
 The command line prints the two sentences without a traceback and exits with `exit_code`.
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class _Explained(BaseException):
@@ -74,6 +75,30 @@ class Interrupted(_Explained):
     """
 
     exit_code = 130
+
+
+NO_MEMORY = ("can't allocate memory", "DefaultCPUAllocator", "RESOURCE_EXHAUSTED", "out of memory")
+
+
+@contextlib.contextmanager
+def enough_memory(doing: str, fitting: str = "") -> Iterator[None]:
+    """An allocation that fails inside, of Python, numpy, torch or XLA, is a ResourceError.
+
+    Args:
+        doing: what needed the memory: "the model on 8 examples of 512 positions".
+        fitting: what would fit, in the cure, if it is known.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's and XLA's are RuntimeErrors
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in NO_MEMORY):
+            raise
+        raise ResourceError(
+            f"There is too little memory for {doing} ({said}).",
+            f"Give smaller batches (positions=, --positions{fitting}) or the memory limit that they are planned for "
+            "(memory=, --memory), fewer sites, or shorter sequences. What is stored is kept: the same call resumes.",
+        ) from error
 
 
 def did_you_mean(given: str, known: Iterable[str], otherwise: str) -> str:

@@ -156,8 +156,7 @@ def losses(
         return nullcontext() if change is None else spliced(trained, at, change, skip)
 
     with torch.no_grad(), borrowed(trained.model) as model:
-        for planned in trained.planned(examples, "losses"):
-            batch = trained.batch(examples, planned.rows, planned.width)
+        for planned, batch in trained.planned(examples, "losses"):
             with changed():
                 found[planned.rows] = to_numpy(trained.task.loss(model, batch).double())
     return found

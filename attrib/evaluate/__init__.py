@@ -10,7 +10,6 @@ from .errorbars import error_bars as error_bars
 from .leave_out import Removals as Removals
 from .leave_out import brittleness as brittleness
 from .leave_out import brittleness_of_all as brittleness_of_all
-from .leave_out import leave_out_masks as leave_out_masks
 from .leave_out import qld as qld
 from .mislabelled import Detection as Detection
 from .mislabelled import detection as detection

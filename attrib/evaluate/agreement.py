@@ -1,8 +1,8 @@
 """The linear datamodeling score: do summed scores predict what retraining on a subset does (Park et al. 2023)?
 
 For query q and subset e the prediction is the sum of the scores of the examples in e; LDS is Spearman's correlation
-of predictions with retrained measurements over subsets, averaged over queries. Subsets that leave out a small share
-(leave-p-out) are other masks of the same thing.
+of predictions with retrained measurements over subsets, averaged over queries. Subsets that leave out a small share p
+(leave-p-out) are other masks of the same thing: `subset_masks(n, count, 1 - p)`.
 """
 
 from typing import TYPE_CHECKING

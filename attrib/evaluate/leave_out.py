@@ -36,11 +36,6 @@ class Removals(NamedTuple):
         )
 
 
-def leave_out_masks(n: int, count: int, share: float, seed: int = 0) -> Bool[np.ndarray, "e n"]:
-    """Masks that each leave out a random `share` of n examples: the leave-p-out form of LDS."""
-    return subset_masks(n, count, 1.0 - share, seed)
-
-
 def brittleness(
     scores: "xarray.DataArray", bank: Bank, removed: Sequence[int], *, output: str = "measurements", **options: Any
 ) -> Removals:

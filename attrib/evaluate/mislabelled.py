@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import rankdata
 
 from whence.cache import DataError, Examples
 from whence.cache.display import axes_or_new
@@ -60,6 +59,8 @@ def detection(suspicion: Float[np.ndarray, " n"], flipped: Bool[np.ndarray, " n"
     """How well a score [n] (self-influence, GraNd, EL2N: high is suspicious) ranks the flipped examples first.
 
     Raises DataError if lengths differ, if none or all are flipped, or if a score is NaN."""
+    from sklearn.metrics import roc_auc_score
+
     suspicion = np.asarray(suspicion, np.float64)
     if suspicion.shape != flipped.shape or not flipped.any() or flipped.all() or np.isnan(suspicion).any():
         raise DataError(
@@ -67,9 +68,6 @@ def detection(suspicion: Float[np.ndarray, " n"], flipped: Bool[np.ndarray, " n"
             f"among {flipped.shape[0]} examples.",
             "Give one number per example, and some examples of either kind.",
         )
-    count = int(flipped.sum())
-    ranks = rankdata(suspicion)
-    auc = (ranks[flipped].sum() - count * (count + 1) / 2) / (count * (len(flipped) - count))
-    found = np.cumsum(flipped[np.argsort(-suspicion, kind="stable")]) / count
+    found = np.cumsum(flipped[np.argsort(-suspicion, kind="stable")]) / flipped.sum()
     at = {f"{share:.0%}": float(found[max(0, round(share * len(found)) - 1)]) for share in (0.1, 0.2)}
-    return Detection(float(auc), found, at)
+    return Detection(float(roc_auc_score(flipped, suspicion)), found, at)

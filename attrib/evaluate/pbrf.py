@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from whence.cache import DataError, Examples, ModelError, NumericalError, Task, TrainedModel
 from whence.cache.jobs.progress import progress
+from whence.cache.model.bridge import to_numpy
 from whence.cache.retrain.replicas import Replicas, mode
 
-from ..solvers.gauss_newton import Answered, parameter_names
+from ..solvers.gauss_newton import Answered
 
 if TYPE_CHECKING:
     import xarray
@@ -64,7 +65,7 @@ def pbrf(
         raise ModelError(f"A damping of {damping} leaves the response undefined.", "Give a positive absolute damping.")
     rows = np.asarray(rows, np.int64)
     points = trained.batch(queries, range(len(queries)))
-    names = parameter_names(trained.find(sites))
+    names = trained.find(sites).parameters
     parts = [rows[start : start + REPLICAS] for start in range(0, len(rows), REPLICAS)]
     changes, residuals = [], []
     for part in progress(parts, desc="proximal responses", unit="block", quiet=trained.quiet):
@@ -73,7 +74,7 @@ def pbrf(
             moved, residual = _minimise(replicas, trained, part, damping, steps, tolerance)
             after = moved.apply(_measure(task), points, shared=True)
             before = replicas.select([0]).apply(_measure(task), points, shared=True)
-        changes.append((after - before).detach().double().cpu().numpy().T)
+        changes.append(to_numpy((after - before).double()).T)
         residuals.append(residual)
     change = np.concatenate(changes, 1)
     if not np.isfinite(change).all():
@@ -129,7 +130,7 @@ def _minimise(
         best, best_norm = torch.where(better, x, best), torch.where(better, norm, best_norm)
         if bool((best_norm <= tolerance * first).all()):
             break
-    return replicas.with_flat(best), (best_norm / first)[:, 0].detach().double().cpu().numpy()
+    return replicas.with_flat(best), to_numpy((best_norm / first)[:, 0].double())
 
 
 def agreement_with_pbrf(scores: "xarray.DataArray", response: Response) -> tuple[Float[np.ndarray, " q"], float]:

@@ -17,7 +17,6 @@ from .rotations import rotate_back as rotate_back
 from .rotations import rotated as rotated
 from .rotations import rotation_order as rotation_order
 from .rotations import weighted_squares as weighted_squares
-from .rotations import weighted_squares_unrotated as weighted_squares_unrotated
 from .eigen import checked_eigh as checked_eigh
 from .lowrank import leading_pairs as leading_pairs
 from .lowrank import truncated_pairs as truncated_pairs

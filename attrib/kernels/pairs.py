@@ -13,20 +13,14 @@ GROUP = 16  # examples whose gradients are formed together; more on a GPU, which
 GROUP_BYTES = 64 << 20
 
 
+@partial(jax.jit, static_argnames="group")
 def pair_products(
     queries: Float[Array, "q o i"], a: Float[Array, "b s i"], g: Float[Array, "b s o"], group: int | None = None
 ) -> Float[Array, "q b"]:
-    """<P_q, G_b> for every query and example. group: examples whose gradients are formed at a time; by default as
-    `group_size` says."""
-    return _pair_products(queries, a, g, group or group_size(a, g, queries.shape[0]))
-
-
-@partial(jax.jit, static_argnames="group")
-def _pair_products(
-    queries: Float[Array, "q o i"], a: Float[Array, "b s i"], g: Float[Array, "b s o"], group: int
-) -> Float[Array, "q b"]:
-    """`group` examples' gradients are formed at a time, each by one product of its own (2 to 3 times as fast on a CPU
-    as tiles of all examples together), and multiplied with all queries."""
+    """<P_q, G_b> for every query and example. `group` examples' gradients (by default as `group_size` says) are formed
+    at a time, each by one product of its own (2 to 3 times as fast on a CPU as tiles of all examples together), and
+    multiplied with all queries."""
+    group = group or group_size(a, g, len(queries))
     q = queries.shape[0]
 
     def step(_: None, block: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
@@ -46,6 +40,7 @@ def inner_products(queries: Float[Array, "q o i"], each: Float[Array, "b o i"]) 
     return jax.lax.dot_general(flat, others, (((1,), (1,)), ((), ())), preferred_element_type=wide(each))
 
 
+@partial(jax.jit, static_argnames="tile")
 def rebuilt_products(
     left: Float[Array, "q o r"],
     right: Float[Array, "q i r"],
@@ -53,19 +48,9 @@ def rebuilt_products(
     g: Float[Array, "b s o"],
     tile: int | None = None,
 ) -> Float[Array, "q b"]:
-    """<left_q right_q^T, G_b>. tile: output rows of the gradients that are formed at a time."""
-    return _rebuilt_products(left, right, a, g, tile or tile_rows(a, g))
-
-
-@partial(jax.jit, static_argnames="tile")
-def _rebuilt_products(
-    left: Float[Array, "q o r"],
-    right: Float[Array, "q i r"],
-    a: Float[Array, "b s i"],
-    g: Float[Array, "b s o"],
-    tile: int,
-) -> Float[Array, "q b"]:
-    """The queries are rebuilt for `tile` output rows at a time; none is ever whole."""
+    """<left_q right_q^T, G_b>. The queries are rebuilt for `tile` output rows at a time (by default as `tile_rows`
+    says); none is ever whole."""
+    tile = tile or tile_rows(a, g)
     q = left.shape[0]
 
     def rebuild(rows: Float[Array, "q t r"]) -> Float[Array, "q t i"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from .sums import Sum, add
 
 Order = Literal["positions", "gradients"]
+Basis: TypeAlias = Float[Array, "_w _w"] | None  # columns are eigenvectors; None: the weights' own basis, on both sides
 
 
 def rotation_order(s: int, o: int, i: int) -> Order:
@@ -39,27 +40,27 @@ def gradients(a: Float[Array, "b s i"], g: Float[Array, "b s o"]) -> Float[Array
 
 @partial(jax.jit, static_argnames="order")
 def rotated(
-    a: Float[Array, "b s i"],
-    g: Float[Array, "b s o"],
-    qa: Float[Array, "i i"],
-    qs: Float[Array, "o o"],
-    order: Order,
+    a: Float[Array, "b s i"], g: Float[Array, "b s o"], qa: Basis, qs: Basis, order: Order
 ) -> Float[Array, "b o i"]:
     """Q_S^T G_b Q_A of every example."""
-    return formed(a @ qa, g @ qs) if order == "positions" else rotate(formed(a, g), qa, qs)
+    if qa is not None and qs is not None and order == "positions":
+        return formed(a @ qa, g @ qs)
+    return rotate(formed(a, g), qa, qs)
 
 
 @jax.jit
-def rotate(matrix: Float[Array, "q o i"], qa: Float[Array, "i i"], qs: Float[Array, "o o"]) -> Float[Array, "q o i"]:
+def rotate(matrix: Float[Array, "q o i"], qa: Basis, qs: Basis) -> Float[Array, "q o i"]:
     """Q_S^T G Q_A: into the eigenbasis."""
+    if qa is None or qs is None:
+        return matrix
     return jnp.einsum("op,qoi,ij->qpj", qs, matrix, qa)
 
 
 @jax.jit
-def rotate_back(
-    matrix: Float[Array, "q o i"], qa: Float[Array, "i i"], qs: Float[Array, "o o"]
-) -> Float[Array, "q o i"]:
+def rotate_back(matrix: Float[Array, "q o i"], qa: Basis, qs: Basis) -> Float[Array, "q o i"]:
     """Q_S G Q_A^T: out of the eigenbasis."""
+    if qa is None or qs is None:
+        return matrix
     return jnp.einsum("po,qoi,ji->qpj", qs, matrix, qa)
 
 
@@ -67,8 +68,8 @@ def rotate_back(
 def preconditioned(
     a: Float[Array, "b s i"],
     g: Float[Array, "b s o"],
-    qa: Float[Array, "i i"],
-    qs: Float[Array, "o o"],
+    qa: Basis,
+    qs: Basis,
     scale: Float[Array, "o i"],
     order: Order,
 ) -> Float[Array, "b o i"]:
@@ -79,38 +80,36 @@ def preconditioned(
 @partial(jax.jit, donate_argnums=0)
 def add_squares(total: Sum, a: Float[Array, "b s i"], g: Float[Array, "b s o"]) -> Sum:
     """Add sum over b of G_b^2, elementwise: the diagonal of the Fisher matrix."""
-    return add(total, _squares(lambda a, g: g.T @ a, a, g))
+    return add(total, _squares(*_in_order(a, g, None, None, "gradients")))
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames="order")
 def add_rotated_squares(
-    total: Sum,
-    a: Float[Array, "b s i"],
-    g: Float[Array, "b s o"],
-    qa: Float[Array, "i i"],
-    qs: Float[Array, "o o"],
-    order: Order,
+    total: Sum, a: Float[Array, "b s i"], g: Float[Array, "b s o"], qa: Basis, qs: Basis, order: Order
 ) -> Sum:
     """Add sum over b of (Q_S^T G_b Q_A)^2, elementwise: EK-FAC's eigenvalues (George et al. 2018; Grosse et al.
     2023, Eq. 20, with column eigenvectors). One example's gradient is alive at a time."""
-    if order == "positions":
-        a, g = a @ qa, g @ qs
-
-        def rotated(a: jax.Array, g: jax.Array) -> jax.Array:
-            return g.T @ a
-    else:
-
-        def rotated(a: jax.Array, g: jax.Array) -> jax.Array:
-            return qs.T @ (g.T @ a) @ qa
-
+    a, g, form = _in_order(a, g, qa, qs, order)
     if a.shape[1] == 1 and order == "positions":  # the square of an outer product is the outer product of squares
         return add(total, jnp.square(g[:, 0]).T @ jnp.square(a[:, 0]))
-    return add(total, _squares(rotated, a, g))
+    return add(total, _squares(a, g, form))
 
 
-def _squares(
-    form: Callable[[jax.Array, jax.Array], jax.Array], a: Float[Array, "b s i"], g: Float[Array, "b s o"]
-) -> Float[Array, "o i"]:
+Form: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def _in_order(
+    a: Float[Array, "b s i"], g: Float[Array, "b s o"], qa: Basis, qs: Basis, order: Order
+) -> tuple[Float[Array, "b s i"], Float[Array, "b s o"], Form]:
+    """Positions, and what forms the rotated gradient of one example's: they are rotated now, or the gradient then."""
+    if qa is None or qs is None:
+        return a, g, lambda a, g: g.T @ a
+    if order == "positions":
+        return a @ qa, g @ qs, lambda a, g: g.T @ a
+    return a, g, lambda a, g: qs.T @ (g.T @ a) @ qa
+
+
+def _squares(a: Float[Array, "b s i"], g: Float[Array, "b s o"], form: Form) -> Float[Array, "o i"]:
     """Sum over b of form(a_b, g_b)^2, one example at a time, which keeps one example's gradient in a core's cache and
     costs a GPU nothing: its products are large."""
 
@@ -125,24 +124,14 @@ def _squares(
 def weighted_squares(
     a: Float[Array, "b s i"],
     g: Float[Array, "b s o"],
-    qa: Float[Array, "i i"],
-    qs: Float[Array, "o o"],
+    qa: Basis,
+    qs: Basis,
     weight: Float[Array, "o i"],
-    order: Order,
+    order: Order = "gradients",
 ) -> Float[Array, " b"]:
     """sum over (o, i) of weight * (Q_S^T G_b Q_A)^2: self-influence, rotated once and never back."""
-    if order == "positions":
-        a, g = a @ qa, g @ qs
-        return jax.lax.map(lambda pair: jnp.sum(weight * jnp.square(pair[1].T @ pair[0])), (a, g))
-    return jax.lax.map(lambda pair: jnp.sum(weight * jnp.square(qs.T @ (pair[1].T @ pair[0]) @ qa)), (a, g))
-
-
-@jax.jit
-def weighted_squares_unrotated(
-    a: Float[Array, "b s i"], g: Float[Array, "b s o"], weight: Float[Array, "o i"]
-) -> Float[Array, " b"]:
-    """sum over (o, i) of weight * G_b^2, in the weights' own basis."""
-    return jax.lax.map(lambda pair: jnp.sum(weight * jnp.square(pair[1].T @ pair[0])), (a, g))
+    a, g, form = _in_order(a, g, qa, qs, order)
+    return jax.lax.map(lambda pair: jnp.sum(weight * jnp.square(form(*pair))), (a, g))
 
 
 @jax.jit

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 # below this width the whole of x^T x is faster than its upper blocks, whose products are narrow
-SYMMETRIC_WIDTH = 2048
+SYMMETRIC_WIDTH, BLOCKS = 2048, 4
 
 
 class Sum(NamedTuple):
@@ -37,15 +37,14 @@ def add_term(total: Sum, term: Float[Array, "..."]) -> Sum:
     return add(total, term)
 
 
-def symmetric_product(x: Float[Array, "p i"], blocks: int = 4) -> Float[Array, "i i"]:
-    """x^T x. If it is wide, only the blocks on and above the diagonal are computed: (blocks + 1) / (2 blocks) of the
-    operations."""
+def symmetric_product(x: Float[Array, "p i"]) -> Float[Array, "i i"]:
+    """x^T x. If it is wide, only the blocks on and above the diagonal are computed: five eighths of the operations."""
     width = x.shape[1]
     if width < SYMMETRIC_WIDTH:
         return x.T @ x
-    edges = [round(width * k / blocks) for k in range(blocks + 1)]
+    edges = [round(width * k / BLOCKS) for k in range(BLOCKS + 1)]
     rows = []
-    for k in range(blocks):
+    for k in range(BLOCKS):
         right = x[:, edges[k] : edges[k + 1]].T @ x[:, edges[k] :]
         rows.append(jnp.pad(right, ((0, 0), (edges[k], 0))))
     upper = jnp.concatenate(rows)

@@ -50,9 +50,7 @@ class BIF(Method):
     batch: int | None = in_key(64)
     seed: int = in_key(0)
     name = "bif"
-
-    def chosen(self, trained: TrainedModel, sites: object) -> Sites:
-        return Sites((), 0, ())
+    at_sites = False
 
     def fit_at(self, trained: TrainedModel, sites: Sites) -> SampledCovariances:
         if self.draws < 2 or self.every < 1 or self.rate <= 0:

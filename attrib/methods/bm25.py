@@ -47,9 +47,7 @@ class BM25(Method):
     k1: float = in_key(1.5)
     b: float = in_key(0.75)
     name = "bm25"
-
-    def chosen(self, trained: TrainedModel, sites: Any) -> Sites:
-        return Sites((), 0, ())
+    at_sites = False
 
     def fit_at(self, trained: TrainedModel, sites: Sites) -> Lexicon:
         documents = token_counts(trained.train)

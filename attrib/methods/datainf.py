@@ -26,7 +26,7 @@ class SwappedInverse(Solved):
         for batch in self.run.batches(desc="DataInf"):
             for site in self.run.sites:
                 name, a, g = site.name, batch.inputs[site.name], batch.grads[site.name]
-                norms = kernels.weighted_squares_unrotated(a, g, jnp.ones(site.shape, a.dtype))
+                norms = kernels.weighted_squares(a, g, None, None, jnp.ones(site.shape, a.dtype))
                 products = site_products(gradients[name].astype(a.dtype), batch, name)
                 share = products / (self.damping_at(name) + norms)
                 taken[name] += jnp.einsum("qb,bso,bsi->qoi", share, g, a, optimize="optimal")

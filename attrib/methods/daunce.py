@@ -52,9 +52,7 @@ class Daunce(CheckpointMethod):
 
     checkpoints: Sequence[Checkpoint] = not_in_key((), "enters as the checkpoints' fingerprints")
     name = "daunce"
-
-    def chosen(self, trained: TrainedModel, sites: object) -> Sites:
-        return Sites((), 0, ())
+    at_sites = False
 
     def fit_at(self, trained: TrainedModel, sites: Sites) -> Covariances:
         if len(self.checkpoints) < 2:
@@ -63,6 +61,5 @@ class Daunce(CheckpointMethod):
                 "Give Daunce(checkpoints=[...]): the replicas of a bank under subset_masks.",
             )
         models = self.models(trained)
-        inputs = self.inputs(ModelPass(trained, trained.train, sites))
-        inputs["checkpoints"] = [at.fingerprint() for at in models]
+        inputs = self.inputs_at(models, ModelPass(trained, trained.train, sites))
         return Covariances(trained, self.name, inputs, models, 1.0)

@@ -62,7 +62,7 @@ class GradientNorms(EarlyScores):
 
         def norm(batch: CapturedBatch) -> Any:
             parts = [
-                kernels.weighted_squares_unrotated(a, batch.grads[name], ones[name].astype(a.dtype))
+                kernels.weighted_squares(a, batch.grads[name], None, None, ones[name].astype(a.dtype))
                 for name, a in batch.inputs.items()
             ]
             return jnp.sqrt(sum(parts[1:], parts[0]))[:, None]
@@ -101,8 +101,7 @@ class Early(CheckpointMethod):
 
     def fit_at(self, trained: TrainedModel, sites: Sites) -> EarlyScores:
         models = self.models(trained)
-        inputs = self.inputs(ModelPass(trained, trained.train, sites))
-        inputs["checkpoints"] = [at.fingerprint() for at in models]
+        inputs = self.inputs_at(models, ModelPass(trained, trained.train, sites))
         return self.fitted(trained, self.name, inputs, models, sites)
 
 

@@ -1,6 +1,6 @@
 """Features of examples: a row of numbers of each, whose products are scores (TRAK, LoGra, representations)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -50,16 +50,20 @@ def dense_projection(run: ModelPass, width: int, seed: int) -> Feature:
 
     Raises ResourceError if the projection itself is over the memory limit.
     """
-    needed = width * sum(o * i for o, i in (s.shape for s in run.sites)) * 4
+    needed = width * sum(site.size for site in run.sites) * 4
     if needed > run.trained.memory_limit():
         raise ResourceError(
             f"A dense projection of {len(run.sites)} sites to {width} numbers takes {needed / 1e9:.1f} GB.",
             "Use fewer dimensions, fewer sites, or LoGra, whose projections are two small ones per site.",
         )
-    directions = {s.name: random_projection(s, place, width, seed) for place, s in enumerate(run.sites)}
+    return products_with({s.name: random_projection(s, place, width, seed) for place, s in enumerate(run.sites)})
+
+
+def products_with(vectors: Mapping[str, Float[Array, "k _o _i"]]) -> Feature:
+    """<v_k, G_b> over all sites, [b k]."""
 
     def feature(batch: CapturedBatch) -> jax.Array:
-        parts = [site_products(v.astype(batch.inputs[n].dtype), batch, n) for n, v in directions.items()]
+        parts = [site_products(v.astype(batch.inputs[n].dtype), batch, n) for n, v in vectors.items()]
         return sum(parts[1:], parts[0]).T
 
     return feature

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float
 
 from whence.cache import ArraySpec, Examples, Sites, TrainedModel, UsageError
-from whence.cache.jobs.partitions import run_job
 from whence.cache.model.task_key import task_settings
 from whence.cache.model.trained import ModelPass
 from whence.cache.store.layout import Shard
@@ -65,10 +64,9 @@ class ProjectedFactors(Fitted):
             "what": "projected",
         }
         width = sum(len(two.inverse) for two in self.per_site.values())
-        return run_job(
-            trained.store, "gradients", inputs, {"g": ArraySpec((len(train), width), "float32")}, work,
-            shard_rows=min(SHARD_ROWS, len(train)), about={"train": train.ids.tolist()}, cluster=trained.cluster,
-            log=trained.log, desc="projected gradients", quiet=trained.quiet,
+        return trained.job(
+            "gradients", inputs, {"g": ArraySpec((len(train), width), "float32")}, work, desc="projected gradients",
+            shard_rows=min(SHARD_ROWS, len(train)), about={"train": train.ids.tolist()},
         ).read("g")  # fmt: skip
 
 

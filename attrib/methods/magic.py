@@ -150,10 +150,8 @@ class MAGIC(Method):
     recipe: Recipe = in_key(Recipe(batches="shared"))
     seed: int = in_key(0)
     name = "magic"
+    at_sites = False
     recorded: ClassVar[type[Recorded]] = Recorded
-
-    def chosen(self, trained: TrainedModel, sites: Any) -> Sites:
-        return Sites((), 0, ())
 
     def fit_at(self, trained: TrainedModel, sites: Sites) -> Recorded:
         reason = why_not_stacked(trained.model)

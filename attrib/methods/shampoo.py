@@ -11,15 +11,7 @@ from whence.cache.model.trained import ModelPass
 
 from .. import kernels
 from ..curvature import SiteFactors
-from ..fit import (
-    Moments,
-    bases_of,
-    finished,
-    fold_sites,
-    partition_count,
-    partition_rows,
-    sum_partitions,
-)
+from ..fit import Moments, bases_of, fold_sites
 from ..method import CurvatureMethod, Eigen, in_key
 from .ekfac import Bases, RotatedSquares, batches_twice
 
@@ -54,35 +46,12 @@ class Shampoo(CurvatureMethod):
         return {n: SiteFactors(right[n].vectors, left[n].vectors, grid) for n, grid in grids.items()}, key
 
 
-@dataclass(frozen=True)
-class GramSums:
-    """Sums of G G^T and G^T G over one of `count` partitions at every site."""
-
-    source: BatchSource
-    count: int
-
-    def __call__(self, partition: int) -> dict[str, np.ndarray]:
-        sums: dict[str, kernels.Sum] = {}
-        rows = partition_rows(len(self.source.examples), partition, self.count)
-        for batch in self.source.batches(rows, "gradient moments"):
-            for site in self.source.sites:
-                a, g = batch.inputs[site.name], batch.grads[site.name]
-                for side, width in zip("LR", site.shape):
-                    name = f"{site.name}/{side}"
-                    start = sums.pop(name) if name in sums else kernels.zero_sum((width, width), a.dtype)
-                    sums[name] = kernels.add_gram(start, a, g, side=side)
-        out = finished(sums)
-        return out
+def add_gram(name: str, total: kernels.Sum, a: Any, g: Any) -> kernels.Sum:
+    return kernels.add_gram(total, a, g, side=name[-1])
 
 
 def gradient_moments(source: BatchSource, inputs: Mapping[str, Any]) -> tuple[dict[str, Moments], str]:
     """site -> E[G^T G] [i i] as `a` and E[G G^T] [o o] as `s`, means over examples."""
-    count = len(source.examples)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for site in source.sites:
-        o, i = site.shape
-        shapes |= {f"{site.name}/L": (o, o), f"{site.name}/R": (i, i)}
-    stage, parts = {**inputs, "stage": "gradient moments"}, partition_count(count)
-    totals, key = sum_partitions(source.trained, stage, shapes, parts, GramSums(source, parts), "gradient moments")
-    names = source.sites.names
-    return {n: Moments(totals[f"{n}/R"] / count, totals[f"{n}/L"] / count, 1.0) for n in names}, key
+    parts = {f"{s.name}/{side}": (s.name, (width, width)) for s in source.sites for side, width in zip("LR", s.shape)}
+    found, key = fold_sites(source, {**inputs, "stage": "gradient moments"}, add_gram, "gradient moments", parts)
+    return {name: Moments(found[f"{name}/R"], found[f"{name}/L"], 1.0) for name in source.sites.names}, key

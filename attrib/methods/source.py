@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from torch import nn
 
 from whence.cache import Examples, Sites, TrainedModel, UsageError
@@ -15,16 +14,15 @@ from whence.cache.model.checkpoints import Checkpoint, models_at
 from whence.cache.model.runs import ADAMS, SGDS, TrainingRun
 from whence.cache.model.trained import ModelPass
 
-from .. import kernels
-from ..curvature import Curvature, Damping, SiteFactors
+from ..curvature import Curvature, Damping, SiteFactors, scaled
 from ..factors import Factors
 from ..fit import Moments, fold_sites, moments
 from ..fitted import Fitted
 from ..method import Method, in_key, not_in_key
 from ..scoring.queries import exact_queries
-from ..scoring.scores import site_products
 from ..training import steps_taken
 from .ekfac import Bases, RotatedSquares
+from .features import products_with
 from .identity import NONE, identities
 
 
@@ -59,13 +57,13 @@ class Unrolled(Fitted):
         total = np.zeros((len(queries), len(train)))
         for models, curvature, steps in reversed(list(zip(self.models, self.curvatures, self.steps))):
             vectors = {
-                name: applied(v, curvature[name], steps.inverse(name, curvature[name].eigenvalues))
+                name: scaled(v, curvature[name], steps.inverse(name, curvature[name].eigenvalues))
                 for name, v in carried.items()
             }
             for at in models:
                 run = self.trained.replace(model=at.model).run("loss", self.sites, train)
                 total -= products(run, vectors) / len(models)
-            carried = {name: applied(v, curvature[name], decay(steps, name, curvature)) for name, v in carried.items()}
+            carried = {name: scaled(v, curvature[name], decay(steps, name, curvature)) for name, v in carried.items()}
         return total / self.count
 
     def _last(self) -> Curvature:
@@ -79,18 +77,11 @@ def decay(steps: Damping, site: str, curvature: Mapping[str, SiteFactors]) -> np
     return np.exp(-steps.value * steps.per_site[site] * curvature[site].eigenvalues)
 
 
-def applied(value: Float[Array, "q o i"], site: SiteFactors, weight: np.ndarray) -> Float[Array, "q o i"]:
-    """Gradients with their coordinates in the eigenbasis multiplied by these numbers."""
-    qa, qs = jnp.asarray(site.qa, value.dtype), jnp.asarray(site.qs, value.dtype)
-    return kernels.rotate_back(kernels.rotate(value, qa, qs) * jnp.asarray(weight, value.dtype), qa, qs)
-
-
 def products(run: ModelPass, vectors: Mapping[str, jax.Array]) -> Float[np.ndarray, "q n"]:
     """<vectors_q, grad L_n> over all sites."""
-    out = np.empty((len(next(iter(vectors.values()))), len(run.examples)))
+    out, feature = np.empty((len(next(iter(vectors.values()))), len(run.examples))), products_with(vectors)
     for batch in run.batches(desc="segment"):
-        parts = [site_products(value, batch, name) for name, value in vectors.items()]
-        out[:, batch.rows] = np.asarray(sum(parts[1:], parts[0]))[:, : len(batch.rows)]
+        out[:, batch.rows] = np.asarray(feature(batch)).T[:, : len(batch.rows)]
     return out
 
 

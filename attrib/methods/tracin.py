@@ -71,8 +71,7 @@ class TracIn(CheckpointMethod):
             if len(rates) != len(models):
                 raise UsageError(f"{len(rates)} rates for {len(models)} checkpoints.", "Give one rate per checkpoint.")
             scales, told = tuple(constant(sites, rate) for rate in rates), told | {"rates": list(rates)}
-        inputs: dict[str, Any] = self.inputs(ModelPass(trained, trained.train, sites))
-        inputs |= {**told, "checkpoints": [at.fingerprint() for at in models]}
+        inputs = self.inputs_at(models, ModelPass(trained, trained.train, sites)) | told
         return CheckpointProducts(trained, self.name, inputs, models, sites, scales, len(trained.train))
 
 

@@ -78,6 +78,5 @@ class TRAK(CheckpointMethod):
             phi = projected_margins(at, sites, at.train, self.width, self.seed).astype(np.float64)
             gram = phi.T @ phi
             inverses.append(np.linalg.inv(gram + self.damping * np.trace(gram) / self.width * np.eye(self.width)))
-        inputs = self.inputs(ModelPass(measured, trained.train, sites, "measurement"))
-        inputs["checkpoints"] = [at.fingerprint() for at in models]
+        inputs = self.inputs_at(models, ModelPass(measured, trained.train, sites, "measurement"))
         return ProjectedFisher(trained, self.name, inputs, models, sites, np.stack(inverses), self.seed)

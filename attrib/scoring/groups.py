@@ -61,8 +61,8 @@ def group_scores(
         dims=("query", "train"),
         coords={"query": list(query_members), "train": list(train_members)},
         name="influence",
-        attrs={"units": factors.score_units, "meaning": "sum over the groups' members", "method": factors.method}
-        | {"measurement": factors.measure},
+        attrs={"units": factors.score_units, "measurement": factors.measure, **factors.labels}
+        | {"meaning": "sum over the groups' members"},
     )
     if (each_logprob := factors.logprobs(queries)) is None or factors.score_units != "nats":
         return array

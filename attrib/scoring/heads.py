@@ -53,15 +53,7 @@ class Head:
 
 
 def find_heads(sites: Sites, heads: int, key_value_heads: int | None = None, width: int | None = None) -> list[Head]:
-    """The heads of every attention map among the sites, by the maps' usual names (TransformerLens, Hugging Face).
-
-    Args:
-        heads: query heads of a layer.
-        key_value_heads: heads of keys and values, if fewer.
-        width: of one head, if it is not the map's width over its heads.
-
-    Raises ModelError if there is no attention map, or if its width does not divide into the heads.
-    """
+    """See Factors.heads."""
     found: list[Head] = []
     for site in sites:
         last = site.name.rpartition(".")[2]

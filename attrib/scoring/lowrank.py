@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import kernels
-from ..curvature import SiteFactors
+from ..curvature import SiteFactors, StoredSite
 
+POWER_STEPS = 30
 FLOOR = 1e-3  # of the largest weight: a direction without curvature still counts a little
 
 
@@ -45,14 +46,14 @@ class Weights(NamedTuple):
     v: Float[np.ndarray, " i"]
 
 
-def curvature_weights(eigenvalues: Float[np.ndarray, "o i"], steps: int = 30) -> Weights:
+def curvature_weights(eigenvalues: Float[np.ndarray, "o i"]) -> Weights:
     """The leading singular vectors of sqrt(eigenvalues) by the power method, scaled to a maximum of 1, at least FLOOR.
     A site without any curvature gets equal weights."""
     root = np.sqrt(np.maximum(np.asarray(eigenvalues, np.float64), 0))
     if root.max(initial=0.0) == 0.0:
         return Weights(np.ones(root.shape[0]), np.ones(root.shape[1]))
     v = root.mean(0)
-    for _ in range(steps):
+    for _ in range(POWER_STEPS):
         u = root @ v
         u /= np.linalg.norm(u)
         v = root.T @ u
@@ -61,14 +62,16 @@ def curvature_weights(eigenvalues: Float[np.ndarray, "o i"], steps: int = 30) ->
     return Weights(np.maximum(u, FLOOR), np.maximum(v, FLOOR))
 
 
-def truncated(prepared: Float[Array, "q o i"], factors: SiteFactors, rank: int, weighted: bool = True) -> LowRank:
+def truncated(
+    prepared: Float[Array, "q o i"], factors: SiteFactors | StoredSite, rank: int, weighted: bool = True
+) -> LowRank:
     """Preconditioned gradients of one site at this rank (or at min(o, i) if that is less), weighted as described above
     or plainly truncated."""
     dtype, (o, i) = prepared.dtype, prepared.shape[1:]
     weights = curvature_weights(factors.eigenvalues) if weighted else Weights(np.ones(o), np.ones(i))
     u, v = jnp.asarray(weights.u, dtype), jnp.asarray(weights.v, dtype)
-    qa = jnp.eye(i, dtype=dtype) if factors.qa is None else jnp.asarray(factors.qa, dtype)
-    qs = jnp.eye(o, dtype=dtype) if factors.qs is None else jnp.asarray(factors.qs, dtype)
+    own = zip((factors.qa, factors.qs), (i, o))
+    qa, qs = (jnp.eye(width, dtype=dtype) if q is None else jnp.asarray(q, dtype) for q, width in own)
     return LowRank(*kernels.truncated_pairs(prepared, qa * v, qs * u, qa / v, qs / u, min(rank, o, i)))
 
 

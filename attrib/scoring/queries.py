@@ -60,7 +60,7 @@ def resolved_rank(factors: Curvature, queries: int, rank: Rank, precision: Preci
 
 def gradient_bytes(factors: Curvature, size: int = 4) -> int:
     """Bytes of one gradient at all sites."""
-    return size * sum(o * i for o, i in (site.shape for site in factors.sites))
+    return size * sum(site.size for site in factors.sites)
 
 
 def prepare_queries(

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from whence.cache import ArraySpec, Examples, NumericalError
-from whence.cache.errors import NotCached
-from whence.cache.jobs.partitions import run_job
+from whence.cache.errors import NotCached, enough_memory
 from whence.cache.model.batches import BatchSource, CapturedBatch
 from whence.cache.model.gradients import open_gradients, stored_dtype
 from whence.cache.model.task_key import task_settings
@@ -86,18 +85,17 @@ def over_rows(
 ) -> np.ndarray:
     """Values [n, *shape] of every training example: read from the store, resumed, or computed on the trained model's
     cluster. Arguments as in `RowWork`; a group is prepared only if there is something to compute."""
-    store, trained = factors.trained.store, factors.trained
+    store = factors.trained.store
     if store is not None and store.has("scores", inputs):
         return store.open("scores", inputs).read("values")
     work = RowWork(groups, train, shape, desc, gradients_in(inputs), precision)
     if store is None:
-        return work(Shard(0, 0, len(train)))["values"]
-    entry = run_job(
-        store, "scores", inputs, {"values": ArraySpec((len(train), *shape), "float32")}, work,
+        with enough_memory(desc):
+            return work(Shard(0, 0, len(train)))["values"]
+    return factors.trained.job(
+        "scores", inputs, {"values": ArraySpec((len(train), *shape), "float32")}, work, desc=desc,
         shard_rows=shard_rows(len(train)), about={"train": train.ids.tolist(), **(about or {})},
-        cluster=trained.cluster, log=trained.log, desc=desc, quiet=trained.quiet,
-    )  # fmt: skip
-    return entry.read("values")
+    ).read("values")  # fmt: skip
 
 
 def at_groups(factors: Curvature, sizes: Mapping[str, int]) -> list[Curvature]:

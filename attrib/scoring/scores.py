@@ -83,8 +83,6 @@ class Squares:
         def at_site(batch: CapturedBatch, site: str) -> jax.Array:
             a, g = batch.inputs[site], batch.grads[site]
             qa, qs, weight = on_device(site, a.dtype)
-            if qa is None or qs is None:
-                return kernels.weighted_squares_unrotated(a, g, weight)
             return kernels.weighted_squares(a, g, qa, qs, weight, kernels.rotation_order(a.shape[1], *weight.shape))
 
         def values(batch: CapturedBatch) -> np.ndarray:

@@ -21,15 +21,17 @@ from torch import Tensor, nn
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from whence.cache import DataError, Examples, ModelError, Task, TrainedModel
+from whence.cache import DataError, Examples, ModelError, TrainedModel
 from whence.cache.model.batches import check_examples
 from whence.cache.model.borrowing import borrowed
 from whence.cache.model.bridge import to_numpy, to_torch
 from whence.cache.model.calls import Call
 from whence.cache.model.capture import layer_calls
-from whence.cache.model.layers import layer_at, layer_of, with_ones
-from whence.cache.model.sites import clean_name, parameters_of
-from whence.cache.model.stateless import named_parameters, stateless
+from whence.cache.model.layer_names import layer_at
+from whence.cache.model.layers import with_ones
+from whence.cache.model.names import clean_name
+from whence.cache.model.sites import parameters_of
+from whence.cache.model.stateless import named_parameters, stateless, wide, widened
 
 from ..curvature import Curvature
 from .queries import exact_queries
@@ -71,10 +73,10 @@ def _call_products(
     places = {id(p): n for n, p in named_parameters(model).items()}
     parameters = dict(_layer_parameters(module))
     own = {n: places[id(p)] for n, p in parameters.items() if places.get(id(p)) in vectors[0]}
-    x, g = (t.to(_wide(t.dtype)) if t.is_floating_point() else t for t in (call.x, cast(Tensor, call.g)))
+    x, g = widened(call.x), widened(cast(Tensor, call.g))
 
     def at(values: Mapping[str, Tensor]) -> Tensor:
-        given = {n: p.detach().to(_wide(p.dtype)) for n, p in parameters.items()} | dict(values)
+        given = {n: widened(p.detach()) for n, p in parameters.items()} | dict(values)
         if isinstance(module, nn.Module):
             return stateless(lambda layer, x: layer.forward(x), module)(given, x)  # forward: nobody else's hooks run
         matrix = layer.matrix(module, given, call.group or 0)
@@ -104,11 +106,6 @@ def _layer_parameters(module: Any) -> Iterable[tuple[str, Tensor]]:
     return [(name, p) for name in ("weight", "bias") if (p := getattr(module, name)) is not None]
 
 
-def kind_of(module: nn.Module) -> str:
-    layer = layer_of(module)
-    return "" if layer is None else layer.kind
-
-
 def _by_position(each: Tensor, size: int, width: int, name: str) -> Float[Tensor, "b s"]:
     """Values of a layer's output vectors [b ...] or [b*s], summed over every axis but the examples' and positions'."""
     if each.ndim == 1 and len(each) != size and len(each) % size == 0:
@@ -134,7 +131,7 @@ def directions(factors: Curvature, queries: Examples) -> list[dict[str, Tensor]]
     for q in range(len(queries)):
         one = {name: to_torch(value[q], copy=True) / factors.train_size for name, value in whole.items()}
         matrices = parameters_of(model, factors.sites, one)
-        found.append({n: v.to(own[n].device, _wide(own[n].dtype)) for n, v in matrices.items()})
+        found.append({n: v.to(own[n].device, wide(own[n].dtype)) for n, v in matrices.items()})
     return found
 
 
@@ -149,16 +146,15 @@ def output_token_scores(
     Raises DataError for a task without tokens, ModelError if the model has no forward-mode derivative.
     """
     factors.check_model()
-    trained = factors.trained
-    _check_tokens(trained.task)
+    trained, logprobs = factors.trained, _logprobs(factors.trained)
     vectors, out = directions(factors, queries), _empty(queries, train)
     theta, rest = _parameters(trained.model, vectors)
     with borrowed(trained.model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        for planned in trained.planned(train, "output tokens", POSITIONS):
-            batch = _widened(trained.batch(train, planned.rows, pad_to=planned.width))
+        for planned, tensors in trained.planned(train, "output tokens", POSITIONS):
+            batch = _widened(tensors)
 
             def each(theta: dict[str, Tensor], batch: dict[str, Tensor] = batch) -> Tensor:
-                return logprobs_at(trained.model, trained.task, batch, {**rest, **theta})
+                return logprobs({**rest, **theta}, batch)
 
             rates = torch.stack([_rates(each, theta, v, how) for v in vectors])
             _fill(out, planned.rows, batch, train, to_numpy(torch.nn.functional.pad(rates, (1, 0))))
@@ -182,19 +178,6 @@ def _rates(
         ) from error
 
 
-def logprobs_at(model: nn.Module, task: Any, batch: dict[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
-    """Log-probabilities of the target tokens, 0 where they are not counted, [b t], with these parameters and buffers in
-    place of the model's own."""
-
-    def logprobs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        targets, counted = task.targets(batch)
-        logits = task.logits(model, batch)[:, :-1]
-        each = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        return each.masked_fill(~counted, 0.0)
-
-    return stateless(logprobs, model)(tensors, batch)
-
-
 def input_token_scores(
     factors: Curvature, queries: Examples, train: Examples, *, embedding: str | None = None
 ) -> "xarray.DataArray":
@@ -207,24 +190,20 @@ def input_token_scores(
     Raises DataError for a task without tokens, ModelError if there is no such embedding.
     """
     factors.check_model()
-    trained = factors.trained
-    _check_tokens(trained.task)
+    trained, logprobs = factors.trained, _logprobs(factors.trained)
     table = token_embedding(trained, train, embedding)
     vectors, out = directions(factors, queries), _empty(queries, train)
     theta, rest = _parameters(trained.model, vectors)
     with borrowed(trained.model):
-        for planned in trained.planned(train, "input tokens", POSITIONS):
-            batch = _widened(trained.batch(train, planned.rows, pad_to=planned.width))
+        for planned, tensors in trained.planned(train, "input tokens", POSITIONS):
+            batch = _widened(tensors)
             found = []
             for v in vectors:
                 alpha = step_size(theta, v)
                 (ahead, embedded), (behind, _) = (
-                    _embedding_gradient(
-                        trained.model, trained.task, batch, table,
-                        {**rest, **{n: p + sign * alpha * v[n] for n, p in theta.items()}},
-                    )
-                    for sign in (1.0, -1.0)
-                )  # fmt: skip
+                    _embedding_gradient(logprobs, {**rest, **{n: p + a * v[n] for n, p in theta.items()}}, batch, table)
+                    for a in (alpha, -alpha)
+                )
                 each = (((ahead - behind) / (2 * alpha)) * embedded).sum(-1)
                 found.append(_by_position(each, len(planned.rows), _width(batch, planned.width), "The token embedding"))
             _fill(out, planned.rows, batch, train, to_numpy(torch.stack(found)))
@@ -232,7 +211,7 @@ def input_token_scores(
 
 
 def _embedding_gradient(
-    model: nn.Module, task: Any, batch: dict[str, Tensor], table: nn.Module, theta: Mapping[str, Tensor]
+    logprobs: Callable[..., Tensor], theta: Mapping[str, Tensor], batch: dict[str, Tensor], table: nn.Module
 ) -> tuple[Tensor, Tensor]:
     """Gradient of log p(sequence) at theta with respect to the embedded tokens, and these, both [b s d]."""
     embedded: list[Tensor] = []
@@ -244,7 +223,7 @@ def _embedding_gradient(
     handle = table.register_forward_hook(keep)
     try:
         with torch.enable_grad():
-            value = logprobs_at(model, task, batch, theta).sum()
+            value = logprobs(theta, batch).sum()
             (gradient,) = torch.autograd.grad(value, embedded[:1])
     finally:
         handle.remove()
@@ -286,20 +265,15 @@ def _parameters(
     """The parameters that the directions move, and what else must be given beside them. A model in half precision runs
     in float32, all of it: a finite step of its parameters would be lost in rounding."""
     own: dict[str, Tensor] = {n: p.detach() for n, p in named_parameters(model).items()}
-    theta = {n: own[n].to(_wide(own[n].dtype)) for n in vectors[0]}
+    theta = {n: widened(own[n]) for n in vectors[0]}
     every = own | dict(nn.Module.named_buffers(model))
-    if all(t.dtype == _wide(t.dtype) for t in every.values() if t.is_floating_point()):
+    if all(t.dtype == wide(t.dtype) for t in every.values()):
         return theta, {}
     return theta, {n: t for n, t in _widened(every).items() if n not in theta}
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
 def _widened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors in half precision in float32, the others as they are."""
-    return {n: t.to(_wide(t.dtype)) if t.is_floating_point() else t for n, t in tensors.items()}
+    return {name: widened(tensor) for name, tensor in tensors.items()}
 
 
 def _width(batch: Mapping[str, Tensor], planned: int) -> int:
@@ -326,6 +300,10 @@ def _empty(queries: Examples, train: Examples) -> np.ndarray:
     return np.full((len(queries), len(train), int(train.lengths.max())), np.nan, np.float32)
 
 
-def _check_tokens(task: Task) -> None:
-    if not hasattr(task, "targets"):
+def _logprobs(trained: TrainedModel) -> Callable[..., Tensor]:
+    """(tensors, batch) -> log-probabilities of the target tokens, 0 where they are not counted, [b t], with these
+    parameters and buffers in place of the model's own. Raises DataError for a task without next tokens."""
+    task: Any = trained.task
+    if not (hasattr(task, "targets") and hasattr(task, "token_logprobs")):
         raise DataError(f"{type(task).__name__} predicts no tokens.", "Use it for language modelling.")
+    return stateless(task.token_logprobs, trained.model)

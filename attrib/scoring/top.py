@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whence.cache import ArraySpec, Examples, TrainedModel, UsageError
-from whence.cache.jobs.partitions import run_job
+from whence.cache.errors import enough_memory
 from whence.cache.store.layout import Shard
 
 from ..curvature import Curvature
@@ -84,16 +84,15 @@ def _blocks(
     count = -(-examples // work.block)
     if trained.store is None:
         for block in range(count):
-            yield work(Shard(block, block, block + 1))
+            with enough_memory("top scores"):
+                found = work(Shard(block, block, block + 1))
+            yield found
         return
     shape = (count, work.queries, work.k)
     specs = {}
     for name in NAMES:
         specs[name], specs[f"{name}_row"] = ArraySpec(shape, "float32"), ArraySpec(shape, "int64")
-    entry = run_job(
-        trained.store, "scores", inputs, specs, work, shard_rows=1, cluster=trained.cluster, log=trained.log,
-        desc="top scores", quiet=trained.quiet,
-    )  # fmt: skip
+    entry = trained.job("scores", inputs, specs, work, shard_rows=1, desc="top scores")
     for block in range(count):
         yield {name: entry.slice(name, block, block + 1) for name in specs}
 

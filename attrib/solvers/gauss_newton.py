@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from whence.cache import Sites, Task
+from whence.cache import Task
 from whence.cache.model.borrowing import borrowed
 from whence.cache.model.sites import matrices_of, parameters_of
 from whence.cache.model.stateless import call_with, named_parameters
@@ -97,7 +97,3 @@ class GaussNewton:
                     total[name] = total[name] + value if name in total else value
         found = vmap(lambda v: matrices_of(trained.model, sites, v))(total)
         return {name: value / len(rows) for name, value in found.items()}
-
-
-def parameter_names(sites: Sites) -> set[str]:
-    return {name for site in sites for _, name in site.parameters}

@@ -16,6 +16,7 @@ from whence.cache.model.bridge import to_numpy
 
 Vectors = Mapping[str, Tensor]
 Apply = Callable[[Vectors], dict[str, Tensor]]
+POWER_STEPS = 12
 
 
 class Solution(NamedTuple):
@@ -70,12 +71,12 @@ def conjugate_gradient(system: Apply, b: Vectors, precondition: Apply, tolerance
     return Solution(x, to_numpy(dot(r, r).sqrt() / size), steps)
 
 
-def largest_eigenvalue(apply: Apply, like: Vectors, iterations: int = 12, seed: int = 0) -> float:
+def largest_eigenvalue(apply: Apply, like: Vectors, seed: int = 0) -> float:
     """Largest eigenvalue of `apply` by power iteration on one random vector shaped like one of `like`."""
     generator = torch.Generator().manual_seed(seed)
     v = {n: torch.randn(1, *t.shape[1:], generator=generator, dtype=torch.float64).to(t) for n, t in like.items()}
     value = 0.0
-    for _ in range(iterations):
+    for _ in range(POWER_STEPS):
         norm = float(dot(v, v).sqrt())
         v = apply({name: t / norm for name, t in v.items()})
         value = float(dot(v, v).sqrt())

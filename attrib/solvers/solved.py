@@ -53,11 +53,6 @@ class Solved(Factors):
         """`inverse_product` of every example's gradient."""
         return self.inverse_product({name: kernels.gradients(a, grads[name]) for name, a in inputs.items()})
 
-    def product(self, gradients: Mapping[str, Float[Array, "q o i"]]) -> dict[str, Float[Array, "q o i"]]:
-        """(G + damping) applied to gradients, exactly."""
-        found = self.system(self.in_torch(gradients))
-        return {name: in_jax(value, gradients[name]) for name, value in found.items()}
-
     def system(self, x: Vectors, rows: np.ndarray | None = None) -> dict[str, Tensor]:
         """(G + damping) x, G over all examples or these rows of them."""
         curved = GaussNewton(self.run).product(x, rows)
@@ -117,7 +112,7 @@ def inverse_in_torch(factors: Curvature, like: Vectors) -> Apply:
     scales = {name: torch.as_tensor(factors.inverse(name)).to(value) for name, value in like.items()}
     bases = {}
     for name, value in like.items():
-        qa, qs, _ = factors.per_site[name]
+        qa, qs = factors.per_site[name].qa, factors.per_site[name].qs
         if qa is not None and qs is not None:
             bases[name] = tuple(torch.as_tensor(np.asarray(q)).to(value) for q in (qa, qs))
 

@@ -20,6 +20,7 @@ dataclass with `__call__`. It may contain a model and its data; it loads by name
             return {"a": (x.T @ x)[None]}
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -32,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import Interrupted, WhenceError
+from ..errors import Interrupted, WhenceError, enough_memory
 from ..store.entry import Entry
 from ..store.layout import ArraySpec, Shard
 from ..store.store import Store
@@ -66,7 +67,6 @@ def run_job(
     *,
     shard_rows: int | None = None,
     about: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, Any] | None = None,
     cluster: str | Cluster = "inline",
     log: str | os.PathLike[str] | None = None,
     desc: str = "",
@@ -76,7 +76,7 @@ def run_job(
 
     Arguments as in `Store.writer` and `run_partitions`.
     """
-    with store.writer(kind, inputs, arrays, shard_rows, about, provenance) as writer:
+    with store.writer(kind, inputs, arrays, shard_rows, about) as writer:
         if not writer.complete:
             run_partitions(writer, work, cluster, log=log, desc=desc or kind, quiet=quiet)
         return writer.seal()
@@ -110,13 +110,12 @@ def run_partitions(
     if missing < count and not quiet:
         say(f"{desc}: {count - missing} of {count} partitions are committed already.")
     done: list[Record] = []
-    began = time.monotonic()
-    with connect(cluster) as workers, watch_signals() as watch, _JobLog(log) as journal:
+    with connect(cluster) as workers, watch_signals() as watch, _journal(log, writer) as journal:
         source = _inline(writer, work, watch) if workers.client is None else _spread(writer, work, workers)
         try:
             for record in progress(source, total=missing, desc=desc, unit="part", quiet=quiet):
                 done.append(record)
-                journal.line(writer, record, count - missing + len(done), time.monotonic() - began)
+                journal(record, count - missing + len(done))
         except (Interrupted, KeyboardInterrupt) as error:
             reason = error.cause if isinstance(error, Interrupted) else "Stopped."
             raise Interrupted(
@@ -217,68 +216,55 @@ def _here() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-class _named:
+@contextlib.contextmanager
+def _named(shard: Shard, where: str) -> Iterator[None]:
     """Adds the partition to errors raised in the block; the class of a WhenceError is kept."""
-
-    def __init__(self, shard: Shard, where: str):
-        self.text = f"Partition {shard.index} (rows {shard.start} to {shard.stop})"
-        self.where = where
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, Exception):
-            return
-        if isinstance(error, WhenceError):
-            if not error.cause.startswith("Partition "):
-                error.cause = f"{self.text}: {error.cause}"
-            return
+    text = f"Partition {shard.index} (rows {shard.start} to {shard.stop})"
+    try:
+        with enough_memory("the arrays of this partition"):
+            yield
+    except WhenceError as error:
+        if not error.cause.startswith("Partition "):
+            error.cause = f"{text}: {error.cause}"
+        raise
+    except Exception as error:
         if type(error).__name__ == "KilledWorker":
             raise WhenceError(
-                f"{self.text} took down every worker that computed it (out of memory?).",
+                f"{text} took down every worker that computed it (out of memory?).",
                 "Give workers more memory, or make partitions smaller. What is committed is kept.",
             ) from error
         raise WhenceError(
-            f"{self.text} failed on {self.where}: {type(error).__name__}: {error}",
+            f"{text} failed on {where}: {type(error).__name__}: {error}",
             "Fix that, then run the same command again. What is committed is kept.",
         ) from error
 
 
-class _JobLog:
-    """A file with one JSON line per partition; a no-op without a path."""
+@contextlib.contextmanager
+def _journal(path: str | os.PathLike[str] | None, writer: Writer) -> Iterator[Callable[[Record, int], None]]:
+    """What writes a JSON line per partition, with how many are done, into this file; a no-op without a path."""
+    path, began = path or os.environ.get("WHENCE_LOG"), time.monotonic()
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("a") if path else contextlib.nullcontext() as file:
 
-    def __init__(self, path: str | os.PathLike[str] | None):
-        path = path or os.environ.get("WHENCE_LOG")
-        self._path = Path(path) if path else None
-        self._file: Any = None
+        def line(record: Record, done: int) -> None:
+            if file is None:
+                return
+            about = {
+                "time": time.time(),
+                "kind": writer.kind,
+                "key": writer.key,
+                "partition": record.shard.index,
+                "start": record.shard.start,
+                "stop": record.shard.stop,
+                "seconds": round(record.seconds, 4),
+                "bytes": record.bytes,
+                "worker": record.worker,
+                "done": done,
+                "of": writer.grid.count,
+                "elapsed": round(time.monotonic() - began, 4),
+            }
+            file.write(json.dumps(about) + "\n")
+            file.flush()
 
-    def __enter__(self) -> "_JobLog":
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def line(self, writer: Writer, record: Record, done: int, elapsed: float) -> None:
-        if self._file is None:
-            return
-        line = {
-            "time": time.time(),
-            "kind": writer.kind,
-            "key": writer.key,
-            "partition": record.shard.index,
-            "start": record.shard.start,
-            "stop": record.shard.stop,
-            "seconds": round(record.seconds, 4),
-            "bytes": record.bytes,
-            "worker": record.worker,
-            "done": done,
-            "of": writer.grid.count,
-            "elapsed": round(elapsed, 4),
-        }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        yield line

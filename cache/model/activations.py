@@ -13,7 +13,6 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import NumericalError
-from ..jobs.partitions import run_job
 from ..store.entry import Entry
 from ..store.layout import ArraySpec, Shard
 from ..store.store import Store
@@ -80,9 +79,8 @@ def activations(
     shard = int(min(total, max(1, SHARD_BYTES // max(row, 1))))
     about = {"ids": examples.ids.tolist(), "ends": ends.tolist(), "at": names}
     work = _Rows(trained, examples, found, ends, specs)
-    return run_job(
-        store, "activations", inputs, specs, work, shard_rows=shard, about=about,
-        cluster=trained.cluster, log=trained.log, desc="activations", quiet=trained.quiet,
+    return trained.job(
+        "activations", inputs, specs, work, store=store, shard_rows=shard, about=about, desc="activations"
     )  # fmt: skip
 
 

@@ -4,8 +4,9 @@ Sequences are put in buckets by length and padded to a handful of widths. A last
 rows of zeros, which count nothing, so JAX compiles a handful of shapes.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,16 +14,16 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..errors import DataError
-from .bridge import to_jax
+from .bridge import to_jax, to_numpy
 from .capture import Captured, position_mask
-from .examples import Examples
+from .examples import Examples, wider
 from .sites import Sites
+from .stateless import widened
 
 if TYPE_CHECKING:
     import jax
 
 BATCH_POSITIONS = 8192  # larger batches are not faster: products are large enough
-WIDTH_STEP = 1.25
 
 
 class PlannedBatch(NamedTuple):
@@ -53,18 +54,38 @@ class CapturedBatch(NamedTuple):
         seen = {id(a): a.nbytes for part in (self.inputs, self.grads, self.weights) for a in part.values()}
         return sum(seen.values())
 
+    @property
+    def owners(self) -> dict[str, str]:
+        """site -> the first site that reads the same input."""
+        return owners(self.inputs)
 
-@runtime_checkable
-class BatchSource(Protocol):
-    """Anything that yields captured batches: a pass of the model, a pass whose batches are kept, or the store."""
 
-    @property
-    def examples(self) -> Examples: ...
-    @property
-    def sites(self) -> Sites: ...
-    @property
-    def trained(self) -> Any: ...
-    def batches(self, rows: Any = None, desc: str = "") -> Iterator[CapturedBatch]: ...
+class BatchSource(ABC):
+    """What yields captured batches: a pass of the model, a pass whose batches are kept, or the store. A subclass says
+    in which batches rows are run, and where a batch comes from."""
+
+    examples: Examples
+    sites: Sites
+    trained: Any  # TrainedModel
+
+    @abstractmethod
+    def walk(self, rows: Any, desc: str) -> Iterator[PlannedBatch]:
+        """The batches that these rows (None: all) are run in, under a progress bar."""
+
+    @abstractmethod
+    def captured(self, planned: PlannedBatch) -> CapturedBatch:
+        """One planned batch at the sites."""
+
+    def batches(self, rows: Any = None, desc: str = "") -> Iterator[CapturedBatch]:
+        """Captured batches of these rows (all by default), under a progress bar."""
+        for planned in self.walk(rows, desc):
+            yield self.captured(planned)
+
+
+def owners(arrays: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> the first name of the very same array."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(array), name) for name, array in arrays.items()}
 
 
 def check_examples(examples: Examples, what: str = "data set") -> None:
@@ -80,7 +101,7 @@ def widths(longest: int) -> list[int]:
     """The widths that sequences are padded to: multiples of 8 growing by a quarter, and the longest length."""
     found = [8]
     while found[-1] < longest:
-        found.append(max(found[-1] + 8, int(found[-1] * WIDTH_STEP) // 8 * 8))
+        found.append(wider(found[-1]))
     return [*[w for w in found if w < longest], longest]
 
 
@@ -114,7 +135,7 @@ def to_captured_batch(
     def cross(t: Tensor) -> Any:
         if id(t) not in crossed:  # sites that share an input share the array
             whole = torch.cat([t, t.new_zeros(missing, *t.shape[1:])]) if missing else t
-            crossed[id(t)] = to_jax(whole.float() if whole.dtype in (torch.float16, torch.bfloat16) else whole)
+            crossed[id(t)] = to_jax(widened(whole))
         return crossed[id(t)]
 
     def weight(name: str) -> Any:
@@ -127,7 +148,7 @@ def to_captured_batch(
 
     return CapturedBatch(
         rows=planned.rows,
-        value=seen.value.float().cpu().numpy() if seen.value.dtype == torch.bfloat16 else seen.value.cpu().numpy(),
+        value=to_numpy(seen.value),
         inputs={name: cross(seen.inputs[name]) for name in sites.names},
         grads={name: cross(seen.grads[name]) for name in sites.names},
         weights={name: weight(name) for name in sites.names},

@@ -1,24 +1,28 @@
 """A model in use: in evaluation mode, frozen, its layers called one by one; afterwards it is as it was."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..errors import enough_memory
+
 
 @contextmanager
-def borrowed(model: nn.Module) -> Iterator[nn.Module]:
+def borrowed(model: nn.Module, batch: Mapping[str, torch.Tensor] | None = None) -> Iterator[nn.Module]:
     """The model in evaluation mode with frozen parameters, its layers called one by one: neither as compiled graphs nor
     as the fused paths of torch's transformer layers, both of which run no hooks, nor its experts all in one product.
-    On the way out every module's mode and every parameter's requires_grad is what it was."""
+    On the way out every module's mode and every parameter's requires_grad is what it was.
+
+    batch: what it is run on, for the ResourceError that an allocation which fails inside becomes."""
     modes = [(module, module.training) for module in modules_of(model)]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     fused = torch.backends.mha.get_fastpath_enabled()
     experts = [(config, config._experts_implementation_internal) for config in _configs(model)]
-    with _eager():
+    with enough_memory(*_needed(batch)), _eager():
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             for config, _ in experts:
@@ -36,6 +40,16 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
                 module.training = mode
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
+
+
+def _needed(batch: Mapping[str, torch.Tensor] | None) -> tuple[str, str]:
+    """What a pass over a batch is, in words, and positions that would fit: half of the batch's."""
+    if batch is None:
+        return "a pass of the model", ""
+    first = next(iter(batch.values()))
+    count, width = len(first), first.shape[1] if first.ndim == 2 and not first.is_floating_point() else 1
+    text = f"a pass of the model over {count} examples of {width} positions on {first.device}"
+    return text, f" {count // 2 * width}" if count > 1 else ""
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:

@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError
 from .attention import split
-from .layers import Multiplied, Stacked, is_attention, layer_at
+from .layer_names import is_attention, layer_at
+from .layers import Multiplied, Stacked
 from .sites import Site
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..errors import ModelError, NumericalError
 from .borrowing import borrowed
 from .calls import Ambiguous, Call, Calls, runner, tapped
-from .layers import layer_at, layer_of
+from .layer_names import layer_at
+from .layers import layer_of
 from .sites import Site
 from .stateless import unwrapped
 
@@ -54,7 +55,7 @@ def capture(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Ob
     (torch.Size([2, 1, 9]), torch.Size([2, 1, 3]))
     """
     model = unwrapped(model)
-    with borrowed(model):
+    with borrowed(model, batch):
         seen = _seen(model, sites, batch, objective, lambda value: value)
     _check_finite(seen, batch)
     return seen
@@ -81,6 +82,11 @@ def batch_row(batch: Batch, row: int) -> Batch:
     """One example of a batch, as wide as the batch."""
     size = _batch_size(batch)
     return {name: value[row : row + 1] if len(value) == size else value for name, value in batch.items()}
+
+
+def cut_short(batch: Batch, width: int) -> Batch:
+    """A batch of this width without its last position."""
+    return {name: v[:, :-1] if v.ndim > 1 and v.shape[1] == width else v for name, v in batch.items()}
 
 
 def _joined(each: Sequence[Captured], sites: Sequence[Site]) -> Captured:
@@ -217,7 +223,7 @@ def nonfinite(model: nn.Module, sites: Sequence[Site], batch: Batch, objective: 
     """Bool [b]: the examples whose objective, or gradient of it at a site, is NaN or infinite. (Examples are taken as
     not disturbing one another, which layers that mix a batch would break.)"""
     model = unwrapped(model)
-    with borrowed(model):
+    with borrowed(model, batch):
         seen = _seen(model, sites, batch, objective, lambda value: value.nan_to_num(0.0, 0.0, 0.0))
     return (~finite(seen)).cpu().numpy()
 
@@ -235,7 +241,7 @@ def layer_calls(model: nn.Module, sites: Sequence[Site], batch: Batch, objective
             f"The rows of {len(alone)} sites are no positions of the text: {', '.join(alone[:3])}.",
             'Score by output token (by="output"), or fit without these sites.',
         )
-    with borrowed(model):
+    with borrowed(model, batch):
         try:
             calls, _ = _traced(model, sites, batch, objective, lambda value: value, certain=False)
         except Ambiguous:
@@ -350,7 +356,6 @@ class _Places:
 
     def _cut(self) -> dict[str, list[tuple[int, ...]]]:
         """Shapes of the calls on sequences of one position less, where another axis of the same length stays."""
-        short = {n: v[:, :-1] if v.ndim > 1 and v.shape[1] == self.width else v for n, v in self.batch.items()}
         found: dict[str, list[tuple[int, ...]]] = {}
         with ExitStack() as hooks, torch.no_grad(), suppress(Exception):
             for site in self.sites:
@@ -361,7 +366,7 @@ class _Places:
 
                     if isinstance(layer_at(self.model, name)[0], nn.Module):
                         hooks.callback(runner(self.model, name).register_forward_hook(keep).remove)
-            self.objective(self.model, short)
+            self.objective(self.model, cut_short(self.batch, self.width))
         return found
 
 

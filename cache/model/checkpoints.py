@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, UsageError
-from .sites import clean_name, copied
+from .names import clean_name
+from .stateless import copied
 
 Checkpoint = nn.Module | Mapping[str, Tensor]
 

@@ -6,14 +6,13 @@
 3. The model is the same: a stored verdict keeps the objectives of its examples, which are computed again when it is
    read for a model.
 
-Tolerances are relative, and follow the model's type (`TOLERANCES`): rounding of sound models stays well below them,
-while rows that belong to other examples differ by the size of a gradient.
+Tolerances follow the model's type (tolerances.py); rows that belong to other examples differ by the size of a gradient.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,32 +24,18 @@ from ..jobs.progress import say
 from ..store.entry import Entry
 from ..store.keys import key_of
 from .borrowing import borrowed
-from .capture import Batch, Captured, Objective, capture, graph_from_the_first_layer
+from .capture import Batch, Captured, Objective, batch_row, capture, graph_from_the_first_layer
 from .forward import forward_of
-from .layers import layer_at
-from .sites import Site, parameters_of
-from .stateless import named_parameters
+from .layer_names import layer_at
+from .sites import Site, Sites, parameters_of
+from .stateless import named_parameters, widened
+from .tolerances import Tolerance, tolerance_of
 
 if TYPE_CHECKING:
     from .trained import ModelPass
 
 PROBES = 4
 SEED = 20260101  # of the examples' weights
-
-
-class Tolerance(NamedTuple):
-    """relative: of an objective or a gradient. absolute: of an objective, in nats."""
-
-    relative: float
-    absolute: float
-
-
-TOLERANCES = {
-    torch.float64: Tolerance(1e-6, 1e-8),
-    torch.float32: Tolerance(2e-3, 1e-3),
-    torch.float16: Tolerance(5e-2, 5e-2),
-    torch.bfloat16: Tolerance(1e-1, 2e-1),
-}
 
 
 def probe_rows(lengths: Int64[np.ndarray, " n"], positions: int | None = None) -> Int64[np.ndarray, " k"]:
@@ -92,7 +77,7 @@ def checked(run: "ModelPass") -> str:
     says = _says(run)
     if store is not None:
         kept = np.zeros(0) if alone is None else alone
-        about = {"says": says, "ids": run.examples.ids[rows].tolist(), "tolerance": list(tolerance)}
+        about = {"says": says, "ids": run.examples.ids[rows].tolist(), "tolerance": list(tolerance[:2])}
         store.put("checks", inputs, {"alone": kept}, about=about)
     trained.verdicts[known] = says, trained.model
     if not trained.quiet:
@@ -114,7 +99,7 @@ def _known_as(run: "ModelPass") -> str:
 def _says(run: "ModelPass") -> str:
     what = {"loss": "the data's labels", "sampled": "sampled labels", "measurement": "the measurement"}[run.objective]
     own = named_parameters(run.trained.model)
-    covered = {name for site in run.sites for _, name in site.parameters}
+    covered = run.sites.parameters
     trained = sum(own[name].requires_grad for name in covered if name in own)
     return (
         f"checked with {what}: batching changes nothing, gradients are autograd's at {len(run.sites)} sites "
@@ -132,7 +117,11 @@ def _check(run: "ModelPass", rows: np.ndarray, alone: np.ndarray | None) -> Tole
         weights = torch.as_tensor(np.random.default_rng(SEED).uniform(0.5, 2.0, len(rows)))
         weights[1::2] *= -1
         values, wanted = _autograd(trained.model, run.sites, batch, objective, weights)
-        tolerance = _tolerance(trained.dtype, seen.value, *seen.grads.values())  # autocast computes in another type
+        types = {
+            seen.value.dtype,
+            *(g.dtype for g in seen.grads.values()),
+        }  # autocast computes in its own
+        tolerance = tolerance_of(trained.dtype, *types)
         if _close(_numbers(values), _numbers(seen.value), tolerance).all():
             break
     else:
@@ -163,9 +152,8 @@ def _check_alone(
         return
     at = int(bad[0])
     trained = run.trained
-    one = {name: v[at : at + 1] for name, v in batch.items()}
     with borrowed(trained.model), torch.no_grad():
-        padded = _numbers(run.of(trained.model, one))
+        padded = _numbers(run.of(trained.model, batch_row(batch, at)))
     if not _close(padded, alone[at : at + 1], tolerance)[0]:
         cause = "The model depends on padding: the attention mask does not reach it, or it averages over all positions."
         cure = "Let its forward take attention_mask, write a Task that passes it, or give examples of one length."
@@ -184,7 +172,7 @@ def _check_gradients(
 ) -> None:
     found, scales = {}, {}
     for site in run.sites:
-        a, g = (_wide(t) for t in (seen.inputs[site.name], seen.grads[site.name]))
+        a, g = (widened(t) for t in (seen.inputs[site.name], seen.grads[site.name]))
         w = weights.to(g)
         found[site.name] = torch.einsum("bso,bsi->oi", g * w[:, None, None], a)
         scales[site.name] = float((w.abs() * g.flatten(1).norm(dim=1) * a.flatten(1).norm(dim=1)).sum())
@@ -192,7 +180,7 @@ def _check_gradients(
     bad: dict[str, float] = {}
     for name, matrix in matrices.items():
         users = [site for site in run.sites if name in dict(site.parameters).values()]
-        truth = _wide(wanted[name]).to(matrix)
+        truth = widened(wanted[name]).to(matrix)
         for site, own, true in _by_site(users, matrix.reshape(truth.shape), truth):
             scale = max(float(true.norm()), 0.1 * scales[site.name])
             error = float((own - true).norm())
@@ -236,11 +224,11 @@ def _scales_by_frequency(run: "ModelPass", name: str) -> bool:
 
 
 def _autograd(
-    model: nn.Module, sites: Sequence[Site], batch: Batch, objective: Objective, weights: Tensor
+    model: nn.Module, sites: Sites, batch: Batch, objective: Objective, weights: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective [b], and autograd's gradient of its weighted sum at every covered parameter."""
     own = named_parameters(model)
-    covered = {name for site in sites for _, name in site.parameters}
+    covered = sites.parameters
     with borrowed(model), _without_grads(model), torch.enable_grad(), graph_from_the_first_layer(model):
         for name in covered:
             own[name].requires_grad_(True)
@@ -266,7 +254,7 @@ def _without_grads(model: nn.Module) -> Iterator[None]:
 
 def _same_model(run: "ModelPass", entry: Entry, found: np.ndarray) -> None:
     stored, known = entry.read("alone"), entry.about.get("tolerance")  # none is with the verdicts of an older version
-    tolerance = _tolerance(run.trained.dtype) if known is None else Tolerance(*known)
+    tolerance = tolerance_of(run.trained.dtype) if known is None else Tolerance(*known)
     if stored.shape != found.shape or _close(found, stored, tolerance).all():
         return
     raise ModelError(
@@ -289,13 +277,3 @@ def _close(found: np.ndarray, wanted: np.ndarray, tolerance: Tolerance) -> np.nd
 
 def _numbers(value: Tensor) -> Float[np.ndarray, "..."]:
     return value.detach().double().cpu().numpy()
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-
-
-def _tolerance(dtype: torch.dtype | None, *values: Tensor) -> Tolerance:
-    """Of the coarsest of the model's type and the values'."""
-    types = [t for t in (dtype, *(value.dtype for value in values)) if t in TOLERANCES]
-    return max((TOLERANCES[t] for t in types), default=TOLERANCES[torch.float32])

@@ -25,16 +25,15 @@ TOLERANCE = 1e-2  # of the largest logit: far above rounding in half precision, 
 CAUSAL = 5e-5  # the same for float32, in which earlier predictions of a causal model are equal but for rounding
 
 
-def check_data(examples: Examples, task: Task, model: nn.Module, what: str = "data set") -> None:
+def check_data(examples: Examples, task: Task, model: nn.Module) -> None:
     """Raise DataError or ModelError, with ids, for data that the task and the model cannot be run on.
 
     Args:
         examples: training data or queries.
         task: of the tasks that are included, labels are checked; of others, what every task needs.
         model: run on the longest example, without gradients.
-        what: how the error names the data.
     """
-    check_examples(examples, what)
+    check_examples(examples)
     if isinstance(task, LanguageModelling):
         _check_language_model(model)
         _check_tokens(examples)
@@ -192,8 +191,6 @@ def _probe(examples: Examples, task: Task, model: nn.Module) -> Tensor:
             "If it is too long, shorten it (--length). If not, its tokens are of another vocabulary.",
         ) from None
     except NOT_RUN as error:
-        if isinstance(error, (torch.OutOfMemoryError, WhenceError)):
-            raise
         raise _not_run(examples, task, model, longest, error) from error
 
 

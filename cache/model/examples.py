@@ -32,7 +32,7 @@ from .ragged import Derived, Ragged
 # the value of a padded position, by column; `attention_mask` masks padded positions in any case
 PADDING = {"labels": -100}
 TOKENS = ("input_ids", "labels", "attention_mask", "position_ids", "token_type_ids", "segments")  # of whole numbers
-STEP = 1.25  # between the widths that a further ragged column is padded to
+STEP = 1.25  # between the widths that sequences are padded to
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,8 +305,13 @@ def _width(longest: int, pad_to: int | None) -> int:
         return max(longest, pad_to or 0)
     width = pad_to
     while width < longest:
-        width = max(width + 8, int(width * STEP) // 8 * 8)
+        width = wider(width)
     return width
+
+
+def wider(width: int) -> int:
+    """The next width that sequences are padded to: a multiple of 8, a quarter more."""
+    return max(width + 8, int(width * STEP) // 8 * 8)
 
 
 def _take(values: Any, rows: np.ndarray) -> Any:

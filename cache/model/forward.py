@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from .bridge import to_host
-from .code import References, code_digest, references
+from .code import code_digest, references
 from .stateless import inner_tensors
 
 # an address in memory in a printed module says nothing about the model
@@ -117,7 +117,7 @@ class _Description:
         private = all(self.own(kind) for kind in kinds)
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         state = self.state(type(module)).union(
-            *(self.references(function).stored for hook in hooks for function in _functions(hook))
+            *(references(function.__code__).stored for hook in hooks for function in _functions(hook))
         )
         found = {}
         for name, value in vars(module).items():
@@ -140,7 +140,7 @@ class _Description:
             if name == "__call__" and not self._is_own_function(member):
                 continue
             for function in _functions(member):
-                seen = self.references(function)
+                seen = references(function.__code__)
                 found |= seen.stored
                 waiting += seen.own
         self.states[kind] = frozenset(found)
@@ -148,9 +148,6 @@ class _Description:
 
     def _is_own_function(self, member: Any) -> bool:
         return isinstance(member, types.FunctionType) and self.library(member.__globals__.get("__name__")) is None
-
-    def references(self, function: types.FunctionType) -> References:
-        return references(function.__code__)
 
     def type(self, kind: type) -> str:
         """A library's class by name and version, an own class by its code and that of its own bases."""
@@ -182,7 +179,7 @@ class _Description:
             return f"{name} {self.value(inner)}" if inner is not None else name
 
         def describe() -> str:
-            seen = self.references(function)
+            seen = references(function.__code__)
             given: dict[str, Any] = {}
             if function.__defaults__:
                 given["(defaults)"] = function.__defaults__
@@ -190,7 +187,7 @@ class _Description:
                 given["(keywords)"] = function.__kwdefaults__
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
                 if name not in seen.changed and name != "__class__":
-                    given[f"(closure) {name}"] = _content(cell)
+                    given[f"(closure) {name}"] = content_of(cell)
             for name in seen.names - seen.changed:
                 value = function.__globals__.get(name)
                 if not isinstance(value, types.ModuleType) and name in function.__globals__:
@@ -301,10 +298,11 @@ def _without_volatile(settings: Any) -> Any:
     return {name: _without_volatile(each) for name, each in kept.items() if not name.startswith("_")}
 
 
-def _content(cell: Any) -> Any:
+def content_of(cell: Any) -> Any:
+    """What a cell of a closure has; None if nothing was assigned yet."""
     try:
         return cell.cell_contents
-    except ValueError:  # not assigned yet
+    except ValueError:
         return None
 
 

@@ -1,4 +1,4 @@
-"""Gradients in the store: per site the inputs a and output gradients g of every example, in the store.
+"""Gradients in the store: per site the inputs a and output gradients g of every example.
 
 The pair is smaller than the formed gradient if sequences are shorter than o i / (o + i), and serves every
 question afterwards (moments, eigenvalues, scores, self-influence) without the model. Examples of one padded width
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from ..errors import NotCached, ResourceError
-from ..jobs.partitions import run_partitions
 from ..store.bfloat16 import BFLOAT16
 from ..store.entry import Entry
 from ..store.layout import ArraySpec
@@ -23,16 +22,15 @@ from .trained import ModelPass, PassBatches
 DTYPES = ("float32", "bfloat16")  # that gradients are stored in, the first preferred
 
 
-@dataclass(frozen=True)
 class StoredBatches(PassBatches):
     """Batches of a pass read from the store: the same arrays as the pass's own, to the precision they are stored in.
 
     entries: padded width -> entry. members: padded width -> the row numbers in it, in their order.
     """
 
-    run: ModelPass
-    entries: dict[int, Entry]
-    members: dict[int, np.ndarray]
+    def __init__(self, run: ModelPass, entries: dict[int, Entry], members: dict[int, np.ndarray]):
+        super().__init__(run)
+        self.entries, self.members = entries, members
 
     def captured(self, planned: PlannedBatch) -> CapturedBatch:
         import jax.numpy as jnp
@@ -66,21 +64,21 @@ class StoredBatches(PassBatches):
 
 @dataclass(frozen=True)
 class _Work:
-    """One shard of one width: rows of the run as arrays to keep."""
+    """One shard of one width: rows of the run, in batches of `full`, as arrays to keep."""
 
     run: ModelPass
     members: np.ndarray
     width: int
+    full: int
     names: tuple[str, ...]
     dtype: str
     rows: dict[str, int]
 
     def __call__(self, shard: Any) -> dict[str, np.ndarray]:
         rows = self.members[shard.start : shard.stop]
-        full = max(1, (self.run.positions or self.width) // self.width)
         blocks = []
-        for start in range(0, len(rows), full):
-            batch = self.run.captured(PlannedBatch(rows[start : start + full], self.width, full))
+        for start in range(0, len(rows), self.full):
+            batch = self.run.captured(PlannedBatch(rows[start : start + self.full], self.width, self.full))
             blocks.append(_arrays(batch, self.names, self.dtype, self.rows))
         return {name: np.concatenate([block[name] for block in blocks]) for name in self.names}
 
@@ -113,18 +111,24 @@ def _rows(run: ModelPass, width: int, batch: CapturedBatch) -> dict[str, int]:
 
 
 def _groups(run: ModelPass) -> dict[int, np.ndarray]:
+    """Padded width -> the row numbers of the examples of that width."""
     bucket = padded_widths(run.examples.lengths)
     return {int(width): np.flatnonzero(bucket == width) for width in np.unique(bucket)}
 
 
-def stored_bytes(run: ModelPass, dtype: str = "float32") -> int:
-    """Bytes the gradients of a prepared run take in the store (float32 sites; padding counted)."""
-    each = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}[dtype]
+def _inputs(run: ModelPass, dtype: str) -> dict[int, dict[str, Any]]:
+    """Padded width -> what the entry of its gradients in this type is computed from."""
+    shared = run.inputs()
+    return {width: {**shared, "width": width, "dtype": dtype} for width in _groups(run)}
+
+
+def stored_bytes(run: ModelPass) -> int:
+    """Bytes that the gradients of a pass take in the store in float32, padding counted."""
     total = 0
     for width, members in _groups(run).items():
         batch = run.captured(PlannedBatch(members[:1], width, 1))
         arrays = {id(x): x for part in (batch.inputs, batch.grads) for x in part.values()}
-        total += len(members) * each * sum(x.size for x in arrays.values())
+        total += len(members) * 4 * sum(x.size for x in arrays.values())
     return total
 
 
@@ -133,46 +137,34 @@ def gradients(run: ModelPass, store: Store, *, dtype: str = "float32") -> Stored
 
     dtype: as stored; float32, or bfloat16 for half the size. Raises ResourceError when they would fill the disk.
     """
-    entries = {}
-    groups, shared = _groups(run), run.inputs()
-    for width, members in groups.items():
-        inputs = {**shared, "width": width, "dtype": dtype}
+    groups, entries = _groups(run), {}
+    for width, inputs in _inputs(run, dtype).items():
         if store.has("gradients", inputs):
             entries[width] = store.open("gradients", inputs)
             continue
+        members = groups[width]
         batch = run.captured(PlannedBatch(members[:1], width, 1))
-        first: dict[int, str] = {}
-        owners = {name: first.setdefault(id(batch.inputs[name]), name) for name in run.sites.names}
-        rows = _rows(run, width, batch)
+        owners, rows = batch.owners, _rows(run, width, batch)
         specs = {"value": ArraySpec((len(members),), "float32")}
-        for name in run.sites.names:
-            if owners[name] == name:
-                shape = (len(members), rows[name], batch.inputs[name].shape[2])
-                specs[f"{name}/a"] = ArraySpec(shape, dtype, ("n", "s", "i"))
-                specs[f"{name}/weight"] = ArraySpec((len(members), rows[name]), "float32")
-            specs[f"{name}/g"] = ArraySpec(
-                (len(members), rows[name], batch.grads[name].shape[2]), dtype, ("n", "s", "o")
-            )
-        about = {"owners": owners, "ids": run.examples.ids[members].tolist()}
-        work = _Work(run, members, width, tuple(specs), dtype, rows)
+        for name, own in owners.items():
+            shape = (len(members), rows[name])
+            if own == name:
+                specs[f"{name}/a"] = ArraySpec((*shape, batch.inputs[name].shape[2]), dtype, ("n", "s", "i"))
+                specs[f"{name}/weight"] = ArraySpec(shape, "float32")
+            specs[f"{name}/g"] = ArraySpec((*shape, batch.grads[name].shape[2]), dtype, ("n", "s", "o"))
         full = max(1, (run.positions or width) // width)
-        with store.writer("gradients", inputs, specs, shard_rows=min(full, len(members)), about=about) as writer:
-            if not writer.complete:
-                run_partitions(
-                    writer, work, run.trained.cluster, log=run.trained.log, desc=f"gradients, width {width}",
-                    quiet=run.trained.quiet,
-                )  # fmt: skip
-            entries[width] = writer.seal()
+        work = _Work(run, members, width, full, tuple(specs), dtype, rows)
+        entries[width] = run.trained.job(
+            "gradients", inputs, specs, work, store=store, shard_rows=min(full, len(members)),
+            about={"owners": owners, "ids": run.examples.ids[members].tolist()}, desc=f"gradients, width {width}",
+        )  # fmt: skip
     return StoredBatches(run, entries, groups)
 
 
 def stored_dtype(run: ModelPass, store: Store, dtypes: tuple[str, ...] = DTYPES) -> str | None:
     """The first of these types in which all gradients of a pass are in the store; None if there is none."""
-    widths, shared = _groups(run), run.inputs()
-    for dtype in dtypes:
-        if all(store.has("gradients", {**shared, "width": width, "dtype": dtype}) for width in widths):
-            return dtype
-    return None
+    found = (d for d in dtypes if all(store.has("gradients", inputs) for inputs in _inputs(run, d).values()))
+    return next(found, None)
 
 
 def open_gradients(run: ModelPass, store: Store, dtypes: tuple[str, ...] = DTYPES) -> StoredBatches:
@@ -180,6 +172,4 @@ def open_gradients(run: ModelPass, store: Store, dtypes: tuple[str, ...] = DTYPE
     dtype = stored_dtype(run, store, dtypes)
     if dtype is None:
         raise NotCached("The gradients of this run are not in the store.", "Compute them with cache.gradients.")
-    groups, shared = _groups(run), run.inputs()
-    entries = {w: store.open("gradients", {**shared, "width": w, "dtype": dtype}) for w in groups}
-    return StoredBatches(run, entries, groups)
+    return gradients(run, store, dtype=dtype)

@@ -10,46 +10,14 @@ weights in one parameter [e o i], their routers one [e d] (`Multiplied`); torch'
 queries, keys and values in one [3d d] (`Stacked`). Each such parameter is a layer too.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .stateless import inner_tensors
-
 Rows = Float[Tensor, "b s _"]
-
-
-@runtime_checkable
-class Layer(Protocol):
-    """One kind of layer. `group` selects one group of a grouped convolution; other kinds have one group."""
-
-    kind: str
-
-    def matches(self, module: Any) -> bool: ...
-    def groups(self, module: Any) -> int: ...
-    def shape(self, module: Any) -> tuple[int, int]:
-        """(o, i) of one group, i counting the bias."""
-        ...
-
-    def rows(self, module: Any, x: Tensor, g: Tensor, group: int) -> tuple[Rows, Rows]:
-        """Input rows a [b s i] and output-gradient rows g [b s o] of one call. x and g are [b ...]."""
-        ...
-
-    def weight(self, module: Any, matrix: Tensor) -> dict[str, Tensor]:
-        """A matrix [... o i] of one group as slices of the layer's parameters, by attribute name."""
-        ...
-
-    def matrix(self, module: Any, values: dict[str, Tensor], group: int) -> Tensor:
-        """The inverse of `weight`: parameter-shaped values as the [o i] matrix of one group."""
-        ...
-
-    def bias_columns(self, module: Any) -> int:
-        """How many of the last columns of the [o i] matrix are the bias."""
-        ...
 
 
 def _flat(t: Tensor, width: int) -> Tensor:
@@ -65,61 +33,64 @@ def _bias(module: Any) -> bool:
     return isinstance(getattr(module, "bias", None), nn.Parameter)  # a plain tensor is no parameter to differentiate
 
 
-class _Biased:
-    """A kind whose bias is the last column of its matrix."""
+class Layer:
+    """One kind of layer; this one is a product with a weight, whose bias is the last column of the matrix. `group` is
+    one of a grouped convolution, or one expert; other kinds have one group."""
 
-    def bias_columns(self, module: Any) -> int:
-        return int(_bias(module))
-
-
-class Linear(_Biased):
     kind = "linear"
 
     def matches(self, module: Any) -> bool:
+        """Whether a module is of this kind."""
         return isinstance(module, nn.Linear)
+
+    def transposed(self, module: Any) -> bool:
+        """Whether the weight is kept as [i o]."""
+        return False
 
     def groups(self, module: Any) -> int:
         return 1
 
+    def bias_columns(self, module: Any) -> int:
+        """How many of the last columns of the [o i] matrix are the bias."""
+        return int(_bias(module))
+
     def shape(self, module: Any) -> tuple[int, int]:
-        return module.out_features, module.in_features + _bias(module)
+        """(o, i) of one group, i counting the bias."""
+        o, i = module.weight.shape[-2:][:: -1 if self.transposed(module) else 1]
+        return o, i + _bias(module)
 
     def rows(self, module: Any, x: Tensor, g: Tensor, group: int) -> tuple[Rows, Rows]:
-        o, i = module.weight.shape
-        return with_ones(_flat(x, i), _bias(module)), _flat(g, o)
+        """Input rows a [b s i] and output-gradient rows g [b s o] of one call. x and g are [b ...]."""
+        o, i = self.shape(module)
+        return with_ones(_flat(x, i - _bias(module)), _bias(module)), _flat(g, o)
 
     def weight(self, module: Any, matrix: Tensor) -> dict[str, Tensor]:
-        if not _bias(module):
-            return {"weight": matrix}
-        return {"weight": matrix[..., :-1], "bias": matrix[..., -1]}
+        """A matrix [... o i] of one group as slices of the layer's parameters, by attribute name."""
+        weight = matrix[..., :-1] if _bias(module) else matrix
+        found = {"weight": weight.transpose(-1, -2) if self.transposed(module) else weight}
+        return {**found, "bias": matrix[..., -1]} if _bias(module) else found
 
     def matrix(self, module: Any, values: dict[str, Tensor], group: int) -> Tensor:
-        if not _bias(module):
-            return values["weight"]
-        return torch.cat([values["weight"], values["bias"].unsqueeze(-1)], dim=-1)
+        """The inverse of `weight`: parameter-shaped values as the [o i] matrix of one group."""
+        weight = values["weight"].transpose(-1, -2) if self.transposed(module) else values["weight"]
+        return torch.cat([weight, values["bias"].unsqueeze(-1)], dim=-1) if _bias(module) else weight
 
 
-class TransposedLinear(Linear):
+class Linear(Layer):
+    """`nn.Linear`."""
+
+
+class TransposedLinear(Layer):
     """Hugging Face's `Conv1D` (GPT-2): weight [i o]."""
 
     def matches(self, module: Any) -> bool:
         return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
-    def shape(self, module: Any) -> tuple[int, int]:
-        return module.weight.shape[1], module.weight.shape[0] + 1
-
-    def rows(self, module: Any, x: Tensor, g: Tensor, group: int) -> tuple[Rows, Rows]:
-        i, o = module.weight.shape
-        return with_ones(_flat(x, i), True), _flat(g, o)
-
-    def weight(self, module: Any, matrix: Tensor) -> dict[str, Tensor]:
-        return {"weight": matrix[..., :-1].transpose(-1, -2), "bias": matrix[..., -1]}
-
-    def matrix(self, module: Any, values: dict[str, Tensor], group: int) -> Tensor:
-        return torch.cat([values["weight"].transpose(-1, -2), values["bias"].unsqueeze(-1)], dim=-1)
+    def transposed(self, module: Any) -> bool:
+        return True
 
 
-class Convolution(_Biased):
+class Convolution(Layer):
     """1-D, 2-D and 3-D convolutions, each group a linear map over its patches (im2col)."""
 
     kind = "conv"
@@ -153,33 +124,25 @@ class Convolution(_Biased):
         return F.unfold(x, kernel, dilation=dilation, stride=stride).transpose(1, 2)
 
     def weight(self, module: Any, matrix: Tensor) -> dict[str, Tensor]:
+        found = super().weight(module, matrix)
         shape = (*matrix.shape[:-1], *module.weight.shape[1:])
-        if not _bias(module):
-            return {"weight": matrix.reshape(shape)}
-        return {"weight": matrix[..., :-1].reshape(shape), "bias": matrix[..., -1]}
+        return {**found, "weight": found["weight"].reshape(shape)}
 
     def matrix(self, module: Any, values: dict[str, Tensor], group: int) -> Tensor:
-        per_out = module.out_channels // module.groups
-        rows = slice(group * per_out, (group + 1) * per_out)
-        weight = values["weight"][rows].flatten(1)
-        if not _bias(module):
-            return weight
-        return torch.cat([weight, values["bias"][rows].unsqueeze(-1)], dim=-1)
+        own = {name: t.chunk(module.groups)[group] for name, t in values.items()}
+        return super().matrix(module, {**own, "weight": own["weight"].flatten(1)}, group)
 
 
-class Embedding(_Biased):
-    """A look-up table as a linear map [d vocabulary] of one-hot inputs."""
+class Embedding(Layer):
+    """A look-up table [vocabulary d] as a linear map of one-hot inputs."""
 
     kind = "embedding"
 
     def matches(self, module: Any) -> bool:
         return isinstance(module, nn.Embedding)
 
-    def groups(self, module: Any) -> int:
-        return 1
-
-    def shape(self, module: Any) -> tuple[int, int]:
-        return module.embedding_dim, module.num_embeddings
+    def transposed(self, module: Any) -> bool:
+        return True
 
     def rows(self, module: Any, x: Tensor, g: Tensor, group: int) -> tuple[Rows, Rows]:
         one_hot = F.one_hot(x.reshape(len(x), -1).long(), module.num_embeddings).to(g.dtype)
@@ -188,14 +151,8 @@ class Embedding(_Biased):
         scale = getattr(module, "embed_scale", 1.0)  # transformers' scaled tables (Gemma, BART) return table * scale
         return one_hot, _flat(g, module.embedding_dim) * torch.as_tensor(scale, dtype=g.dtype, device=g.device)
 
-    def weight(self, module: Any, matrix: Tensor) -> dict[str, Tensor]:
-        return {"weight": matrix.transpose(-1, -2)}
 
-    def matrix(self, module: Any, values: dict[str, Tensor], group: int) -> Tensor:
-        return values["weight"].transpose(-1, -2)
-
-
-class Normalisation:
+class Normalisation(Layer):
     """The scale and shift of LayerNorm and RMSNorm. Their gradient [2d] (or [d]) is a vector already: it stands
     as the input with an output gradient of one, so that the "input" moment of the site is the exact Fisher
     block of these parameters."""
@@ -205,9 +162,6 @@ class Normalisation:
     def matches(self, module: Any) -> bool:
         named = type(module).__name__.endswith(("RMSNorm", "T5LayerNorm"))
         return (isinstance(module, nn.LayerNorm) or named) and isinstance(getattr(module, "weight", None), Tensor)
-
-    def groups(self, module: Any) -> int:
-        return 1
 
     def shape(self, module: Any) -> tuple[int, int]:
         return 1, module.weight.numel() * (1 + _bias(module))
@@ -253,7 +207,7 @@ class Multiplied(NamedTuple):
     transposed: bool
 
 
-class MultipliedLinear(Linear):
+class MultipliedLinear(Layer):
     """Experts in one parameter [e o i], each a group; or a router [o i]."""
 
     def matches(self, module: Any) -> bool:
@@ -262,26 +216,17 @@ class MultipliedLinear(Linear):
     def groups(self, module: Any) -> int:
         return len(module.weight) if module.weight.ndim == 3 else 1
 
-    def shape(self, module: Any) -> tuple[int, int]:
-        o, i = module.weight.shape[-2:][:: -1 if module.transposed else 1]
-        return o, i + _bias(module)
-
-    def rows(self, module: Any, x: Tensor, g: Tensor, group: int) -> tuple[Rows, Rows]:
-        o, i = self.shape(module)
-        return with_ones(_flat(x, i - _bias(module)), _bias(module)), _flat(g, o)
+    def transposed(self, module: Any) -> bool:
+        return module.transposed
 
     def weight(self, module: Any, matrix: Tensor) -> dict[str, Tensor]:
-        found = super().weight(module, matrix)
-        if module.transposed:
-            found["weight"] = found["weight"].transpose(-1, -2)
-        lead = matrix.ndim - 2
+        found, lead = super().weight(module, matrix), matrix.ndim - 2
         return {name: t.unsqueeze(lead) for name, t in found.items()} if module.weight.ndim == 3 else found
 
     def matrix(self, module: Any, values: dict[str, Tensor], group: int) -> Tensor:
-        one = {name: t[group] for name, t in values.items()} if module.weight.ndim == 3 else dict(values)
-        if module.transposed:
-            one["weight"] = one["weight"].transpose(-1, -2)
-        return super().matrix(module, one, group)
+        return super().matrix(
+            module, {name: t[group] for name, t in values.items()} if module.weight.ndim == 3 else values, group
+        )
 
 
 class Stacked(NamedTuple):
@@ -294,7 +239,7 @@ class Stacked(NamedTuple):
     transposed: bool = False
 
 
-class StackedLinear(Linear):
+class StackedLinear(Layer):
     """The projections of queries, keys and values of `torch.nn.MultiheadAttention`, each a group."""
 
     def matches(self, module: Any) -> bool:
@@ -306,9 +251,6 @@ class StackedLinear(Linear):
     def shape(self, module: Any) -> tuple[int, int]:
         o, i = module.weight.shape
         return o // module.groups, i + _bias(module)
-
-    def rows(self, module: Any, x: Tensor, g: Tensor, group: int) -> tuple[Rows, Rows]:
-        return with_ones(_flat(x, module.weight.shape[1]), _bias(module)), _flat(g, self.shape(module)[0])
 
     def matrix(self, module: Any, values: dict[str, Tensor], group: int) -> Tensor:
         return super().matrix(module, {name: t.chunk(module.groups)[group] for name, t in values.items()}, group)
@@ -322,82 +264,3 @@ KINDS: tuple[Layer, ...] = (
 def layer_of(module: Any) -> Layer | None:
     """The kind of layer this module (or `Multiplied`) is, or None if it is none of KINDS."""
     return next((layer for layer in KINDS if layer.matches(module)), None)
-
-
-def layers_in(model: nn.Module) -> Iterator[tuple[str, Any, Layer]]:
-    """Name, module and kind of every layer, in the model's order. What stands for a parameter that is multiplied by has
-    the parameter's name."""
-    for name, module in model.named_modules():
-        layer = layer_of(module)
-        if layer is not None:
-            yield name, module, layer
-            continue
-        for attribute in _multiplied(module):
-            found = _stand_in(module, attribute)
-            kind = layer_of(found)
-            assert kind is not None
-            yield f"{name}.{attribute}" if name else attribute, found, kind
-
-
-def packed(weight: Tensor) -> bool:
-    """Whether a weight is quantised: integers or 8-bit floats, or a tensor that keeps its numbers in such. It is no
-    matrix to read, and nothing trains it."""
-    inner = inner_tensors(weight)
-    if inner:
-        return any(packed(tensor) for tensor in inner)
-    return not weight.is_floating_point() or weight.element_size() < 2
-
-
-def packed_layers(model: nn.Module) -> Iterator[str]:
-    """Names of the modules whose weight is quantised, whatever their class calls it."""
-    for name, module in model.named_modules():
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        if any("weight" in attribute and packed(tensor) for attribute, tensor in own):
-            yield name
-
-
-def layer_at(model: nn.Module, name: str) -> tuple[Any, Layer]:
-    """The layer of this name in `layers_in`."""
-    parent, _, attribute = name.rpartition(".")
-    owner = model.get_submodule(parent)
-    inner = getattr(owner, attribute, None)
-    module = _stand_in(owner, attribute) if isinstance(inner, nn.Parameter) else model.get_submodule(name)
-    layer = layer_of(module)
-    assert layer is not None  # names come from layers
-    return module, layer
-
-
-def _multiplied(module: nn.Module) -> list[str]:
-    """Parameters of experts [e ...] and of their router [e d], in a module that says how many experts it has, and of
-    the projections of torch's attention."""
-    if is_attention(module):
-        own = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-        return [name for name in own if getattr(module, name) is not None]
-    count = _experts(module)
-    found = [name for name, p in module.named_parameters(recurse=False) if p.ndim == 3 and len(p) == count]
-    if found or count == 0:
-        return found
-    weight = getattr(module, "weight", None)
-    return ["weight"] if isinstance(weight, nn.Parameter) and weight.ndim == 2 and len(weight) == count else []
-
-
-def _experts(module: nn.Module) -> int:
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
-    return next((value for name in names if isinstance(value := getattr(module, name, None), int)), 0)
-
-
-def is_attention(module: nn.Module) -> bool:
-    """Whether this is torch's own attention: a subclass with a forward of its own multiplies as it likes."""
-    return isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
-
-
-def _stand_in(module: Any, attribute: str) -> Multiplied | Stacked:
-    if is_attention(module):
-        packed_in = attribute == "in_proj_weight"  # of separate projections the one bias is left out
-        return Stacked(getattr(module, attribute), module.in_proj_bias if packed_in else None, 3 if packed_in else 1)
-    bias = getattr(module, "bias" if attribute == "weight" else f"{attribute}_bias", None)
-    return Multiplied(
-        getattr(module, attribute),
-        bias if isinstance(bias, nn.Parameter) else None,
-        bool(getattr(module, "is_transposed", False)),
-    )

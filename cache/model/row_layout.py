@@ -18,13 +18,14 @@ from ..errors import DataError, ModelError
 from .batches import BATCH_POSITIONS
 from .borrowing import borrowed
 from .bridge import to_numpy
+from .capture import batch_row, cut_short
 from .examples import Examples
 from .names import full_name
 from .outputs import outputs_at, tensor_of
 from .task import Classification, LanguageModelling, Regression, Task
+from .tolerances import tolerance_of
 from .trained import TrainedModel
 
-TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 CHECKED = 4  # examples that are run alone and together
 CHANNELS_FIRST = (  # where an output has three axes
     nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm,
@@ -90,8 +91,6 @@ def outputs(trained: TrainedModel, names: Sequence[str], batch: dict[str, Tensor
         model = trained.model
         return {n: channels_last(model.get_submodule(full_name(model, n)), x) for n, x in seen.items()}
     except (IndexError, RuntimeError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
         if "example_id" in batch and len(batch["example_id"]) > 1:
             for row in range(len(batch["example_id"])):  # one of them raises with its id
                 outputs(trained, names, _alone(batch, row))
@@ -107,7 +106,7 @@ def outputs(trained: TrainedModel, names: Sequence[str], batch: dict[str, Tensor
 def _alone(batch: dict[str, Tensor], row: int) -> dict[str, Tensor]:
     """One example of a batch, without its padding."""
     real = real_positions(batch)
-    one = {name: column[row : row + 1] for name, column in batch.items()}
+    one = batch_row(batch, row)
     if real is None:
         return one
     return {n: t[:, real[row]] if t.ndim > 1 and t.shape[1] == real.shape[1] else t for n, t in one.items()}
@@ -211,9 +210,8 @@ def _cut_short(
     count, width = _size(batch)
     if width is None or width < 2:
         return {}
-    shorter = {n: t[:, :-1] if t.ndim > 1 and t.shape[1] == width else t for n, t in batch.items()}
     try:
-        seen = outputs(trained, names, shorter)
+        seen = outputs(trained, names, cut_short(batch, width))
     except Exception:  # whatever a model of a fixed width raises
         return {}
     return {name: (count, width - 1, tuple(seen[name].shape)) for name in names}
@@ -233,7 +231,7 @@ def _check_rows(
     batch, seen = together
     whole = to_numpy(layout.rows(seen[name], real_positions(batch)).double())
     largest = float(np.max(np.abs(whole), initial=0.0, where=np.isfinite(whole)))
-    tolerance = max(TOLERANCE.get(t, 1e-3) for t in (seen[name].dtype, trained.dtype or torch.float32))
+    tolerance = tolerance_of(seen[name].dtype, trained.dtype).output
     start = 0
     for row, part in zip(chosen, parts):
         rows = to_numpy(part.double())

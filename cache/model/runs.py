@@ -142,10 +142,6 @@ class TrainingRun:
             )
         return replace(self, ids=tuple(ids[each] for each in self.ids) if self.by_row else self.ids, by_row=False)
 
-    def group_of(self, name: str) -> int | None:
-        """The number of a parameter's group; None for a parameter that was not trained."""
-        return next((number for number, group in enumerate(self.groups) if name in group.names), None)
-
 
 def open_run(folder: str | Path) -> TrainingRun:
     """The run in a folder. Raises UsageError for a folder without one, DataError for one that is damaged, unfinished

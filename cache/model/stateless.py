@@ -27,6 +27,16 @@ def own_type(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return own[0].device, next((p.dtype for p in own if p.is_floating_point() and p.element_size() > 1), own[0].dtype)
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision, in which sums and small steps are lost; other types as they are."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """A tensor in half precision in float32, another as it is."""
+    return tensor.to(wide(tensor.dtype))
+
+
 def inner_tensors(tensor: Any) -> list[Tensor]:
     """The tensors that a tensor keeps its numbers in, having no memory itself (quantised and sharded ones do)."""
     return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]] if _is_outer(tensor) else []

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, ModelError
 from . import rng
-from .stateless import unwrapped
+from .stateless import unwrapped, widened
 
 Batch = dict[str, Tensor]
 IGNORED = -100
@@ -145,7 +145,7 @@ class TokenTask(Settings, ABC):
             return self.token_logprobs(model, batch).sum(1)
         targets, counted = self.labelled(batch)
         rows = _counted(self.predicting(model, batch), counted)
-        return torch.where(counted, margin(rows.to(_wide(rows)), targets), 0).sum(1)
+        return torch.where(counted, margin(widened(rows), targets), 0).sum(1)
 
 
 @dataclass(frozen=True)
@@ -204,8 +204,18 @@ class LanguageModelling(TokenTask):
         return real & follows
 
 
+class VectorTask(Settings):
+    """What tasks of `x` with one label an example have in common: the model's outputs, and one position."""
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        return outputs_of(model(column(batch, "x"), **extras(model, batch)))
+
+    def positions(self, batch: Batch) -> Bool[Tensor, "b 1"]:
+        return torch.ones(len(column(batch, "x")), 1, dtype=torch.bool, device=batch["x"].device)
+
+
 @dataclass(frozen=True)
-class Classification(Settings):
+class Classification(VectorTask):
     """Cross-entropy on `x` [b ...] and integer `y` [b]; measured by log-probability, margin or loss.
 
     The model also gets `attention_mask` and other columns that its forward names. A model with one output z is a
@@ -218,7 +228,7 @@ class Classification(Settings):
     measure: Literal["logprob", "margin", "loss"] = "logprob"
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        out = outputs_of(model(column(batch, "x"), **extras(model, batch)))
+        out = self.outputs(model, batch)
         if out.ndim > 2 or out.ndim == 0:
             raise ModelError(
                 f"The model's output has the shape {tuple(out.shape)}, where Classification needs [b c].",
@@ -229,30 +239,27 @@ class Classification(Settings):
             return torch.cat([torch.zeros_like(z), z], dim=1)
         return out
 
-    def positions(self, batch: Batch) -> Bool[Tensor, "b 1"]:
-        return torch.ones(len(column(batch, "x")), 1, dtype=torch.bool, device=batch["x"].device)
-
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
         logits = self.logits(model, batch)
-        return F.cross_entropy(logits.to(_wide(logits)), column(batch, "y").long(), reduction="none")
+        return F.cross_entropy(widened(logits), column(batch, "y").long(), reduction="none")
 
     def sampled_loss(self, model: nn.Module, batch: Batch, seed: int) -> Float[Tensor, " b"]:
         logits = self.logits(model, batch)
         ids = column(batch, "example_id").cpu().numpy()
         u = rng.uniforms(seed, ids, np.zeros((len(ids), 1), np.int64))
         drawn = rng.categorical(logits.detach()[:, None], u)[:, 0]
-        return F.cross_entropy(logits.to(_wide(logits)), drawn, reduction="none")
+        return F.cross_entropy(widened(logits), drawn, reduction="none")
 
     def measurement(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
         logits, y = self.logits(model, batch), column(batch, "y").long()
         if self.measure == "margin":
-            return margin(logits.to(_wide(logits)), y)
+            return margin(widened(logits), y)
         sign = 1.0 if self.measure == "loss" else -1.0
-        return sign * F.cross_entropy(logits.to(_wide(logits)), y, reduction="none")
+        return sign * F.cross_entropy(widened(logits), y, reduction="none")
 
 
 @dataclass(frozen=True)
-class Regression(Settings):
+class Regression(VectorTask):
     """Half the squared error on `x` and `y` [b] or [b c]: the negative log-likelihood, up to a constant, of a
     unit normal around the prediction. The measurement is the prediction (summed over outputs), or the loss.
 
@@ -264,11 +271,8 @@ class Regression(Settings):
     noise: Literal["normal", "sign"] = "normal"
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        out = outputs_of(model(column(batch, "x"), **extras(model, batch)))
+        out = self.outputs(model, batch)
         return out.reshape(len(out), -1)
-
-    def positions(self, batch: Batch) -> Bool[Tensor, "b 1"]:
-        return torch.ones(len(column(batch, "x")), 1, dtype=torch.bool, device=batch["x"].device)
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
         out = self.logits(model, batch)
@@ -300,11 +304,6 @@ def margin(logits: Float[Tensor, "*b c"], y: Int[Tensor, "*b"]) -> Float[Tensor,
     return (chosen.squeeze(-1)) - others.logsumexp(-1)
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
-    """Half precision is widened before a softmax; float64 stays."""
-    return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
-
-
 def _counted(logits: Float[Tensor, "b t c"], counted: Bool[Tensor, "b t"]) -> Float[Tensor, "b t c"]:
     """Logits, zero where nothing is counted. A product with the mask would keep NaN, and minus infinity would have a
     gradient of NaN."""
@@ -313,7 +312,7 @@ def _counted(logits: Float[Tensor, "b t c"], counted: Bool[Tensor, "b t"]) -> Fl
 
 def _token_logprobs(logits: Tensor, targets: Tensor, counted: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
     rows = _counted(logits, counted).flatten(0, 1)
-    each = F.cross_entropy(rows.to(_wide(rows)), targets.masked_fill(~counted, 0).flatten(), reduction="none")
+    each = F.cross_entropy(widened(rows), targets.masked_fill(~counted, 0).flatten(), reduction="none")
     return -torch.where(counted, each.view_as(targets), 0)
 
 

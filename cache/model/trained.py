@@ -4,7 +4,6 @@
 sites see under one objective.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
 from functools import cached_property
@@ -19,20 +18,24 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, ResourceError
 from ..jobs.cluster import Cluster
+from ..jobs.partitions import Work, run_job
 from ..jobs.progress import progress, say
+from ..store.entry import Entry
+from ..store.layout import ArraySpec
 from ..store.store import Store, human
-from .batches import BATCH_POSITIONS, CapturedBatch, PlannedBatch, plan_batches, to_captured_batch
+from .batches import BATCH_POSITIONS, BatchSource, CapturedBatch, PlannedBatch, plan_batches, to_captured_batch
 from .bridge import idle_bytes
 from .capture import capture
 from .checkpoints import models_at
 from .checks import checked, probe_rows
 from .data_checks import check_data
 from .examples import Examples
+from .finding import Pattern, find_sites
 from .fingerprint import model_fingerprint
 from .placing import placed
 from .runs import TrainingRun, open_run
-from .sites import Pattern, Sites, copied, find_sites
-from .stateless import own_type, unwrapped
+from .sites import Sites
+from .stateless import copied, own_type, unwrapped
 from .task import Task
 from .task_key import task_settings
 
@@ -186,10 +189,33 @@ class TrainedModel:
         """These rows of some examples as tensors on the device, floating-point columns in the model's type."""
         return examples.batch(rows, pad_to, self.device, self.dtype)
 
-    def planned(self, examples: Examples, desc: str, positions: int = BATCH_POSITIONS) -> Iterator[PlannedBatch]:
-        """The batches that all of these examples are run in, under a progress bar."""
+    def planned(
+        self, examples: Examples, desc: str, positions: int = BATCH_POSITIONS
+    ) -> Iterator[tuple[PlannedBatch, dict[str, Tensor]]]:
+        """The batches that all of these examples are run in, each with its tensors, under a progress bar."""
         plan = plan_batches(examples.lengths, np.arange(len(examples)), self.positions or positions)
-        yield from progress(plan, desc=desc, unit="batch", quiet=self.quiet)
+        for planned in progress(plan, desc=desc, unit="batch", quiet=self.quiet):
+            yield planned, self.batch(examples, planned.rows, pad_to=planned.width)
+
+    def job(
+        self,
+        kind: str,
+        inputs: Mapping[str, Any],
+        arrays: Mapping[str, ArraySpec],
+        work: Work,
+        *,
+        shard_rows: int,
+        store: Store | None = None,
+        about: Mapping[str, Any] | None = None,
+        desc: str = "",
+    ) -> Entry:
+        """`cache.jobs.partitions.run_job` with this model's store (or another), cluster, log and progress bar."""
+        where = store or self.store
+        assert where is not None
+        return run_job(
+            where, kind, inputs, arrays, work, shard_rows=shard_rows, about=about, cluster=self.cluster, log=self.log,
+            desc=desc, quiet=self.quiet,
+        )  # fmt: skip
 
     def find(self, sites: Sites | Pattern | Sequence[Pattern] | None = None) -> Sites:
         """The sites that are attributed: those given here, else this trained model's own, without those that its
@@ -247,7 +273,7 @@ class TrainedModel:
 
 
 @dataclass(frozen=True)
-class ModelPass:
+class ModelPass(BatchSource):
     """Everything that fixes what a model yields on data: the batches of equal passes are always the same.
 
     objective: "sampled" (labels sampled from the model), "loss" (the data's own labels) or "measurement" (a query's).
@@ -299,15 +325,9 @@ class ModelPass:
             )
         return int(min(max(limit // max(each, 1), 1) * width, max(BATCH_POSITIONS, width)))
 
-    def batches(self, rows: Any = None, desc: str = "") -> Iterator[CapturedBatch]:
-        """Captured batches of these rows (all by default), under a progress bar."""
-        for planned in self.walk(rows, desc or self.objective):
-            yield self.captured(planned)
-
     def walk(self, rows: Any, desc: str) -> Iterator[PlannedBatch]:
-        """The batches that these rows (None: all) are run in, under a progress bar."""
         rows = np.arange(len(self.examples)) if rows is None else np.asarray(rows, np.int64)
-        yield from progress(self.plan(rows), desc=desc, unit="batch", quiet=self.trained.quiet)
+        yield from progress(self.plan(rows), desc=desc or self.objective, unit="batch", quiet=self.trained.quiet)
 
     def plan(self, rows: Int64[np.ndarray, " k"]) -> list[PlannedBatch]:
         """The batches that these rows are run in."""
@@ -320,31 +340,14 @@ class ModelPass:
         return to_captured_batch(planned, seen, self.trained.task.positions(tensors), self.sites)
 
 
-class PassBatches(ABC):
-    """The batches of a pass, in its order and sizes. A subclass says where a batch comes from (`captured`)."""
+class PassBatches(BatchSource):
+    """The batches of a pass, in its order and sizes. A subclass says where a batch comes from."""
 
-    run: ModelPass
+    def __init__(self, run: ModelPass):
+        self.run, self.examples, self.sites, self.trained = run, run.examples, run.sites, run.trained
 
-    @property
-    def examples(self) -> Examples:
-        return self.run.examples
-
-    @property
-    def sites(self) -> Sites:
-        return self.run.sites
-
-    @property
-    def trained(self) -> TrainedModel:
-        return self.run.trained
-
-    @abstractmethod
-    def captured(self, planned: PlannedBatch) -> CapturedBatch:
-        """One planned batch of the pass."""
-
-    def batches(self, rows: Any = None, desc: str = "") -> Iterator[CapturedBatch]:
-        """Batches of these rows (all by default), under a progress bar."""
-        for planned in self.run.walk(rows, desc):
-            yield self.captured(planned)
+    def walk(self, rows: Any, desc: str) -> Iterator[PlannedBatch]:
+        return self.run.walk(rows, desc)
 
 
 class KeptBatches(PassBatches):
@@ -354,7 +357,8 @@ class KeptBatches(PassBatches):
     """
 
     def __init__(self, run: ModelPass, limit: int):
-        self.run, self.limit = run, limit
+        super().__init__(run)
+        self.limit = limit
         self._kept: dict[bytes, CapturedBatch] = {}
         self._bytes = 0
 

@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..model.code import references
 from ..model.examples import Examples
 from ..model.fingerprint import model_fingerprint, tensor_digest
-from ..model.forward import code_of, is_own
+from ..model.forward import code_of, content_of, is_own
 from ..store.keys import canonical, plain
 
 CODE = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)  # have their own source
@@ -75,7 +75,7 @@ def _parts(function: Any) -> dict[str, Any]:
     if isinstance(function, types.MethodType):
         return {**_parts(function.__func__), "self": function.__self__}
     if isinstance(function, types.FunctionType):
-        own: dict[str, Any] = dict(zip(function.__code__.co_freevars, map(_content, function.__closure__ or ())))
+        own: dict[str, Any] = dict(zip(function.__code__.co_freevars, map(content_of, function.__closure__ or ())))
         own |= {"defaults": function.__defaults__} if function.__defaults__ else {}
         own |= {"keywords": function.__kwdefaults__} if function.__kwdefaults__ else {}
         own |= {"code": function.__code__} if function.__name__ == "<lambda>" else {}  # several may be in one line
@@ -108,13 +108,6 @@ def _globals(function: Any) -> dict[str, Any]:
         if isinstance(module, types.ModuleType) and is_own(types.SimpleNamespace(__module__=module.__name__)):
             found[f"{name}.{member}"] = {"code": code_of(getattr(module, member, None))}
     return found
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not assigned yet
-        return None
 
 
 def _carried(function: Any, where: str, seen: tuple[int, ...]) -> dict[str, Any]:

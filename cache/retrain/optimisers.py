@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..errors import UsageError
 
@@ -193,9 +194,7 @@ def _check_settings(optimiser: Optimiser, **settings: float) -> None:
 
 
 def _zeros(parameters: Tree) -> Tree:
-    if isinstance(parameters, Tensor):
-        return torch.zeros_like(parameters)
-    return {name: torch.zeros_like(p) for name, p in parameters.items()}
+    return tree_map(torch.zeros_like, parameters)
 
 
 def _none_taken(parameters: Tree) -> Tensor | int:

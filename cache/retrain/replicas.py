@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
-from ..errors import DataError, ModelError
+from ..errors import DataError, ModelError, enough_memory
 from ..model.bridge import to_numpy
 from ..model.examples import Examples
 from ..model.stateless import copied, named_parameters, stateless
@@ -286,7 +286,8 @@ def mode(replicas: Replicas, *, training: bool) -> Iterator[None]:
     before = {module: module.training for module in replicas.template.modules()}
     replicas.template.train(training)
     try:
-        yield
+        with enough_memory(f"{len(replicas)} models side by side"):
+            yield
     finally:
         for module, was in before.items():
             module.training = was

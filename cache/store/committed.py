@@ -44,7 +44,7 @@ class Committed:
         seal: Mapping[str, Any] | None = None,
         lock: FileLock | None = None,
     ):
-        self._backend, self._header, self._lock = backend, header, lock
+        self._backend, self.header, self._lock = backend, header, lock
         self._commits: dict[int, Commit | None] = {}
         self._checked: dict[str, tuple[Path, Stamp]] = {}
         self._maps: OrderedDict[str, np.ndarray] = OrderedDict()
@@ -79,16 +79,12 @@ class Committed:
     @property
     def nbytes(self) -> int:
         """Bytes of all its arrays."""
-        return self._header.nbytes
+        return self.header.nbytes
 
     @property
     def grid(self) -> Grid:
         """How its rows are cut: .rows, .shard_rows, .count, iterable of Shards."""
-        return self._header.grid
-
-    @property
-    def header(self) -> Header:
-        return self._header
+        return self.header.grid
 
     def close(self) -> None:
         """Let the entry be collected again, which it never is while open. Arrays read from it stay valid."""
@@ -99,7 +95,7 @@ class Committed:
     def commit(self, shard: int) -> Commit | None:
         """The shard's commit record; None when it is not committed. Raises CorruptEntry."""
         if self._commits.get(shard) is None:
-            where = f"{self._header.base}/{commit_path(shard)}"
+            where = f"{self.header.base}/{commit_path(shard)}"
             at = self.grid.shard(shard)
             try:
                 data = self._backend.read(where)
@@ -110,7 +106,7 @@ class Committed:
                     ) from None
                 self._commits[shard] = None
             else:
-                self._commits[shard] = Commit.from_bytes(data, self.key, at, self._header.shard_paths(at), where)
+                self._commits[shard] = Commit.from_bytes(data, self.key, at, self.header.shard_paths(at), where)
         return self._commits[shard]
 
     @property
@@ -123,7 +119,7 @@ class Committed:
 
     def metadata(self, path: str) -> bytes | None:
         """One of the entry's Zarr metadata files; None for any other path."""
-        return self._backend.read(f"{self._header.base}/{path}") if path in self._header.metadata else None
+        return self._backend.read(f"{self.header.base}/{path}") if path in self.header.metadata else None
 
     def verified(self, path: str, shard: int) -> Path | None:
         """Where a file of this shard can be read, after its check; None when the shard is not committed.
@@ -148,11 +144,11 @@ class Committed:
             else:
                 self._maps.pop(path, None)
                 view = self._check(path, expected)
-                if view is None and self._backend.forget(f"{self._header.base}/{path}"):
+                if view is None and self._backend.forget(f"{self.header.base}/{path}"):
                     view = self._check(path, expected)  # the local copy of a remote file was damaged
                 if view is None:
                     raise CorruptEntry(
-                        f"{self._header.base}/{path} is not what was committed.",
+                        f"{self.header.base}/{path} is not what was committed.",
                         "Run `whence cache repair`, then the job again: only this shard is computed again.",
                     )
             self._maps[path] = view
@@ -163,7 +159,7 @@ class Committed:
 
     def _check(self, path: str, expected: Written) -> np.ndarray | None:
         """The file's map; None when its bytes are not the expected ones."""
-        where = f"{self._header.base}/{path}"
+        where = f"{self.header.base}/{path}"
         try:
             local = self._backend.local(where)
             stamp = _stamp(local)

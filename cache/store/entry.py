@@ -28,7 +28,7 @@ RUN_BYTES = 1 << 20
 
 
 class Entry(Committed):
-    """One artefact, read-only. `Store.open`, `Store.get`, `Store.ref` and `Writer.seal` return it.
+    """One artefact, read-only. `Store.open`, `Store.get` and `Writer.seal` return it.
 
     key, kind, inputs, about, provenance, arrays (name -> ArraySpec), sealed: what it is.
     """
@@ -52,7 +52,7 @@ class Entry(Committed):
     def _stored(self, name: str) -> Stored:
         if name not in self.arrays:
             raise UsageError(f"This {self.kind} has no array {name!r}.", f"It has {', '.join(self.arrays)}.")
-        return self._header.stored[name]
+        return self.header.stored[name]
 
     def _with_rows(self, name: str) -> Stored:
         stored = self._stored(name)
@@ -261,7 +261,7 @@ class Entry(Committed):
             }
 
 
-def _brief(value: Any, most: int = 160) -> str:
+def _brief(value: Any) -> str:
     """A value of the header on one line."""
     text = str(value)
-    return text if len(text) <= most else f"{text[:most]}…"
+    return text if len(text) <= 160 else f"{text[:160]}…"

@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import UsageError
 
 SCHEMA = "whence/1"
+DESCRIBED = 4  # differences that a message names
 
 
 def plain(value: Any, where: str = "inputs", nan: bool = False) -> Any:
@@ -104,10 +105,10 @@ def differences(wanted: Any, found: Any) -> list[tuple[str, Any, Any]]:
     return [(n, left.get(n), right.get(n)) for n in names if left.get(n) != right.get(n)]
 
 
-def describe(differing: list[tuple[str, Any, Any]], limit: int = 4) -> str:
+def describe(differing: list[tuple[str, Any, Any]]) -> str:
     """One line for people: `model: 1f3a… wanted, 77b0… found; seed: 1 wanted, 2 found`."""
-    parts = [f"{name}: {_short(wanted)} wanted, {_short(found)} found" for name, wanted, found in differing[:limit]]
-    rest = len(differing) - limit
+    parts = [f"{name}: {_short(wanted)} wanted, {_short(found)} found" for name, wanted, found in differing[:DESCRIBED]]
+    rest = len(differing) - DESCRIBED
     return "; ".join(parts) + (f"; and {rest} more" if rest > 0 else "")
 
 

@@ -127,21 +127,16 @@ class BuildLock:
         self.what = what
         self._lock = FileLock(path)
 
-    def acquire(self, timeout: int | float | None = None) -> None:
-        """Take the lock. Raises StoreError when this very thread has it already, or after `timeout` seconds."""
+    def acquire(self) -> None:
+        """Take the lock. Raises StoreError when this very thread has it already."""
         me = {"pid": os.getpid(), "host": socket.gethostname(), "thread": threading.get_ident()}
-        began, said = time.monotonic(), float("-inf")
+        said = float("-inf")
         while not self._lock.try_exclusive():
             now = time.monotonic()
             if me.items() <= self._lock.noted().items():
                 raise StoreError(
                     f"{self.what} is being built by this very thread already.",
                     "Finish (or leave) the first `with store.writer(...)` before opening a second.",
-                )
-            if timeout is not None and now - began > timeout:
-                raise StoreError(
-                    f"{self.what} is being built by {self._lock.holder()}.",
-                    "Wait for it, or end that process; what it committed is kept.",
                 )
             if now - said > AGAIN_SECONDS:
                 log.warning("Waiting: %s is being built by %s.", self.what, self._lock.holder())

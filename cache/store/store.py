@@ -118,9 +118,7 @@ class Store(Catalogue):
         arrays: Mapping[str, ArraySpec],
         shard_rows: int | None = None,
         about: Mapping[str, Any] | None = None,
-        provenance: Mapping[str, Any] | None = None,
         whole: bool = False,
-        timeout: int | float | None = None,
     ) -> Iterator[Writer]:
         """The right to build an entry, which is created, or resumed when it is incomplete.
 
@@ -130,9 +128,7 @@ class Store(Catalogue):
             arrays: name -> ArraySpec.
             shard_rows: arrays with a common first axis are cut into shards of this many rows, by default about 64 MiB.
             about: for people and readers (ids, titles, settings), not part of the key.
-            provenance: like `about`, beside the library versions that are always recorded.
             whole: one shard has all arrays whole, as it always is for arrays without a common first axis.
-            timeout: how many seconds to wait while another process builds the same key; no limit by default.
 
         Raises ResourceError when the arrays would fill more than 90 % of the free space; StoreError when the
         store cannot be written, or the same inputs were stored with other arrays.
@@ -142,19 +138,19 @@ class Store(Catalogue):
         grid = Grid.of(specs, shard_rows, whole)
         base = entry_path(kind, key)
         if self.backend.exists(f"{base}/{COMPLETE}") and self.backend.exists(f"{base}/{ENTRY}"):
-            self._sweep_seal(kind, key, timeout)
+            self._sweep_seal(kind, key)
             writer = open_writer(self.backend, kind, key)
             create_or_resume(self.backend, new_header(kind, key, inputs, grid, specs, None, None))
             self._note(writer, "hit", began)
             yield writer
             return
-        with self._building(kind, key, timeout) as in_use:
+        with self._building(kind, key) as in_use:
             if not self.backend.exists(f"{base}/{ENTRY}"):
                 self.backend.remove(f"{base}/{COMPLETE}")  # it attests a header that was lost; commits stay valid
                 self._check_space(specs)
             known = {name: self.labels[str(v)] for name, v in plain(inputs).items() if str(v) in self.labels}
-            provenance = {**(provenance or {}), **({LABELS: known} if known else {})}
-            header = create_or_resume(self.backend, new_header(kind, key, inputs, grid, specs, about, provenance))
+            labels = {LABELS: known} if known else {}
+            header = create_or_resume(self.backend, new_header(kind, key, inputs, grid, specs, about, labels))
             for value in inputs.values():
                 if isinstance(value, Hashed):
                     self.remember(value)
@@ -171,16 +167,16 @@ class Store(Catalogue):
             elif writer.complete:
                 self._note(writer, "resumed" if resumed else "built", began)
 
-    def _sweep_seal(self, kind: str, key: str, timeout: int | float | None) -> None:
+    def _sweep_seal(self, kind: str, key: str) -> None:
         """Delete what a process left that died between giving the seal its name and removing the temporary file."""
         if self.backend.remote:
             return  # an object is whole or absent
         if any(name.startswith(TEMPORARY) for name in self.backend.list(entry_path(kind, key))):
-            with self._building(kind, key, timeout):
+            with self._building(kind, key):
                 pass  # whoever may build sweeps first
 
     @contextlib.contextmanager
-    def _building(self, kind: str, key: str, timeout: int | float | None = None) -> Iterator[FileLock | None]:
+    def _building(self, kind: str, key: str) -> Iterator[FileLock | None]:
         """Take the build lock and mark the entry as in use."""
         if self.backend.remote:
             yield None
@@ -190,7 +186,7 @@ class Store(Catalogue):
         with explained(self.root, f"locking {base}"):
             lock = BuildLock(self.backend.local(f"{base}/building"), f"the {kind} {key[:12]}")
             in_use = FileLock(self.backend.local(f"{base}/in-use"))
-            lock.acquire(timeout)
+            lock.acquire()
         try:
             alone = in_use.try_exclusive()
             sweep(self.backend, base, alone)
@@ -258,13 +254,6 @@ class Store(Catalogue):
         several do."""
         began = time.monotonic()
         return self._open(*self.find(key), partial, began)
-
-    def ref(self, name: str) -> Entry:
-        """The entry of this name. Raises NotCached."""
-        refs = self.refs()
-        if name not in refs:
-            raise NotCached(f"No entry is called {name!r} in {self.root}.", f"Names: {', '.join(refs) or 'none'}.")
-        return self.get(refs[name])
 
     def _stored_as(self, kind: str, inputs: Mapping[str, Any], file: str) -> tuple[str, str] | None:
         """(kind, key) of the entry of these inputs that has this file, under its kind or the kind's former name."""

@@ -48,7 +48,7 @@ def test_default_damping_is_a_tenth_of_the_mean_eigenvalue_of_each_site() -> Non
     factors = fit(cases.build("mlp"), EKFAC())
     added = {}
     for site, state in factors.per_site.items():
-        added[site] = factors.damped(site) - state.eigenvalues
+        added[site] = 1 / factors.inverse(site) - state.eigenvalues
         np.testing.assert_allclose(added[site], 0.1 * state.eigenvalues.mean(), rtol=1e-9)
     assert len({float(a.flat[0]) for a in added.values()}) == len(added)
 

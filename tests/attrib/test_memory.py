@@ -7,7 +7,7 @@ from torch import nn
 
 from tests import cases
 from whence.attrib import EKFAC
-from whence.attrib.curvature import StoredFactors
+from whence.attrib.curvature import StoredSite
 from whence.attrib.memory import fit_bytes
 from whence.attrib.methods import KFAC
 from whence.cache import Classification, Examples, ResourceError, Store, TrainedModel
@@ -40,11 +40,11 @@ def test_a_fit_in_groups_is_the_fit(trained, tmp_path, redraw: bool) -> None:
     for store in (None, Store(tmp_path)):
         found = EKFAC(redraw=redraw).fit(small.replace(store=store))
         for name in whole.sites.names:
-            for mine, wanted in zip(found.per_site[name], whole.per_site[name]):
-                np.testing.assert_array_equal(mine, wanted)
+            for part, wanted in whole.per_site[name]._asdict().items():
+                np.testing.assert_array_equal(getattr(found.per_site[name], part), wanted)
         np.testing.assert_allclose(found.score(queries), whole.score(queries), rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(found.self_influence(), whole.self_influence(), rtol=1e-5)
-    assert isinstance(found.per_site, StoredFactors)
+    assert all(isinstance(one, StoredSite) for one in found.per_site.values())
     assert found.nbytes == whole.nbytes
     assert len(Store(tmp_path).open("factors", found.inputs).about["groups"]) > 1
     assert dict(found.inputs) == dict(EKFAC(redraw=redraw).fit(trained.replace(store=Store(tmp_path / "b"))).inputs)

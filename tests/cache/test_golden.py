@@ -26,7 +26,7 @@ def golden(request, quick) -> Store:
 def test_read_by_us(golden):
     for kind, name, expected in (("gradients", "rows", arrays()), ("factors", "whole", whole())):
         entry = golden.open(kind, INPUTS)
-        assert golden.ref(name).key == entry.key
+        assert golden.get(name).key == entry.key
         for array, rows in expected.items():
             assert entry.read(array).tobytes() == rows.tobytes()
             assert entry[array][...].tobytes() == rows.tobytes()

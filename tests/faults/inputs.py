@@ -125,7 +125,7 @@ def _strange_names(store: Store) -> int:
         assert entry.read(name).tobytes() == rows.tobytes()
         assert entry[name][...].tobytes() == rows.tobytes()
         store.name(name, entry)
-        assert store.ref(name).key == entry.key
+        assert store.get(name).key == entry.key
     root = os.path.realpath(store.root)
     for folder, _, files in os.walk(store.root):
         assert os.path.realpath(folder).startswith(root)

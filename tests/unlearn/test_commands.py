@@ -23,7 +23,7 @@ def test_a_bank_a_datamodel_and_an_evaluation(tmp_path, capsys):
     assert "kept by each" in capsys.readouterr().out
     unlearn.Datamodel("subsets", name="weights", store=root, json=True).run()
     assert -1 <= json.loads(capsys.readouterr().out)["lds"]["value"] <= 1
-    assert Store(root).ref("weights").kind == "datamodel"
+    assert Store(root).get("weights").kind == "datamodel"
     out = tmp_path / "out" / "forgot.npz"
     unlearn.Run(method="dmm", forget="random:5", out=out, store=root, **SMALL).run()
     with np.load(out) as kept:

@@ -17,7 +17,7 @@ from whence.attrib import Damping, methods
 from whence.attrib.evaluate import flip_labels
 from whence.cache import Classification, Examples, LanguageModelling, Store, Task, TrainedModel, UsageError
 from whence.cache.model.runs import TrainingRun
-from whence.cache.model.sites import copied
+from whence.cache.model.stateless import copied
 from whence.cache.retrain.bank import Bank, OwnTraining
 from whence.cache.retrain.loop import train
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe

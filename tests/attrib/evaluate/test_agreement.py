@@ -8,7 +8,6 @@ from tests.attrib.evaluate.problems import additive_bank, labelled
 from whence.attrib.evaluate import (
     compare,
     lds,
-    leave_out_masks,
 )
 from whence.cache import (
     DataError,
@@ -64,5 +63,3 @@ def test_lds_of_what_does_not_match_is_refused() -> None:
     broken[0, 0] = np.nan
     with pytest.raises(DataError, match="not finite"):
         lds(labelled(broken), additive_bank(truth))
-    masks = leave_out_masks(20, 5, 0.1)
-    assert (masks.sum(1) == 18).all()

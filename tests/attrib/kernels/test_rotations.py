@@ -55,4 +55,4 @@ def test_weighted_squares(shape: tuple[int, ...], order: kernels.Order) -> None:
     weight = np.random.default_rng(3).random(shape[2:]).astype(np.float32)
     wanted = np.array([(weight * (qs.T @ one @ qa) ** 2).sum() for one in formed(a, g)])
     close(kernels.weighted_squares(a, g, qa, qs, weight, order), wanted, 1e-4)
-    close(kernels.weighted_squares_unrotated(a, g, weight), (weight * formed(a, g) ** 2).sum((1, 2)), 1e-4)
+    close(kernels.weighted_squares(a, g, None, None, weight), (weight * formed(a, g) ** 2).sum((1, 2)), 1e-4)

@@ -105,7 +105,7 @@ def test_names_cannot_point_outside(place, entry):
     document = {"format": 1, "name": "best", "kind": "x", "key": "../../../etc"}
     place.backend.publish({"v1/refs/best.json": [sign(document)]})
     with pytest.raises(errors.StoreError):
-        place.ref("best")
+        place.get("best")
 
 
 @pytest.mark.parametrize("path", ["../x", "v1/../../x", "/etc/passwd", "v1//x", "v1/./x", "", "v1/\0"])

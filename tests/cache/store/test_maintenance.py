@@ -240,7 +240,7 @@ def test_a_damaged_name_locks_nothing_and_is_found(place, capsys):
         path.write_text(damaged)
         assert place.refs() == {"second": other.key}
         assert len(place.listing()) == 2
-        assert place.ref("second").key == other.key
+        assert place.get("second").key == other.key
         assert verify_names(place)[0].path == "v1/refs/best.json"
         for command in (["ls"], ["info", entry.key[:12]], ["pin", entry.key[:12]], ["gc", "--older-than", "1d"]):
             assert main(["cache", *command, "--store", place.root]) == 0

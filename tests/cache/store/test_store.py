@@ -255,9 +255,9 @@ def test_kinds_of_earlier_versions_are_found(place, kind, former):
 def test_names(place):
     entry = build(place, {}, {"x": np.zeros((2, 2), np.float32)})
     with pytest.raises(errors.NotCached, match="No entry is called"):
-        place.ref("best")
+        place.get("best")
     place.name("../../évil name", entry)
-    assert place.ref("../../évil name").key == entry.key
+    assert place.get("../../évil name").key == entry.key
     assert place.get(entry.key[:8]).key == entry.key
     files = [p.name for p in (Path(place.root) / "v1/refs").iterdir()]
     assert files == ["%2E.%2F..%2F%C3%A9vil%20name.json"]
