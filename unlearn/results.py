@@ -23,7 +23,7 @@ HEAD = ("method", "forget p95", "90 %", "mean", "retain p95", "mean", "validatio
         "energy", "two-sample")  # fmt: skip
 SINGLE = ("ratio", "passes", "seconds", "u_lira", "energy", "two_sample")
 BEFORE_RENAMING = {"told_apart": "two_sample", "do nothing": NO_OP}  # in files of earlier versions
-STATISTICS = ("mean", "p95", "p99", "low", "high")
+STATISTICS = ("mean", "p95", "p99", "low", "high", "hidden", "diverged")
 
 
 class Row(NamedTuple):
@@ -74,8 +74,18 @@ class Evaluation:
     def __str__(self) -> str:
         """Markdown: p95 and mean of KLoM by part (nats), the 90 % interval of the forget set's p95, compute over
         retraining, U-LiRA, energy distance and two-sample accuracy on the forget set."""
-        warnings = [f"Warning: {text}" for text in self.about.get("warnings", ())]
-        return "\n\n".join([markdown(HEAD, _rows(self)), *warnings])
+        return "\n\n".join([markdown(HEAD, _rows(self)), *(f"Warning: {text}" for text in self.warnings)])
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must know: of the request, and of rows whose KLoM is to be doubted."""
+        doubts = [
+            f"KLoM of {row.method}, {part}: {klom.doubt}."
+            for row in self.rows
+            for part, klom in row.klom.items()
+            if klom.doubt
+        ]
+        return [*self.about.get("warnings", ()), *doubts]
 
     def _repr_html_(self) -> str:
         return shown(self).html
@@ -105,7 +115,7 @@ def shown(evaluation: Evaluation) -> Shown:
     caption = (
         f"KLoM {evaluation.metric.direction} in nats, {evaluation.models} models per side, {evaluation.bins} bins; "
         f"{evaluation.forgotten} examples forgotten. The null row is oracles against other oracles: noise."
-        + "".join(f" Warning: {text}" for text in evaluation.about.get("warnings", ()))
+        + "".join(f" Warning: {text}" for text in evaluation.warnings)
     )
     return display_table(HEAD, _rows(evaluation), caption)
 
@@ -129,7 +139,8 @@ def _cells(row: Row) -> list[Any]:
 
 
 def to_dataset(evaluation: Evaluation) -> "xarray.Dataset":
-    """klom [row, part, statistic] in nats; ratio, passes, seconds, u_lira, energy, two_sample [row]."""
+    """klom [row, part, statistic] in nats (hidden: share of points; diverged: models); ratio, passes, seconds, u_lira,
+    energy, two_sample [row]."""
     import xarray as xr
 
     rows = evaluation.rows
@@ -149,7 +160,7 @@ def to_dataset(evaluation: Evaluation) -> "xarray.Dataset":
 
 def _statistics(summary: Summary) -> dict[str, float]:
     found = (summary.mean, summary.p95, summary.p99, summary.interval.low, summary.interval.high)
-    return dict(zip(STATISTICS, found))
+    return dict(zip(STATISTICS, (*found, summary.hidden, summary.diverged)))
 
 
 def to_json(evaluation: Evaluation) -> str:
@@ -164,8 +175,8 @@ def to_json(evaluation: Evaluation) -> str:
 def from_json(text: str) -> Evaluation:
     """The evaluation that `to_json` wrote. Raises DataError for anything else."""
 
-    def summary(mean: float, p95: float, p99: float, low: float, high: float) -> Summary:
-        return Summary(mean, Interval(p95, low, high, 0.9), p99)
+    def summary(mean: float, p95: float, p99: float, low: float, high: float, **doubts: Any) -> Summary:
+        return Summary(mean, Interval(p95, low, high, 0.9), p99, **doubts)
 
     def row(fields: dict[str, Any]) -> Row:
         fields = {BEFORE_RENAMING.get(name, name): value for name, value in fields.items()}

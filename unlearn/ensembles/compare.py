@@ -56,6 +56,7 @@ class Comparison:
                 "form": line.form, "ensemble": line.ensemble, "part": line.part, "points": line.points,
                 "models": self.models, "p95": line.klom.p95, "low": line.klom.interval.low,
                 "high": line.klom.interval.high, "mean": line.klom.mean, "p99": line.klom.p99,
+                "hidden": line.klom.hidden, "diverged": line.klom.diverged,
                 "source": FORMS[line.form].source if line.form in FORMS else "",
             }
             for line in self.lines
@@ -76,6 +77,9 @@ class Comparison:
             yield f"{form}: {FORMS[form].source if form in FORMS else 'a metric of your own'}."
             needs = ", ".join(f"{one.models} show a shift of {effect:g}" for effect, one in each.items())
             yield f"  models per side: {self.models} here; {needs} standard deviations at twice the noise"
+        for line in self.lines:
+            if line.klom.doubt:
+                yield f"Warning: {line.form} of {line.ensemble}, {line.part}: {line.klom.doubt}."
 
     def _cells(self) -> list[list[Any]]:
         out: list[list[Any]] = []
