@@ -4,7 +4,7 @@ The command line prints the two sentences without a traceback and exits with `ex
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class _Explained(BaseException):
@@ -88,3 +88,9 @@ def near_names(given: str, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(given, names, n=5, cutoff=0.2) or names[:5]
     return f"Near names: {', '.join(near)}."
+
+
+def check_known(what: str, given: str, known: Collection[str]) -> None:
+    """Raise UsageError, with the nearest name or all of them, for a name that is not known."""
+    if given not in known:
+        raise UsageError(f"There is no {what} {given!r}.", did_you_mean(given, known, "Choose one of"))
