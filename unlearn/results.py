@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from whence.cache import DataError, UsageError
-from whence.cache.display import Cell, Interval, Shown, axes_or_new, markdown
-from whence.cache.display import table as display_table
+from whence.cache import DataError
+from whence.cache.display import Cell, Interval, Shown, axes_or_new
 
 from .metrics import KLoM, Summary
+from .tables import ResultTable, between, row_of
 
 if TYPE_CHECKING:
     import xarray
@@ -47,8 +47,14 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
-    """Rows of one forget set, the null row first and the no-op baseline second."""
+class Evaluation(ResultTable):
+    """Rows of one forget set, the null row first and the no-op baseline second.
+
+    The table has p95 and mean of KLoM by part (nats), the 90 % interval of the forget set's p95, compute over
+    retraining, and U-LiRA, energy distance and two-sample accuracy on the forget set.
+    """
+
+    head = HEAD
 
     rows: tuple[Row, ...]
     metric: KLoM
@@ -58,10 +64,7 @@ class Evaluation:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, method: str) -> Row:
-        for row in self.rows:
-            if row.method == method:
-                return row
-        raise UsageError(f"No row is called {method!r}.", f"There are {', '.join(r.method for r in self.rows)}.")
+        return row_of({row.method: row for row in self.rows}, method)
 
     @property
     def bins(self) -> int:
@@ -71,10 +74,18 @@ class Evaluation:
         methods = ", ".join(row.method for row in self.rows)
         return f"Evaluation({self.forgotten} examples forgotten, {self.models} models per side: {methods})"
 
-    def __str__(self) -> str:
-        """Markdown: p95 and mean of KLoM by part (nats), the 90 % interval of the forget set's p95, compute over
-        retraining, U-LiRA, energy distance and two-sample accuracy on the forget set."""
-        return "\n\n".join([markdown(HEAD, _rows(self)), *(f"Warning: {text}" for text in self.warnings)])
+    def cells(self) -> list[list[Any]]:
+        return [_cells(row) for row in self.rows]
+
+    def notes(self) -> list[str]:
+        return [f"Warning: {text}" for text in self.warnings]
+
+    def caption(self) -> str:
+        about = (
+            f"KLoM {self.metric.direction} in nats, {self.models} models per side, {self.bins} bins; "
+            f"{self.forgotten} examples forgotten. The null row is oracles against other oracles: noise."
+        )
+        return " ".join([about, *self.notes()])
 
     @property
     def warnings(self) -> list[str]:
@@ -86,9 +97,6 @@ class Evaluation:
             if klom.doubt
         ]
         return [*self.about.get("warnings", ()), *doubts]
-
-    def _repr_html_(self) -> str:
-        return shown(self).html
 
     def compute_and_klom(self, part: str) -> list[tuple[str, float, float]]:
         """(method, compute in percent of retraining, p95 of KLoM) without the two rows to compare with."""
@@ -111,31 +119,20 @@ class Evaluation:
 
 
 def shown(evaluation: Evaluation) -> Shown:
-    """The same table, sortable: the null row and the models left as they are come first."""
-    caption = (
-        f"KLoM {evaluation.metric.direction} in nats, {evaluation.models} models per side, {evaluation.bins} bins; "
-        f"{evaluation.forgotten} examples forgotten. The null row is oracles against other oracles: noise."
-        + "".join(f" Warning: {text}" for text in evaluation.warnings)
-    )
-    return display_table(HEAD, _rows(evaluation), caption)
-
-
-def _rows(evaluation: Evaluation) -> list[list[Any]]:
-    return [_cells(row) for row in evaluation.rows]
+    """The table for a page: the null row and the models left as they are come first."""
+    return evaluation.shown()
 
 
 def _cells(row: Row) -> list[Any]:
     forget, *others = (row.klom[part] for part in PARTS)
-    low, high = forget.interval.low, forget.interval.high
-    numbers = [
-        forget.p95, low, forget.mean, *(value for part in others for value in (part.p95, part.mean)), row.ratio,
-        row.u_lira, row.energy, row.two_sample,
-    ]  # fmt: skip
-    texts = [f"{value:.2f}" for value in numbers]
-    texts[1] = f"{low:.2f}-{high:.2f}" if forget.interval.known else ""
-    texts[7] = "" if row.method == NO_OP else f"{100 * row.ratio:.1f} %"
+    rest = [forget.mean, *(value for part in others for value in (part.p95, part.mean))]
+    ratio = Cell("" if row.method == NO_OP else f"{100 * row.ratio:.1f} %", row.ratio)
     name = row.method + (f" ({row.stopped} stopped)" if row.stopped else "")
-    return [name, *map(Cell, texts, numbers)]
+    first, rest, last = (
+        [Cell(f"{value:.2f}", value) for value in values]
+        for values in ([forget.p95], rest, [row.u_lira, row.energy, row.two_sample])
+    )
+    return [name, *first, between(forget.interval, 2), *rest, ratio, *last]
 
 
 def to_dataset(evaluation: Evaluation) -> "xarray.Dataset":
@@ -159,8 +156,9 @@ def to_dataset(evaluation: Evaluation) -> "xarray.Dataset":
 
 
 def _statistics(summary: Summary) -> dict[str, float]:
-    found = (summary.mean, summary.p95, summary.p99, summary.interval.low, summary.interval.high)
-    return dict(zip(STATISTICS, (*found, summary.hidden, summary.diverged)))
+    klom = (summary.mean, summary.p95, summary.p99, summary.interval.low, summary.interval.high)
+    found = (*klom, summary.hidden, summary.diverged)
+    return dict(zip(STATISTICS, found))
 
 
 def to_json(evaluation: Evaluation) -> str:
