@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from whence.cache.errors import DataError, UsageError
+from whence.cache.errors import DataError, UsageError, check_known
 from whence.cache.model.ids import as_ids
 
 from . import kernels
@@ -76,8 +76,7 @@ class Dictionary(Codec):
     text: tuple[Text, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.pursuit not in PURSUITS:
-            raise UsageError(f"There is no pursuit {self.pursuit!r}.", f"Choose one of {', '.join(PURSUITS)}.")
+        check_known("pursuit", self.pursuit, PURSUITS)
         if any(len(column) != len(self.atoms) for column in self.provenance):
             raise DataError("Atoms and provenance differ in length.", "Give every atom its place.")
         norms = np.linalg.norm(self.atoms, axis=1)
@@ -117,8 +116,7 @@ class Dictionary(Codec):
     def pursuit_for(self, k: int | None = None, target: float = 0.0, pursuit: str | None = None) -> Pursuit:
         """The encoder, its choices checked. Raises UsageError for k beyond the dictionary or a bad target."""
         steps, name = self.k if k is None else k, self.pursuit if pursuit is None else pursuit
-        if name not in PURSUITS:
-            raise UsageError(f"There is no pursuit {name!r}.", f"Choose one of {', '.join(PURSUITS)}.")
+        check_known("pursuit", name, PURSUITS)
         if not 1 <= steps <= len(self):
             raise UsageError(
                 f"{steps} steps from a dictionary of {len(self)} atoms.",
