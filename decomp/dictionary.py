@@ -27,6 +27,7 @@ from . import kernels
 from .activations import Origin, numbers
 from .codec import Codec, bucketed
 from .kernels import Basis, Code, Pursuit
+from .kernels.forms import BLOCK, resized, whole_blocks
 from .provenance import Provenance, Text, context, real_tokens
 
 PURSUITS: Mapping[str, Callable[..., Pursuit]] = {
@@ -263,13 +264,13 @@ class Dictionary(Codec):
             log=(*self.log, note),
         )
         if "basis" in self.__dict__ and len(atoms):
-            large = kernels.forms.resized(self.basis, _blocks(len(both) + kernels.forms.BLOCK))
+            large = resized(self.basis, whole_blocks(len(both) + BLOCK))
             both._carry(kernels.append(large, jnp.asarray(atoms), jnp.int32(len(self))))
         return both
 
     def _carry(self, basis: Basis) -> None:
         """Take a basis that is known already, cut or filled up to whole blocks, into the cached property."""
-        self.__dict__["basis"] = kernels.forms.resized(basis, _blocks(len(self)))
+        self.__dict__["basis"] = resized(basis, whole_blocks(len(self)))
 
 
 def largest_cosine(atoms: Float[np.ndarray, "a d"], others: Float[np.ndarray, "c d"]) -> Float[np.ndarray, " a"]:
@@ -278,10 +279,6 @@ def largest_cosine(atoms: Float[np.ndarray, "a d"], others: Float[np.ndarray, "c
         return np.zeros(len(atoms), np.float32)
     basis = kernels.basis_of(jnp.asarray(others), gram=False)
     return np.abs(np.asarray(kernels.encode(kernels.matching_pursuit(1), jnp.asarray(atoms), basis).values[:, 0]))
-
-
-def _blocks(size: int) -> int:
-    return -(-size // kernels.forms.BLOCK) * kernels.forms.BLOCK
 
 
 def quoted(text: Text) -> str:

@@ -28,9 +28,10 @@ from .loop import Unlearned, margins_of_logits, run
 from .methods import DMM, Newton, UnlearningMethod
 from .metrics import KLoM
 from .request import UnlearningRequest
+from .results import NO_OP
 from .tables import row_of
 
-NO_OP, RETRAIN = "no-op", "retrain"
+RETRAIN = "retrain"
 DRAWS, MOST = 60, 64.0  # simulated copies of the points; largest factor that is looked for
 
 

@@ -124,15 +124,15 @@ def shown(evaluation: Evaluation) -> Shown:
 
 
 def _cells(row: Row) -> list[Any]:
-    forget, *others = (row.klom[part] for part in PARTS)
-    rest = [forget.mean, *(value for part in others for value in (part.p95, part.mean))]
-    ratio = Cell("" if row.method == NO_OP else f"{100 * row.ratio:.1f} %", row.ratio)
+    def number(value: float) -> Cell:
+        return Cell(f"{value:.2f}", value)
+
     name = row.method + (f" ({row.stopped} stopped)" if row.stopped else "")
-    first, rest, last = (
-        [Cell(f"{value:.2f}", value) for value in values]
-        for values in ([forget.p95], rest, [row.u_lira, row.energy, row.two_sample])
-    )
-    return [name, *first, between(forget.interval, 2), *rest, ratio, *last]
+    forget, *others = (row.klom[part] for part in PARTS)
+    klom = [number(forget.p95), between(forget.interval, 2), number(forget.mean)]
+    klom += [number(value) for part in others for value in (part.p95, part.mean)]
+    ratio = Cell("" if row.method == NO_OP else f"{100 * row.ratio:.1f} %", row.ratio)
+    return [name, *klom, ratio, *map(number, (row.u_lira, row.energy, row.two_sample))]
 
 
 def to_dataset(evaluation: Evaluation) -> "xarray.Dataset":
