@@ -4,7 +4,7 @@ The command line prints the two sentences without a traceback and exits with `ex
 """
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 
 class _Explained(BaseException):
@@ -90,7 +90,8 @@ def near_names(given: str, known: Iterable[str]) -> str:
     return f"Near names: {', '.join(near)}."
 
 
-def check_known(what: str, given: str, known: Collection[str]) -> None:
+def check_known(what: str, given: str, known: Iterable[str]) -> None:
     """Raise UsageError, with the nearest name or all of them, for a name that is not known."""
-    if given not in known:
-        raise UsageError(f"There is no {what} {given!r}.", did_you_mean(given, known, "Choose one of"))
+    names = list(known)
+    if given not in names:
+        raise UsageError(f"There is no {what} {given!r}.", did_you_mean(given, names, "Choose one of"))
