@@ -6,7 +6,7 @@ from typing import Any
 from whence.cache.errors import UsageError, check_known
 
 from .augment import OPERATIONS, check_operations
-from .methods import METHODS, Rule
+from .methods import METHODS, CondensationRule
 from .networks import ConvNet, Network
 from .training import Training
 
@@ -39,7 +39,7 @@ class Settings:
     Source: Lee et al. 2022, arXiv 2202.02916, and its code's defaults.
     """
 
-    method: str | Rule = "dcc"
+    method: str | CondensationRule = "dcc"
     network: Network = ConvNet()
     per_class: int = 10
     outer: int = 1000
@@ -73,7 +73,7 @@ class Settings:
             raise UsageError("A learning rate of zero or less changes nothing.", "Use a rate above 0.")
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> CondensationRule:
         return METHODS[self.method] if isinstance(self.method, str) else self.method
 
     @property

@@ -51,7 +51,7 @@ def labels_of(synthetic: dict[str, Array], classes: int) -> Float[Array, "c i c"
 
 
 @dataclass(frozen=True)
-class Rule(ABC):
+class CondensationRule(ABC):
     """What the synthetic set is moved by. `condense` runs it; the loop differs in the loss and its gradient only.
 
     name: in settings. augmented: steps are augmented. trains: the network is trained on the synthetic set between steps
@@ -82,7 +82,7 @@ class Rule(ABC):
 
 
 @dataclass(frozen=True)
-class CondensationMethod(Rule):
+class CondensationMethod(CondensationRule):
     """A method whose loss is a sum over parts of the classes.
 
     A new method is one file here with a subclass, and one line in the registry `METHODS`. It names itself, gives the
@@ -126,7 +126,7 @@ class CondensationMethod(Rule):
 
 
 @dataclass(frozen=True)
-class SetMethod(Rule):
+class SetMethod(CondensationRule):
     """A method whose loss is of the whole synthetic set at once; its network is not trained between steps."""
 
     trains: ClassVar[bool] = False
