@@ -210,7 +210,8 @@ class KLoM:
     def _unchecked(self, unlearned: np.ndarray, oracles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         bins = self.bins_for(min(len(unlearned), len(oracles)))
         cuts = range(POINTS_AT_ONCE, unlearned.shape[1], POINTS_AT_ONCE)
-        parts = [self._block(*sides, bins) for sides in zip(*(np.split(m, cuts, 1) for m in (unlearned, oracles)))]
+        sides = (np.split(margins, cuts, 1) for margins in (unlearned, oracles))
+        parts = [self._block(first, second, bins) for first, second in zip(*sides)]
         values, hidden = map(np.concatenate, zip(*parts))
         return values, hidden
 
