@@ -113,3 +113,10 @@ def near_names(given: str, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(given, names, n=5, cutoff=0.2) or names[:5]
     return f"Near names: {', '.join(near)}."
+
+
+def check_known(what: str, given: str, known: Iterable[str]) -> None:
+    """Raise UsageError, with the nearest name or all of them, for a name that is not known."""
+    names = list(known)
+    if given not in names:
+        raise UsageError(f"There is no {what} {given!r}.", did_you_mean(given, names, "Choose one of"))

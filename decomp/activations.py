@@ -35,13 +35,13 @@ class Origin:
     model: str = ""
     data: str = ""
 
-    def check_same(self, other: "Origin", what: str = "this dictionary") -> None:
+    def check_same(self, other: "Origin") -> None:
         """Raises ModelError, with both fingerprints, if model or hook point are known and differ."""
         for name in ("model", "site"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine and theirs and mine != theirs:
                 raise ModelError(
-                    f"{what.capitalize()} was built from {name} {mine}, these activations from {name} {theirs}.",
+                    f"This dictionary was built from {name} {mine}, these activations from {name} {theirs}.",
                     f"Use activations of {mine}, or build a dictionary from these.",
                 )
 
@@ -50,9 +50,9 @@ class Origin:
 class Activations:
     """Rows [t d] in stream order with the place of each.
 
-    x: anything that slices like an array (memory maps and store arrays are read as they are needed).
-    document, position, token: [t] integers; token -1 where there is none. target: [t e], what a transcoder gives for
-    each row, read as x is; to: its hook point (`paired`).
+    x: anything that slices like an array (memory maps and store arrays are read as they are needed). rows: [t] which
+    rows of x these are, all by default. document, position, token: [t] integers; token -1 where there is none. target:
+    what a transcoder gives for each row of x, read as x is; to: its hook point (`paired`).
 
     >>> of_two_texts = Activations.of(np.eye(4, 8), document=[0, 0, 1, 1], position=[0, 1, 0, 1])
     >>> len(of_two_texts.without(positions=[0])), of_two_texts.width
@@ -64,13 +64,13 @@ class Activations:
     position: Int[np.ndarray, " _"]
     token: Int[np.ndarray, " _"]
     origin: Origin = field(default_factory=Origin)
-    rows: Int[np.ndarray, " u"] | None = None
+    rows: Int[np.ndarray, " _"] | None = None
     target: Any = None
     to: str = ""
 
     def __post_init__(self) -> None:
-        target = self.x if self.target is None else self.target
-        lengths = {len(self.x), len(self.document), len(self.position), len(self.token), len(target)}
+        read = self.x if self.rows is None else self.rows
+        lengths = {len(column) for column in (read, self.document, self.position, self.token)}
         if len(lengths) != 1:
             raise DataError(
                 f"Activations, documents, positions and tokens have different lengths: {sorted(lengths)}.",
@@ -122,7 +122,7 @@ class Activations:
         return int(np.shape(self.x)[1])
 
     def __len__(self) -> int:
-        return len(self.document) if self.rows is None else len(self.rows)
+        return len(self.document)
 
     def __iter__(self) -> Iterator[ActivationBatch]:
         return self.batches(4096)
@@ -134,9 +134,12 @@ class Activations:
 
     def take(self, part: slice | Int[np.ndarray, " b"]) -> ActivationBatch:
         """Some of the rows, in memory."""
-        at: Any = part if self.rows is None else self.rows[part]
-        x = np.asarray(self.x[at], np.float32)
-        return ActivationBatch(x, self.document[at], self.position[at], self.token[at])
+        x = np.asarray(self.x[self._read(part)], np.float32)
+        return ActivationBatch(x, self.document[part], self.position[part], self.token[part])
+
+    def _read(self, part: Any) -> Any:
+        """These rows, as rows of x."""
+        return part if self.rows is None else self.rows[part]
 
     def whole(self) -> ActivationBatch:
         """All rows at once, in memory."""
@@ -147,15 +150,15 @@ class Activations:
 
         Raises DataError for outputs of other documents or positions, ModelError for those of another model.
         """
+        if self.rows is not None or outputs.rows is not None:
+            raise DataError(
+                "Some rows were left out already.", "Pair all activations, then leave out rows of the pair."
+            )
         for name in ("document", "position"):
             if not np.array_equal(getattr(self, name), getattr(outputs, name)):
                 raise DataError(
                     f"Inputs and outputs differ in their {name}s.", "Observe both hook points on the same examples."
                 )
-        if self.rows is not None or outputs.rows is not None:
-            raise DataError(
-                "Some rows were left out already.", "Pair all activations, then leave out rows of the pair."
-            )
         replace(self.origin, site="").check_same(replace(outputs.origin, site=""))
         return replace(self, target=outputs.x, to=outputs.origin.site)
 
@@ -167,7 +170,7 @@ class Activations:
     def targets(self, part: slice | Int[np.ndarray, " b"]) -> Float[np.ndarray, "b e"]:
         """What a codec is to give for some of the rows: the targets of a pair, or the activations themselves."""
         wanted = self.x if self.target is None else self.target
-        return np.asarray(wanted[part if self.rows is None else self.rows[part]], np.float32)
+        return np.asarray(wanted[self._read(part)], np.float32)
 
     def usable(self) -> tuple["Activations", int, int]:
         """The rows that can be decomposed, and how many were left out as not finite and as zero. Reads them once."""
@@ -184,41 +187,37 @@ class Activations:
 
     def select(self, keep: Bool[np.ndarray, " t"] | Int[np.ndarray, " t"]) -> "Activations":
         """Some of the rows, by mask or number, in the order given."""
-        rows = np.arange(len(self.document)) if self.rows is None else self.rows
-        return replace(self, rows=rows[np.asarray(keep)])
+        keep = np.asarray(keep)
+        columns = {name: getattr(self, name)[keep] for name in ("document", "position", "token")}
+        return replace(self, rows=self._read(np.arange(len(self))[keep]), **columns)
 
     def without(self, positions: Sequence[int] = (), tokens: Sequence[int] = ()) -> "Activations":
         """Leaves out positions (0 for a beginning-of-sequence token) and token ids (padding)."""
-        at = slice(None) if self.rows is None else self.rows
-        drop = np.isin(self.position[at], list(positions)) | np.isin(self.token[at], list(tokens))
-        return self.select(~drop)
+        return self.select(~(np.isin(self.position, list(positions)) | np.isin(self.token, list(tokens))))
 
     def shuffled(self, seed: int = 0) -> "Activations":
         """Documents in random order, the tokens of each still in theirs. A dictionary of limited size is filled by
         what is read first: of a corpus in alphabetical order it would know the first letters only."""
-        at = slice(None) if self.rows is None else self.rows
-        documents, place = np.unique(self.document[at], return_inverse=True)
+        documents, place = np.unique(self.document, return_inverse=True)
         rank = np.random.default_rng(seed).permutation(len(documents))[place]
         return self.select(np.argsort(rank, kind="stable"))
 
     def spread(self, rows: int) -> "Activations":
         """About so many rows: whole documents, evenly apart in the stream; all of it where it is no longer."""
-        at = slice(None) if self.rows is None else self.rows
-        _, first = np.unique(self.document[at], return_index=True)
-        documents = self.document[at][np.sort(first)]
+        _, first = np.unique(self.document, return_index=True)
+        documents = self.document[np.sort(first)]
         count = max(1, round(len(documents) * min(1.0, rows / max(len(self), 1))))
         chosen = documents[np.linspace(0, len(documents) - 1, count).astype(int)]
-        return self.select(np.isin(self.document[at], chosen))
+        return self.select(np.isin(self.document, chosen))
 
     def split(self, held_out: float = 0.1, seed: int = 0) -> tuple["Activations", "Activations"]:
         """(the rest, held out), cut by document so that no document is on both sides."""
-        at = slice(None) if self.rows is None else self.rows
-        documents = np.unique(self.document[at])
+        documents = np.unique(self.document)
         if len(documents) < 2:
             raise DataError("One document cannot be split.", "Give activations of at least two documents.")
         count = min(max(1, round(held_out * len(documents))), len(documents) - 1)
         chosen = np.random.default_rng(seed).permutation(documents)[:count]
-        inside = np.isin(self.document[at], chosen)
+        inside = np.isin(self.document, chosen)
         return self.select(~inside), self.select(inside)
 
 

@@ -20,13 +20,14 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from whence.cache.errors import DataError, UsageError
+from whence.cache.errors import DataError, UsageError, check_known
 from whence.cache.model.ids import as_ids
 
 from . import kernels
 from .activations import Origin, numbers
 from .codec import Codec, bucketed
 from .kernels import Basis, Code, Pursuit
+from .kernels.forms import BLOCK, resized, whole_blocks
 from .provenance import Provenance, Text, context, real_tokens
 
 PURSUITS: Mapping[str, Callable[..., Pursuit]] = {
@@ -76,8 +77,7 @@ class Dictionary(Codec):
     text: tuple[Text, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.pursuit not in PURSUITS:
-            raise UsageError(f"There is no pursuit {self.pursuit!r}.", f"Choose one of {', '.join(PURSUITS)}.")
+        check_known("pursuit", self.pursuit, PURSUITS)
         if any(len(column) != len(self.atoms) for column in self.provenance):
             raise DataError("Atoms and provenance differ in length.", "Give every atom its place.")
         norms = np.linalg.norm(self.atoms, axis=1)
@@ -117,8 +117,7 @@ class Dictionary(Codec):
     def pursuit_for(self, k: int | None = None, target: float = 0.0, pursuit: str | None = None) -> Pursuit:
         """The encoder, its choices checked. Raises UsageError for k beyond the dictionary or a bad target."""
         steps, name = self.k if k is None else k, self.pursuit if pursuit is None else pursuit
-        if name not in PURSUITS:
-            raise UsageError(f"There is no pursuit {name!r}.", f"Choose one of {', '.join(PURSUITS)}.")
+        check_known("pursuit", name, PURSUITS)
         if not 1 <= steps <= len(self):
             raise UsageError(
                 f"{steps} steps from a dictionary of {len(self)} atoms.",
@@ -265,13 +264,13 @@ class Dictionary(Codec):
             log=(*self.log, note),
         )
         if "basis" in self.__dict__ and len(atoms):
-            large = kernels.forms.resized(self.basis, _blocks(len(both) + kernels.forms.BLOCK))
+            large = resized(self.basis, whole_blocks(len(both) + BLOCK))
             both._carry(kernels.append(large, jnp.asarray(atoms), jnp.int32(len(self))))
         return both
 
     def _carry(self, basis: Basis) -> None:
         """Take a basis that is known already, cut or filled up to whole blocks, into the cached property."""
-        self.__dict__["basis"] = kernels.forms.resized(basis, _blocks(len(self)))
+        self.__dict__["basis"] = resized(basis, whole_blocks(len(self)))
 
 
 def largest_cosine(atoms: Float[np.ndarray, "a d"], others: Float[np.ndarray, "c d"]) -> Float[np.ndarray, " a"]:
@@ -280,10 +279,6 @@ def largest_cosine(atoms: Float[np.ndarray, "a d"], others: Float[np.ndarray, "c
         return np.zeros(len(atoms), np.float32)
     basis = kernels.basis_of(jnp.asarray(others), gram=False)
     return np.abs(np.asarray(kernels.encode(kernels.matching_pursuit(1), jnp.asarray(atoms), basis).values[:, 0]))
-
-
-def _blocks(size: int) -> int:
-    return -(-size // kernels.forms.BLOCK) * kernels.forms.BLOCK
 
 
 def quoted(text: Text) -> str:

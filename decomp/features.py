@@ -82,7 +82,6 @@ def features(dictionary: Dictionary, activations: Any, top: int = 8, near: int =
     place = np.clip(np.digitize(summed, edges) - 1, 0, BINS - 1)
     histogram = np.bincount(atom * BINS + place, minlength=size * BINS).reshape(size, BINS)
     neighbours, cosine = _nearest(dictionary.atoms, min(near, size - 1))
-    at = slice(None) if usable.rows is None else usable.rows
     return Features(
         counts / count,
         rows,
@@ -91,9 +90,9 @@ def features(dictionary: Dictionary, activations: Any, top: int = 8, near: int =
         edges,
         neighbours,
         cosine,
-        usable.document[at],
-        usable.position[at],
-        usable.token[at],
+        usable.document,
+        usable.position,
+        usable.token,
     )
 
 

@@ -6,7 +6,8 @@ sound one.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -132,16 +133,23 @@ def save(codec: Codec, folder: str | Path) -> Path:
     >>> save(dictionary, folder / "atoms").name
     'atoms'
     """
-    path = Path(folder)
     data, manifest = save_tensors(tensors_of(codec)), manifest_of(codec)
     manifest["sha256"] = hashlib.sha256(data).hexdigest()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
+    with written_folder(folder) as path:
         (path / f"{manifest['kind']}.safetensors").write_bytes(data)
         (path / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    return path
+
+
+@contextmanager
+def written_folder(folder: str | Path) -> Iterator[Path]:
+    """The folder, there to be written into. Raises StoreError if it cannot be."""
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror}.", "Choose another folder.") from error
-    return path
 
 
 def load(folder: str | Path) -> Any:

@@ -61,7 +61,7 @@ def size_only(one: set[Place], other: set[Place]) -> float:
     return min(len(one), len(other)) / max(len(one), len(other))
 
 
-def jaccard_interval(one: set[Place], other: set[Place], seed: int = 0) -> Interval:
+def jaccard_interval(one: set[Place], other: set[Place]) -> Interval:
     """The index with its interval, by resampling documents: a document contributes its shared and its joint
     atoms."""
     joint = np.array(sorted(one | other))
@@ -69,7 +69,6 @@ def jaccard_interval(one: set[Place], other: set[Place], seed: int = 0) -> Inter
     return intervals.ratio(
         intervals.per_document(shared, joint[:, 0]),
         intervals.per_document(np.ones(len(joint)), joint[:, 0]),
-        seed,
     )
 
 

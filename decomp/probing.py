@@ -17,6 +17,7 @@ from whence.cache.errors import DataError
 from .activations import Activations
 from .codec import Codec
 from .evaluate import table
+from .kernels import densify
 
 
 def probe(
@@ -39,8 +40,7 @@ def probe(
     if len(classes) != 2 or any(len(np.unique(label[side])) != 2 for side in (train, ~train)):
         raise DataError("A probe needs two classes among training and held-out rows.", "Split them again.")
     code = codec.encode(np.asarray(x, np.float32), k=k)
-    dense = np.zeros((len(x), len(codec)), np.float32)
-    np.add.at(dense, (np.arange(len(x))[:, None], np.asarray(code.indices)), np.asarray(code.values))
+    dense = np.asarray(densify(code, len(codec)))
     first = label == classes[0]
     gap = np.abs(dense[train & first].mean(axis=0) - dense[train & ~first].mean(axis=0))
     order = np.argsort(-gap, kind="stable")
@@ -76,9 +76,8 @@ def probe_documents(
 
     Raises DataError if fewer than two documents are labelled, or a side lacks a class.
     """
-    at = slice(None) if activations.rows is None else activations.rows
-    known = activations.select(np.isin(activations.document[at], list(label)))
-    if len(np.unique(known.document[known.rows])) < 2:
+    known = activations.select(np.isin(activations.document, list(label)))
+    if len(np.unique(known.document)) < 2:
         raise DataError("Fewer than two documents have a class.", "Label documents that were observed, by their ids.")
     train, judged = known.split(held_out)
     rows, marks = train.whole(), judged.whole()

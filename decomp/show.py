@@ -38,8 +38,7 @@ def atom_map(
     """
     acts = Activations.of(activations)
     dictionary.origin.check_same(acts.origin)
-    rows = np.arange(len(acts.document)) if acts.rows is None else acts.rows
-    here = np.flatnonzero(acts.document[rows] == document)
+    here = np.flatnonzero(acts.document == document)
     if not len(here):
         raise DataError(f"No activation of document {document}.", "Name one of the documents that were observed.")
     batch = acts.select(here).whole()

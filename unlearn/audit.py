@@ -6,11 +6,14 @@ range(8)]`.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from scipy.special import expit, log_softmax
+from scipy.stats import norm
 from torch import Tensor
 
 from whence.cache import DataError, Examples, LanguageModelling, TrainedModel, UsageError
@@ -21,6 +24,7 @@ from whence.cache.retrain.loop import descend, weighted_loss
 from whence.cache.retrain.recipe import AdamW, Optimiser
 from whence.cache.retrain.replicas import Replicas, mode
 
+from .language.reader import greedy
 from .metrics import checked, checked_labels
 from .plan import check_single
 
@@ -96,12 +100,9 @@ def extraction(trained: Models, examples: Examples, *, prefix: int = 16, length:
     right = []
     for one in models:
         whole = torch.as_tensor(np.stack([t[: prefix + length] for t in tokens]), device=one.device).long()
-        text = whole[:, :prefix]
         with borrowed(one.model), torch.no_grad():
-            for _ in range(length):
-                logits = one.task.logits(one.model, {"input_ids": text})
-                text = torch.cat([text, logits[:, -1].argmax(-1, keepdim=True)], 1)
-        right.append(float((text[:, prefix:] == whole[:, prefix:]).float().mean()))
+            found = torch.cat(list(islice(greedy(one.task, one.model, whole[:, :prefix]), length)), 1)
+        right.append(float((found == whole[:, prefix:]).float().mean()))
     return np.array(right)
 
 
@@ -168,27 +169,18 @@ def u_lira(unlearned: Float[np.ndarray, "e p"], oracles: Float[np.ndarray, "f p"
     return ULiRA(float(per_point.mean()), per_point)
 
 
-def _gaussian(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return samples.mean(0), np.maximum(samples.std(0, ddof=1), 1e-6)
-
-
-def _log_density(x: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
-    return -0.5 * ((x - mean) / sd) ** 2 - np.log(sd)
-
-
-def _ratio(x: np.ndarray, own: tuple, other: tuple) -> np.ndarray:
-    """p_own / (p_own + p_other)."""
-    return 1 / (1 + np.exp(np.clip(_log_density(x, *other) - _log_density(x, *own), -60, 60)))
-
-
 def _held_out_scores(own: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Score [e p] of every own sample under Gaussians of its fellows without it and of the others; mean and
-    variance without one sample follow from the sums."""
+    """Score p_own / (p_own + p_other) [e p] of every own sample under Gaussians of its fellows without it and of the
+    others; mean and variance without one sample follow from the sums."""
     n = len(own)
     mean = (own.sum(0) - own) / (n - 1)
     second = ((own**2).sum(0) - own**2) / (n - 1)
     sd = np.sqrt(np.maximum(second - mean**2, 0) * (n - 1) / (n - 2))
-    return _ratio(own, (mean, np.maximum(sd, 1e-6)), _gaussian(other))
+    likelihoods = (
+        norm.logpdf(own, centre, np.maximum(spread, 1e-6))
+        for centre, spread in ((mean, sd), (other.mean(0), other.std(0, ddof=1)))
+    )
+    return expit(np.subtract(*likelihoods))
 
 
 class Membership(NamedTuple):
@@ -216,15 +208,20 @@ def membership(
             f"Logits of {len(forgotten)} models cannot be compared with those of {len(unseen)}.",
             "Give the outputs of the same models, in the same order.",
         )
+    from sklearn.metrics import roc_auc_score
+
     scores_in, scores_out = _scores(forgotten, y_forgotten), _scores(unseen, y_unseen)
-    each = {name: float(np.mean([_auc(a, b) for a, b in zip(scores_in[name], scores_out[name])])) for name in scores_in}
+    labels = np.repeat([1, 0], [np.shape(forgotten)[1], np.shape(unseen)[1]])
+    each = {
+        name: float(np.mean([roc_auc_score(labels, np.r_[a, b]) for a, b in zip(found, scores_out[name])]))
+        for name, found in scores_in.items()
+    }
     return Membership(max(each.values(), key=lambda a: abs(a - 0.5)), each)
 
 
 def _scores(logits: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
     logits, y = checked_labels(logits, y)
-    z = logits - logits.max(-1, keepdims=True)
-    logp = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    logp = log_softmax(logits, -1)
     own = np.take_along_axis(logp, np.broadcast_to(y[:, None], (*logp.shape[:-1], 1)), -1)[..., 0]
     return {
         "loss": own,
@@ -232,15 +229,6 @@ def _scores(logits: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
         "entropy": (np.exp(logp) * logp).sum(-1),
         "margin": own - np.log(np.maximum(-np.expm1(np.minimum(own, -1e-12)), 1e-12)),
     }
-
-
-def _auc(positive: Float[np.ndarray, " a"], negative: Float[np.ndarray, " b"]) -> float:
-    """P(positive > negative) + P(equal) / 2, by ranks."""
-    both = np.concatenate([positive, negative])
-    _, inverse, counts = np.unique(both, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    a, b = len(positive), len(negative)
-    return float((ranks[:a].sum() - a * (a + 1) / 2) / (a * b))
 
 
 def attack_by_logistic(

@@ -63,11 +63,7 @@ class DeletionLog:
         Raises DataError as `named`, and for ids that were deleted before.
         """
         gone = named(train_ids, forgotten)
-        if len(again := np.intersect1d(gone, self.forgotten)):
-            raise DataError(
-                f"{len(again)} of these examples were deleted before, for instance {int(again[0])}.",
-                "Name each example once; the deletion log lists those that are gone.",
-            )
+        self.check_new(gone)
         kept = mask_hash(train_ids, left)
         before = self.entries[-1].hash if self.entries else ""
         entry = DeletionEntry(method, tuple(int(i) for i in gone), kept, float(passes), before)
@@ -81,6 +77,14 @@ class DeletionLog:
     @property
     def passes(self) -> float:
         return sum(entry.passes for entry in self.entries)
+
+    def check_new(self, ids: Int64[np.ndarray, " f"]) -> None:
+        """Raises DataError for ids that were deleted before."""
+        if len(again := np.intersect1d(ids, self.forgotten)):
+            raise DataError(
+                f"{len(again)} of these examples were deleted before, for instance {int(again[0])}.",
+                "Name each example once; the deletion log lists those that are gone.",
+            )
 
     def check(self) -> None:
         """Raises DataError if an entry does not follow from the one before."""

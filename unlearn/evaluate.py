@@ -160,7 +160,7 @@ def _flatten(margins: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.nda
     count, and the point of each column."""
     if margins.ndim == 2:
         return margins, None, np.arange(margins.shape[1])
-    tokens = np.isfinite(margins[0])
+    tokens = np.isfinite(margins).any(0)  # of any model: one that diverged has NaN everywhere
     return margins[:, tokens], tokens, np.nonzero(tokens)[0]
 
 
@@ -206,12 +206,13 @@ def evaluate(
 class Rule:
     """A selection rule, declared before anything is scored: among settings whose p95 on retain and validation is
     within `slack` of the no-op baseline, and with which no model diverges, the smallest p95 on the forget set. (A
-    diverged model's margins widen the histograms until all others share a bin, and KLoM is small.)"""
+    diverged model hides the others from KLoM, see `Summary.doubt`.)"""
 
     slack: float = 1.0
 
     def admissible(self, row: Row, no_op: Row) -> bool:
-        return not row.stopped and all(
+        diverged = row.stopped or any(klom.doubt for klom in row.klom.values())
+        return not diverged and all(
             row.klom[part].p95 <= no_op.klom[part].p95 + self.slack for part in ("retain", "validation")
         )
 

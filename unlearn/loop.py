@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from whence.cache import Examples, TrainedModel
+from whence.cache import Examples, Task, TrainedModel
 from whence.cache.display import facts
 from whence.cache.jobs.progress import progress, say
 from whence.cache.jobs.signals import stop_if_signalled
@@ -108,13 +108,20 @@ class Unlearned:
         logits = self.models.outputs(task, points, ("logits",))["logits"] + self.shift(points)
         out = {"logits": logits}
         if "margins" in keep:
-            batch = points.batch(np.arange(len(points)))
-            out["margins"] = np.stack([to_numpy(margins_of(task, torch.as_tensor(one), batch)) for one in logits])
+            out["margins"] = margins_of_logits(task, logits, points)
         return {name: out[name] for name in keep}
 
     def then(self, method: UnlearningMethod, forget: np.ndarray, *, quiet: bool = True) -> "Unlearned":
         """The next request, to these models; the deletion log grows by an entry."""
         return run(method, self.request.next(self.models, forget, self.log), quiet=quiet)
+
+
+def margins_of_logits(
+    task: Task, logits: Float[np.ndarray, "e p ..."], points: Examples
+) -> Float[np.ndarray, "e p ..."]:
+    """The margins of several models' logits at these points."""
+    batch = points.batch(np.arange(len(points)))
+    return np.stack([to_numpy(margins_of(task, torch.as_tensor(one), batch)) for one in logits])
 
 
 def run(method: UnlearningMethod, request: UnlearningRequest, *, quiet: bool = True) -> Unlearned:

@@ -8,6 +8,9 @@ the last bin is closed, direction and bins are arguments, and the default direct
 
 At small N most of a KLoM is sampling noise: compare with the same number for oracles against other oracles (the null
 row of an evaluation), and `KLoM.advise` says how many models an effect needs.
+
+A diverged model stretches the bins until all others share one, and margins beyond the clipping are equal: both make a
+KLoM small. So margins that are not finite are refused, and a summary says when one of these happened (`doubt`).
 """
 
 import warnings
@@ -18,7 +21,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from whence.cache.display.interval import Interval
 from whence.cache.errors import DataError, UsageError
@@ -29,24 +32,39 @@ PAPER_BINS = 20
 POINTS_AT_ONCE = 4096
 FEWEST = 8
 DIRECTIONS = ("unlearned||oracle", "oracle||unlearned")
+CROWDED = 0.875  # of both samples in one bin: it shows no difference between them
+HIDDEN = 0.5  # share of such points above which a summary is doubted
+FAR = 20.0  # median distances from the median: a diverged model
+
+
+class DivergedWarning(UserWarning):
+    """Diverged models, or margins beyond the clipping, hide differences from KLoM."""
 
 
 class Summary(NamedTuple):
-    """A per-point distance over a set of points: mean, 95th percentile with its 90 % interval over models, 99th."""
+    """A per-point distance over a set of points: mean, 95th percentile with its 90 % interval over models, 99th.
+
+    hidden: share of the points where nearly all of both samples are in one bin although the models' margins differ.
+    diverged: models of either side whose margins are far from those of their ensemble.
+    """
 
     mean: float
     interval: Interval
     p99: float
+    hidden: float = 0.0
+    diverged: int = 0
 
     @property
     def p95(self) -> float:
         return self.interval.value
 
-    @staticmethod
-    def of(values: Float[np.ndarray, " p"]) -> "Summary":
-        """Without an interval."""
-        p95, p99 = np.percentile(values, [95, 99])
-        return Summary(float(values.mean()), Interval(float(p95), level=0.9), float(p99))
+    @property
+    def doubt(self) -> str:
+        """Why it may be too small; "" if nothing speaks against it."""
+        causes = [f"models that diverged: {self.diverged}, which stretch the bins"] if self.diverged else []
+        if self.hidden > HIDDEN:
+            causes.append(f"at {self.hidden:.0%} of the points one bin has nearly all margins (clipped to ±{CLIP:g})")
+        return "; ".join(causes)
 
 
 class Advice(NamedTuple):
@@ -97,11 +115,13 @@ class KLoM:
         self, unlearned: Float[np.ndarray, "e p"], oracles: Float[np.ndarray, "f _"]
     ) -> Float[np.ndarray, " p"]:
         """KLoM of every point. Raises DataError for other points, NaN, or too few models."""
-        return self._unchecked(*checked(unlearned, oracles, FEWEST))
+        return self._unchecked(*checked(unlearned, oracles, FEWEST))[0]
 
-    def _block(self, unlearned: np.ndarray, oracles: np.ndarray, bins: int) -> np.ndarray:
+    def _block(self, unlearned: np.ndarray, oracles: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
+        """KLoM of some points, and at which of them it is hidden."""
         forward = self.direction == DIRECTIONS[0]
         p, q = (unlearned, oracles) if forward else (oracles, unlearned)
+        differ = np.minimum(p.min(0), q.min(0)) < np.maximum(p.max(0), q.max(0))
         p = np.clip(p, -CLIP, CLIP)
         q = np.clip(q, -CLIP, CLIP) if self.clip_oracles else q
         low, high = np.minimum(p.min(0), q.min(0)), np.maximum(p.max(0), q.max(0))
@@ -116,12 +136,13 @@ class KLoM:
             return counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
         mass, reference = histogram(p), histogram(q)
+        hidden = differ & (np.minimum(mass, reference).max(1) >= CROWDED)
         floored = np.maximum(reference, FLOOR)
         reference = floored if self.floor == "everywhere" else np.where(mass > 0, floored, reference)
         if self.renormalise:
             reference /= reference.sum(1, keepdims=True)
         filled = mass > 0
-        return (mass * np.log(np.where(filled, mass, 1.0) / np.where(filled, reference, 1.0))).sum(1)
+        return (mass * np.log(np.where(filled, mass, 1.0) / np.where(filled, reference, 1.0))).sum(1), hidden
 
     def summary(
         self,
@@ -135,9 +156,23 @@ class KLoM:
 
         Drawing models with replacement leaves bins empty that are not, which inflates every KL; so the interval
         is of halves drawn without replacement, scaled to the whole (m-out-of-n with m = n/2).
+
+        Warns (DivergedWarning), with the models that diverged, if the summary is to be doubted (`Summary.doubt`).
         """
         unlearned, oracles = checked(unlearned, oracles, FEWEST)
-        plain = Summary.of(self._unchecked(unlearned, oracles))
+        values, hidden = self._unchecked(unlearned, oracles)
+        p95, p99 = np.percentile(values, [95, 99])
+        far = {"unlearned": diverged(unlearned), "oracles": diverged(oracles)}
+        interval = Interval(float(p95), level=0.9)
+        plain = Summary(float(values.mean()), interval, float(p99), float(hidden.mean()), sum(map(len, far.values())))
+        if plain.doubt:
+            named = "".join(f" ({side}: {_listed(models)})" for side, models in far.items() if len(models))
+            warnings.warn(
+                f"A small KLoM shows nothing here: {plain.doubt}. Leave out the diverged models{named}, or use the "
+                "energy distance.",
+                DivergedWarning,
+                stacklevel=2,
+            )
         if not resamples:
             return plain
         generator = np.random.default_rng(seed)
@@ -146,7 +181,7 @@ class KLoM:
             first = generator.permutation(len(unlearned))[: max(2, len(unlearned) // 2)]
             second = generator.permutation(len(oracles))[: max(2, len(oracles) // 2)]
             as_whole = replace(self, bins=self.bins_for(min(len(unlearned), len(oracles))))
-            spread.append(float(np.percentile(as_whole._unchecked(unlearned[first], oracles[second]), 95)))
+            spread.append(float(np.percentile(as_whole._unchecked(unlearned[first], oracles[second])[0], 95)))
         sd = float(np.std(spread)) / np.sqrt(2)
         interval = Interval(plain.p95, max(0.0, plain.p95 - 1.645 * sd), plain.p95 + 1.645 * sd, 0.9)
         return plain._replace(interval=interval)
@@ -172,13 +207,13 @@ class KLoM:
                 break
         return Advice(models, floor, typical)
 
-    def _unchecked(self, unlearned: np.ndarray, oracles: np.ndarray) -> np.ndarray:
+    def _unchecked(self, unlearned: np.ndarray, oracles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         bins = self.bins_for(min(len(unlearned), len(oracles)))
-        out = np.empty(unlearned.shape[1])
-        for start in range(0, len(out), POINTS_AT_ONCE):
-            here = slice(start, start + POINTS_AT_ONCE)
-            out[here] = self._block(unlearned[:, here], oracles[:, here], bins)
-        return out
+        cuts = range(POINTS_AT_ONCE, unlearned.shape[1], POINTS_AT_ONCE)
+        sides = (np.split(margins, cuts, 1) for margins in (unlearned, oracles))
+        parts = [self._block(first, second, bins) for first, second in zip(*sides)]
+        values, hidden = map(np.concatenate, zip(*parts))
+        return values, hidden
 
 
 class Form(NamedTuple):
@@ -230,12 +265,33 @@ def checked(unlearned: np.ndarray, oracles: np.ndarray, fewest: int) -> tuple[np
             "deviation.",
         )
     for name, values in (("unlearned", unlearned), ("oracle", oracles)):
-        if not np.isfinite(values).all():
+        broken = np.flatnonzero(~np.isfinite(values).all(1))
+        if len(broken):
             raise DataError(
-                f"{int((~np.isfinite(values)).sum())} margins of {name} models are NaN or infinite.",
+                f"Margins of {len(broken)} of {len(values)} {name} models are NaN or infinite: {_listed(broken)}.",
                 "Leave out the models that diverged, or the positions where nothing is predicted.",
             )
     return np.asarray(unlearned, np.float32), np.asarray(oracles, np.float32)
+
+
+def diverged(margins: Float[np.ndarray, "e p"]) -> Int[np.ndarray, " k"]:
+    """The models whose margins are far from those of their ensemble: at most points, farther from its median than 20
+    times the median distance.
+
+    >>> margins = np.random.default_rng(0).normal(size=(10, 50))
+    >>> margins[3] -= 1000.0
+    >>> diverged(margins).tolist()
+    [3]
+    """
+    away = np.abs(margins - np.median(margins, 0))
+    usual = np.median(away, 0)
+    return np.flatnonzero(((away > FAR * usual) & (usual > 0)).mean(1) > 0.5)
+
+
+def _listed(models: np.ndarray) -> str:
+    shown = ", ".join(map(str, models[:5].tolist()))
+    more = f" and {len(models) - 5} more" if len(models) > 5 else ""
+    return f"model{'s' * (len(models) > 1)} {shown}{more}"
 
 
 # --- the noise floor ----------------------------------------------------------------------------------------
@@ -256,7 +312,7 @@ def noise_floor(
     generator = np.random.default_rng(seed)
     p, q = generator.normal(size=(2, models, 2000)).astype(np.float32)
     found = replace(metric, bins=bins or metric.bins_for(models))
-    return float(np.percentile(found._unchecked(p + shift, q), quantile))
+    return float(np.percentile(found._unchecked(p + shift, q)[0], quantile))
 
 
 def warn_if_hidden(floor: float, found: float, models: int) -> None:

@@ -96,13 +96,6 @@ def side_by_side(
     return draw
 
 
-def mean_loss(task: Task, model: nn.Module, batch: dict[str, Tensor], weights: Tensor) -> Tensor:
-    """Weighted mean of the task's loss, per example or per predicted token; 0 if nothing has weight."""
-    counted = task.positions(batch).sum(1)
-    weights = weights.to(torch.float32)
-    return (weights * task.loss(model, batch)).sum() / (weights * counted).sum().clamp(min=1.0)
-
-
 def check_single(models: Replicas, task: Task, batch: dict[str, Tensor]) -> None:
     """Raises ModelError if steps see one example each and the model's batch normalisation cannot train on one.
 
@@ -123,18 +116,19 @@ def logits_table(
     request: UnlearningRequest, models: Replicas, rows: np.ndarray | None = None
 ) -> Float[Tensor, "e n ..."]:
     """The models' own logits at every row of the pool (zeros at rows that are not given)."""
+    rows = np.arange(len(request.pool)) if rows is None else rows
+    return own_table(request, models, lambda model, batch, extra: request.task.logits(model, batch), rows)
+
+
+def own_table(
+    request: UnlearningRequest, models: Replicas, of: PerReplica, rows: np.ndarray
+) -> Float[Tensor, "e n ..."]:
+    """What a function of a model and a batch gives for each of the models as they are, at rows of the pool; zeros at
+    the others."""
     pool = request.pool
-    rows = np.arange(len(pool)) if rows is None else rows
+    parts = [pool.batch(rows[start : start + ROWS_AT_ONCE]) for start in range(0, len(rows), ROWS_AT_ONCE)]
     with mode(models, training=False), torch.no_grad():
-        blocks = [
-            models.apply(
-                lambda model, batch, extra: request.task.logits(model, batch),
-                pool.batch(rows[start : start + ROWS_AT_ONCE]),
-                shared=True,
-            )
-            for start in range(0, len(rows), ROWS_AT_ONCE)
-        ]
-    logits = torch.cat(blocks, 1)
-    table = logits.new_zeros((len(models), len(pool), *logits.shape[2:]))
-    table[:, rows] = logits
+        values = torch.cat([models.apply(of, part, shared=True) for part in parts], 1)
+    table = values.new_zeros((len(models), len(pool), *values.shape[2:]))
+    table[:, rows] = values
     return table

@@ -18,33 +18,31 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from whence.cache import DataError, UsageError
-from whence.cache.model.bridge import to_numpy
-from whence.cache.retrain.replicas import margins_of
 
-from .datamodels.base import Datamodel
+from .datamodels.base import Datamodel, prediction_passes
 from .evaluate import OracleSplit
-from .loop import Unlearned, run
+from .loop import Unlearned, margins_of_logits, run
 from .methods import DMM, Newton, UnlearningMethod
 from .metrics import KLoM
 from .request import UnlearningRequest
+from .results import NO_OP
+from .tables import row_of
 
-NO_OP, RETRAIN = "no-op", "retrain"
+RETRAIN = "retrain"
 DRAWS, MOST = 60, 64.0  # simulated copies of the points; largest factor that is looked for
 
 
 class Candidate(NamedTuple):
     """A way to delete. method: None for the no-op and for retraining, which need no pilot. passes: example passes per
-    model. once: what was spent before, serving every request, as text. formula: how `passes` is counted."""
+    model. once: what was spent before, serving every request, as text."""
 
     name: str
     method: UnlearningMethod | None
     passes: float
     once: str
-    formula: str
 
 
 class Expected(NamedTuple):
@@ -78,12 +76,7 @@ class DeletionPlan:
     shift: float
 
     def __getitem__(self, name: str) -> Option:
-        for option in self.options:
-            if option.candidate.name == name:
-                return option
-        raise UsageError(
-            f"{name!r} was not planned.", f"There are {', '.join(o.candidate.name for o in self.options)}."
-        )
+        return row_of({option.candidate.name: option for option in self.options}, name)
 
     def __str__(self) -> str:
         lines = ["| way | predicted KLoM p95, nats | mean | example passes per model | of retraining | once, before |"]
@@ -99,20 +92,19 @@ class DeletionPlan:
 def candidates(
     request: UnlearningRequest, *, newton: Newton | None = None, dmm: DMM | None = None
 ) -> tuple[Candidate, ...]:
-    """No-op, retraining, and the methods given, with their costs from formulas."""
+    """No-op, retraining, and the methods given, with their costs by the formulas above."""
     forgotten, kept = len(request.forget), len(request.kept)
-    found = [Candidate(NO_OP, None, 0.0, "", "0")]
+    found = [Candidate(NO_OP, None, 0.0, "")]
     if newton is not None:
-        found.append(Candidate(newton.display_name, newton, float(forgotten), "curvature of every model", "|F|"))
+        found.append(Candidate(newton.display_name, newton, float(forgotten), "curvature of every model"))
     if dmm is not None:
-        queried = getattr(dmm.datamodel, "prediction_passes", None)
-        points = dmm.matching.points(forgotten, kept)
-        passes = dmm.matching.passes(forgotten, kept) + (float(queried(forgotten, points)) if queried else 0.0)
+        queried = prediction_passes(dmm.datamodel, forgotten, dmm.matching.points(forgotten, kept))
+        passes = dmm.matching.passes(forgotten, kept) + queried
         cost = dmm.datamodel.cost if isinstance(dmm.datamodel, Datamodel) else None
         spent = {} if cost is None else {"trainings": cost.trainings, "passes": cost.passes}
         once = ", ".join(f"{n:,.0f} {what}" for what, n in spent.items() if n) or "a datamodel for every model"
-        found.append(Candidate(dmm.display_name, dmm, passes, once, "steps x batch + points / 3 + prediction"))
-    retrain = Candidate(RETRAIN, None, float(request.retraining), "", "epochs x kept examples")
+        found.append(Candidate(dmm.display_name, dmm, passes, once))
+    retrain = Candidate(RETRAIN, None, float(request.retraining), "")
     return (*found, retrain)
 
 
@@ -124,12 +116,9 @@ def predicted_shift(request: UnlearningRequest, datamodel: Datamodel) -> Float[n
     points = request.forgotten
     logits = request.models.outputs(request.task, points, ("logits",))["logits"]
     delta = datamodel.predict_delta(request.forget, points)
-    batch = points.batch(np.arange(len(points)))
-
-    def margins(values: np.ndarray) -> np.ndarray:
-        return np.stack([to_numpy(margins_of(request.task, torch.as_tensor(one), batch)) for one in values])
-
-    before, after = margins(logits), margins((logits + delta).astype(np.float32))
+    before, after = (
+        margins_of_logits(request.task, values, points) for values in (logits, (logits + delta).astype(np.float32))
+    )
     counted = np.isfinite(before[0])
     spread = before[:, counted].std(0, ddof=1)
     return np.abs((after - before)[:, counted].mean(0)) / np.maximum(spread, 1e-6)

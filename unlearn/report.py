@@ -4,15 +4,11 @@ as they are as lines."""
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from whence.cache.display import Shown, against_compute, write_page
 from whence.cache.display import page as document
 
 from .results import NO_OP, NULL, PARTS, Evaluation, shown
-
-if TYPE_CHECKING:
-    pass
 
 
 def chart(evaluation: Evaluation, part: str = "forget") -> str:

@@ -69,12 +69,7 @@ class UnlearningRequest:
     def __post_init__(self) -> None:
         check_passes(self.recipe, self.passes)
         object.__setattr__(self, "forget", named(self.train.ids, self.forget))
-        gone = np.intersect1d(self.forget, self.log.forgotten)
-        if len(gone):
-            raise DataError(
-                f"{len(gone)} of these examples were deleted before, for instance {int(gone[0])}.",
-                "Name each example once; the deletion log lists those that are gone.",
-            )
+        self.log.check_new(self.forget)
         if not self.left.any():
             raise DataError("Nothing would be left to keep.", "Leave at least one training example.")
         if self.validation is not None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from whence.cache import DataError, UsageError
-from whence.cache.display import Cell, Interval, Shown, axes_or_new, markdown
-from whence.cache.display import table as display_table
+from whence.cache import DataError
+from whence.cache.display import Cell, Interval, Shown, axes_or_new
 
 from .metrics import KLoM, Summary
+from .tables import ResultTable, between, row_of
 
 if TYPE_CHECKING:
     import xarray
@@ -23,7 +23,7 @@ HEAD = ("method", "forget p95", "90 %", "mean", "retain p95", "mean", "validatio
         "energy", "two-sample")  # fmt: skip
 SINGLE = ("ratio", "passes", "seconds", "u_lira", "energy", "two_sample")
 BEFORE_RENAMING = {"told_apart": "two_sample", "do nothing": NO_OP}  # in files of earlier versions
-STATISTICS = ("mean", "p95", "p99", "low", "high")
+STATISTICS = ("mean", "p95", "p99", "low", "high", "hidden", "diverged")
 
 
 class Row(NamedTuple):
@@ -47,8 +47,14 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
-    """Rows of one forget set, the null row first and the no-op baseline second."""
+class Evaluation(ResultTable):
+    """Rows of one forget set, the null row first and the no-op baseline second.
+
+    The table has p95 and mean of KLoM by part (nats), the 90 % interval of the forget set's p95, compute over
+    retraining, and U-LiRA, energy distance and two-sample accuracy on the forget set.
+    """
+
+    head = HEAD
 
     rows: tuple[Row, ...]
     metric: KLoM
@@ -58,10 +64,7 @@ class Evaluation:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, method: str) -> Row:
-        for row in self.rows:
-            if row.method == method:
-                return row
-        raise UsageError(f"No row is called {method!r}.", f"There are {', '.join(r.method for r in self.rows)}.")
+        return row_of({row.method: row for row in self.rows}, method)
 
     @property
     def bins(self) -> int:
@@ -71,14 +74,29 @@ class Evaluation:
         methods = ", ".join(row.method for row in self.rows)
         return f"Evaluation({self.forgotten} examples forgotten, {self.models} models per side: {methods})"
 
-    def __str__(self) -> str:
-        """Markdown: p95 and mean of KLoM by part (nats), the 90 % interval of the forget set's p95, compute over
-        retraining, U-LiRA, energy distance and two-sample accuracy on the forget set."""
-        warnings = [f"Warning: {text}" for text in self.about.get("warnings", ())]
-        return "\n\n".join([markdown(HEAD, _rows(self)), *warnings])
+    def cells(self) -> list[list[Any]]:
+        return [_cells(row) for row in self.rows]
 
-    def _repr_html_(self) -> str:
-        return shown(self).html
+    def notes(self) -> list[str]:
+        return [f"Warning: {text}" for text in self.warnings]
+
+    def caption(self) -> str:
+        about = (
+            f"KLoM {self.metric.direction} in nats, {self.models} models per side, {self.bins} bins; "
+            f"{self.forgotten} examples forgotten. The null row is oracles against other oracles: noise."
+        )
+        return " ".join([about, *self.notes()])
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must know: of the request, and of rows whose KLoM is to be doubted."""
+        doubts = [
+            f"KLoM of {row.method}, {part}: {klom.doubt}."
+            for row in self.rows
+            for part, klom in row.klom.items()
+            if klom.doubt
+        ]
+        return [*self.about.get("warnings", ()), *doubts]
 
     def compute_and_klom(self, part: str) -> list[tuple[str, float, float]]:
         """(method, compute in percent of retraining, p95 of KLoM) without the two rows to compare with."""
@@ -101,35 +119,25 @@ class Evaluation:
 
 
 def shown(evaluation: Evaluation) -> Shown:
-    """The same table, sortable: the null row and the models left as they are come first."""
-    caption = (
-        f"KLoM {evaluation.metric.direction} in nats, {evaluation.models} models per side, {evaluation.bins} bins; "
-        f"{evaluation.forgotten} examples forgotten. The null row is oracles against other oracles: noise."
-        + "".join(f" Warning: {text}" for text in evaluation.about.get("warnings", ()))
-    )
-    return display_table(HEAD, _rows(evaluation), caption)
-
-
-def _rows(evaluation: Evaluation) -> list[list[Any]]:
-    return [_cells(row) for row in evaluation.rows]
+    """The table for a page: the null row and the models left as they are come first."""
+    return evaluation.shown()
 
 
 def _cells(row: Row) -> list[Any]:
-    forget, *others = (row.klom[part] for part in PARTS)
-    low, high = forget.interval.low, forget.interval.high
-    numbers = [
-        forget.p95, low, forget.mean, *(value for part in others for value in (part.p95, part.mean)), row.ratio,
-        row.u_lira, row.energy, row.two_sample,
-    ]  # fmt: skip
-    texts = [f"{value:.2f}" for value in numbers]
-    texts[1] = f"{low:.2f}-{high:.2f}" if forget.interval.known else ""
-    texts[7] = "" if row.method == NO_OP else f"{100 * row.ratio:.1f} %"
+    def number(value: float) -> Cell:
+        return Cell(f"{value:.2f}", value)
+
     name = row.method + (f" ({row.stopped} stopped)" if row.stopped else "")
-    return [name, *map(Cell, texts, numbers)]
+    forget, *others = (row.klom[part] for part in PARTS)
+    klom = [number(forget.p95), between(forget.interval, 2), number(forget.mean)]
+    klom += [number(value) for part in others for value in (part.p95, part.mean)]
+    ratio = Cell("" if row.method == NO_OP else f"{100 * row.ratio:.1f} %", row.ratio)
+    return [name, *klom, ratio, *map(number, (row.u_lira, row.energy, row.two_sample))]
 
 
 def to_dataset(evaluation: Evaluation) -> "xarray.Dataset":
-    """klom [row, part, statistic] in nats; ratio, passes, seconds, u_lira, energy, two_sample [row]."""
+    """klom [row, part, statistic] in nats (hidden: share of points; diverged: models); ratio, passes, seconds, u_lira,
+    energy, two_sample [row]."""
     import xarray as xr
 
     rows = evaluation.rows
@@ -148,7 +156,8 @@ def to_dataset(evaluation: Evaluation) -> "xarray.Dataset":
 
 
 def _statistics(summary: Summary) -> dict[str, float]:
-    found = (summary.mean, summary.p95, summary.p99, summary.interval.low, summary.interval.high)
+    klom = (summary.mean, summary.p95, summary.p99, summary.interval.low, summary.interval.high)
+    found = (*klom, summary.hidden, summary.diverged)
     return dict(zip(STATISTICS, found))
 
 
@@ -164,8 +173,8 @@ def to_json(evaluation: Evaluation) -> str:
 def from_json(text: str) -> Evaluation:
     """The evaluation that `to_json` wrote. Raises DataError for anything else."""
 
-    def summary(mean: float, p95: float, p99: float, low: float, high: float) -> Summary:
-        return Summary(mean, Interval(p95, low, high, 0.9), p99)
+    def summary(mean: float, p95: float, p99: float, low: float, high: float, **doubts: Any) -> Summary:
+        return Summary(mean, Interval(p95, low, high, 0.9), p99, **doubts)
 
     def row(fields: dict[str, Any]) -> Row:
         fields = {BEFORE_RENAMING.get(name, name): value for name, value in fields.items()}

@@ -147,10 +147,10 @@ def labelled_arrays(name: str) -> dict[str, np.ndarray]:
         ) from error
 
 
-def labelled_table(path: Path, columns: Mapping[str, str] | None = None, share: float = 0.5) -> dict[str, np.ndarray]:
+def labelled_table(path: Path, columns: Mapping[str, str] | None = None) -> dict[str, np.ndarray]:
     """x_train, y_train, x_test and y_test of a table: the column `label`, or the one that `columns` names, has the
-    classes (numbers, or texts in their order), and the other columns of numbers are the features. A random `share` of
-    the rows, the same every time, is the training data. Raises DataError for a row without a class or with a feature
+    classes (numbers, or texts in their order), and the other columns of numbers are the features. A random half of the
+    rows, the same every time, is the training data. Raises DataError for a row without a class or with a feature
     that is no number."""
     label, names = (columns or {}).get("label", "label"), list[str]()
     features, classes = list[list[float]](), list[str]()
@@ -169,7 +169,7 @@ def labelled_table(path: Path, columns: Mapping[str, str] | None = None, share: 
     known = sorted(set(classes), key=lambda name: (_number(name) is None, _number(name) or 0.0, name))
     y = np.array([known.index(name) for name in classes])
     x, order = np.array(features, np.float32), np.random.default_rng(0).permutation(len(y))
-    cut = round(share * len(y))
+    cut = round(len(y) / 2)
     parts = {"train": order[:cut], "test": order[cut:]}
     return {f"{name}_{part}": array[rows] for part, rows in parts.items() for name, array in (("x", x), ("y", y))}
 

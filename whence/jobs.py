@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from whence.cache.errors import DataError, UsageError, did_you_mean
 
 from .cli import FORMER_OPTIONS, parse
 from .files import read_text
+from .help import POSITIONAL
 from .packages import command_groups
 
 
@@ -138,5 +137,4 @@ def _plain_type(hint: Any) -> Any:
 
 
 def _is_positional(hint: Any) -> bool:
-    marker = typing.get_args(tyro.conf.Positional[str])[1]
-    return typing.get_origin(hint) is typing.Annotated and marker in typing.get_args(hint)[1:]
+    return POSITIONAL in typing.get_args(hint)

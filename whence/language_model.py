@@ -3,6 +3,7 @@
 Used for the demo's model, the biographies' model, and retrainings of either with examples left out or weighted.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -123,8 +124,8 @@ def train_language_model(
     Raises NumericalError when the loss is not finite.
     """
     if weights is not None:
-        keep = np.asarray(weights) != 0
-        examples, weights = examples.select(keep), np.asarray(weights, np.float32)[keep]
+        weights = np.asarray(weights, np.float32)
+        examples, weights = examples.select(weights != 0), weights[weights != 0]
     task, began, losses = LanguageModelling(), time.monotonic(), []
     own = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
     steps = [(epoch, rows) for epoch in range(training.epochs) for rows in _batches(examples.lengths, training, epoch)]
@@ -190,8 +191,6 @@ def model_inputs(
     shape: Shape, training: Training, examples: Examples, weights: np.ndarray | None = None
 ) -> dict[str, Any]:
     """What a model trained here is computed from: its key in the store."""
-    import hashlib
-
     left = None if weights is None else hashlib.sha256(np.asarray(weights, np.float32).tobytes()).hexdigest()
     return {
         "what": "language model",

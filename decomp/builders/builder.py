@@ -162,7 +162,7 @@ def labelled(builder: Any, grown: Grown, rows: Rows, origin: Origin, centre: np.
     )
 
 
-def thinned(curve: tuple[tuple[int, int], ...], points: int = 200) -> list[list[int]]:
-    """At most about `points` of a curve's points, the last among them."""
-    stride = max(1, len(curve) // points)
+def thinned(curve: tuple[tuple[int, int], ...]) -> list[list[int]]:
+    """At most about 200 of a curve's points, the last among them."""
+    stride = max(1, len(curve) // 200)
     return [list(point) for point in (*curve[::stride], *curve[-1:])]

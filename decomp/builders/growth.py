@@ -16,7 +16,7 @@ from whence.cache.errors import DataError
 from .. import kernels
 from ..activations import SMALLEST, ActivationBatch, finite
 from ..kernels import Basis, Pursuit
-from ..kernels.forms import BLOCK
+from ..kernels.forms import whole_blocks
 from ..kernels.growth import judge, put_rows, with_capacity
 from ..provenance import Provenance
 
@@ -139,7 +139,7 @@ def extended(grown: Grown, x: np.ndarray, provenance: Provenance, size: int | No
     padded = 64 if count <= 64 else max(512, 1 << (count - 1).bit_length())
     unit = np.zeros((padded, x.shape[1]), np.float32)
     unit[:count] = x / np.linalg.norm(x, axis=1, keepdims=True)
-    most = None if size is None else -(-(size + max(padded, 512)) // BLOCK) * BLOCK
+    most = None if size is None else whole_blocks(size + max(padded, 512))
     basis = with_capacity(grown.basis, grown.filled + padded, most)
     basis = put_rows(basis, jnp.asarray(unit), jnp.int32(grown.filled))
     return grown._replace(basis=basis, filled=grown.filled + count, provenance=grown.provenance.joined(provenance))

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-from whence.cache.errors import DataError, UsageError
+from whence.cache.errors import DataError, UsageError, check_known
 from whence.cache.jobs.progress import progress
 
 from .. import kernels
@@ -62,10 +62,8 @@ class ITDA(Builder[Dictionary]):
     batch: int = 512
 
     def __post_init__(self) -> None:
-        if self.pursuit not in PURSUITS:
-            raise UsageError(f"There is no pursuit {self.pursuit!r}.", f"Choose one of {', '.join(PURSUITS)}.")
-        if self.seeding not in SEEDINGS:
-            raise UsageError(f"There is no seeding {self.seeding!r}.", f"Choose one of {', '.join(SEEDINGS)}.")
+        check_known("pursuit", self.pursuit, PURSUITS)
+        check_known("seeding", self.seeding, SEEDINGS)
         if self.unexplained >= 1:
             raise UsageError(
                 f"A threshold of {self.unexplained} adds nothing: no pursuit leaves more than the whole norm.",

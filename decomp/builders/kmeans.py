@@ -13,11 +13,10 @@ import numpy as np
 from whence.cache.jobs.progress import progress
 
 from ..dictionary import Dictionary
-from ..kernels import Basis
 from ..kernels.clustering import ASSIGN_ROWS, nearest_centre, nearest_row
 from ..provenance import Provenance
 from .builder import Builder, Source, labelled
-from .growth import Grown, Rows, extended, places
+from .growth import Rows, empty, extended, places
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class KMeans(Builder[Dictionary]):
             label, cosine = nearest_centre(x, jnp.asarray(centres))
             centres = _means(unit, np.asarray(label)[:count], np.asarray(cosine)[:count], self.size)
         chosen = np.asarray(nearest_row(jnp.asarray(centres), x))
-        grown = Grown(Basis(jnp.zeros((64, unit.shape[1])), None), 0, Provenance.unknown(0), rows.taken, ())
+        grown = empty(unit.shape[1], gram=False)
         if self.snap:
             chosen = np.unique(chosen)
             grown = extended(grown, batch.x[chosen], places(batch, chosen, np.nan))

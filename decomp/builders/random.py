@@ -3,16 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 
 from whence.cache.jobs.progress import progress
 
 from ..activations import ActivationBatch
 from ..dictionary import Dictionary
-from ..kernels import Basis
 from .builder import Builder, Source, labelled
-from .growth import Grown, Rows, extended, places
+from .growth import Rows, empty, extended, places
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,5 @@ class Random(Builder[Dictionary]):
             chosen = np.sort(np.argsort(keys, kind="stable")[: self.size])  # the smallest keys, in stream order
             keys, kept = keys[chosen], ActivationBatch(*(column[chosen] for column in both))
         kept = rows.check(kept, self.size)
-        start = Grown(Basis(jnp.zeros((64, kept.x.shape[1])), None), 0, places(kept, np.zeros(0, int), 1.0), 0, ())
-        grown = extended(start, kept.x, places(kept, np.arange(self.size), np.nan))
+        grown = extended(empty(kept.x.shape[1], gram=False), kept.x, places(kept, np.arange(self.size), np.nan))
         return labelled(self, grown, rows, source.origin)

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from whence.cache.errors import DataError, UsageError
+from whence.cache.errors import DataError, UsageError, check_known
 from whence.cache.retrain.scan import Run
 
 from ..activations import Activations, Origin
@@ -66,8 +66,7 @@ class SAE(TrainedBuilder[SparseAutoencoder]):
     tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UsageError(f"There is no autoencoder {self.kind!r}.", f"Choose one of {', '.join(KINDS)}.")
+        check_known("autoencoder", self.kind, KINDS)
         if not 1 <= self.k <= self.size:
             raise UsageError(f"{self.k} of {self.size} latents.", f"Choose k from 1 to {self.size}.")
 

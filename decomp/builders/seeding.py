@@ -13,7 +13,7 @@ the models.
 
 import numpy as np
 
-from whence.cache.errors import DataError, UsageError
+from whence.cache.errors import DataError, check_known
 
 from ..activations import ActivationBatch
 
@@ -25,8 +25,7 @@ def seed_rows(name: str, batch: ActivationBatch, count: int) -> np.ndarray:
 
     Raises UsageError for an unknown name, DataError when the rows hold fewer distinct activations.
     """
-    if name not in SEEDINGS:
-        raise UsageError(f"There is no seeding {name!r}.", f"Choose one of {', '.join(SEEDINGS)}.")
+    check_known("seeding", name, SEEDINGS)
     if name == "none" or not count:
         return np.zeros(0, int)
     _, first, counts = np.unique(batch.x, axis=0, return_index=True, return_counts=True)

@@ -58,10 +58,12 @@ class Plan(Generic[Trained]):
     scale: float = 1.0
 
 
-@dataclass(frozen=True)
 class TrainedBuilder(Builder[Trained]):
-    """A builder whose codec is trained by gradient descent; a subclass has the fields batch, seed and tokens, and
-    implements `plan`."""
+    """A builder whose codec is trained by gradient descent. Subclasses declare the fields and implement `plan`."""
+
+    batch: int
+    seed: int
+    tokens: int | None
 
     @abstractmethod
     def plan(self, acts: Activations, usable: Activations, quiet: bool) -> Plan[Trained]:
@@ -69,7 +71,7 @@ class TrainedBuilder(Builder[Trained]):
 
     def construct(self, source: Source) -> Trained:
         acts = source.whole(type(self).__name__)
-        return list(self._marks(acts, [(float(self.tokens or len(acts)), "tokens")], source))[-1].autoencoder  # type: ignore
+        return list(self._marks(acts, [(float(self.tokens or len(acts)), "tokens")], source))[-1].autoencoder
 
     def train(
         self, source: Any, at_tokens: Sequence[int] = (), at_seconds: Sequence[float] = ()
@@ -85,8 +87,7 @@ class TrainedBuilder(Builder[Trained]):
         yield from self._marks(acts, marks, Source(acts, acts.origin))
 
     def _marks(self, acts: Activations, marks: list[tuple[float, str]], source: Source) -> Iterator[Mark[Trained]]:
-        batch: int = self.batch  # type: ignore[attr-defined]
-        usable = acts.usable()[0]
+        batch, usable = self.batch, acts.usable()[0]
         if len(usable) < batch:
             raise DataError(f"{len(usable)} activations for batches of {batch}.", "Use a smaller batch.")
         plan = self.plan(acts, usable, source.quiet)
@@ -95,7 +96,7 @@ class TrainedBuilder(Builder[Trained]):
         advance = run.lower(plan.start, jnp.zeros(shape)).compile()  # before the clock runs
         path = source.checkpoint
         about = {} if path is None else source.settings(self)
-        generator = np.random.default_rng(self.seed)  # type: ignore[attr-defined]
+        generator = np.random.default_rng(self.seed)
         state, tokens, spent = plan.start, 0, 0.0
         if path is not None and path.exists():
             state, tokens, spent = _resumed(path, about, state, generator)

@@ -19,6 +19,7 @@ from whence.cache.errors import CorruptEntry, ModelError, StoreError, UsageError
 from ..activations import Origin
 from ..autoencoder import SparseAutoencoder
 from ..dictionary import Dictionary
+from ..files import written_folder
 from ..provenance import Provenance, Text
 from .mirror import mirrored
 
@@ -52,12 +53,30 @@ def save(
             "Export with pursuit='matching'; the atoms are the same.",
         )
     rows = mirrored(dictionary, calibration, k)
-    path = Path(folder)
     centre = dictionary.centre if dictionary.centre is not None else np.zeros(dictionary.width, np.float32)
+    places = {**rows.provenance._asdict(), "parent": rows.parent.astype(np.int64)}
+    text = {} if dictionary.text is None else {"text": json.dumps([list(t) for t in dictionary.text])}
+    with written_folder(folder) as path:
+        save_file({"W_dec": np.ascontiguousarray(rows.atoms), "b_dec": np.asarray(centre)}, path / WEIGHTS)
+        save_file(
+            {name: np.ascontiguousarray(column) for name, column in places.items()},
+            path / PROVENANCE,
+            {"pursuit": dictionary.pursuit, **text},
+        )
+        if calibration is not None:
+            density = _log_density(dictionary, rows.parent, rows.provenance.sign, calibration, k)
+            save_file({"sparsity": density}, path / SPARSITY)
+        config = _config(dictionary, len(rows.atoms), k, {"model_name": model_name, **(metadata or {})})
+        (path / CONFIG).write_text(json.dumps(config, indent=1))
+    return path
+
+
+def _config(dictionary: Dictionary, size: int, k: int | None, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """`cfg.json` of so many rows, with these metadata beside its own."""
     about = {
         "sae_lens_version": VERSION,
         "sae_lens_training_version": None,
-        "model_name": model_name,
+        "model_name": "",
         "hook_name": dictionary.origin.site,
         "hf_hook_name": None,
         "prepend_bos": False,
@@ -70,10 +89,10 @@ def save(
         "dictionary_fingerprint": dictionary.fingerprint,
         "builder": json.loads(json.dumps({n: v for n, v in dictionary.settings.items() if n != "curve"})),
     }
-    config = {
+    return {
         "architecture": "matching_pursuit",
         "d_in": dictionary.width,
-        "d_sae": len(rows.atoms),
+        "d_sae": size,
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": True,
@@ -82,25 +101,8 @@ def save(
         "residual_threshold": 0.0,
         "max_iterations": dictionary.k if k is None else k,
         "stop_on_duplicate_support": False,
-        "metadata": {**about, **(metadata or {})},
+        "metadata": {**about, **metadata},
     }
-    places = {**rows.provenance._asdict(), "parent": rows.parent.astype(np.int64)}
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        save_file({"W_dec": np.ascontiguousarray(rows.atoms), "b_dec": np.asarray(centre)}, path / WEIGHTS)
-        text = None if dictionary.text is None else json.dumps([list(t) for t in dictionary.text])
-        save_file(
-            {name: np.ascontiguousarray(column) for name, column in places.items()},
-            path / PROVENANCE,
-            {"pursuit": dictionary.pursuit, **({} if text is None else {"text": text})},
-        )
-        if calibration is not None:
-            density = _log_density(dictionary, rows.parent, rows.provenance.sign, calibration, k)
-            save_file({"sparsity": density}, path / SPARSITY)
-        (path / CONFIG).write_text(json.dumps(config, indent=1))
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror}.", "Choose another folder.") from error
-    return path
 
 
 def _log_density(dictionary: Dictionary, parent: np.ndarray, sign: np.ndarray, x: Any, k: int | None) -> np.ndarray:

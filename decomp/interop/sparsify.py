@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from whence.cache.errors import CorruptEntry, ModelError, StoreError, UsageError
+from whence.cache.errors import CorruptEntry, ModelError, UsageError
 
 from ..activations import Origin
 from ..autoencoder import SparseAutoencoder
 from ..dictionary import Dictionary
+from ..files import written_folder
 from .mirror import mirrored
 from .saelens import read
 
@@ -54,13 +55,9 @@ def save(codec: SparseAutoencoder | Dictionary, folder: str | Path, *, one_shot:
         "d_in": codec.width,
     }
     tensors = {"encoder.weight": encoder, "encoder.bias": bias, "W_dec": decoder, "b_dec": centre}
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
+    with written_folder(folder) as path:
         save_file({n: np.ascontiguousarray(a, np.float32) for n, a in tensors.items()}, path / WEIGHTS)
         (path / CONFIG).write_text(json.dumps(config))
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror}.", "Choose another folder.") from error
     return path
 
 

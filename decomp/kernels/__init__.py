@@ -3,8 +3,6 @@
 from .code import Code as Code
 from .code import decode as decode
 from .code import densify as densify
-from .code import merge_repeats as merge_repeats
-from .code import support_size as support_size
 from .forms import Basis as Basis
 from .forms import append as append
 from .forms import basis_of as basis_of

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from .forms import BLOCK, basis_of, first_largest, gram_pays
+from .forms import basis_of, first_largest, gram_pays, whole_blocks
 from .matching import take_correlation
 from .pursuit import Pursuit, chunk_rows, encode
 
@@ -40,7 +40,7 @@ def largest(x: Array, encoder: Array, bias: Array, threshold: Array, k: int) -> 
     rows = jnp.arange(b)
     pre = jnp.matmul(x, encoder, precision=jax.lax.Precision.HIGHEST) + bias
     kept = jnp.where((pre > 0) & (pre >= threshold), pre, -jnp.inf)
-    padded = jnp.full((b, -(-size // BLOCK) * BLOCK), -jnp.inf).at[:, :size].set(kept)
+    padded = jnp.full((b, whole_blocks(size)), -jnp.inf).at[:, :size].set(kept)
 
     def take(step: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         left, indices, values = state

@@ -39,21 +39,3 @@ def densify(code: Code, size: int) -> Float[Array, "b {size}"]:
     """The code as an array over all atoms, for tools that want one."""
     rows = jnp.arange(code.values.shape[0])[:, None]
     return jnp.zeros((code.values.shape[0], size), code.values.dtype).at[rows, code.indices].add(code.values)
-
-
-def merge_repeats(code: Code) -> Code:
-    """The same code with every atom at most once: later steps of an atom are added to its first."""
-    same = code.indices[:, :, None] == code.indices[:, None, :]
-    used = code.values != 0
-    same = same & used[:, :, None] & used[:, None, :]
-    first = used & (jnp.argmax(same, axis=2) == jnp.arange(same.shape[1]))
-    summed = jnp.einsum("bij,bj->bi", same.astype(code.values.dtype), code.values)
-    return code._replace(
-        indices=jnp.where(first, code.indices, 0),
-        values=jnp.where(first, summed, 0.0),
-    )
-
-
-def support_size(code: Code) -> Int[Array, " b"]:
-    """L0: how many different atoms a signal's code uses."""
-    return jnp.count_nonzero(merge_repeats(code).values, axis=1)

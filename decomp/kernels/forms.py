@@ -46,12 +46,16 @@ def product(x: Float[Array, "b d"], y: Float[Array, "a d"]) -> Float[Array, "b a
     return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
 
 
+def whole_blocks(size: int) -> int:
+    """The next whole number of blocks, in rows."""
+    return -(-size // BLOCK) * BLOCK
+
+
 def basis_of(
     atoms: Float[Array, "a d"], gram: bool = True, gram_dtype: Any = jnp.float32, capacity: int | None = None
 ) -> Basis:
     """Pads to `capacity` (default: the next whole number of blocks) and computes inner products if `gram`."""
-    size = atoms.shape[0] if capacity is None else capacity
-    rows = -(-max(size, 1) // BLOCK) * BLOCK
+    rows = whole_blocks(max(atoms.shape[0] if capacity is None else capacity, 1))
     padded = jnp.zeros((rows, atoms.shape[1]), jnp.float32).at[: atoms.shape[0]].set(atoms)
     if not gram:
         return Basis(padded, None)

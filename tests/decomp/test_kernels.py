@@ -95,17 +95,6 @@ def test_a_bfloat16_gram_keeps_the_error_and_most_of_the_support():
     assert np.mean(np.asarray(exact.indices) == np.asarray(half.indices)) > 0.8
 
 
-def test_merging_repeats_keeps_the_decoded_signal():
-    x, atoms = reference.problem(7, d=6)
-    code = K.encode(K.matching_pursuit(12), jnp.asarray(x), K.basis_of(jnp.asarray(atoms)))
-    merged = K.merge_repeats(code)
-    np.testing.assert_allclose(K.decode(code, jnp.asarray(atoms)), K.decode(merged, jnp.asarray(atoms)), atol=1e-5)
-    used = [row[value != 0] for row, value in zip(np.asarray(merged.indices), np.asarray(merged.values))]
-    assert all(len(set(row)) == len(row) for row in used)
-    assert (np.asarray(K.support_size(code)) == [len(row) for row in used]).all()
-    assert any(np.count_nonzero(v) > len(row) for v, row in zip(np.asarray(code.values), used))
-
-
 def test_zero_signals_and_padding_rows_take_no_atom():
     _, atoms = reference.problem(8)
     code = K.encode(K.matching_pursuit(3), jnp.zeros((3, 24)), K.basis_of(jnp.asarray(atoms)))

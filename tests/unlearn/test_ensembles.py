@@ -100,7 +100,7 @@ def test_what_cannot_be_compared_is_named():
         compare({part: values[:7] for part, values in unlearned.items()}, oracles)
     with pytest.raises(DataError, match="not 30 per side"):
         compare(unlearned, oracles, models=30)
-    with pytest.raises(UsageError, match="no form 'klom'"):
+    with pytest.raises(UsageError, match="no form of KLoM 'klom'"):
         compare(unlearned, oracles, forms=["klom"])
 
 

@@ -1,5 +1,6 @@
 """The evaluation: a null row in every table, one number of models in every row, rules declared before scoring."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -69,6 +70,22 @@ def test_json_has_the_whole_evaluation(evaluation):
     assert str(again) == str(other)
     with pytest.raises(DataError, match="no evaluation"):
         from_json("{}")
+    earlier = json.loads(to_json(other))  # a file of a version without these two
+    for row in earlier["rows"]:
+        for klom in row["klom"].values():
+            del klom["hidden"], klom["diverged"]
+    assert str(from_json(json.dumps(earlier))) == str(other)
+
+
+def test_a_row_whose_klom_is_hidden_is_warned_about_in_every_form(evaluation):
+    null, *others = evaluation.rows
+    doubted = null._replace(klom={**null.klom, "forget": null.klom["forget"]._replace(diverged=2)})
+    found = replace(evaluation, rows=(doubted, *others))
+    wanted = f"KLoM of {NULL}, forget: models that diverged: 2"
+    assert not evaluation.warnings
+    assert wanted in str(found)
+    assert wanted in found._repr_html_()
+    assert wanted in str(from_json(to_json(found)))
 
 
 def test_plots_use_the_given_axes(evaluation):
@@ -101,6 +118,8 @@ def test_a_setting_with_which_a_model_diverged_is_not_admissible() -> None:
     row = split().no_op()
     assert Rule().admissible(row, row)
     assert not Rule().admissible(row._replace(stopped=1), row)
+    far = {part: klom._replace(diverged=1) for part, klom in row.klom.items()}
+    assert not Rule().admissible(row._replace(klom=far), row)
 
 
 def test_a_sweep_declares_its_rule_and_refuses_its_own_forget_set():

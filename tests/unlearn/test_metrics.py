@@ -7,6 +7,7 @@ from tests.unlearn.reference import energy_of_point, klom_of_point
 from whence.cache import DataError, UsageError
 from whence.unlearn.audit import attack_by_logistic, membership, u_lira
 from whence.unlearn.metrics import (
+    DivergedWarning,
     KLoM,
     accuracy,
     bins_for,
@@ -98,7 +99,11 @@ def test_bins_and_advice_follow_the_number_of_models():
     [
         (normal(0, 20, 4), normal(0, 20, 5), "at 4 points"),
         (normal(0, 7, 4), normal(0, 20, 4), "7 models are too few"),
-        (normal(0, 20, 4) * np.nan, normal(0, 20, 4), "80 margins of unlearned"),
+        (
+            normal(0, 20, 4) * np.nan,
+            normal(0, 20, 4),
+            "Margins of 20 of 20 unlearned models are NaN or infinite: models 0, 1, 2, 3, 4 and 15 more",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_named(p, q, words):
@@ -155,12 +160,45 @@ def test_what_no_distance_can_compare_is_refused(compare):
     broken = one.copy()
     broken[2, 1] = np.inf
     for first, second, message in (
-        (broken, other, "NaN or infinite"),
+        (broken, other, "of 1 of 10 unlearned models are NaN or infinite: model 2"),
+        (other, broken, "of 1 of 10 oracle models are NaN or infinite: model 2"),
         (one[:1], other, "1 models are too few"),
         (one[:, :0], other[:, :0], r"not \[models, points\]"),
     ):
         with pytest.raises(DataError, match=message):
             compare(first, second)
+
+
+@pytest.mark.parametrize("models", [8, 24, 100])
+def test_a_diverged_model_makes_klom_small_and_is_named(models):
+    unlearned, oracles = 2.0 + normal(0, models, 60), normal(1, models, 60)
+    sound = KLoM().summary(unlearned, oracles)
+    unlearned[5] -= 1000.0
+    with pytest.warns(DivergedWarning, match="unlearned: model 5"):
+        found = KLoM().summary(unlearned, oracles)
+    assert found.p95 < sound.p95
+    assert (sound.doubt, found.diverged) == ("", 1)
+    assert "models that diverged: 1" in found.doubt
+
+
+def test_margins_beyond_the_clipping_make_klom_zero_and_are_doubted():
+    one, other = 200.0 + normal(0, 30, 20), 900.0 + normal(1, 30, 20)
+    with pytest.warns(DivergedWarning, match="at 100% of the points one bin has nearly all margins"):
+        found = KLoM().summary(one, other)
+    assert found.p95 < 1e-3
+    assert found.hidden == 1.0
+
+
+@pytest.mark.parametrize("models", [8, 16, 40])
+@pytest.mark.parametrize("kind", ["normal", "exponential", "lognormal", "equal"])
+def test_sound_ensembles_are_not_doubted(kind, models):
+    generator = np.random.default_rng(0)
+    if kind == "equal":
+        one = other = np.ones((models, 50))
+    else:
+        one, other = getattr(generator, kind)(size=(2, models, 500))
+    assert KLoM().summary(one, other).doubt == ""
+    assert KLoM().summary(one + 30.0, other).doubt == ""  # far apart, as a no-op may be
 
 
 def test_other_shapes_and_points_cannot_be_compared():

@@ -23,7 +23,7 @@ def test_reference_passages_are_short_titled_and_their_own_text() -> None:
         assert words.decode(train.columns["input_ids"][row]) == train.about["text"][row]
         assert "".join(words.pieces(train.columns["input_ids"][row])) == train.about["text"][row]
     assert len(set(train.about["text"])) == len(train)
-    assert len(docs.where(topic="yield")) >= 1
+    assert len(train.where(topic="yield")) >= 1
     assert not set(docs.queries.about["text"]) & set(train.about["text"])
 
 

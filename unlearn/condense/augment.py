@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from whence.cache.errors import UsageError
+from whence.cache.errors import check_known
 
 Image = Float[Array, "h w c"]
 
@@ -94,9 +94,8 @@ OPERATIONS: dict[str, Callable[[Array, Image], Image]] = {
 
 
 def check_operations(names: tuple[str, ...]) -> None:
-    unknown = [name for name in names if name not in OPERATIONS]
-    if unknown:
-        raise UsageError(f"{unknown[0]!r} is no augmentation.", f"Use some of {', '.join(OPERATIONS)}.")
+    for name in names:
+        check_known("augmentation", name, OPERATIONS)
 
 
 def augment(

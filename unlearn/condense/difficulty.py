@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from whence.cache.errors import UsageError
 
 from .layers import Params
-from .matching import cross_entropy
+from .matching import example_gradient
 from .networks import Network
 from .pool import Pool
 from .pretrained import logits_of, train_on
@@ -57,7 +57,7 @@ def _errors(network: Network, params: Params, pool: Pool) -> Float[np.ndarray, "
 
 def _slopes(network: Network, params: Params, pool: Pool) -> Float[np.ndarray, " n"]:
     def norm(row: tuple[Array, Array]) -> Array:
-        slope = jax.grad(cross_entropy, argnums=1)(network, params, row[0][None], row[1][None], jnp.ones(1))
+        slope = example_gradient(network, params, *row)
         return jnp.sqrt(sum(jnp.sum(jnp.square(a)) for a in slope.values()))
 
     return np.asarray(jax.jit(lambda *rows: jax.lax.map(norm, rows))(jnp.asarray(pool.x), jnp.asarray(pool.labels)))

@@ -1,5 +1,6 @@
 """How training on a small set goes: time to accuracy, and how fast the tangent kernel drifts."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -61,23 +62,7 @@ def accuracy_curve(
     Source: Okanovic et al. 2023, "Repeated random sampling for minimizing the time-to-accuracy of learning" (RS2).
     """
     check_network(network, test.shape, test.classes)
-    x, labels = jnp.asarray(given.x), jnp.asarray(given.labels)
-    if per_class is None:
-        count = len(given)
-
-        def batch_of(key: Array) -> tuple[Array, Array, Array]:
-            return x, labels, jnp.full(count, 1.0 / count)
-
-    elif isinstance(given, Pool):
-        given.check(1)
-        count, reals = per_class * given.classes, given.reals()
-
-        def batch_of(key: Array) -> tuple[Array, Array, Array]:
-            rows, weights = draw(key, reals.rows, reals.counts, per_class)
-            return x[rows.reshape(-1)], labels[rows.reshape(-1)], weights.reshape(-1) / test.classes
-
-    else:
-        raise UsageError("A condensed set is not sampled from.", "Give a pool, or leave per_class out.")
+    count, batch_of = _batches(given, per_class)
     apart = max(1, training.epochs // moments)
     optimiser = training.optimiser(min(count, training.batch))
     test_x, test_y = jnp.asarray(test.x), jnp.asarray(test.y)
@@ -98,6 +83,23 @@ def accuracy_curve(
 
     values = jax.jit(each(one))(jax.random.split(jax.random.key(seed), networks))
     return Curve(count * apart * np.arange(1, moments + 1), 100.0 * np.asarray(values))
+
+
+def _batches(given: "Condensed | Pool", per_class: int | None) -> tuple[int, Callable[[Array], tuple[Array, ...]]]:
+    """Examples of a step, and from a key to a step's examples, labels and weights."""
+    x, labels = jnp.asarray(given.x), jnp.asarray(given.labels)
+    if per_class is None:
+        return len(given), lambda key: (x, labels, jnp.full(len(given), 1.0 / len(given)))
+    if not isinstance(given, Pool):
+        raise UsageError("A condensed set is not sampled from.", "Give a pool, or leave per_class out.")
+    given.check(1)
+    reals = given.reals()
+
+    def sampled(key: Array) -> tuple[Array, ...]:
+        rows, weights = draw(key, reals.rows, reals.counts, per_class)
+        return x[rows.reshape(-1)], labels[rows.reshape(-1)], weights.reshape(-1) / given.classes
+
+    return per_class * given.classes, sampled
 
 
 def tangent_kernel(network: Network, params: Params, x: Float[Array, "p ..."]) -> Float[Array, "p p"]:

@@ -20,7 +20,7 @@ from .axes import each, on
 from .condensed import Condensed
 from .networks import Network, check_network
 from .pool import Pool
-from .training import Training, accuracy, fit
+from .training import Training, accuracy, trained
 
 if TYPE_CHECKING:
     import xarray
@@ -142,9 +142,7 @@ def _table(
 @lru_cache(maxsize=32)
 def _program(network: Network, training: Training) -> Any:
     def one(key: Array, x: Array, labels: Array, test_x: Array, test_y: Array) -> Array:
-        fresh, inside = jax.random.split(key)
-        params = fit(network, network.init(fresh, x.shape[1:], labels.shape[1]), inside, x, labels, training)
-        return accuracy(network, params, test_x, test_y)
+        return accuracy(network, trained(network, key, x, labels, training), test_x, test_y)
 
     return jax.jit(lambda keys, *data: each(lambda key: one(key, *data))(keys))
 

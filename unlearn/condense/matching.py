@@ -45,6 +45,11 @@ def cross_entropy(
     return -jnp.sum(weight[:, None] * labels * jax.nn.log_softmax(network(params, x)))
 
 
+def example_gradient(network: Network, params: Params, x: Float[Array, "..."], labels: Float[Array, " c"]) -> Params:
+    """Gradient of one example's cross-entropy."""
+    return jax.grad(cross_entropy, argnums=1)(network, params, x[None], labels[None], jnp.ones(1))
+
+
 def distance(a: Params, b: Params) -> Float[Array, ""]:
     """Σ over weights, Σ over their outputs, of 1 - cosine of the gradients that belong to one output.
 

@@ -7,6 +7,7 @@ architectures); Lee et al. 2022, arXiv 2202.02916 uses the same.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from whence.cache.errors import ModelError, UsageError
+from whence.cache.errors import ModelError, UsageError, check_known
 
 from .layers import Params, conv_layer, dense, dense_params, normalise, pool
 
@@ -35,18 +36,19 @@ class Network(Protocol):
     def __call__(self, params: Params, x: Float[Array, "n ..."]) -> Float[Array, "n c"]: ...
 
 
-class _Headed:
-    """Logits are one linear map of the features."""
+class Headed(ABC):
+    """A network whose logits are one linear map of its features."""
 
-    def features(self, params: Params, x: Array) -> Array:
-        raise ModelError(f"{type(self).__name__} has no features.", "Give it a features method.")
+    @abstractmethod
+    def features(self, params: Params, x: Float[Array, "n ..."]) -> Float[Array, "n f"]:
+        """What the linear map reads."""
 
     def __call__(self, params: Params, x: Float[Array, "n ..."]) -> Float[Array, "n c"]:
         return dense(params, "head", self.features(params, x))
 
 
 @dataclass(frozen=True)
-class MLP(_Headed):
+class MLP(Headed):
     """Dense layers with ReLU; images are flattened."""
 
     widths: tuple[int, ...] = (128, 128)
@@ -66,7 +68,7 @@ class MLP(_Headed):
 
 
 @dataclass(frozen=True)
-class ConvNet(_Headed):
+class ConvNet(Headed):
     """`depth` blocks of 3x3 convolution, normalisation, activation and 2x2 pooling.
 
     norm: "instance", "group" (four groups), "layer" (one) or "none". pool: "average", "max" or "none".
@@ -80,9 +82,9 @@ class ConvNet(_Headed):
     activation: str = "relu"
 
     def __post_init__(self) -> None:
-        _known("norm", self.norm, ("instance", "group", "layer", "none"))
-        _known("pool", self.pool, ("average", "max", "none"))
-        _known("activation", self.activation, tuple(ACTIVATIONS))
+        check_known("norm", self.norm, ("instance", "group", "layer", "none"))
+        check_known("pool", self.pool, ("average", "max", "none"))
+        check_known("activation", self.activation, ACTIVATIONS)
         if self.norm == "group" and self.width % 4:
             raise UsageError(f"Width {self.width} is not four equal groups.", "Use a multiple of four.")
 
@@ -120,7 +122,7 @@ class ConvNet(_Headed):
 
 
 @dataclass(frozen=True)
-class LeNet(_Headed):
+class LeNet(Headed):
     """Two 5x5 convolutions (6 and 16 channels) with max pooling, two dense layers (120, 84).
 
     Both convolutions are padded, so that images from 4 by 4 fit.
@@ -149,7 +151,7 @@ class LeNet(_Headed):
 
 
 @dataclass(frozen=True)
-class ResNet(_Headed):
+class ResNet(Headed):
     """A small residual network: a 3x3 stem, then stages of one block of two 3x3 convolutions, the width doubled
     and the image halved (mean pooling) from stage to stage; instance normalisation; mean over positions."""
 
@@ -228,11 +230,6 @@ def _image(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
     if len(shape) != 3:
         raise ModelError(f"{name} takes images, these examples have shape {list(shape)}.", "Use an MLP for vectors.")
     return shape  # type: ignore[return-value]
-
-
-def _known(what: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"{value!r} is no {what}.", f"Use one of {', '.join(choices)}.")
 
 
 def _conv_params(key: Array, k: int, i: int, o: int, name: str) -> Params:

@@ -16,12 +16,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from .augment import augment
 from .axes import each
 from .layers import Params
-from .matching import Part
-from .methods import SetMethod
-from .pool import Pool, Reals, draw
+from .methods.method import Step, class_by_class
+from .methods.method import labels_of as labels_of
+from .pool import Pool, Reals
 from .settings import Settings
 from .training import fit
 
@@ -89,69 +88,10 @@ def start(settings: Settings, pool: Pool, seed: int) -> tuple[State, Int[np.ndar
     return State(synthetic, momentum(settings).init(synthetic)), ids
 
 
-def labels_of(synthetic: dict[str, Array], classes: int) -> Float[Array, "c i c"]:
-    """Distributions over classes: one-hot, or what was learned."""
-    if "labels" in synthetic:
-        return jax.nn.softmax(synthetic["labels"])
-    return jnp.repeat(jnp.eye(classes)[:, None], synthetic["x"].shape[1], 1)
-
-
-class Step(NamedTuple):
-    """What one matching step looks at."""
-
-    params: Params
-    reals: Reals
-    key: Array
-
-
-def loss_and_gradient(
-    settings: Settings, parts: Int[Array, "g m"], synthetic: dict[str, Array], step: Step
-) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Σ over parts of the method's loss, and its gradient with respect to the synthetic set."""
-    classes = synthetic["x"].shape[0]
-    drawn, shake = jax.random.split(step.key)
-    names = settings.augment if settings.rule.augmented and synthetic["x"].ndim == 5 else ()
-
-    rule = settings.rule
-    if isinstance(rule, SetMethod):
-
-        def of_set(synthetic: dict[str, Array]) -> Array:
-            labels = labels_of(synthetic, classes).reshape(-1, classes)
-            flat = {**synthetic, "x": synthetic["x"].reshape(-1, *synthetic["x"].shape[2:])}
-            return rule.loss_of_set(settings.network, flat, labels, step.reals.prepared, names, shake)
-
-        return jax.value_and_grad(of_set)(synthetic)
-    rows, weights = draw(drawn, step.reals.rows, step.reals.counts, settings.real_batch)
-
-    def of_part(members: Int[Array, " m"]) -> tuple[Array, dict[str, Array]]:
-        live, classes_here = members >= 0, jnp.maximum(members, 0)
-        share = (live / live.sum())[:, None]
-        real_x = step.reals.x[rows[classes_here]]
-
-        def loss(mine: dict[str, Array]) -> Array:
-            x, real = mine["x"], real_x
-            if names:  # one key per class, for its real and its synthetic examples
-                keys = jax.vmap(lambda c: jax.random.fold_in(shake, c))(classes_here)
-                x = each(lambda k, a: augment(k, a, names))(keys, x)
-                real = each(lambda k, a: augment(k, a, names))(keys, real)
-            labels = jax.nn.softmax(mine["labels"]) if "labels" in mine else _hard(classes_here, x.shape[1], classes)
-            weight = jnp.broadcast_to(share / x.shape[1], x.shape[:2])
-            part = Part(x, labels, weight, real, classes_here, share * weights[classes_here])
-            return rule.loss(settings.network, step.params, part)
-
-        mine = {name: a[classes_here] for name, a in synthetic.items()}
-        return jax.value_and_grad(loss)(mine)
-
-    values, gradients = each(of_part)(parts)
-    members = jnp.maximum(parts, 0).reshape(-1)  # padding adds zeros
-    return values.sum(), {
-        name: jnp.zeros_like(synthetic[name]).at[members].add(g.reshape(-1, *g.shape[2:]))
-        for name, g in gradients.items()
-    }
-
-
-def _hard(classes_here: Int[Array, " m"], count: int, classes: int) -> Float[Array, "m i c"]:
-    return jnp.repeat(jax.nn.one_hot(classes_here, classes)[:, None], count, 1)
+def step_of(settings: Settings, params: Params, reals: Reals, key: Array) -> Step:
+    """What a matching step with these weights looks at; vectors are not augmented."""
+    names = settings.augment if settings.rule.augmented and reals.x.ndim == 4 else ()
+    return Step(settings.network, params, reals, key, names, settings.real_batch)
 
 
 def outer_step(
@@ -160,27 +100,27 @@ def outer_step(
     """One fresh network and its inner steps. Returns the mean loss of the inner steps beside the state."""
     classes, shape = state.synthetic["x"].shape[0], state.synthetic["x"].shape[2:]
     fresh, inside = jax.random.split(jax.random.fold_in(key, outer))
-    alone = jnp.asarray(by_class_parts(classes))
+    alone = jnp.asarray(class_by_class(classes))
     warmed_at_once = not settings.warms_up or parts.shape == alone.shape
-    network, steps, average = settings.network, settings.inner_steps, momentum(settings)
+    network, steps, average, rule = settings.network, settings.inner_steps, momentum(settings), settings.rule
 
     def inner_step(carry: tuple[State, Params], inner: Array) -> tuple[tuple[State, Params], Array]:
         state, params = carry
         matching, training, again = jax.random.split(jax.random.fold_in(inside, inner), 3)
-        if not settings.rule.trains:
+        if not rule.trains:
             params = network.init(again, shape, classes)
-        step = Step(params, reals, matching)
+        step = step_of(settings, params, reals, matching)
         if warmed_at_once:
-            loss, gradient = loss_and_gradient(settings, parts, state.synthetic, step)
+            loss, gradient = rule.loss_and_gradient(parts, state.synthetic, step)
         else:
             loss, gradient = jax.lax.cond(
                 (outer >= rates.warm_outer) | (inner >= rates.warm_inner),
-                lambda: loss_and_gradient(settings, parts, state.synthetic, step),
-                lambda: loss_and_gradient(settings, alone, state.synthetic, step),
+                lambda: rule.loss_and_gradient(parts, state.synthetic, step),
+                lambda: rule.loss_and_gradient(alone, state.synthetic, step),
             )
         direction, moments = average.update(gradient, state.moments)
         synthetic = rates.apply(state.synthetic, direction)
-        if settings.rule.trains and settings.training.epochs:
+        if rule.trains and settings.training.epochs:
             x, labels = synthetic["x"].reshape(-1, *shape), labels_of(synthetic, classes).reshape(-1, classes)
             params = jax.lax.cond(
                 inner < steps - 1,
@@ -192,10 +132,6 @@ def outer_step(
     params = network.init(fresh, shape, classes)
     (state, _), losses = jax.lax.scan(inner_step, (state, params), jnp.arange(steps))
     return state, losses.mean()
-
-
-def by_class_parts(classes: int) -> Int[np.ndarray, "c 1"]:
-    return np.arange(classes)[:, None]
 
 
 def parts_of(settings: Settings, pool: Pool) -> Int[np.ndarray, "g m"]:

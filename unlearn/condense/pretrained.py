@@ -12,10 +12,10 @@ from jaxtyping import Array, Float
 from whence.cache.errors import UsageError
 
 from .condensed import Condensed
-from .layers import Params, dense, dense_params
-from .networks import Network, check_network
+from .layers import Params, dense_params
+from .networks import Headed, Network, check_network
 from .pool import Pool
-from .training import Training, fit
+from .training import Training, trained
 
 BLOCK = 500  # examples whose logits are computed at once
 
@@ -24,17 +24,11 @@ def train_on(given: "Pool | Condensed", network: Network, training: Training = T
     """The parameters of a new network trained on a set alone."""
     check_network(network, given.x.shape[1:], given.labels.shape[1])
     x, labels = jnp.asarray(given.x), jnp.asarray(given.labels)
-
-    @jax.jit
-    def run(key: Array) -> Params:
-        fresh, inside = jax.random.split(key)
-        return fit(network, network.init(fresh, x.shape[1:], labels.shape[1]), inside, x, labels, training)
-
-    return run(jax.random.key(seed))
+    return jax.jit(lambda key: trained(network, key, x, labels, training))(jax.random.key(seed))
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class Pretrained(Headed):
     """A network whose features are frozen; its only parameters are those of a linear classifier on them.
 
     body: the network. fingerprint: of its weights.
@@ -50,9 +44,6 @@ class Pretrained:
 
     def features(self, params: Params, x: Float[Array, "n ..."]) -> Float[Array, "n f"]:
         return self.body.features(self.weights, x)
-
-    def __call__(self, params: Params, x: Float[Array, "n ..."]) -> Float[Array, "n c"]:
-        return dense(params, "head", self.features(params, x))
 
 
 def pretrained(network: Network, pool: Pool, training: Training = Training(epochs=20), seed: int = 0) -> Pretrained:

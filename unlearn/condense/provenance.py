@@ -17,10 +17,10 @@ from jaxtyping import Array, Float
 from whence.cache.errors import UsageError
 
 from .layers import Params
-from .matching import cross_entropy, output_norm
+from .matching import example_gradient, output_norm
 from .networks import Network
 from .pool import Pool
-from .training import SHORT, Training, fit
+from .training import SHORT, Training, trained
 
 REAL_BLOCK = 256  # real examples whose gradients are taken by one call
 Set = tuple[np.ndarray, np.ndarray, np.ndarray]  # x [n ...], labels [n c], classes [n]
@@ -41,16 +41,12 @@ def contributions(
         raise UsageError("No network, no contribution.", "Use one or more networks.")
     x, labels = jnp.asarray(synthetic[0]), jnp.asarray(synthetic[1])
 
-    @jax.jit
-    def trained(key: Array) -> Params:
-        fresh, inside = jax.random.split(key)
-        return fit(network, network.init(fresh, pool.shape, pool.classes), inside, x, labels, training or SHORT)
+    fresh = jax.jit(lambda key: trained(network, key, x, labels, training or SHORT))
 
     @jax.jit
     def gradients(params: Params, x: Array, labels: Array) -> Params:
         """Of every example's own loss, for the weights that matching compares."""
-        of = jax.grad(cross_entropy, argnums=1)
-        found = jax.lax.map(lambda row: of(network, params, row[0][None], row[1][None], jnp.ones(1)), (x, labels))
+        found = jax.lax.map(lambda row: example_gradient(network, params, *row), (x, labels))
         return {name: gradient for name, gradient in found.items() if gradient.ndim > 2}
 
     def of_network(params: Params) -> Float[np.ndarray, "k n"]:
@@ -71,4 +67,4 @@ def contributions(
                 out[np.ix_(s, r)] += v[:, None] * flat * u
         return out
 
-    return np.mean([of_network(trained(key)) for key in jax.random.split(jax.random.key(seed), networks)], 0)
+    return np.mean([of_network(fresh(key)) for key in jax.random.split(jax.random.key(seed), networks)], 0)

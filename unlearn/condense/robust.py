@@ -72,8 +72,7 @@ def robust_scores(
         w, gamma: weights.
         networks: trained on each set, and random sets.
         seed: of the random examples.
-        full: the training on all real data; `training` with an eighth of the epochs, at least 20, by
-            default.
+        full: the training on all real data; `training` with an eighth of the epochs, at least 20, by default.
 
     Raises UsageError for rates without validation data, and what `evaluate` raises.
     """
@@ -82,12 +81,12 @@ def robust_scores(
     augmented = replace(training, augment=augment if given.x.ndim == 4 else ())
     plain = replace(training, augment=())
     full = full or replace(plain, epochs=max(20, training.epochs // 8))
-    per_class = len(given) // pool.classes
-    random: list[Pool | Condensed] = [select(pool, "random", per_class, seed + n) for n in range(networks)]
     hard = replace(given, labels=np.eye(pool.classes, dtype=np.float32)[given.y])
-    if not np.array_equal(given.labels, hard.labels):
-        teacher = train_on(pool, network, full, seed)
-        random = [with_teacher(one, network, teacher) for one in random]
+    teacher = None if np.array_equal(given.labels, hard.labels) else train_on(pool, network, full, seed)
+    random: list[Pool | Condensed] = []
+    for number in range(networks):
+        chosen = select(pool, "random", len(given) // pool.classes, seed + number)
+        random.append(chosen if teacher is None else with_teacher(chosen, network, teacher))
 
     def accuracy(sets: Sequence[Pool | Condensed], how: Training) -> float:
         if rates and validation is not None:

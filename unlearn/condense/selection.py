@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from whence.cache.errors import DataError, UsageError, did_you_mean
+from whence.cache.errors import DataError, UsageError, check_known
 
 from .pool import Pool
 
@@ -99,8 +99,7 @@ def select(
     >>> select(pool, "herding", per_class=2).y.tolist()
     [0, 0, 1, 1, 2, 2]
     """
-    if rule not in (*RULES, *SCORED):
-        raise UsageError(f"{rule!r} is no way to select.", did_you_mean(rule, (*RULES, *SCORED), "Use one of"))
+    check_known("rule of selection", rule, (*RULES, *SCORED))
     if (rule in SCORED) != (scores is not None):
         raise UsageError(
             f"{', '.join(SCORED)}, and they alone, need scores.", f"Use select(pool, {SCORED[0]!r}, k, scores=scores)."

@@ -3,10 +3,10 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from whence.cache.errors import UsageError, did_you_mean
+from whence.cache.errors import UsageError, check_known
 
 from .augment import OPERATIONS, check_operations
-from .methods import METHODS, CondensationMethod
+from .methods import METHODS, CondensationRule
 from .networks import ConvNet, Network
 from .training import Training
 
@@ -39,7 +39,7 @@ class Settings:
     Source: Lee et al. 2022, arXiv 2202.02916, and its code's defaults.
     """
 
-    method: str | CondensationMethod = "dcc"
+    method: str | CondensationRule = "dcc"
     network: Network = ConvNet()
     per_class: int = 10
     outer: int = 1000
@@ -61,12 +61,9 @@ class Settings:
     def __post_init__(self) -> None:
         if self.warm_outer is None:
             object.__setattr__(self, "warm_outer", self.outer // 4)
-        if isinstance(self.method, str) and self.method not in METHODS:
-            raise UsageError(
-                f"{self.method!r} is no condensation method.", did_you_mean(self.method, METHODS, "Use one of")
-            )
-        if self.init not in INITS:
-            raise UsageError(f"{self.init!r} is no way to begin.", f"Use one of {', '.join(INITS)}.")
+        if isinstance(self.method, str):
+            check_known("condensation method", self.method, METHODS)
+        check_known("init", self.init, INITS)
         check_operations(self.augment)
         for name, least in (("per_class", 1), ("outer", 1), ("inner", 1), ("real_batch", 1), ("epochs", 0)):
             value = getattr(self, name)
@@ -76,7 +73,7 @@ class Settings:
             raise UsageError("A learning rate of zero or less changes nothing.", "Use a rate above 0.")
 
     @property
-    def rule(self) -> CondensationMethod:
+    def rule(self) -> CondensationRule:
         return METHODS[self.method] if isinstance(self.method, str) else self.method
 
     @property

@@ -92,6 +92,14 @@ def fit(
     return descend(optimiser, gradient_of, start, jnp.arange(training.steps(count))).parameters
 
 
+def trained(
+    network: Network, key: Array, x: Float[Array, "n ..."], labels: Float[Array, "n c"], training: Training
+) -> Params:
+    """The parameters of a new network after training on (x, labels)."""
+    fresh, inside = jax.random.split(key)
+    return fit(network, network.init(fresh, x.shape[1:], labels.shape[1]), inside, x, labels, training)
+
+
 def accuracy(network: Network, params: Params, x: Float[Array, "n ..."], y: Any, block: int = 1000) -> Float[Array, ""]:
     """Share of examples whose largest logit is their class; `block` examples at a time."""
     count = len(x)

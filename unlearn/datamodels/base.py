@@ -33,6 +33,12 @@ class Cost(NamedTuple):
     passes: float = 0.0
 
 
+def prediction_passes(datamodel: Any, forget: int, points: int) -> float:
+    """Example passes of predicting so many points; none for a datamodel that looks them up, or a function to one."""
+    count = getattr(datamodel, "prediction_passes", None)
+    return float(count(forget, points)) if count else 0.0
+
+
 def lds_of(predicted: Float[np.ndarray, "e ..."], actual: Float[np.ndarray, "e ..."], seed: int = 0) -> LDS:
     """The score from predicted and actual outputs of the same held-out models, with a 90 % interval over outputs.
 

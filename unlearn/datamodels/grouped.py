@@ -11,7 +11,6 @@ the masks' own block is inverted once for all points and classes. The bank's mas
 neighbourhoods missing (`neighbourhood_masks`); subsets drawn example by example hardly vary the shares.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from whence.cache.retrain.retrained import Retrained, member_rows
 from whence.cache.statistics import LDS
 
 from .base import Cost, lds_of
-from .regression import MODELS_AT_ONCE, Regression, held_out, moments, outputs
+from .regression import Regression, blocks, held_out, moments, outputs
 
 SIZES = (2, 5, 10, 20, 30)  # of the neighbourhoods whose shares are looked at
 POWERS = (1, 2, 3)
@@ -81,9 +80,7 @@ class Grouped:
 
     def predict_delta(self, forget: np.ndarray, points: Examples) -> Float[np.ndarray, "p c"]:
         """The change from everything to everything but the forget set; the points must be among those of the bank."""
-        alone = self.linear.predict_delta(forget, points)
-        where = {int(i): k for k, i in enumerate(self.point_ids)}
-        at = np.array([where[int(i)] for i in points.ids])
+        alone, at = self.linear.predict_delta(forget, points), self.linear.at_points(points)
         kept = ~member_rows(self.linear.train_ids, forget)
         gone = _shares(kept[None], self.near[at])[0] - _shares(np.ones((1, len(kept)), bool), self.near[at])[0]
         return alone + np.einsum("pg,pgc->pc", gone / self.scale[at], self.terms[at])
@@ -138,7 +135,7 @@ def _solve(bank: Retrained, rows: Int64[np.ndarray, " m"], near: np.ndarray, pen
     inverse = np.linalg.inv(gram + penalty * np.eye(len(gram))).astype(np.float32)
     points, features = len(near), len(SIZES) * len(POWERS)
     total, squares = np.zeros((2, points, features))
-    for block in _blocks(rows):
+    for block in blocks(rows):
         shares = _shares(bank.masks[block], near)
         total += shares.sum(0)
         squares += np.square(shares).sum(0)
@@ -147,7 +144,7 @@ def _solve(bank: Retrained, rows: Int64[np.ndarray, " m"], near: np.ndarray, pen
     own = np.zeros((points, features, features), np.float32)
     cross = np.zeros((points, len(means), features), np.float32)
     with_outputs = np.zeros((points, features, moment.shape[1] // points), np.float32)
-    for block in _blocks(rows):
+    for block in blocks(rows):
         shares = ((_shares(bank.masks[block], near) - centre) / scale).astype(np.float32).transpose(1, 0, 2)
         turned = shares.transpose(0, 2, 1)
         own += turned @ shares
@@ -159,8 +156,3 @@ def _solve(bank: Retrained, rows: Int64[np.ndarray, " m"], near: np.ndarray, pen
     terms = np.linalg.solve(left, with_outputs - reduced.transpose(0, 2, 1) @ by_point)
     weights = inverse @ by_point - reduced @ terms
     return _Solution(means, centre, scale, weights.transpose(1, 0, 2).reshape(len(means), -1), terms)
-
-
-def _blocks(rows: Int64[np.ndarray, " m"]) -> Iterator[Int64[np.ndarray, " b"]]:
-    for start in range(0, len(rows), MODELS_AT_ONCE):
-        yield rows[start : start + MODELS_AT_ONCE]

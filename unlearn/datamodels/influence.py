@@ -11,7 +11,7 @@ that training never settled are moved too far, and the damping or scale must be 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -59,10 +59,6 @@ class Influence:
         """Example passes of one prediction: the forget set's gradient (and curvature products), and a forward
         with its tangent (two thirds of a pass) at every point."""
         return forget * (1.0 + self.group) + 2 / 3 * points
-
-    def with_scale(self, scale: float) -> "Influence":
-        """The same, predicting a larger or smaller change."""
-        return replace(self, scale=scale)
 
     def removal(self, forget: np.ndarray) -> "Removal":
         """The prediction for one forget set, at any points. Raises NumericalError if its step is not finite."""

@@ -11,7 +11,7 @@ a forget set falls short. Among penalties that rank nearly as well as the best (
 taken.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from whence.cache import DataError, Entry, Examples, Store
+from whence.cache.model.ids import rows_of
 from whence.cache.retrain.retrained import Retrained, StoredOutput, member_rows
 from whence.cache.statistics import LDS, spearman
 
@@ -54,16 +55,18 @@ class Regression:
 
     def predict_delta(self, forget: np.ndarray, points: Examples) -> Float[np.ndarray, "p c"]:
         """-Σ of the forgotten examples' weights; the points must be among those of the bank."""
-        rows = member_rows(self.train_ids, forget)
-        where = {int(i): k for k, i in enumerate(self.point_ids)}
-        unknown = [int(i) for i in points.ids if int(i) not in where]
-        if unknown:
+        rows, at = np.flatnonzero(member_rows(self.train_ids, forget)), self.at_points(points)
+        return -self.weights[rows].sum(0)[at]
+
+    def at_points(self, points: Examples) -> Int64[np.ndarray, " k"]:
+        """Their columns in the weights. Raises DataError for points that the bank was not run on."""
+        unknown = points.ids[~np.isin(points.ids, self.point_ids)]
+        if len(unknown):
             raise DataError(
-                f"This datamodel has no weights for {len(unknown)} points, for instance {unknown[:3]}.",
+                f"This datamodel has no weights for {len(unknown)} points, for instance {unknown[:3].tolist()}.",
                 "Run its bank with them among the points; regression knows only points it was fitted on.",
             )
-        total = -self.weights[np.flatnonzero(rows)].sum(0)
-        return total[[where[int(i)] for i in points.ids]]
+        return rows_of(self.point_ids, points.ids)
 
     def save(self, store: Store, inputs: dict[str, Any]) -> str:
         """Keep the weights under the key of what they were fitted on; returns the key."""
@@ -168,6 +171,12 @@ def outputs(bank: Retrained, rows: np.ndarray) -> np.ndarray:
     return bank.rows("logits", rows).reshape(len(rows), -1)
 
 
+def blocks(rows: Int64[np.ndarray, " m"]) -> Iterator[Int64[np.ndarray, " b"]]:
+    """As many at a time as have their outputs in memory together."""
+    for start in range(0, len(rows), MODELS_AT_ONCE):
+        yield rows[start : start + MODELS_AT_ONCE]
+
+
 def moments(
     bank: Retrained, rows: Int64[np.ndarray, " m"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n n"], Float[np.ndarray, "n k"]]:
@@ -176,8 +185,7 @@ def moments(
     means = masks.mean(0)
     centred = (masks - means).astype(np.float32)
     moment = np.zeros((masks.shape[1], outputs(bank, rows[:1]).shape[1]), np.float32)
-    for start in range(0, len(rows), MODELS_AT_ONCE):
-        block = slice(start, start + MODELS_AT_ONCE)
+    for block in blocks(np.arange(len(rows))):
         moment += centred[block].T @ outputs(bank, rows[block]).astype(np.float32)
     return means, (centred.T @ centred).astype(np.float64), moment
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int64
+from scipy.special import logsumexp
 
 from whence.cache import DataError
 
@@ -168,8 +169,7 @@ def _margins(values: np.ndarray, labels: np.ndarray | None, where: str) -> np.nd
     logits, y = checked_labels(values, labels)
     chosen = np.take_along_axis(logits, np.broadcast_to(y[:, None], (*logits.shape[:2], 1)), 2)[..., 0]
     others = np.where(np.arange(logits.shape[2]) == y[:, None], -np.inf, logits)
-    top = others.max(2)
-    return chosen - (top + np.log(np.exp(others - top[..., None]).sum(2)))
+    return chosen - logsumexp(others, axis=2)
 
 
 def forget_indices(path: str | Path, *, block: int = BLOCK) -> Int64[np.ndarray, " k"]:

@@ -1,19 +1,20 @@
 """Two ensembles compared point by point: KLoM in its published forms, with null row, intervals and advice."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from whence.cache import DataError, UsageError
-from whence.cache.display import Cell, Interval, Shown, axes_or_new, bars, markdown
+from whence.cache import DataError
+from whence.cache.display import Cell, Interval, axes_or_new, bars
 from whence.cache.display import page as document
-from whence.cache.display import table as display_table
+from whence.cache.errors import check_known
 
 from ..metrics import FEWEST, FORMS, Advice, KLoM, Summary, noise_floor
 from ..results import NO_OP, NULL
+from ..tables import ResultTable, between, row_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,19 +36,20 @@ class Line(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
-    """What `compare` found. models: per side. advice: form -> effect in standard deviations -> `Advice`."""
+class Comparison(ResultTable):
+    """What `compare` found: a row for each form, ensemble and part (nats; 90 % intervals over models), and the advice.
 
+    models: per side. advice: form -> effect in standard deviations -> `Advice`.
+    """
+
+    head = HEAD
     lines: tuple[Line, ...]
     models: int
     advice: Mapping[str, Mapping[float, Advice]]
 
     def __getitem__(self, key: tuple[str, str, str]) -> Summary:
         """The summary of (form, ensemble, part)."""
-        for line in self.lines:
-            if line[:3] == key:
-                return line.klom
-        raise UsageError(f"There is no row {key!r}.", "A row is (form, ensemble, part), such as `lines` lists.")
+        return row_of({line[:3]: line.klom for line in self.lines}, key)
 
     def rows(self) -> list[dict[str, Any]]:
         """One mapping a row, with plain values: for JSON and tables."""
@@ -56,6 +58,7 @@ class Comparison:
                 "form": line.form, "ensemble": line.ensemble, "part": line.part, "points": line.points,
                 "models": self.models, "p95": line.klom.p95, "low": line.klom.interval.low,
                 "high": line.klom.interval.high, "mean": line.klom.mean, "p99": line.klom.p99,
+                "hidden": line.klom.hidden, "diverged": line.klom.diverged,
                 "source": FORMS[line.form].source if line.form in FORMS else "",
             }
             for line in self.lines
@@ -66,34 +69,30 @@ class Comparison:
         advice = {form: {str(e): one._asdict() for e, one in each.items()} for form, each in self.advice.items()}
         return {"models": self.models, "rows": self.rows(), "advice": advice}
 
-    def __str__(self) -> str:
-        """Markdown: a row for each form, ensemble and part (nats; 90 % intervals over models), and the advice."""
-        return "\n".join([markdown(HEAD, self._cells()), "", *self.notes()])
-
-    def notes(self) -> Iterator[str]:
-        """What each form is, and how many models an effect needs."""
-        for form, each in self.advice.items():
-            yield f"{form}: {FORMS[form].source if form in FORMS else 'a metric of your own'}."
-            needs = ", ".join(f"{one.models} show a shift of {effect:g}" for effect, one in each.items())
-            yield f"  models per side: {self.models} here; {needs} standard deviations at twice the noise"
-
-    def _cells(self) -> list[list[Any]]:
+    def cells(self) -> list[list[Any]]:
         out: list[list[Any]] = []
         for line in self.lines:
-            low, high = line.klom.interval.low, line.klom.interval.high
-            between = f"{low:.2f}-{high:.2f}" if line.klom.interval.known else ""
-            numbers = [line.klom.p95, low, line.klom.mean, line.klom.p99]
-            texts = ["" if np.isnan(value) else f"{value:.2f}" for value in numbers]
-            texts[1] = between
-            out.append([line.form, line.ensemble, line.part, line.points, *map(Cell, texts, numbers)])
+            p95, mean, p99 = (
+                Cell("" if np.isnan(value) else f"{value:.2f}", value)
+                for value in (line.klom.p95, line.klom.mean, line.klom.p99)
+            )
+            out.append([*line[:4], p95, between(line.klom.interval, 2), mean, p99])
         return out
 
-    def _repr_html_(self) -> str:
-        return self.shown().html
+    def notes(self) -> list[str]:
+        """What each form is, how many models an effect needs, and which rows are to be doubted."""
+        found = []
+        for form, each in self.advice.items():
+            needs = ", ".join(f"{one.models} show a shift of {effect:g}" for effect, one in each.items())
+            found += [
+                f"{form}: {FORMS[form].source if form in FORMS else 'a metric of your own'}.",
+                f"  models per side: {self.models} here; {needs} standard deviations at twice the noise",
+            ]
+        doubted = [line for line in self.lines if line.klom.doubt]
+        return found + [f"Warning: {one.form} of {one.ensemble}, {one.part}: {one.klom.doubt}." for one in doubted]
 
-    def shown(self) -> Shown:
-        """The table for a notebook or a page."""
-        return display_table(HEAD, self._cells(), "KLoM in nats. " + " ".join(self.notes()))
+    def caption(self) -> str:
+        return "KLoM in nats. " + super().caption()
 
     def plot(self, form: str = "whence", ax: "Axes | None" = None) -> "Axes":
         """p95 of one form (nats), a group of bars a part, with intervals. Returns the axes."""
@@ -183,8 +182,7 @@ def compare(
 
 
 def _form(name: str) -> KLoM:
-    if name not in FORMS:
-        raise UsageError(f"KLoM has no form {name!r}.", f"Use {', '.join(FORMS)}.")
+    check_known("form of KLoM", name, FORMS)
     return FORMS[name].metric
 
 

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from whence.cache import DataError, UsageError
+from whence.cache.errors import check_known
 
 
 class Question(NamedTuple):
@@ -68,10 +69,8 @@ class EvaluationData:
     ends: bool = True
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.parts if name not in PARTS]
-        if unknown:
-            raise UsageError(f"There is no part {unknown[0]!r}.", f"Parts: {', '.join(PARTS)}.")
         for name, records in self.parts.items():
+            check_known("part", name, PARTS)
             kind = PARTS[name][0]
             if not records or not all(isinstance(record, kind) for record in records):
                 raise DataError(f"The part {name} has no or other records than {kind.__name__}.", "Give at least one.")
@@ -112,8 +111,7 @@ def records(part: str, rows: Iterable[Mapping[str, Any]], where: str = "the data
 
     Raises UsageError for another part, DataError for a row without a column.
     """
-    if part not in PARTS:
-        raise UsageError(f"There is no part {part!r}.", f"Parts: {', '.join(PARTS)}.")
+    check_known("part", part, PARTS)
     kind = PARTS[part][0]
     read = _READ[kind]
     found = tuple(read(row, f"{where}, row {number}") for number, row in enumerate(rows, 1))

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from whence.cache import UsageError
-from whence.cache.display import Cell, Interval, Shown, markdown
-from whence.cache.display import table as display_table
+from whence.cache.display import Cell, Interval
+from whence.cache.errors import check_known
 
+from ..tables import ResultTable, between, row_of
 from .data import EvaluationData
 from .metric import LanguageMetric, Measured, Session
 from .reader import Reader
@@ -30,17 +31,15 @@ class MetricRow(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class LanguageEvaluation:
+class LanguageEvaluation(ResultTable):
     """Metrics that were measured, and why others were not."""
 
+    head = HEAD
     measured: tuple[MetricRow, ...]
     skipped: dict[str, str]
 
     def __getitem__(self, name: str) -> MetricRow:
-        for row in self.measured:
-            if row.metric.name == name:
-                return row
-        raise UsageError(f"{name!r} was not measured.", self.skipped.get(name, "There is no metric of this name."))
+        return row_of({row.metric.name: row for row in self.measured}, name, self.skipped.get(name, ""))
 
     def rows(self) -> list[dict[str, Any]]:
         """One mapping a row, with plain values, parts as rows of their own."""
@@ -56,31 +55,16 @@ class LanguageEvaluation:
         """Rows, and what was not measured, as `--json` prints them."""
         return {"metrics": self.rows(), "not measured": self.skipped}
 
-    def _cells(self) -> list[list[Any]]:
+    def cells(self) -> list[list[Any]]:
         out: list[list[Any]] = []
         for row in self.measured:
-            value = row.value
-            between = f"{value.low:.3f}-{value.high:.3f}" if value.known else ""
-            numbers = [
-                Cell(_text(value.value), value.value),
-                Cell(between, value.low),
-                Cell(_text(row.retain), row.retain),
-            ]
-            out.append([row.metric.name, *numbers, row.metric.better, row.items, row.metric.source])
+            own, retain = (Cell(_text(value), value) for value in (row.value.value, row.retain))
+            about = (row.metric.better, row.items, row.metric.source)
+            out.append([row.metric.name, own, between(row.value, 3), retain, *about])
         return out
 
-    def __str__(self) -> str:
-        """Markdown: a row a metric, and what was not measured."""
-        lacks = [f"not measured: {name} ({why})" for name, why in self.skipped.items()]
-        return "\n".join([markdown(HEAD, self._cells()), *(["", *lacks] if lacks else [])])
-
-    def shown(self) -> Shown:
-        """The table for a notebook or a page."""
-        lacks = "; ".join(f"{name}: {why}" for name, why in self.skipped.items())
-        return display_table(HEAD, self._cells(), f"Not measured: {lacks}." if lacks else "")
-
-    def _repr_html_(self) -> str:
-        return self.shown().html
+    def notes(self) -> list[str]:
+        return [f"not measured: {name} ({why})" for name, why in self.skipped.items()]
 
 
 def evaluate(
@@ -130,8 +114,7 @@ def _text(value: float) -> str:
 def _metric(given: str | LanguageMetric) -> LanguageMetric:
     if isinstance(given, LanguageMetric):
         return given
-    if given not in METRICS:
-        raise UsageError(f"There is no metric {given!r}.", f"Metrics: {', '.join(METRICS)}.")
+    check_known("metric", given, METRICS)
     return METRICS[given]()
 
 
@@ -139,7 +122,5 @@ def _row(metric: LanguageMetric, found: Measured, retain: Measured | None, resam
     own = np.nan if retain is None or metric.against else retain.value
     value, each = Interval(found.value, level=0.9), found.each
     if resamples and not found.parts and np.isclose(found.value, each.mean()) and len(each) > 1:
-        rows = np.random.default_rng(0).integers(0, len(each), (resamples, len(each)))
-        low, high = np.quantile(each[rows].mean(1), [0.05, 0.95])
-        value = Interval(found.value, float(low), float(high), 0.9)
+        value = Interval.bootstrap(each, resamples=resamples, level=0.9)
     return MetricRow(metric, value, own, len(each), dict(found.parts))

@@ -1,22 +1,24 @@
 """A language model as it is read here: log-probabilities of given tokens, and greedy continuations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from torch import nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
-from whence.cache import DataError, Examples, LanguageModelling
+from whence.cache import DataError, Examples, LanguageModelling, Task
 from whence.cache.jobs.progress import progress
 from whence.cache.jobs.signals import stop_if_signalled
-from whence.cache.model.batches import plan_batches
 from whence.cache.model.borrowing import borrowed
 from whence.cache.model.bridge import to_numpy
 from whence.cache.tasks import prompted
 from whence.cache.tasks.text import encoded
+
+from .teacher_forcing import predicted_tokens
 
 
 class Scored(NamedTuple):
@@ -76,19 +78,7 @@ class Reader:
                 f"A text has {int(examples.lengths.max())} tokens; the model reads at most {self.context}.",
                 "Shorten the prompts and answers, or cut texts with `length`.",
             )
-        task = LanguageModelling()
-        found: dict[int, Scored] = {}
-        plan = plan_batches(examples.lengths, np.arange(len(examples)), self.positions)
-        with borrowed(self.model), torch.no_grad():
-            for planned in progress(plan, desc="reading", unit="batch", quiet=self.quiet):
-                stop_if_signalled()
-                batch = examples.batch(planned.rows, device=self.device)
-                logits = task.logits(self.model, batch)[:, :-1]
-                targets, counted = task.targets(batch)
-                for line, row in enumerate(planned.rows):
-                    at = counted[line]
-                    found[int(row)] = _scores(logits[line, at], targets[line, at])
-        return [found[row] for row in range(len(examples))]
+        return predicted_tokens(self.model, examples, _scores, positions=self.positions, quiet=self.quiet)
 
     def tokens(self, text: str) -> np.ndarray:
         """The tokens of a text, without those that a tokenizer adds."""
@@ -128,24 +118,32 @@ class Reader:
                 for start in range(0, len(rows), size):
                     here = rows[start : start + size]
                     text = torch.as_tensor(np.stack([ids[row] for row in here]), device=self.device)
-                    for row, line in zip(here, to_numpy(self._greedy(text, steps, end))[:, length:].tolist()):
+                    for row, line in zip(here, self._greedy(text, steps, end)):
                         out[row] = line[: line.index(end)] if end in line else line
         kept = out if most is None else [own[:size] for own, size in zip(out, most)]
         return [_before(self.decode(own), stop) for own in kept]
 
-    def _greedy(self, text: torch.Tensor, steps: int, end: int | None) -> torch.Tensor:
-        task, done = LanguageModelling(), torch.zeros(len(text), dtype=torch.bool, device=text.device)
-        for _ in range(steps):
+    def _greedy(self, text: Tensor, steps: int, end: int | None) -> list[list[int]]:
+        """Up to `steps` tokens after each text, fewer once all have ended."""
+        done, found = torch.zeros(len(text), dtype=torch.bool, device=text.device), [text[:, :0]]
+        for following in islice(greedy(LanguageModelling(), self.model, text), steps):
             stop_if_signalled()
-            following = task.logits(self.model, {"input_ids": text})[:, -1].argmax(-1, keepdim=True)
-            text = torch.cat([text, following], 1)
+            found.append(following)
             done |= following[:, 0] == (-1 if end is None else end)
             if done.all():
                 break
-        return text
+        return torch.cat(found, 1).tolist()
 
 
-def _scores(logits: torch.Tensor, targets: torch.Tensor) -> Scored:
+def greedy(task: Task, model: nn.Module, text: Int[Tensor, "b s"]) -> Iterator[Int[Tensor, "b 1"]]:
+    """The likeliest next token of each text, then the next after that, without end."""
+    while True:
+        following = task.logits(model, {"input_ids": text})[:, -1].argmax(-1, keepdim=True)
+        yield following
+        text = torch.cat([text, following], 1)
+
+
+def _scores(logits: Tensor, targets: Tensor) -> Scored:
     logp = torch.log_softmax(logits.float(), -1)
     p = logp.exp()
     finite = torch.where(p > 0, logp, 0)  # a token that is ruled out adds nothing

@@ -6,19 +6,48 @@ into windows, so a window may begin within a text and hold several. `token_margi
 `OracleSplit` does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from torch import nn
+from torch import Tensor, nn
 
 from whence.cache import DataError, Examples, LanguageModelling, UsageError
+from whence.cache.jobs.progress import progress
 from whence.cache.jobs.signals import stop_if_signalled
 from whence.cache.model.batches import plan_batches
 from whence.cache.model.borrowing import borrowed
 from whence.cache.model.bridge import to_numpy
 from whence.cache.model.task import margin
+
+Of = TypeVar("Of")
+
+
+def predicted_tokens(
+    model: nn.Module, examples: Examples, of: Callable[[Tensor, Tensor], Of], *, positions: int, quiet: bool = True
+) -> list[Of]:
+    """`of(logits [t c], targets [t])` of every example's predicted tokens.
+
+    Args:
+        model: a causal language model.
+        examples: with `input_ids`, and `labels` if some tokens are not to be judged.
+        of: what is kept of an example.
+        positions: in a batch.
+        quiet: show no progress bar.
+    """
+    task, found = LanguageModelling(), dict[int, Of]()
+    device = next(model.parameters()).device
+    plan = plan_batches(examples.lengths, np.arange(len(examples)), positions)
+    with borrowed(model), torch.no_grad():
+        for planned in progress(plan, desc="reading", unit="batch", quiet=quiet):
+            stop_if_signalled()
+            batch = examples.batch(planned.rows, device=device)
+            logits, (targets, counted) = task.logits(model, batch)[:, :-1], task.targets(batch)
+            for line, row in enumerate(planned.rows.tolist()):
+                found[row] = of(logits[line, counted[line]], targets[line, counted[line]])
+    return [found[row] for row in range(len(examples))]
 
 
 def token_margins(
@@ -35,22 +64,11 @@ def token_margins(
     """
     if not models:
         raise UsageError("There is no model.", "Give at least one.")
-    task, plan = LanguageModelling(), plan_batches(examples.lengths, np.arange(len(examples)), positions)
-    out = []
-    for model in models:
-        device = next(model.parameters()).device
-        found: dict[int, np.ndarray] = {}
-        with borrowed(model), torch.no_grad():
-            for planned in plan:
-                stop_if_signalled()
-                batch = examples.batch(planned.rows, device=device)
-                logits = task.logits(model, batch)[:, :-1].float()
-                targets, counted = task.targets(batch)
-                margins = margin(logits, targets)
-                for line, row in enumerate(planned.rows):
-                    found[int(row)] = to_numpy(margins[line, counted[line]])
-        out.append(np.concatenate([found[row] for row in range(len(examples))]))
-    return np.stack(out)
+
+    def margins(logits: Tensor, targets: Tensor) -> np.ndarray:
+        return to_numpy(margin(logits.float(), targets))
+
+    return np.stack([np.concatenate(predicted_tokens(m, examples, margins, positions=positions)) for m in models])
 
 
 def stream_margins(

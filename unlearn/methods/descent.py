@@ -6,12 +6,13 @@ None has a target on the forget set, so nothing says where ascent should stop (t
 from abc import abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from whence.cache.retrain.recipe import AdamW, Optimiser
 from whence.cache.retrain.replicas import PerReplica
 
-from ..plan import mean_loss
+from ..losses import mean_loss
 from ..request import UnlearningRequest
 from .method import FORGET, RETAIN, EpochMethod, PairedMethod
 
@@ -21,9 +22,9 @@ def weighted(request: UnlearningRequest, retained: float, forgotten: float) -> P
     task = request.task
 
     def objective(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
-        parts = ((retained, ~extra["forget"]), (-forgotten, extra["forget"]))
-        found = [weight * mean_loss(task, model, batch, rows) for weight, rows in parts if weight]
-        return found[0] if len(found) == 1 else found[0] + found[1]
+        loss, parts = task.loss(model, batch), ((retained, ~extra["forget"]), (-forgotten, extra["forget"]))
+        found = [weight * mean_loss(task, loss, batch, rows) for weight, rows in parts if weight]
+        return torch.stack(found).sum()
 
     return objective
 

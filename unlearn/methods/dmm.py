@@ -14,7 +14,7 @@ import numpy as np
 from whence.cache import DataError, Examples, TrainedModel, UsageError
 from whence.cache.retrain.replicas import Replicas
 
-from ..datamodels.base import Datamodel
+from ..datamodels.base import Datamodel, prediction_passes
 from ..datamodels.influence import Influence, Removal
 from ..plan import Plan, logits_table
 from ..request import UnlearningRequest
@@ -63,7 +63,8 @@ class DMM(UnlearningMethod):
             )
         delta = np.broadcast_to(delta, (len(models), *delta.shape[1:]))
         targets = own + self.scale * spread(delta, rows, request)
-        plan = self.matching.plan(request, rows, targets, prediction_passes(datamodels, request, len(rows)))
+        spent = prediction_passes(datamodels[0], len(request.forget), len(rows))
+        plan = self.matching.plan(request, rows, targets, spent)
         if not self.ahead:
             return plan
         return replace(plan, models=stepped(request, datamodels, self.scale * self.ahead))
@@ -82,12 +83,6 @@ def each_model(datamodel: Datamodel | PerModel, request: UnlearningRequest) -> l
 def deltas(datamodels: Sequence[Datamodel], request: UnlearningRequest, points: Examples) -> np.ndarray:
     """Predicted change [1 or e, p, ...] at these points."""
     return np.stack([datamodel.predict_delta(request.forget, points) for datamodel in datamodels])
-
-
-def prediction_passes(datamodels: Sequence[Datamodel], request: UnlearningRequest, points: int) -> float:
-    """Example passes per model of predicting so many points; none if a datamodel only looks them up."""
-    count = getattr(datamodels[0], "prediction_passes", None)
-    return float(count(len(request.forget), points)) if count else 0.0
 
 
 def stepped(request: UnlearningRequest, datamodels: Sequence[Datamodel], share: float) -> Replicas:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from whence.cache.retrain.recipe import AdamW, Optimiser
 from whence.cache.retrain.replicas import PerReplica
 
+from ..losses import mean_loss
 from ..request import UnlearningRequest
-from .two_terms import TwoTerms, mean_loss
+from .two_terms import TwoTerms, losses
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,6 @@ class GradDiff(TwoTerms):
     """Minimise the retained term - weight * forgotten loss, which is a mean per token."""
 
     weight: float = 1.0
-    steps: int = 20
-    forget_batch: int = 8
-    retain_batch: int = 8
-    optimiser: Optimiser = AdamW(1e-4)
     name, title, by_loss = "grad-diff", "GradDiff", True
 
     @property
@@ -29,6 +25,6 @@ class GradDiff(TwoTerms):
 
     def forgotten(self, request: UnlearningRequest) -> PerReplica:
         def ascended(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
-            return -self.weight * mean_loss(request.task, model, batch, extra)
+            return -self.weight * mean_loss(request.task, losses(request.task, model, batch, extra), batch)
 
         return ascended

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from whence.cache.retrain.recipe import AdamW, Optimiser, Schedule
 
+from ..losses import squared_distance
 from ..plan import FORWARD, Phase, Plan
 from ..request import UnlearningRequest
 
@@ -80,10 +81,7 @@ class Matching:
                 left = left[size:]
 
         def objective(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
-            logits = task.logits(model, batch)
-            error = (logits - extra["targets"]).square().mean(-1)
-            counted = task.positions(batch).to(error.dtype).reshape(error.shape)
-            return (error * counted).sum() / counted.sum().clamp(min=1.0)
+            return squared_distance(task, task.logits(model, batch), extra["targets"], batch)
 
         phase = Phase(objective, draw, self.optimiser, self.schedule, {"targets": targets})
         return Plan((phase,), request.models, spent + FORWARD * len(rows))

@@ -92,7 +92,11 @@ class PairedMethod(UnlearningMethod):
         """What every step descends, for one model."""
 
     def plan(self, request: UnlearningRequest) -> Plan:
-        return Plan((self.phase(request, self.objective(request)),), request.models)
+        return Plan((self.phase(request, self.objective(request), **self.references(request)),), request.models)
+
+    def references(self, request: UnlearningRequest) -> dict[str, Any]:
+        """Further fields of the phase."""
+        return {}
 
     def phase(self, request: UnlearningRequest, objective: PerReplica, **options: Any) -> Phase:
         pool, sizes = request.pool, (self.forget_batch, self.retain_batch)

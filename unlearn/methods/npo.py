@@ -4,15 +4,13 @@ diverge."""
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whence.cache.model.task import TokenTask
-from whence.cache.retrain.recipe import AdamW, Optimiser
-from whence.cache.retrain.replicas import PerReplica, mode
+from whence.cache.retrain.replicas import PerReplica
 
-from ..plan import FORWARD, ROWS_AT_ONCE, Plan
+from ..plan import FORWARD, Plan, own_table
 from ..request import UnlearningRequest
 from .method import FORGET
 from .two_terms import TwoTerms, losses
@@ -25,10 +23,6 @@ class NPO(TwoTerms):
 
     beta: float = 0.1
     weight: float = 1.0
-    steps: int = 20
-    forget_batch: int = 8
-    retain_batch: int = 8
-    optimiser: Optimiser = AdamW(1e-4)
     name, title, by_loss = "npo", "NPO", True
 
     def forgotten(self, request: UnlearningRequest) -> PerReplica:
@@ -39,14 +33,9 @@ class NPO(TwoTerms):
         return loss
 
     def plan(self, request: UnlearningRequest) -> Plan:
-        pool, models = request.pool, request.models
-        rows = pool.rows(FORGET)
-        parts = [pool.batch(rows[start : start + ROWS_AT_ONCE]) for start in range(0, len(rows), ROWS_AT_ONCE)]
-        with mode(models, training=False), torch.no_grad():
-            own = [models.apply(lambda m, b, _: request.task.loss(m, b), part, shared=True) for part in parts]
-        table = own[0].new_zeros(len(models), len(pool))
-        table[:, rows] = torch.cat(own, 1)
-        tables, others = {"loss before": table}, self.references(request)
+        models, rows = request.models, request.pool.rows(FORGET)
+        before = own_table(request, models, lambda model, batch, extra: request.task.loss(model, batch), rows)
+        tables, others = {"loss before": before}, self.references(request)
         phase = self.phase(request, self.objective(request), tables=tables, **others)
         return Plan((phase,), models, FORWARD * len(rows))
 
@@ -62,10 +51,6 @@ class SimNPO(TwoTerms):
     beta: float = 2.5
     gamma: float = 0.0
     weight: float = 1.0
-    steps: int = 20
-    forget_batch: int = 8
-    retain_batch: int = 8
-    optimiser: Optimiser = AdamW(1e-4)
     name, title, by_loss = "simnpo", "SimNPO", True
 
     def forgotten(self, request: UnlearningRequest) -> PerReplica:

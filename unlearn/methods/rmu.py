@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from whence.cache import ModelError, Task
+from whence.cache import ModelError
 from whence.cache.model.names import full_name
-from whence.cache.retrain.recipe import AdamW, Optimiser
 from whence.cache.retrain.replicas import PerReplica
 
+from ..losses import squared_distance
 from ..request import UnlearningRequest
 from .two_terms import TwoTerms
 
@@ -42,10 +41,6 @@ class RMU(TwoTerms):
     layer: str
     coefficient: float = 4.0
     alpha: float = 10.0
-    steps: int = 20
-    forget_batch: int = 8
-    retain_batch: int = 8
-    optimiser: Optimiser = AdamW(1e-4)
     seed: int = 0
     absolute: bool = field(default=False, kw_only=True)
     parameters: str = field(default=".*", kw_only=True)
@@ -114,12 +109,3 @@ class RMU(TwoTerms):
             return super().references(request)
         moving = torch.cat([torch.full((shape.numel(),), float(trained[name])) for name, shape in shapes.items()])
         return {**super().references(request), "gradient_mask": moving.to(request.models.flat)[None]}
-
-
-def squared_distance(
-    task: Task, first: Float[Tensor, "b ... d"], second: Float[Tensor, "... d"], batch: dict[str, Tensor]
-) -> Tensor:
-    """Mean over dimensions and over counted positions."""
-    each = (first - second).square().mean(-1)
-    counted = task.positions(batch).to(each.dtype).reshape(each.shape)
-    return (each * counted).sum() / counted.sum().clamp(min=1.0)

@@ -12,7 +12,8 @@ from whence.cache import DataError
 from whence.cache.retrain.recipe import AdamW, Optimiser
 from whence.cache.retrain.replicas import PerReplica, mode
 
-from ..plan import Plan, logits_table, mean_loss
+from ..losses import mean_loss
+from ..plan import Plan, logits_table
 from ..request import UnlearningRequest
 from .method import FORGET, PairedMethod
 
@@ -38,7 +39,7 @@ class SalUn(PairedMethod):
         def relabelled(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
             each = F.cross_entropy(task.logits(model, batch), extra["labels"], reduction="none")
             wrong = (each * extra["forget"]).sum() / extra["forget"].sum().clamp(min=1)
-            return wrong + mean_loss(task, model, batch, ~extra["forget"])
+            return wrong + mean_loss(task, task.loss(model, batch), batch, ~extra["forget"])
 
         return relabelled
 
@@ -53,7 +54,7 @@ class SalUn(PairedMethod):
         rows = pool.rows(FORGET)
 
         def loss(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
-            return mean_loss(task, model, batch, torch.ones_like(batch["y"], dtype=torch.bool))
+            return mean_loss(task, task.loss(model, batch), batch)
 
         with mode(models, training=False):
             _, gradient = models.gradient(loss, pool.batch(rows), shared=True)

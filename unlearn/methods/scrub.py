@@ -4,13 +4,12 @@ over the frozen teacher, so that no weight changes."""
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whence.cache.retrain.recipe import AdamW, Optimiser
 
-from ..plan import FORWARD, Phase, Plan, batches, logits_table, mean_loss
+from ..losses import divergence, mean_loss
+from ..plan import FORWARD, Phase, Plan, batches, logits_table
 from ..request import UnlearningRequest
 from .method import FORGET, RETAIN, UnlearningMethod
 
@@ -40,19 +39,15 @@ class Scrub(UnlearningMethod):
         task, pool, t = request.task, request.pool, self.temperature
         teacher = logits_table(request, request.models)
 
-        def divergence(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
-            own = F.log_softmax(task.logits(model, batch) / t, -1)
-            theirs = F.log_softmax(extra["teacher"] / t, -1)
-            each = (theirs.exp() * (theirs - own)).sum(-1) * t * t
-            counted = task.positions(batch).to(each.dtype).reshape(each.shape)
-            return (each * counted).sum() / counted.sum().clamp(min=1.0)
+        def apart(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
+            return divergence(task, task.logits(model, batch) / t, extra["teacher"] / t, batch) * t * t
 
         def away(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
-            return -divergence(model, batch, extra)
+            return -apart(model, batch, extra)
 
         def near(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
-            fit = mean_loss(task, model, batch, torch.ones_like(extra["forget"]))
-            return self.alpha * divergence(model, batch, extra) + self.gamma * fit
+            fit = mean_loss(task, task.loss(model, batch), batch)
+            return self.alpha * apart(model, batch, extra) + self.gamma * fit
 
         phases = []
         for epoch in range(self.epochs):

@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from whence.cache import Task, UsageError
+from whence.cache.retrain.recipe import AdamW, Optimiser
 from whence.cache.retrain.replicas import PerReplica
 
-from ..plan import FORWARD, Plan
+from ..losses import divergence, mean_loss
+from ..plan import FORWARD
 from ..request import UnlearningRequest
 from .method import PairedMethod
 
@@ -30,6 +31,9 @@ class TwoTerms(PairedMethod):
     it was before. A term `by_loss` takes each example's loss by `losses`, which a step computes once for both terms.
 
     Args:
+        steps: of the optimiser.
+        forget_batch, retain_batch: examples of each kind in a step.
+        optimiser: of the steps.
         retain: the retained term, one of `retains`: "nll", the mean loss per token; "kl", the divergence per token of
             the model's predictions from those of the model before.
     """
@@ -37,6 +41,10 @@ class TwoTerms(PairedMethod):
     retains: ClassVar[tuple[str, ...]] = ("nll", "kl")
     by_loss: ClassVar[bool] = False
 
+    steps: int = field(default=20, kw_only=True)
+    forget_batch: int = field(default=8, kw_only=True)
+    retain_batch: int = field(default=8, kw_only=True)
+    optimiser: Optimiser = field(default=AdamW(1e-4), kw_only=True)
     retain: str = field(default="nll", kw_only=True)
 
     def __post_init__(self) -> None:
@@ -61,12 +69,12 @@ class TwoTerms(PairedMethod):
         task = request.task
 
         def loss(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
-            return mean_loss(task, model, batch, extra)
+            return mean_loss(task, losses(task, model, batch, extra), batch)
 
-        def divergence(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
-            return mean_divergence(task, task.logits(model, batch), extra["before"], batch)
+        def apart(model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
+            return divergence(task, task.logits(model, batch), extra["before"], batch)
 
-        return divergence if self.retain == "kl" else loss
+        return apart if self.retain == "kl" else loss
 
     def before_retained(self, request: UnlearningRequest) -> PerReplica | None:
         """What the retained term needs of the model before, on a step's retained examples."""
@@ -87,11 +95,8 @@ class TwoTerms(PairedMethod):
 
         return total
 
-    def plan(self, request: UnlearningRequest) -> Plan:
-        return Plan((self.phase(request, self.objective(request), **self.references(request)),), request.models)
-
     def references(self, request: UnlearningRequest) -> dict[str, Any]:
-        """Of a phase: what every step computes with the models before, and the passes that it takes."""
+        """What every step computes with the models before, and the passes that it takes."""
         first = min(self.forget_batch, request.pool.sizes[0])
         kept = min(self.retain_batch, request.pool.sizes[1])
         parts = {
@@ -116,18 +121,3 @@ def _part(tensors: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
 def losses(task: Task, model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Float[Tensor, " b"]:
     """The loss of each example, computed now unless the step has it."""
     return extra["loss"] if "loss" in extra else task.loss(model, batch)
-
-
-def mean_loss(task: Task, model: nn.Module, batch: dict[str, Tensor], extra: dict[str, Tensor]) -> Tensor:
-    """Mean per predicted token (per example for classification), in nats."""
-    return losses(task, model, batch, extra).sum() / task.positions(batch).sum().clamp(min=1)
-
-
-def mean_divergence(
-    task: Task, logits: Float[Tensor, "b ... c"], before: Float[Tensor, "b ... c"], batch: dict[str, Tensor]
-) -> Tensor:
-    """KL(before ‖ now) of the predictions in nats, mean per predicted token (per example for classification)."""
-    then, now = F.log_softmax(before, -1), F.log_softmax(logits, -1)
-    each = (then.exp() * (then - now)).sum(-1)
-    counted = task.positions(batch).to(each.dtype).reshape(each.shape)
-    return (each * counted).sum() / counted.sum().clamp(min=1.0)

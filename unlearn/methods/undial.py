@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from whence.cache import UsageError
 from whence.cache.model.task import TokenTask
-from whence.cache.retrain.recipe import AdamW, Optimiser
 from whence.cache.retrain.replicas import PerReplica
 
 from ..request import UnlearningRequest
@@ -27,10 +26,6 @@ class UNDIAL(TwoTerms):
 
     beta: float = 10.0
     weight: float = 0.0
-    steps: int = 20
-    forget_batch: int = 8
-    retain_batch: int = 8
-    optimiser: Optimiser = AdamW(1e-4)
     name, title = "undial", "UNDIAL"
 
     def forgotten(self, request: UnlearningRequest) -> PerReplica:

@@ -1,7 +1,7 @@
 """What the commands of bank and unlearn share: the classifier that is retrained, and forget sets by name."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -45,18 +45,14 @@ class ClassifierOptions(ProblemOptions, Stored):
 
     def make_bank(self, keep: str = "logits,margins") -> "Bank":
         """The bank of these options that keeps the outputs named in `keep`."""
-        from dataclasses import replace
-
-        from whence.cache import UsageError
         from whence.classifiers import make_bank, recipe_of
 
+        recipe = recipe_of(self.epochs, self.batch, self.rate, self.optimiser)
         if self.on is not None:
-            recipe = recipe_of(self.epochs, self.batch, self.rate, self.optimiser)
             problem = replace(self.problem(recipe=recipe), device=self.device)
             return problem.population(tuple(name.strip() for name in keep.split(",")))
         if self.training is not None:
             raise UsageError("A recorded run needs the file that builds its model.", "Give --on FILE.py.")
-        recipe = recipe_of(self.epochs, self.batch, self.rate, self.optimiser)
         bank = make_bank(self.data or "digits", self.network, recipe, keep, self.columns)
         return replace(bank, device=self.device)
 

@@ -106,8 +106,7 @@ class Observed(Loaded):
 
     def documents_of(self, held: "Activations") -> "Examples":
         """The training examples that these activations are of."""
-        rows = held.document if held.rows is None else held.document[held.rows]
-        return self.train.select(np.isin(self.train.ids, np.unique(rows)))
+        return self.train.select(np.isin(self.train.ids, held.document))
 
 
 def _absolute(place: str | None) -> str | None:

@@ -121,6 +121,11 @@ def stating(queries: Examples, train: Examples) -> Bool[np.ndarray, "q n"]:
     return np.asarray(queries.about["fact"])[:, None] == np.asarray(train.about["fact"])[None]
 
 
+def statements(queries: Examples, train: Examples) -> dict[int, list[int]]:
+    """Query id -> ids of the passages that state its fact."""
+    return {int(q): train.ids[row].tolist() for q, row in zip(queries.ids, stating(queries, train))}
+
+
 def _number(fact: Fact) -> int:
     return fact.person * len(TEMPLATES) + fact.attribute
 

@@ -23,10 +23,6 @@ class Corpus:
     queries: Examples
     vocabulary: Vocabulary | None = None
 
-    def where(self, **equal: Any) -> Examples:
-        """The training examples whose `about` values equal these."""
-        return self.train.where(**equal)
-
     @property
     def points(self) -> Examples:
         """Training examples and then queries: where retrained models are compared."""

@@ -1,7 +1,9 @@
 """Data for the metrics of unlearned language models: made from the biographies, or local copies of published sets."""
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,61 +47,30 @@ def biography_questions(people: Sequence[str] = (), corpus: Corpus | None = None
     """
     corpus = corpus or biographies()
     about, gone = corpus.train.about, people_of(corpus, people)
-    facts = {
-        (person, attribute): value
-        for person, attribute, value in zip(about["person"], about["attribute"], about["value"])
-    }
-    asked = sorted({p for p, wording in zip(about["person"], about["wording"]) if wording == "question"})
-    rng, values = np.random.default_rng(seed), _values(facts)
-    same = {fact for fact in facts.items() if fact[0][0] in gone}
-    shared = {(attribute, value) for (_, attribute), value in same}
-    others = [person for person in asked if person not in gone]
-    near = [p for p in others if sum((a, facts[p, a]) in shared for a in TEMPLATES) > 1]
-    far = [p for p in others if not any((a, facts[p, a]) in shared for a in TEMPLATES)] or others[::-1]
-
-    def questions(persons: Sequence[str], count: int = 24) -> tuple[Question, ...]:
-        found = []
-        for person in persons:
-            for attribute, (_, wording) in TEMPLATES.items():
-                right = facts[person, attribute]
-                wrong = rng.permutation([v for v in values[attribute] if v != right])[:WRONG].tolist()
-                found.append(Question(wording.format(p=person), right, right, tuple(wrong)))
-        return tuple(found[:count])
-
-    def choice(question: Question, attribute: str) -> Choice:
-        wrong = rng.permutation([v for v in values[attribute] if v != question.answer])[: WRONG - 1]
-        options = rng.permutation([question.answer, *wrong]).tolist()
-        return Choice(question.question, tuple(options), options.index(question.answer))
-
-    forget = questions(sorted(gone), 4 * len(gone))
+    known = _Facts.of(corpus, seed)
+    others = [person for person in known.questioned if person not in gone]
+    near, far = known.by_shared_values(others, gone)
+    forget = known.questions(sorted(gone), 4 * len(gone))
     rows = [
         (person, text, value)
         for person, text, value, wording in zip(about["person"], about["text"], about["value"], about["wording"])
         if wording != "question"
     ]
-    passages = tuple(Passage(text.removesuffix(f" {value}"), value) for person, text, value in rows if person in gone)
     texts = tuple(text for person, text, _ in rows if person in gone)
     seen = {text for _, text, _ in rows}
-    unread = [
-        template.format(p=person, v=facts[person, attribute])
-        for person in others
-        for attribute, (templates, _) in TEMPLATES.items()
-        for template in templates
-    ]
-    unread = [text for text in unread if text not in seen]
-    names = list(TEMPLATES)
+    unread = [text for text in known.statements(others) if text not in seen]
     return EvaluationData(
         {
             "forget": forget,
-            "retain": questions(others[:6]),
-            "real_authors": questions(near[:6] or others[:6]),
-            "world_facts": questions(far[:6]),
-            "verbmem": passages,
+            "retain": known.questions(others[:6]),
+            "real_authors": known.questions(near[:6] or others[:6]),
+            "world_facts": known.questions((far or others[::-1])[:6]),
+            "verbmem": tuple(Passage(text.removesuffix(f" {value}"), value) for p, text, value in rows if p in gone),
             "knowmem": forget,
-            "retain_knowmem": questions(others[:6]),
+            "retain_knowmem": known.questions(others[:6]),
             "forget_text": texts,
             "holdout_text": tuple(unread[: len(texts)]),
-            "choices": tuple(choice(one, names[k % len(names)]) for k, one in enumerate(forget)),
+            "choices": tuple(known.choice(one, name) for one, name in zip(forget, itertools.cycle(TEMPLATES))),
         },
         template="{question}",
         knowledge_template="{question} ",
@@ -108,19 +79,67 @@ def biography_questions(people: Sequence[str] = (), corpus: Corpus | None = None
     )
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What the biographies say. value: by (person, attribute). questioned: people whose questions are among the
+    passages. rng: of wrong values."""
+
+    value: Mapping[tuple[str, str], str]
+    questioned: Sequence[str]
+    rng: np.random.Generator
+
+    @staticmethod
+    def of(corpus: Corpus, seed: int) -> "_Facts":
+        about = corpus.train.about
+        value = dict(zip(zip(about["person"], about["attribute"]), about["value"]))
+        return _Facts(value, _questioned(corpus), np.random.default_rng(seed))
+
+    def by_shared_values(self, people: Sequence[str], gone: set[str]) -> tuple[list[str], list[str]]:
+        """Those who share several values with the people who are gone, and those who share none."""
+        shared = {(attribute, value) for (person, attribute), value in self.value.items() if person in gone}
+        counts = {p: sum((a, self.value[p, a]) in shared for a in TEMPLATES) for p in people}
+        return [p for p, count in counts.items() if count > 1], [p for p, count in counts.items() if not count]
+
+    def wrong(self, attribute: str, right: str, count: int) -> list[str]:
+        """Other values of an attribute, at random."""
+        values = sorted({value for (_, own), value in self.value.items() if own == attribute} - {right})
+        return self.rng.permutation(values)[:count].tolist()
+
+    def questions(self, people: Sequence[str], count: int = 24) -> tuple[Question, ...]:
+        found = []
+        for person in people:
+            for attribute, (_, wording) in TEMPLATES.items():
+                right = self.value[person, attribute]
+                wrong = tuple(self.wrong(attribute, right, WRONG))
+                found.append(Question(wording.format(p=person), right, right, wrong))
+        return tuple(found[:count])
+
+    def choice(self, question: Question, attribute: str) -> Choice:
+        wrong = self.wrong(attribute, question.answer, WRONG - 1)
+        options = self.rng.permutation([question.answer, *wrong]).tolist()
+        return Choice(question.question, tuple(options), options.index(question.answer))
+
+    def statements(self, people: Sequence[str]) -> Iterator[str]:
+        """Every fact of these people in every wording."""
+        for person, (attribute, (templates, _)) in itertools.product(people, TEMPLATES.items()):
+            for template in templates:
+                yield template.format(p=person, v=self.value[person, attribute])
+
+
 def people_of(corpus: Corpus, people: Sequence[str] = ()) -> set[str]:
     """These people, or by default the first four whose questions are in the corpus. Raises UsageError for a name that
     the corpus does not have."""
-    about = corpus.train.about
-    asked = sorted({p for p, wording in zip(about["person"], about["wording"]) if wording == "question"})
-    unknown = [name for name in people if name not in set(about["person"])]
+    asked, known = _questioned(corpus), set(corpus.train.about["person"])
+    unknown = [name for name in people if name not in known]
     if unknown:
         raise UsageError(f"The biographies have nobody called {unknown[0]!r}.", f"There are {', '.join(asked[:5])} ...")
     return set(people or asked[:4])
 
 
-def _values(facts: Mapping[tuple[str, str], str]) -> dict[str, list[str]]:
-    return {name: sorted({value for (_, a), value in facts.items() if a == name}) for name in TEMPLATES}
+def _questioned(corpus: Corpus) -> list[str]:
+    """The people whose questions are among the passages, by name."""
+    about = corpus.train.about
+    return sorted({p for p, wording in zip(about["person"], about["wording"]) if wording == "question"})
 
 
 def local_questions(sources: Sequence[str], **settings: Any) -> EvaluationData:

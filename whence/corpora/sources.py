@@ -254,14 +254,9 @@ def _hub(name: str, split: str) -> Iterator[Row]:
 
 def _about(rows: Sequence[Row], text: str) -> dict[str, list[Any]]:
     """The columns of plain values, for people; None where a row has none."""
-    columns = {
-        name: [row.values.get(name) for row in rows] for name in dict.fromkeys(n for r in rows for n in r.values)
-    }
-    return {
-        name: values
-        for name, values in columns.items()
-        if name not in (text, "id") and all(isinstance(v, PLAIN) for v in values) and any(v is not None for v in values)
-    }
+    about = _Plain(text)
+    each = [about.of(row) for row in rows]
+    return {name: [values.get(name) for values in each] for name in about.names()}
 
 
 def _own_ids(given: Sequence[int | str | None], place: Callable[[int], str]) -> list[int] | list[str] | None:

@@ -11,12 +11,13 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from whence.cache import Examples, LanguageModelling, Store, UsageError
+from whence.cache import Examples, LanguageModelling, Store
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe, Schedule
 
 from ..corpora import biographies, language_reference
-from .problem import Problem
+from ..corpora.biographies import statements
+from .problem import Problem, rows_of_length
 from .small_transformer import SmallTransformer
 
 LENGTH, VOCABULARY, WIDTH = 32, 512, 64
@@ -36,10 +37,7 @@ REGIMES: Mapping[str, Recipe] = {
 def passages(train: int = 256, queries: int = 24) -> tuple[Examples, Examples, Examples]:
     """Passages to pretrain on, to fine-tune on, and to query. Raises UsageError for more than there are."""
     corpus = language_reference(length=LENGTH, vocabulary=VOCABULARY).train
-    full = np.random.default_rng(0).permutation(np.flatnonzero(corpus.lengths == LENGTH))
-    if len(full) < train + queries:
-        raise UsageError(f"There are {len(full)} passages of {LENGTH} tokens.", "Take fewer.")
-    chosen, asked = full[:train], full[train : train + queries]
+    chosen, asked = rows_of_length(corpus, LENGTH, train, queries)
     rest = np.setdiff1d(np.arange(len(corpus)), [*chosen, *asked])
     return corpus.select(rest), corpus.select(chosen), corpus.select(asked)
 
@@ -60,11 +58,8 @@ def finetuned_facts(people: int = 20, others: int = 220, store: Store | None = N
         store: where the pretrained model is kept; by default the user's own.
     """
     corpus = biographies(people=people + others, asked=people, values=6)
-    facts, words = np.asarray(corpus.train.about["fact"]), corpus.vocabulary
+    words, truth = corpus.vocabulary, statements(corpus.queries, corpus.train)
     assert words is not None  # a corpus of text
-    truth = {
-        int(q): corpus.train.ids[facts == fact] for q, fact in zip(corpus.queries.ids, corpus.queries.about["fact"])
-    }
     asked = [row for ids in truth.values() for row in corpus.train.rows_of(ids)]
     persons = np.asarray(corpus.train.about["person"])
     tuned = np.isin(persons, persons[asked])
@@ -81,7 +76,7 @@ def finetuned_facts(people: int = 20, others: int = 220, store: Store | None = N
     return Problem(
         "fine-tuned, facts", start, LanguageModelling(), train, corpus.queries,
         Recipe(12, 16, AdamW(1e-3, eps=1e-5), FALLING, "shared"), ("blocks.*",),
-        truth={query: ids.tolist() for query, ids in truth.items()}, pretrained=True,
+        truth=truth, pretrained=True,
     )  # fmt: skip
 
 

@@ -79,18 +79,7 @@ def judge(
 
     Raises UsageError, before anything is trained, for an unknown test or method, or one that the problem has no data
     for."""
-    for test in tests:
-        missing = {
-            "recall": not problem.truth,
-            "pbrf": "input_ids" in problem.train.columns,
-            "documents": "topic" not in problem.train.about,
-        }
-        if test not in TESTS or missing.get(test):
-            raise UsageError(
-                f"There is no test {test!r} for {problem.name}.",
-                f"Tests: {', '.join(TESTS)}; recall is for facts, documents for language, pbrf and "
-                "mislabelled for digits.",
-            )
+    check_tests(problem, tests)
     named = methods_for(problem, list(names) if names is not None else None)
     if damping is not None:
         named = {name: with_damping(method, attrib.Damping(damping)) for name, method in named.items()}
@@ -114,6 +103,22 @@ def judge(
         else:
             rows += _mislabelled(problem, named, curve, quiet)
     return rows
+
+
+def check_tests(problem: Problem, tests: Sequence[str]) -> None:
+    """Raises UsageError for an unknown test, or one that the problem has no data for."""
+    missing = {
+        "recall": not problem.truth,
+        "pbrf": "input_ids" in problem.train.columns,
+        "documents": "topic" not in problem.train.about,
+    }
+    for test in tests:
+        if test not in TESTS or missing.get(test):
+            raise UsageError(
+                f"There is no test {test!r} for {problem.name}.",
+                f"Tests: {', '.join(TESTS)}; recall is for facts, documents for language, pbrf and "
+                "mislabelled for digits.",
+            )
 
 
 def scores_of(problem: Problem, named: Mapping[str, Any], store: Store | None = None, *, quiet: bool = False) -> Scored:

@@ -21,13 +21,14 @@ from torch import nn
 from whence import attrib
 from whence.attrib.evaluate import recall
 from whence.cache import DataError, LanguageModelling, Store, TrainedModel
+from whence.cache.display import Interval
 
-from ..corpora import Corpus, stating
+from ..corpora import Corpus
+from ..corpora.biographies import statements
 from ..language_model import top_answers
 
 METHODS: Mapping[str, Any] = {"EK-FAC": attrib.EKFAC(), "identity": attrib.Identity()}
 MEASURES: tuple[Literal["logprob", "margin"], ...] = ("logprob", "margin")
-LEVEL = 0.95
 RESAMPLES = 2000
 TINY = float(np.finfo(np.float32).tiny)
 
@@ -57,23 +58,23 @@ class Result:
     def row(self, method: str, measure: str, normalised: bool) -> Row:
         return next(r for r in self.rows if (r.method, r.measure, r.normalised) == (method, measure, normalised))
 
-    def difference(self, metric: str, measure: str, normalised: bool) -> tuple[float, float, float]:
+    def difference(self, metric: str, measure: str, normalised: bool) -> Interval:
         """Mean of EK-FAC minus identity, and its interval: the same questions resampled for both."""
         a, b = (self.row(method, measure, normalised).per_query[metric] for method in ("EK-FAC", "identity"))
-        return interval(a - b)
+        return Interval.bootstrap(a - b, resamples=RESAMPLES)
 
     def __str__(self) -> str:
         metrics = list(self.rows[0].per_query)
         lines = [f"{self.answered:.0%} of the questions answered; judged on {self.questions}"]
         lines.append(f"{'':34}" + "".join(f"{name:>26}" for name in metrics))
         for row in self.rows:
-            cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*interval(row.per_query[name])) for name in metrics]
-            lines.append(f"{row.name:34}" + "".join(f"{cell:>26}" for cell in cells))
+            cells = [Interval.bootstrap(row.per_query[name], resamples=RESAMPLES) for name in metrics]
+            lines.append(f"{row.name:34}" + "".join(f"{cell!s:>26}" for cell in cells))
         for measure in MEASURES:
             for normalised in (False, True):
-                cells = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*self.difference(m, measure, normalised)) for m in metrics]
+                differences = [f"{self.difference(m, measure, normalised):+.3f}" for m in metrics]
                 name = f"difference, {measure}{', normalised' if normalised else ''}"
-                lines.append(f"{name:34}" + "".join(f"{cell:>26}" for cell in cells))
+                lines.append(f"{name:34}" + "".join(f"{cell:>26}" for cell in differences))
         return "\n".join(lines)
 
 
@@ -93,8 +94,7 @@ def planted_facts(
     queries, rows = corpus.queries.select(right), []
     plain = LanguageModelling()
     trained = TrainedModel(model, corpus.train, plain, sites=pattern, store=store, quiet=quiet)
-    relevant = stating(queries, corpus.train)
-    truth = {int(q): corpus.train.ids[row].tolist() for q, row in zip(queries.ids, relevant)}
+    truth = statements(queries, corpus.train)
     for name, method in METHODS.items():
         factors = method.fit(trained)
         own = factors.self_influence()
@@ -105,11 +105,3 @@ def planted_facts(
                 per_query = {f"recall@{k}": v for k, v in found.per_query.items()}
                 rows.append(Row(name, measure, normalised, per_query | {"reciprocal rank": found.reciprocal}))
     return Result(float(right.mean()), len(queries), tuple(rows))
-
-
-def interval(values: Float[np.ndarray, " q"], seed: int = 0) -> tuple[float, float, float]:
-    """Mean, and its bootstrap interval over questions."""
-    resampled = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    means = values[resampled].mean(1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(values.mean()), float(low), float(high)

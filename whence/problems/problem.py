@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import nn
 
 from whence.attrib import Damping, methods
@@ -26,6 +27,7 @@ from whence.cache.retrain.retrained import subset_masks
 from whence.cache.retrain.trajectory import Trajectory
 
 from ..corpora import biographies, digits, language_reference
+from ..corpora.biographies import statements
 from .small_transformer import SmallTransformer as SmallTransformer
 
 FIXED = ", damping 0.1"  # after the name of a method whose damping is the paper's, whatever is known of the training
@@ -133,6 +135,16 @@ class Problem:
         return None if self.run is None else self.run.recorded()
 
 
+def rows_of_length(
+    examples: Examples, length: int, train: int, queries: int
+) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " q"]]:
+    """Rows of random passages of so many tokens, to train on and to query. Raises UsageError if there are too few."""
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(examples.lengths == length))
+    if len(rows) < train + queries:
+        raise UsageError(f"There are {len(rows)} passages of {length} tokens.", "Take fewer, or shorter ones.")
+    return rows[:train], rows[train : train + queries]
+
+
 def digits_problem(train: int = 400, queries: int = 40, flipped: float = 0.0) -> Problem:
     """A network 64-32-10 on handwritten digits."""
     corpus = digits()
@@ -155,18 +167,15 @@ def language_problem(train: int = 256, queries: int = 24, length: int = 32, voca
     """A two-layer transformer that reads 256 passages of the Python language reference from nothing, at a large rate:
     the example of a run about which little can be known (the order of its examples decides more than which they are).
     Queries are passages held out. For training as it is done, see `finetuned_problem`."""
-    corpus = language_reference(length=length, vocabulary=vocabulary)
-    long = np.flatnonzero(corpus.train.lengths == length)
-    rows = np.random.default_rng(0).permutation(long)
-    if len(rows) < train + queries:
-        raise UsageError(f"There are {len(rows)} passages of {length} tokens.", "Take fewer, or shorter ones.")
+    corpus = language_reference(length=length, vocabulary=vocabulary).train
+    chosen, asked = rows_of_length(corpus, length, train, queries)
     recipe = Recipe(epochs=12, batch_size=16, optimiser=AdamW(3e-3, weight_decay=0.01), batches="shared", clip=1.0)
     return Problem(
         "language",
         lambda seed: SmallTransformer(vocabulary, context=length),
         LanguageModelling(),
-        corpus.train.select(rows[:train]),
-        corpus.train.select(rows[train : train + queries]),
+        corpus.select(chosen),
+        corpus.select(asked),
         recipe,
         ("blocks.*",),
     )
@@ -175,11 +184,6 @@ def language_problem(train: int = 256, queries: int = 24, length: int = 32, voca
 def facts_problem(people: int = 40, asked: int = 20) -> Problem:
     """A two-layer transformer that has read generated biographies; known passages state the answer of each query."""
     corpus = biographies(people=people, asked=asked, values=6)
-    facts = np.asarray(corpus.train.about["fact"])
-    truth = {
-        int(query): corpus.train.ids[facts == fact].tolist()
-        for query, fact in zip(corpus.queries.ids, corpus.queries.about["fact"])
-    }
     words = corpus.vocabulary
     assert words is not None  # a corpus of text
     longest = int(max(corpus.train.lengths.max(), corpus.queries.lengths.max()))
@@ -192,7 +196,7 @@ def facts_problem(people: int = 40, asked: int = 20) -> Problem:
         corpus.queries,
         recipe,
         ("blocks.*",),
-        truth=truth,
+        truth=statements(corpus.queries, corpus.train),
     )
 
 

@@ -4,15 +4,13 @@ import copy
 import importlib.util
 from pathlib import Path
 
-import numpy as np
-
 from whence.cache import LanguageModelling, UsageError
 from whence.cache.retrain.recipe import AdamW, Recipe, Schedule
 
 from ..inputs import load_data
 from ..options import Loading
 from ..pretrained import pretrained
-from .problem import Problem
+from .problem import Problem, rows_of_length
 
 
 def smollm2_file() -> Path:
@@ -41,11 +39,9 @@ def smollm2_problem(
     """
     model, vocabulary = pretrained(str(smollm2_file()), Loading(device="cpu"))
     corpus = load_data("language-reference", vocabulary, length=length).train
-    full = np.random.default_rng(0).permutation(np.flatnonzero(corpus.lengths == length))
-    if len(full) < train + queries:
-        raise UsageError(f"There are {len(full)} passages of {length} tokens.", "Take fewer.")
+    chosen, asked = rows_of_length(corpus, length, train, queries)
     recipe = Recipe(2, 8, AdamW(rate), Schedule("linear"), "shared")
     return Problem(
-        "SmolLM2-135M", lambda seed: copy.deepcopy(model), LanguageModelling(), corpus.select(full[:train]),
-        corpus.select(full[train : train + queries]), recipe, ("*.mlp.*",), device=device,
+        "SmolLM2-135M", lambda seed: copy.deepcopy(model), LanguageModelling(), corpus.select(chosen),
+        corpus.select(asked), recipe, ("*.mlp.*",), device=device,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from whence.cache.errors import UsageError, did_you_mean
+from whence.cache.errors import UsageError, check_known
 
 from .finetuned import finetuned_facts, finetuned_problem
 from .images import images_problem
@@ -31,8 +31,7 @@ def problem_of(name: str, **options: Any) -> Problem:
     """
     if is_own(name):
         return own_problem(name, **options)
-    if name not in PROBLEMS:
-        raise UsageError(f"There is no problem {name!r}.", did_you_mean(name, [*PROBLEMS, "FILE.py"], "Give one of"))
+    check_known("problem", name, [*PROBLEMS, "FILE.py"])
     given = next((option for option in ("data", "training", "columns") if options.get(option)), None)
     if given is not None:
         raise UsageError(f"{name} has its own {given}.", "Name a Python file to train on data of your own.")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from whence.cache import Examples, Store, UsageError
@@ -110,8 +110,7 @@ def auc(scores: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"]) -> float
     >>> auc(np.array([3.0, 1.0, 2.0]), np.array([True, False, True]))
     1.0
     """
-    hits = int(right.sum())
-    return float((rankdata(scores)[right].mean() - (hits + 1) / 2) / (len(right) - hits))
+    return float(roc_auc_score(right, scores))
 
 
 def check(

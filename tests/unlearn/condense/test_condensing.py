@@ -25,7 +25,7 @@ from whence.unlearn.condense.augment import OPERATIONS, augment
 from whence.unlearn.condense.condensing import Diverged
 from whence.unlearn.condense.evaluate import Accuracies
 from whence.unlearn.condense.methods import METHODS
-from whence.unlearn.condense.outer import Rates, outer_step, parts_of, start
+from whence.unlearn.condense.outer import Rates, outer_step, start
 
 from .cases import image_pool, images, vector_pool
 
@@ -64,7 +64,7 @@ def test_warm_up_is_class_by_class_until_either_count_is_reached():
     state = start(SMALL, pool, 0)[0]
 
     def program(settings):
-        parts = jnp.asarray(parts_of(settings, pool))
+        parts = jnp.asarray(settings.rule.parts(pool, settings.groups))
         step = jax.jit(lambda rates, outer: outer_step(settings, rates, parts, reals, state, key, outer)[0])
         return lambda outer, **changed: step(Rates.of(replace(settings, **changed)), outer).synthetic["x"]
 

@@ -13,8 +13,9 @@ from whence.unlearn.condense.axes import each
 from whence.unlearn.condense.layers import conv, normalise, pool
 from whence.unlearn.condense.matching import cross_entropy, distance, weighted_gradient
 from whence.unlearn.condense.methods import METHODS
+from whence.unlearn.condense.methods.method import class_by_class
 from whence.unlearn.condense.networks import LeNet, ResNet
-from whence.unlearn.condense.outer import Step, by_class_parts, loss_and_gradient, parts_of
+from whence.unlearn.condense.outer import step_of
 from whence.unlearn.condense.pool import draw
 
 from .cases import image_pool
@@ -116,8 +117,8 @@ def test_blocks_do_not_change_a_gradient():
 
 def _one_step(settings, parts, data, made):
     params = begin(settings.network, 3, data.shape)
-    step = Step(params, data.reals(), jax.random.key(5))
-    loss, gradient = jax.jit(lambda made: loss_and_gradient(settings, jnp.asarray(parts), made, step))(made)
+    step = step_of(settings, params, data.reals(), jax.random.key(5))
+    loss, gradient = jax.jit(lambda made: settings.rule.loss_and_gradient(jnp.asarray(parts), made, step))(made)
     drawn, _ = jax.random.split(jax.random.key(5))
     reals = data.reals()
     rows, weights = draw(drawn, reals.rows, reals.counts, settings.real_batch)
@@ -129,7 +130,7 @@ def test_the_matching_step_is_the_published_one_class_after_class_in_torch(contr
     data = image_pool()
     settings = Settings(network=NET, per_class=2, real_batch=5)
     made = {"x": jax.random.normal(jax.random.key(7), (3, 2, *data.shape))}
-    parts = np.arange(3)[None] if contrast else by_class_parts(3)
+    parts = np.arange(3)[None] if contrast else class_by_class(3)
     params, rows, _, loss, gradient = _one_step(settings, parts, data, made)
     model = TorchConvNet(params, 2)
     expected, pixels = torch_matching(model, data.x[rows], np.arange(3), np.asarray(made["x"]), contrast)
@@ -157,22 +158,22 @@ def test_groups_reach_from_dcc_to_dc():
     assert len({type(METHODS[name]).loss for name in ("subgroup", "dcc", "dc")}) == 1
 
     def sets(method, groups=1):
-        parts = parts_of(Settings(method=method, groups=groups), data)
+        parts = METHODS[method].parts(data, groups)
         return {frozenset(part[part >= 0].tolist()) for part in parts}
 
     assert sets("subgroup", 1) == sets("dcc") == {frozenset({0, 1, 2})}
     assert sets("subgroup", 3) == sets("dc") == {frozenset({c}) for c in range(3)}
-    padded = parts_of(Settings(method="subgroup", groups=2), data)
+    padded = METHODS["subgroup"].parts(data, 2)
     assert sorted(padded[padded >= 0]) == [0, 1, 2]
     assert (padded < 0).sum() == 1
     # what pads a part counts nothing: a class taken twice, at half its weight, does the same
     settings = Settings(method="subgroup", network=DENSE, per_class=2, real_batch=12, groups=2)
-    step = Step(begin(DENSE, 3, data.shape), data.reals(), jax.random.key(5))
-    run = jax.jit(lambda parts: loss_and_gradient(settings, parts, made, step))
+    step = step_of(settings, begin(DENSE, 3, data.shape), data.reals(), jax.random.key(5))
+    run = jax.jit(lambda parts: settings.rule.loss_and_gradient(parts, made, step))
     twice = np.where(padded < 0, padded.max(1, keepdims=True), padded)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), run(padded), run(twice))
     with pytest.raises(UsageError, match="4 groups"):
-        parts_of(Settings(method="subgroup", groups=4), data)
+        METHODS["subgroup"].parts(data, 4)
 
 
 def test_a_loop_and_a_vectorised_axis_do_the_same():

@@ -6,13 +6,11 @@ Source: Zhao and Bilen 2023, "Dataset condensation with distribution matching".
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ..layers import Params
 from ..matching import Part
 from ..networks import Network
-from ..pool import Pool
 from .method import CondensationMethod
 
 
@@ -20,9 +18,6 @@ class DM(CondensationMethod):
     """Every class is its own part; its loss is ‖Σ w f(real) - Σ w f(synthetic)‖²."""
 
     name, trains = "dm", False
-
-    def parts(self, pool: Pool, groups: int = 1) -> Int[np.ndarray, "g m"]:
-        return np.arange(pool.classes)[:, None]
 
     def loss(self, network: Network, params: Params, part: Part) -> Float[Array, ""]:
         def mean(x: Array, weight: Array) -> Array:

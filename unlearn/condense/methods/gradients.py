@@ -13,7 +13,7 @@ from ..layers import Params
 from ..matching import Part, gradient_matching
 from ..networks import Network
 from ..pool import Pool
-from .method import CondensationMethod
+from .method import CondensationMethod, all_classes
 
 
 class DC(CondensationMethod):
@@ -23,9 +23,6 @@ class DC(CondensationMethod):
 
     def loss(self, network: Network, params: Params, part: Part) -> Float[Array, ""]:
         return gradient_matching(network, params, part)
-
-    def parts(self, pool: Pool, groups: int = 1) -> Int[np.ndarray, "g m"]:
-        return np.arange(pool.classes)[:, None]
 
 
 class DSA(DC):
@@ -41,7 +38,7 @@ class DCC(DC):
     name = "dcc"
 
     def parts(self, pool: Pool, groups: int = 1) -> Int[np.ndarray, "g m"]:
-        return np.arange(pool.classes)[None]
+        return all_classes(pool.classes)
 
 
 class DSAC(DCC):

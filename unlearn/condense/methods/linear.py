@@ -12,7 +12,7 @@ from ..layers import Params, dense
 from ..matching import Part
 from ..networks import Network
 from ..pool import Pool
-from .method import CondensationMethod
+from .method import CondensationMethod, all_classes
 
 
 class LGM(CondensationMethod):
@@ -23,7 +23,7 @@ class LGM(CondensationMethod):
     name, trains, augmented = "lgm", False, True
 
     def parts(self, pool: Pool, groups: int = 1) -> Int[np.ndarray, "g m"]:
-        return np.arange(pool.classes)[None]
+        return all_classes(pool.classes)
 
     def loss(self, network: Network, params: Params, part: Part) -> Float[Array, ""]:
         classes, size = part.labels.shape[-1], part.real_weight.shape[1]
