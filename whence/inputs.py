@@ -58,7 +58,7 @@ def load_model(
         )
     from .pretrained import pretrained
 
-    return pretrained(name, loading)
+    return pretrained(name, loading, quiet=quiet)
 
 
 def load_data(

@@ -76,7 +76,7 @@ class Loading:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of the data's columns, where they are others than the names that are read here."""
+    """Names of the data's columns, if they are not the usual ones."""
 
     text_column: str | None = None
     """Column of the text; the first of text, content, document by default."""

@@ -187,6 +187,11 @@ def test_plan_and_report(capsys, tmp_path) -> None:
     page = tmp_path / "page.html"
     assert main(["attrib", "report", "--first", "1", "--quiet", "--out", str(page)]) == 0
     assert "<html" in page.read_text()
+    table = tmp_path / "probe.csv"
+    for out, end in ([], f"{tmp_path}; --out FILE writes a file"), (["--out", str(table)], f"written: {table}"):
+        assert main(["attrib", "probe", "--probes", "layers", "--queries", "1", "--limit", "8", "--quiet", *out]) == 0
+        assert capsys.readouterr().out.splitlines()[-1].endswith(end)
+    assert pandas.read_csv(table)["probe"].tolist() == ["layers"]
 
 
 def test_wrong_usage(capsys, tmp_path) -> None:
@@ -245,6 +250,9 @@ def test_probabilities_and_impossible_predictions_are_shown(loaded) -> None:
     assert [line.get("impossible") for line in entries[0]["helpful"]] == [True, None]
     text = lists_text(entries)
     assert text.count("IMPOSSIBLE") == 1
+    found = [[line["id"] for line in entry[name]] for entry in entries for name in ("helpful", "harmful")]
+    ids = corpus.train.ids[:3].tolist()
+    assert found == [[ids[0], ids[2]], [ids[1]], [ids[2], ids[1]], []]  # by sign: no example is in both lists
     assert "(log-probability -0.25 nats)" in text
 
 

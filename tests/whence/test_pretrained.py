@@ -55,6 +55,13 @@ def own_code(folder: Path) -> None:
     (folder / "code.py").write_text(f"import os; os.mkdir({str(folder / 'ran')!r})")
 
 
+def test_a_quiet_command_shows_no_bar_of_another_library(folder: Path, capfd, monkeypatch) -> None:
+    monkeypatch.delenv("WHENCE_QUIET", raising=False)
+    for quiet in (False, True, False):  # the libraries' own setting is as before afterwards
+        load_model(str(folder), quiet=quiet)
+        assert ("Loading weights" in capfd.readouterr().err) is not quiet
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "lacks a tensor": (lambda f: with_tensors(f, lambda t: t.pop(ONE)), f"has no {ONE}"),
     "a tensor of another shape": (lambda f: with_tensors(f, lambda t: t.update({ONE: torch.ones(2, 3)})), ONE),

@@ -20,6 +20,8 @@ import numpy as np
 
 from whence.cache.jobs.progress import say
 
+from ._shared import place_of
+
 if TYPE_CHECKING:
     import xarray
 
@@ -100,8 +102,7 @@ class Answered:
     @property
     def kept(self) -> str:
         """Where the result is, as the last line says."""
-        out = getattr(self, "out", None)
-        return f"written: {out}" if out is not None else f"stored in {self.open_store().root}; --out FILE writes a file"
+        return place_of(self, "stored in")
 
     def precheck(self) -> None:
         """An answer that is stored was checked when it was computed."""

@@ -110,13 +110,13 @@ class Query(Answered, QueryOptions, Compressed, Job, Printed):
     """
 
     candidates: Count = CANDIDATES
-    """Found by the index for each query."""
+    """Candidates that the index finds for each query."""
     top: Count = 10
-    """Listed."""
+    """Candidates that are listed."""
     rerank: bool = True
-    """Score the candidates exactly; --no-rerank lists them by the scores of the index."""
+    """Do not score the candidates exactly: list them by the scores of the index."""
     check: bool = False
-    """Score everything as well, and report recall@10 of the index alone and after the rerank."""
+    """Score everything as well, and report recall@10 of the index alone and after reranking."""
     out: Path | None = None
     """Write the lists: .csv, .parquet or .json."""
 

@@ -27,7 +27,7 @@ class Report(Answered, QueryOptions, Job):
     top: int = 8
     """Passages shown that raise a query's log-probability."""
     bottom: int = 3
-    """Passages shown that lower it."""
+    """Passages shown that lower a query's log-probability."""
 
     def answer(self) -> Answer:
         from whence.attrib.reporting import checks, coverage, report

@@ -16,8 +16,8 @@ from ._shared import Printed
 class Select(QueryOptions, Job, Printed):
     """Choose the training examples that serve the queries, and write their ids.
 
-    top: highest mean influence over the queries. bids: one at a time, the example that adds most to the query that is
-    served worst so far. dsir: sampled by how well its n-grams match the queries' text; needs no gradient. color: those
+    top: highest mean influence over the queries. bids: one at a time, the example that adds most to the query that has
+    gained least so far. dsir: sampled by how well its n-grams match the queries' text; needs no gradient. color: those
     whose loss falls most if a copy of the model trains on the queries; needs no gradient of theirs.
 
     Example:

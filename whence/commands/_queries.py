@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ._shared import Loaded
 
 PAIR = ("prompt", "completion")
+SIGNS = {"helpful": 1, "harmful": -1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +99,14 @@ def lists(
     titled: Titled, queries: list[dict[str, Any]], best: dict[str, tuple[np.ndarray, ...]]
 ) -> list[dict[str, Any]]:
     """Queries (`entries_of`) with their lists: name -> (ids [q k], values [q k], whether they are impossible [q k] if
-    known)."""
+    known). What helps is above 0 and what harms is below, so no example is in both lists."""
     entries = []
     for row, query in enumerate(queries):
         found: dict[str, Any] = {}
         for name, (ids, values, *marks) in best.items():
             found[name] = []
             for place, (identity, value) in enumerate(zip(ids[row], values[row])):
-                if np.isfinite(value):
+                if np.isfinite(value) and SIGNS[name] * value > 0:
                     line = titled.line(int(identity), float(value))
                     found[name].append(line | ({"impossible": True} if marks and marks[0][row, place] else {}))
         entries.append(query | found)

@@ -27,7 +27,7 @@ class Document(ModelOptions, Printed):
     """Remove a document from a language model by fine-tuning all weights, or low-rank updates, or a model's adapters.
 
     By default EK-FAC predicts the logits of a model trained without it, and fine-tuning matches them (dmm). The
-    direction of the prediction is reliable, its size is not, so `--scale` must come from requests with known outcome:
+    direction of the prediction is more reliable than its size, so `--scale` must come from requests with known outcome:
     `--pilots` names other documents, retrains without them and chooses the scale (embedded models only, whose training
     is known; retrained models are stored). For your own model, compare with retrainings of your own. Other methods
     (npo, simnpo, undial, rmu, grad-diff) have no target: how far they go depends on `--steps` and `--rate`.
@@ -111,7 +111,7 @@ class Document(ModelOptions, Printed):
             buffers = {name: b for name, b in forgot.named_buffers() if name in forgot.state_dict()}
             _save(self.out, named_parameters(forgot) | buffers, done.log.to_json())
         else:
-            save_pretrained(self.out, self.model, self, trained.model, forgot)
+            save_pretrained(self.out, self.model, self, trained.model, forgot, quiet=self.quiet)
         if self.out.suffix != ".safetensors":
             (self.out / "deletion_log.json").write_text(done.log.to_json(), "utf-8")
         facts = {

@@ -58,7 +58,7 @@ class Plan(Job, Printed):
     index: int = 0
     """Plan an index of this width."""
     measure: bool = True
-    """Run a small batch to estimate the time; --no-measure skips it, and the time."""
+    """Do not run a batch of the model; no time is estimated then."""
 
     def run(self) -> None:
         from whence.attrib.plan import make_plan, refuse

@@ -212,7 +212,7 @@ class Evaluate(Source, Tabled):
     ks: tuple[Count, ...] = ()
     """Numbers of steps for a sparsity curve."""
     loss: bool = True
-    """Also run the model on the reconstruction; --no-loss evaluates the activations only."""
+    """Do not run the model on the reconstruction: evaluate the activations only."""
 
     def run(self) -> None:
         import numpy as np
