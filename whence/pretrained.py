@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from whence.cache import ModelError, UsageError
-from whence.cache.jobs.progress import say
+from whence.cache.jobs.progress import redraws, say
 from whence.cache.model.names import own_parameters
 from whence.cache.model.stateless import named_parameters
 
@@ -157,6 +157,8 @@ def _files(name: str, allow_pickle: bool) -> tuple[str, str | None]:
             raise ModelError(f"There is no file {name}.", "Give the path of a GGUF file.")
         _needs("gguf", f"{name} is a GGUF file, which the package gguf reads.")
         return str(path.parent), path.name
+    if path.is_file():
+        raise ModelError(f"{name} is a file.", f"Give its folder, {path.parent}.")
     if path.is_dir():
         if not any(file for pattern in TOKENIZER_FILES for file in path.glob(pattern)):
             raise ModelError(f"The folder {name} has no tokenizer.", WRITE)
@@ -256,10 +258,10 @@ def _few(keys: list[str]) -> str:
 
 @contextlib.contextmanager
 def _bars(shown: bool) -> Iterator[None]:
-    """The progress bars of transformers and of the hub, or none of them. As before at the end."""
+    """The progress bars of transformers and of the hub, or none of them and none in a log. As before at the end."""
     from transformers.utils import logging
 
-    before = logging.is_progress_bar_enabled()
+    before, shown = logging.is_progress_bar_enabled(), shown and redraws()
     if not shown:
         logging.disable_progress_bar()
     try:

@@ -12,7 +12,7 @@ from whence.options import Count
 
 from ._answers import Answer, Answered
 from ._attrib_job import Attribution, Job
-from ._queries import QueryOptions, entry_of, line_text, logprob_of
+from ._queries import QueryOptions, check_ending, entry_of, line_text, logprob_of
 from ._shared import Printed
 
 HEADS = {
@@ -42,6 +42,10 @@ class Tokens(Answered, QueryOptions, Job, Printed):
     """Tokens listed of each."""
     out: Path | None = None
     """Write the passages, shaded, as an HTML page; or the listed tokens as .csv, .parquet or .json."""
+
+    def precheck(self) -> None:
+        check_ending(self.out, (".html", *ENDINGS))
+        super().precheck()
 
     def answer(self) -> Answer:
         from whence import attrib

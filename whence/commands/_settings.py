@@ -41,7 +41,7 @@ def split_settings(kind: type, texts: Sequence[str]) -> list[tuple[str, str, str
         name, _, inner = name.strip().replace("-", "_").partition(".")
         if name not in own:
             cure = did_you_mean(name, own, "Its settings are")
-            raise UsageError(f"--set: {called(kind)} has no setting {text!r}.", cure)
+            raise UsageError(f"--set: {called(kind)} has no setting {name!r}.", cure)
         if not equals:
             raise UsageError(f"--set: {name} has no value.", f"Write {name}=VALUE.")
         found.append((name, inner, value))
