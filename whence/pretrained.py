@@ -128,14 +128,23 @@ def _own_tensors(original: nn.Module, changed: nn.Module) -> dict[str, torch.Ten
     parameter of its own (queries, keys and values of a joint map), the changed part is written into the matrix."""
     before, names = named_parameters(original), own_parameters(original)
     after: dict[str, torch.Tensor] = {n: p.detach().cpu().clone() for n, p in named_parameters(changed).items()}
-    for whole, matrix in before.items():
-        parts = [n for n, p in before.items() if p.numel() < matrix.numel() and _inside(p, matrix)]
-        after[whole] = after[whole].contiguous()
-        for part in parts:
-            own = before[part]
-            place = own.storage_offset() - matrix.storage_offset()
-            after[whole].as_strided(own.shape, own.stride(), place).copy_(after[part])
+    for part, whole in parts_of(original).items():
+        own, after[whole] = before[part], after[whole].contiguous()
+        place = own.storage_offset() - before[whole].storage_offset()
+        after[whole].as_strided(own.shape, own.stride(), place).copy_(after[part])
     return {names.get(name, name): value for name, value in after.items()}
+
+
+def parts_of(model: nn.Module) -> dict[str, str]:
+    """Parameters that are a part of a larger one in memory -> that one: of GPT-2 in a bridge, queries, keys and values
+    of their joint map."""
+    own = named_parameters(model)
+    return {
+        part: whole
+        for whole, matrix in own.items()
+        for part, p in own.items()
+        if p.numel() < matrix.numel() and _inside(p, matrix)
+    }
 
 
 def _inside(part: torch.Tensor, whole: torch.Tensor) -> bool:

@@ -148,7 +148,7 @@ class Sites(Sequence[Site]):
     @property
     def summary(self) -> str:
         text = f"{len(self)} sites cover {self.covered:,} of {self.total:,} parameters ({self.coverage:.1%})"
-        return text + (f"; {len(self.left_out)} parameters left out" if self.left_out else "") + self.note
+        return text + (f"; {len(self.left_out)} tensors of parameters left out" if self.left_out else "") + self.note
 
     def _repr_html_(self) -> str:
         rows = [(s.name, s.kind, f"{s.shape[0]} × {s.shape[1]}", s.count) for s in self.sites]

@@ -49,11 +49,11 @@ class Plan:
         left = self.outer - self.done
         before = f"; {self.done} of {self.outer} are in the store" if self.done else ""
         lines = [f"{left} outer steps: about {duration(self.seconds)} on this machine{before}"]
-        lines.append(f"  compiling            {duration(self.compiling)}, once")
+        lines.append(f"  compiling, once: {duration(self.compiling)}")
         if self.warm:
-            lines.append(f"  {self.warm:5} class by class {duration(self.warm_step)} each")
+            lines.append(f"  {self.warm} steps that match class by class: {self.warm_step:.2g} s each")
         if left > self.warm:
-            lines.append(f"  {left - self.warm:5} of the method   {duration(self.step)} each")
+            lines.append(f"  {left - self.warm} steps of the method: {self.step:.2g} s each")
         return "\n".join(lines)
 
 

@@ -147,24 +147,30 @@ class Probe(ModelOptions, Tabled):
         trained = loaded.trained.replace(train=train, quiet=self.quiet or self.json)
         factors = EKFAC().fit(trained)
         found: dict[str, object] = {}
+        rows: list[dict[str, object]] = []
         if {"tail", "layers"} & set(self.probes):
             scores = factors.score(queries, per_site=True)
             if "tail" in self.probes:
                 whole = scores.sum("site").values
-                found["tail"] = {q: str(power_law(row)) for q, row in zip(_titles(queries), whole)}
+                tails = {q: power_law(row) for q, row in zip(_titles(queries), whole)}
+                found["tail"] = {q: str(tail) for q, tail in tails.items()}
+                rows += [{"probe": "tail", "of": q, **tail._asdict()} for q, tail in tails.items()]
             if "layers" in self.probes:
                 parts = by_layer(scores).mean("query")
-                found["layers"] = {str(k): round(float(v), 4) for k, v in zip(parts["layer"].values, parts.values)}
+                shares = {str(k): round(float(v), 4) for k, v in zip(parts["layer"].values, parts.values)}
+                found["layers"] = shares
+                rows += [{"probe": "layers", "of": k, "value": v} for k, v in shares.items()]
         if "wordorder" in self.probes:
             forms = word_order(factors, words.encode, fictional_facts()).mean("fact")
-            found["wordorder"] = {str(k): float(f"{v:.3g}") for k, v in zip(forms["form"].values, forms.values)}
+            orders = {str(k): float(f"{v:.3g}") for k, v in zip(forms["form"].values, forms.values)}
+            found["wordorder"] = orders
+            rows += [{"probe": "wordorder", "of": k, "value": v} for k, v in orders.items()]
         if "errors" in self.probes:
             found["errors"] = str(error_bars(EKFAC(), trained, queries))
-        lines, rows = [], list[dict[str, object]]()
+        lines = []
         for name, values in found.items():
             pairs = list(values.items()) if isinstance(values, dict) else [("", values)]
             lines += [name, *(f"  {key}: {value}" if key else f"  {value}" for key, value in pairs)]
-            rows += [{"probe": name, "of": key, "value": str(value)} for key, value in pairs]
         self.show_table(found, "\n".join(lines), rows)
 
 

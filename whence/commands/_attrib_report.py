@@ -35,7 +35,7 @@ class Report(Answered, QueryOptions, Job):
 
         loaded = self.load()
         queries = self.read_queries(loaded)
-        scores = loaded.factors.score(queries)  # read from the store if `attrib score` has computed them
+        scores = loaded.factors.score(queries, loaded.train)  # read from the store if `attrib score` has computed them
         seen = loaded.train.select(shown_passages(scores, self.top, self.bottom))
         split = loaded.factors.score(queries, seen, per_site=True)
         tokens = loaded.factors.token_scores(queries, seen)

@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from whence.cache.display.files import ENDINGS, save_table
 from whence.cache.display.pages import page, write_page
-from whence.options import Count
+from whence.options import Count, ending
 
 from ._answers import Answer, Answered
 from ._attrib_job import Attribution, Job
-from ._queries import QueryOptions, check_ending, entry_of, line_text, logprob_of
+from ._queries import QueryOptions, entry_of, line_text, logprob_of
 from ._shared import Printed
 
 HEADS = {
@@ -40,19 +40,15 @@ class Tokens(Answered, QueryOptions, Job, Printed):
     """Examples of each query."""
     strongest: int = 6
     """Tokens listed of each."""
-    out: Path | None = None
+    out: Annotated[Path, ending(".html", *ENDINGS)] | None = None
     """Write the passages, shaded, as an HTML page; or the listed tokens as .csv, .parquet or .json."""
-
-    def precheck(self) -> None:
-        check_ending(self.out, (".html", *ENDINGS))
-        super().precheck()
 
     def answer(self) -> Answer:
         from whence import attrib
 
         loaded = self.load()
         queries = self.read_queries(loaded)
-        scores = loaded.factors.score(queries)  # read from the store if `attrib score` has computed them
+        scores = loaded.factors.score(queries, loaded.train)  # read from the store if `attrib score` has computed them
         best = scores["train"].values[np.argsort(-scores.values, axis=1, kind="stable")[:, : self.top]]
         entries: list[dict[str, Any]] = []
         pages: list[Any] = []

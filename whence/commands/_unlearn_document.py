@@ -1,5 +1,6 @@
 """`whence unlearn document`: one language model forgets a document, without retraining."""
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,8 @@ class Document(ModelOptions, Printed):
     rank: int = 0
     """Train low-rank updates of this rank of all linear maps but the output layer; 0 trains every weight."""
     adapters: bool = False
-    """With --rank: write the updates alone, as adapters (PEFT) that go on the model."""
+    """With --rank: write the updates alone, as adapters (PEFT) that go on the model. Parts of a joint map (GPT-2's
+    queries, keys and values) then stay as they are."""
     epochs: Count = 12
     """Epochs of the training, which compute is compared with."""
     out: Path = Path("out/forgot.safetensors")
@@ -144,10 +146,15 @@ class _Forgetting:
 
     def replicas(self) -> "Replicas":
         from whence.cache.retrain.replicas import Replicas
+        from whence.pretrained import parts_of
         from whence.unlearn import lora
 
         model = self.trained.model
-        return lora(model, self.job.rank, layers=INNER) if self.job.rank else Replicas.of([model])
+        if not self.job.rank:
+            return Replicas.of([model])
+        parts = {name.rpartition(".")[0] for name in parts_of(model)} if self.job.adapters else set()
+        left = "|".join(re.escape(name) for name in sorted(parts))
+        return lora(model, self.job.rank, layers=f"^(?!({left})$){INNER[1:]}" if parts else INNER)
 
     def request(self, document: str) -> "UnlearningRequest":
         from whence.cache.retrain.recipe import AdamW, Recipe

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import tyro
 
 from whence.cache.errors import UsageError
@@ -12,7 +13,7 @@ from whence.files import labelled_arrays
 from whence.options import Count, Device, Positive
 
 from ._settings import methods_command, registered, with_settings
-from ._shared import Printed, Stored
+from ._shared import Printed, Stored, Tabled
 
 if TYPE_CHECKING:
     from whence.unlearn.condense import Pool, Settings
@@ -129,7 +130,7 @@ class Run(Condensing):
 
 
 @dataclass(frozen=True)
-class Evaluate(Printed):
+class Evaluate(Tabled):
     """Train networks from scratch on condensed sets, and on as many real examples, and test them.
 
     The mean accuracy is written to the card of each set.
@@ -193,7 +194,11 @@ class Evaluate(Printed):
                 found = robust_scores(one, train, test, first, training, networks=min(self.count, 5))
                 lines.append(f"{name:{wide}}  LRS {found.lrs:.1f}  ARS {found.ars:.1f}")
         plain = {n: {net: found.values.tolist() for net, found in row.items()} for n, row in table.items()}
-        self.show(plain, "\n".join(lines))
+        rows = [
+            {"set": name, "network": net, "run": run, "accuracy": value}
+            for name, row in plain.items() for net, runs in row.items() for run, value in enumerate(np.ravel(runs))
+        ]  # fmt: skip
+        self.show_table(plain, "\n".join(lines), rows)
 
 
 @dataclass(frozen=True)
