@@ -145,8 +145,9 @@ class Answered:
             named = {name: _contents(name, options.pop(name), revision) for name in FILES if options.get(name)}
         except (OSError, ValueError, LookupError):
             return None
+        group = type(self).__module__.rpartition(".")[2].strip("_").partition("_")[0]
         return {
-            "what": f"answer of {type(self).__module__.rpartition('.')[2].strip('_').split('_')[0]} {type(self).__name__.lower()}",
+            "what": f"answer of {group} {type(self).__name__.lower()}",
             "options": {name: _plain(value) for name, value in options.items()},
             "files": named,
             "code": code(),
