@@ -48,7 +48,12 @@ ERRORS = [
     ("unlearn run --set stpes=3", 2, "dmm has no setting", "Its settings are"),
     ("unlearn run --forget random:many", 2, "names no forget set", "random:20"),
     (f"unlearn document {MODEL} --document 3", 2, "not calibrated", "--scale"),
-    (f"unlearn document {MODEL} --document 77 --scale 1", 1, "No training example has the document 77", "for example"),
+    (
+        f"unlearn document {MODEL} --document 77 --scale 1",
+        1,
+        "No training example has the document 77",
+        "Near names: 7",
+    ),
     ("condense run --data x.npz", 1, "x.npz has no array x_train", "y_test"),
     ("run none.toml", 2, "Cannot read none.toml", "Give the path"),
     ("run job.toml", 2, "unknown key 'modle'", "Did you mean 'model'?"),
