@@ -89,7 +89,7 @@ def plot_tail(scores: "xarray.DataArray", queries: int = 4, ax: "Axes | None" = 
 
 
 def plot_sites(scores: "xarray.DataArray", query: int = 0, ax: "Axes | None" = None) -> "Axes":
-    """Where in the model a query's positive influence sits: the sum over the examples that help, one bar per site.
+    """A query's positive influence by layer: the sum over the examples that help, one bar per site.
     Returns the axes. Raises DataError for scores that are not per site."""
     if "site" not in scores.dims:
         raise DataError("These scores are summed over sites.", "Score with per_site=True.")

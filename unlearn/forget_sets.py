@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from whence.cache import DataError, Examples
+from whence.cache.errors import near_names
 
 from .datamodels.regression import Regression
 
@@ -84,7 +85,7 @@ def document(train: Examples, title: str | int | Sequence[str | int], column: st
     if not rows:
         raise DataError(
             f"No training example has the {column} {', '.join(sorted(map(str, titles)))}.",
-            f"There are, for example, {', '.join(sorted(set(map(str, train.about[column])))[:5])}.",
+            near_names(str(next(iter(titles))), sorted(set(map(str, train.about[column])))),
         )
     return np.sort(train.ids[rows])
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whence.cache import ModelError
+from whence.cache.model.layers import TransposedLinear
 from whence.cache.model.names import own_parameters
 from whence.cache.model.stateless import copied, named_parameters
 from whence.cache.retrain.replicas import Replicas
@@ -34,6 +35,19 @@ class LowRank(nn.Linear):
         return self.weight + self.scale * (self.b @ self.a)
 
 
+class LowRankConv1D(LowRank):
+    """The same of transformers' `Conv1D`, whose weight is [in out]."""
+
+    plain: type[nn.Module]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.whole.T, self.bias)
+
+    @property
+    def whole(self) -> Tensor:
+        return self.weight + self.scale * (self.b @ self.a).T
+
+
 def lora(
     model: nn.Module | Replicas, rank: int = 8, alpha: float = 16.0, layers: str = ".*", seed: int = 0
 ) -> Replicas:
@@ -50,7 +64,9 @@ def _lowered(model: nn.Module, rank: int, alpha: float, layers: str, seed: int) 
     found = [
         module
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and re.search(layers, name) and min(module.weight.shape) > rank
+        if (type(module) is nn.Linear or TransposedLinear().matches(module))
+        and re.search(layers, name)
+        and min(module.weight.shape) > rank
     ]
     if not found:
         raise ModelError(
@@ -58,11 +74,14 @@ def _lowered(model: nn.Module, rank: int, alpha: float, layers: str, seed: int) 
             "Name layers of the model, or use full fine-tuning (Replicas.of([model])).",
         )
     for module in found:
+        if type(module) is not nn.Linear:
+            width, out = module.weight.shape
+            vars(module).update(plain=type(module), in_features=width, out_features=out)
         bound = 1 / math.sqrt(module.in_features)
         drawn = torch.rand(rank, module.in_features, generator=generator)  # on the host: the same on every device
         module.register_parameter("a", _parameter(drawn.to(module.weight), bound))
         module.register_parameter("b", _parameter(module.weight.new_zeros(module.out_features, rank), 0.0))
-        module.__class__ = LowRank
+        module.__class__ = LowRankConv1D if "plain" in vars(module) else LowRank
         vars(module)["scale"] = alpha / rank
     added = {id(p) for module in found for p in (module.a, module.b)}
     return {name for name, p in named_parameters(model).items() if id(p) in added}
@@ -81,7 +100,7 @@ def merge(model: nn.Module) -> nn.Module:
             with torch.no_grad():
                 module.weight.copy_(module.whole)
             del module.a, module.b, module.scale
-            module.__class__ = nn.Linear  # type: ignore[assignment]
+            module.__class__ = vars(module).pop("plain", nn.Linear)
     return out
 
 
@@ -109,7 +128,7 @@ def save_adapters(folder: Path, model: nn.Module, base: str) -> None:
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
         "lora_alpha": scale * rank, "lora_dropout": 0.0, "bias": "none", "target_modules": sorted(found),
-        "inference_mode": True,
+        "inference_mode": True, "fan_in_fan_out": any(isinstance(one, LowRankConv1D) for one in found.values()),
     }  # fmt: skip
     tensors = {}
     for name, module in found.items():

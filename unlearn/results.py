@@ -161,6 +161,16 @@ def _statistics(summary: Summary) -> dict[str, float]:
     return dict(zip(STATISTICS, found))
 
 
+def to_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """One flat mapping a method: `forget_p95` and so on in nats, then compute and companions."""
+    rows = []
+    for row in evaluation.rows:
+        klom = {f"{part}_{name}": value for part in PARTS for name, value in _statistics(row.klom[part]).items()}
+        own = {name: value for name, value in row._asdict().items() if name not in ("method", "klom")}
+        rows.append({"method": row.method, **klom, **own})
+    return rows
+
+
 def to_json(evaluation: Evaluation) -> str:
     """The whole evaluation, to be read back by `from_json`."""
     rows = [row._asdict() | {"klom": {part: _statistics(s) for part, s in row.klom.items()}} for row in evaluation.rows]

@@ -210,7 +210,7 @@ class _Steps:
             f"Python language reference {plan.training.epochs} times: {len(corpus.train):,} passages, "
             f"{corpus.tokens:,} tokens. "
             f"Given the beginnings of {len(queries)} sentences, it continued with the coloured words. Below each are "
-            "the passages that taught it those words, and those that speak for others."
+            "the passages that raise the probability of these words most, and those that lower it."
         )
         return report(
             scores,

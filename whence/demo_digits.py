@@ -115,7 +115,7 @@ def condensed(plan: CondensingPlan, store: Store, device: str = "cpu") -> dict[s
     test = Pool.of(_images(data.queries), pool.classes, pool.scaling)
     seeds = tuple(range(plan.sets))
     sets: dict[str, list[Pool] | list[Condensed]] = {
-        "drawn at random": [select(pool, "random", plan.per_class, seed) for seed in seeds],
+        "chosen at random": [select(pool, "random", plan.per_class, seed) for seed in seeds],
         "chosen by herding": [select(pool, "herding", plan.per_class)],
         "chosen by influence": [
             select(pool, "influence", plan.per_class, scores=_influence(train, queried, store, device))

@@ -18,8 +18,9 @@ import tyro
 
 COMMON = (
     "model", "models", "data", "sites", "at", "prompt", "completion", "queries", "method", "methods", "set", "document",
-    "forget", "scale", "network", "builder", "size", "k", "per_class", "outer", "top", "out", "device", "store", "json",
+    "forget", "scale", "network", "builder", "size", "k", "per_class", "outer", "top", "out",
 )  # fmt: skip
+LAST = ("device", "store", "json")  # of the common options
 FEW = 8  # options of a command's own that are all common
 POSITIONAL = typing.get_args(tyro.conf.Positional[str])[1]
 
@@ -38,8 +39,8 @@ def help_screen(command: type[Any], program: str, width: int | None = None) -> s
     hints = typing.get_type_hints(command, include_extras=True)
     first = [name for name in fields if POSITIONAL in typing.get_args(hints[name])]
     own = [name for name in fields if owner[name] is command and name not in first]
-    common = [*first, *(n for n in own if len(own) <= FEW and n not in COMMON)]
-    common += [name for name in COMMON if name in fields and name not in common]
+    few = [n for n in own if len(own) <= FEW and n not in (*COMMON, *LAST)]
+    common = [*first, *(n for n in (*COMMON, *few, *LAST) if n in fields and n not in first)]
     usage = " ".join([f"usage: {program}", *(_called(n, hints[n], first, fields[n]) for n in first), "[options]"])
     lines = [usage, "", *_prose(inspect.cleandoc(command.__doc__ or ""), width)]
     sections = {"Common options" if len(common) < len(fields) else "Options": common}
@@ -52,7 +53,7 @@ def help_screen(command: type[Any], program: str, width: int | None = None) -> s
             flag = _called(name, hints[name], first, fields[name])
             text = " ".join(texts.get(name, "").split()) + _default(fields[name])
             head = f"  {flag.ljust(24)}"
-            if len(flag) > 24:
+            if len(flag) > 23:
                 lines.append(f"  {flag}")
                 head = " " * 26
             lines += textwrap.wrap(text, width, initial_indent=head, subsequent_indent=" " * 26) or [head.rstrip()]

@@ -58,7 +58,7 @@ def load_model(
         )
     from .pretrained import pretrained
 
-    return pretrained(name, loading)
+    return pretrained(name, loading, quiet=quiet)
 
 
 def load_data(
@@ -85,7 +85,7 @@ def load_data(
         raise UsageError(
             f"The model reads at most {context} tokens, not {length}.", f"Give --length {context} or less."
         )
-    most = length or min(LENGTH, context or LENGTH)
+    most = longest(length, context)
     if context is not None and context < LENGTH and length is None:
         say(f"The model reads at most {context} tokens: longer texts are cut there.")
     if name not in CORPORA:
@@ -98,6 +98,11 @@ def load_data(
     if vocabulary is not corpus.vocabulary or corpus.train.lengths.max() > most:
         return rewritten(corpus, vocabulary, most)
     return corpus
+
+
+def longest(length: int | None, context: int | None) -> int:
+    """Most tokens of an example: as given, else 128, or fewer if the model reads fewer."""
+    return length or min(LENGTH, context or LENGTH)
 
 
 def rewritten(corpus: Corpus, vocabulary: Vocabulary, length: int) -> Corpus:

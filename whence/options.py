@@ -9,8 +9,10 @@ import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from whence.cache.display.files import ENDINGS
 from whence.cache.errors import UsageError
 
 SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -30,6 +32,11 @@ def amount(text: str, units: Mapping[str, int]) -> float | None:
     plain = re.sub(r"(?<=[a-z])i?b$|b$", "", text.strip().lower()) if units is SIZES else text.lower()
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?(?:e[0-9]{1,2})?)\s*([a-z]*)\s*", plain)
     return float(found[1]) * units[found[2]] if found and found[2] in units else None
+
+
+def ending(*endings: str) -> Allowed:
+    """Names of files with one of these endings: what cannot be written is refused before the work."""
+    return Allowed(lambda path: path.suffix in endings, f"a name that ends in {', '.join(endings)}")
 
 
 def _is_cluster(text: str) -> bool:
@@ -52,6 +59,8 @@ Device = Annotated[
 ]
 
 
+Table = Annotated[Path, ending(*ENDINGS)]
+Array = Annotated[Path, ending(".npz", *ENDINGS)]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
 
@@ -76,7 +85,7 @@ class Loading:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of the data's columns, where they are others than the names that are read here."""
+    """Names of the data's columns, if they are not the usual ones."""
 
     text_column: str | None = None
     """Column of the text; the first of text, content, document by default."""
@@ -115,7 +124,11 @@ def check(command: Any, prefix: str = "") -> None:
             wanted = _wanted(one, rules)
             if wanted:
                 name = f"--{prefix}{field.name}".replace("_", "-")
-                raise UsageError(f"{name} cannot be {one!r}.", f"Give {wanted}.")
+                raise UsageError(f"{name} cannot be {_plain(one)!r}.", f"Give {wanted}.")
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
 
 
 def _wanted(value: Any, rules: list[Allowed]) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from whence.cache import ModelError, UsageError
-from whence.cache.jobs.progress import say
+from whence.cache.jobs.progress import redraws, say
 from whence.cache.model.names import own_parameters
 from whence.cache.model.stateless import named_parameters
 
@@ -34,20 +34,21 @@ NAMES = "Give --out FILE.safetensors: it has the weights by the names that they 
 PICKLE = "Save it as safetensors, or allow the pickle by name (--allow-pickle, Loading(allow_pickle=True))."
 
 
-def pretrained(name: str, loading: Loading | None = None) -> tuple[nn.Module, Vocabulary]:
+def pretrained(name: str, loading: Loading | None = None, *, quiet: bool = False) -> tuple[nn.Module, Vocabulary]:
     """A model in evaluation mode and its vocabulary: a TransformerLens bridge if that library supports the
     architecture, else the model of transformers. Adapters (PEFT) are put on their base; they alone are trained, so they
-    alone are attributed.
+    alone are attributed. quiet: show none of the libraries' progress bars.
 
     Raises ModelError if there is no such model, a file of it is missing or damaged, it needs code of its own, or its
     file lacks tensors; UsageError if a package that reads it is missing.
     """
     loading = loading or Loading()
-    if (Path(name) / ADAPTER).is_file():
-        return _adapted(name, loading)
-    model, vocabulary, stored = _loaded(name, loading)
-    device = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    bridge = _bridge(name, _placed(model, device), vocabulary, device)
+    with _bars(not quiet):
+        if (Path(name) / ADAPTER).is_file():
+            return _adapted(name, loading)
+        model, vocabulary, stored = _loaded(name, loading)
+        device = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        bridge = _bridge(name, _placed(model, device), vocabulary, device)
     if bridge is not None:
         return bridge, vocabulary
     return (model if loading.dtype else model.to(stored)).eval(), vocabulary
@@ -83,7 +84,9 @@ def _loaded(name: str, loading: Loading) -> tuple[Any, Vocabulary, torch.dtype]:
     return model, vocabulary, getattr(config, "dtype", None) or torch.float32
 
 
-def save_pretrained(folder: Path, name: str, loading: Loading, original: nn.Module, changed: nn.Module) -> None:
+def save_pretrained(
+    folder: Path, name: str, loading: Loading, original: nn.Module, changed: nn.Module, *, quiet: bool = False
+) -> None:
     """Write a changed copy of a loaded model, with its tokenizer, as transformers opens it.
 
     Args:
@@ -91,6 +94,7 @@ def save_pretrained(folder: Path, name: str, loading: Loading, original: nn.Modu
         name, loading: what `original` was loaded from, and how.
         original: the model as it was loaded: a bridge may show one matrix of the library as several.
         changed: a copy of it with other weights.
+        quiet: show no progress bars.
 
     Of a model with adapters, which alone are trained, the adapters are written. Raises ModelError if the library's
     model cannot be made equal to the changed one.
@@ -102,7 +106,7 @@ def save_pretrained(folder: Path, name: str, loading: Loading, original: nn.Modu
             config.base_model_name_or_path = str(_base_of(name, loading))
         adapted.save_pretrained(folder)
         return
-    with torch.no_grad():
+    with _bars(not quiet), torch.no_grad():
         plain, vocabulary, _ = _loaded(name, replace(loading, device=None))
         plain.to(next(changed.parameters()).dtype).eval()
         found, ids = _own_tensors(original, changed), torch.arange(1, 9)[None] % len(vocabulary)
@@ -113,10 +117,10 @@ def save_pretrained(folder: Path, name: str, loading: Loading, original: nn.Modu
             parameter.copy_(value)
         want = changed(ids.to(next(changed.parameters()).device))
         want, got = (getattr(out, "logits", out).float().cpu() for out in (want, plain(ids)))
-    if not torch.allclose(want, got, rtol=1e-2, atol=1e-2 * float(want.abs().max())):
-        raise ModelError(f"{name} with the changed weights gives other outputs in transformers than here.", NAMES)
-    plain.save_pretrained(folder)
-    vocabulary.tokenizer.save_pretrained(folder)
+        if not torch.allclose(want, got, rtol=1e-2, atol=1e-2 * float(want.abs().max())):
+            raise ModelError(f"{name} with the changed weights gives other outputs in transformers than here.", NAMES)
+        plain.save_pretrained(folder)
+        vocabulary.tokenizer.save_pretrained(folder)
 
 
 def _own_tensors(original: nn.Module, changed: nn.Module) -> dict[str, torch.Tensor]:
@@ -124,14 +128,23 @@ def _own_tensors(original: nn.Module, changed: nn.Module) -> dict[str, torch.Ten
     parameter of its own (queries, keys and values of a joint map), the changed part is written into the matrix."""
     before, names = named_parameters(original), own_parameters(original)
     after: dict[str, torch.Tensor] = {n: p.detach().cpu().clone() for n, p in named_parameters(changed).items()}
-    for whole, matrix in before.items():
-        parts = [n for n, p in before.items() if p.numel() < matrix.numel() and _inside(p, matrix)]
-        after[whole] = after[whole].contiguous()
-        for part in parts:
-            own = before[part]
-            place = own.storage_offset() - matrix.storage_offset()
-            after[whole].as_strided(own.shape, own.stride(), place).copy_(after[part])
+    for part, whole in parts_of(original).items():
+        own, after[whole] = before[part], after[whole].contiguous()
+        place = own.storage_offset() - before[whole].storage_offset()
+        after[whole].as_strided(own.shape, own.stride(), place).copy_(after[part])
     return {names.get(name, name): value for name, value in after.items()}
+
+
+def parts_of(model: nn.Module) -> dict[str, str]:
+    """Parameters that are a part of a larger one in memory -> that one: of GPT-2 in a bridge, queries, keys and values
+    of their joint map."""
+    own = named_parameters(model)
+    return {
+        part: whole
+        for whole, matrix in own.items()
+        for part, p in own.items()
+        if p.numel() < matrix.numel() and _inside(p, matrix)
+    }
 
 
 def _inside(part: torch.Tensor, whole: torch.Tensor) -> bool:
@@ -153,6 +166,8 @@ def _files(name: str, allow_pickle: bool) -> tuple[str, str | None]:
             raise ModelError(f"There is no file {name}.", "Give the path of a GGUF file.")
         _needs("gguf", f"{name} is a GGUF file, which the package gguf reads.")
         return str(path.parent), path.name
+    if path.is_file():
+        raise ModelError(f"{name} is a file.", f"Give its folder, {path.parent}.")
     if path.is_dir():
         if not any(file for pattern in TOKENIZER_FILES for file in path.glob(pattern)):
             raise ModelError(f"The folder {name} has no tokenizer.", WRITE)
@@ -248,6 +263,21 @@ def _check_complete(name: str, found: dict[str, Any]) -> None:
 
 def _few(keys: list[str]) -> str:
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+
+@contextlib.contextmanager
+def _bars(shown: bool) -> Iterator[None]:
+    """The progress bars of transformers and of the hub, or none of them and none in a log. As before at the end."""
+    from transformers.utils import logging
+
+    before, shown = logging.is_progress_bar_enabled(), shown and redraws()
+    if not shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before and not shown:
+            logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

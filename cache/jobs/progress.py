@@ -32,20 +32,29 @@ def bar(
     On a terminal or in a notebook it redraws ten times a second; if standard error is a file, it writes a line every
     15 seconds. `quiet=True`, or WHENCE_QUIET=1 in the environment, shows nothing. done: steps of an earlier run.
     """
-    interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
+    interactive = redraws()
     return tqdm(
         iterable,
         total=total,
         initial=done,
         desc=desc,
         unit=unit,
-        disable=quiet or os.environ.get("WHENCE_QUIET") == "1",
+        disable=quiet or _silenced(),
         mininterval=0.1 if interactive else LOG_SECONDS,
         delay=0 if interactive else LOG_SECONDS,
         dynamic_ncols=interactive,
         leave=interactive,
         file=None if interactive else _Log(),
     )
+
+
+def redraws() -> bool:
+    """Whether bars can redraw themselves here: in a terminal or a notebook, unless WHENCE_QUIET=1."""
+    return (sys.stderr.isatty() or "ipykernel" in sys.modules) and not _silenced()
+
+
+def _silenced() -> bool:
+    return os.environ.get("WHENCE_QUIET") == "1"
 
 
 class _Log:
@@ -62,7 +71,7 @@ class _Log:
 
 def say(message: str) -> None:
     """Print one line on standard error; WHENCE_QUIET=1 silences it."""
-    if os.environ.get("WHENCE_QUIET") != "1":
+    if not _silenced():
         tqdm.write(message, file=sys.stderr)
 
 

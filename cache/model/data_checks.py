@@ -185,10 +185,14 @@ def _probe(examples: Examples, task: Task, model: nn.Module) -> Tensor:
             return task.logits(model, _batch(examples, [longest], model))  # type: ignore[no-any-return]
     except _BeyondTable as error:
         name, index, size = error.args
+        length = int(examples.lengths[longest])
+        table = f"row {index} of the model's table {name or 'the embedding'}, which has {size}"
         raise DataError(
-            f"The example with id {_ids(examples, [longest])} has {examples.lengths[longest]} positions and needs row "
-            f"{index} of the model's table {name or 'the embedding'}, which has {size}.",
-            "If it is too long, shorten it (--length). If not, its tokens are of another vocabulary.",
+            f"The example with id {_ids(examples, [longest])} has {length} positions"
+            + (f", and the model reads at most {size}." if size <= length else f" and needs {table}."),
+            "Shorten it: data by --length, a query by a shorter prompt or completion."
+            if size <= length
+            else "Its tokens are of another vocabulary: take the tokenizer of the model.",
         ) from None
     except NOT_RUN as error:
         raise _not_run(examples, task, model, longest, error) from error

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from .fingerprint import model_fingerprint
 from .ids import as_ids
 from .runs import FORMAT, MOMENTS, SETTINGS, Averaged, digest_of
 from .stateless import named_parameters, unwrapped
@@ -54,7 +55,7 @@ class Recorder:
         self.steps = 0
         self._saved: list[dict[str, Any]] = []
         by_id = {id(p): name for name, p in named_parameters(self.model).items()}
-        groups = []
+        groups: list[dict[str, Any]] = []
         for group in self.optimiser.param_groups:
             names = [by_id[id(p)] for p in group["params"] if id(p) in by_id]
             groups.append({"names": names, "settings": {n: group[n] for n in SETTINGS if n in group}})
@@ -62,9 +63,11 @@ class Recorder:
             raise UsageError(
                 "The optimiser has no parameter of this model.", "Give the model and the optimiser that trains it."
             )
+        given = {name for group in groups for name in group["names"]}
+        self._trained = given | {name for name, p in named_parameters(self.model).items() if p.requires_grad}
         self._about: dict[str, Any] = {
             "format": FORMAT, "optimiser": type(self.optimiser).__name__, "groups": groups, "averaged": averaged,
-            "clip": clip, "by_row": by_row,
+            "clip": clip, "by_row": by_row, "frozen": self._frozen(),
         }  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         self._lines = (folder / "steps.jsonl").open("w")
@@ -84,7 +87,12 @@ class Recorder:
             self._checkpoint()
 
     def finish(self) -> None:
-        """Write the last checkpoint and close the run."""
+        """Write the last checkpoint and close the run. Raises UsageError if a frozen parameter has changed."""
+        if self._frozen() != self._about["frozen"]:
+            raise UsageError(
+                "Parameters that were frozen when the run began have been changed.",
+                "Give the optimiser all that is trained before the run is recorded.",
+            )
         if not self._saved or self._saved[-1]["step"] != self.steps:
             self._checkpoint()
         self.close()
@@ -96,7 +104,8 @@ class Recorder:
     def _checkpoint(self) -> None:
         tensors: dict[str, Tensor] = {}
         own = dict(named_parameters(self.model))
-        for name, tensor in [*own.items(), *nn.Module.named_buffers(self.model)]:
+        trained = {name: p for name, p in own.items() if name in self._trained}
+        for name, tensor in [*trained.items(), *nn.Module.named_buffers(self.model)]:
             tensors[f"model/{name}"] = tensor.detach().to("cpu", copy=True).contiguous()
         for name, parameter in own.items():
             for kind in MOMENTS.get(self._about["optimiser"], ()):
@@ -106,6 +115,11 @@ class Recorder:
         path = self.folder / f"checkpoint-{self.steps:08d}.safetensors"
         save_file(tensors, path)
         self._saved.append({"step": self.steps, "file": path.name, "digest": digest_of(path)})
+
+    def _frozen(self) -> str:
+        """The fingerprint of the parameters that checkpoints leave out; "" if there is none."""
+        frozen = {name: p for name, p in named_parameters(self.model).items() if name not in self._trained}
+        return model_fingerprint(frozen).hex if frozen else ""
 
     def _write(self, finished: bool) -> None:
         told = self._about | {"steps": self.steps, "checkpoints": self._saved, "finished": finished}

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import DataError, ModelError, UsageError
+from .fingerprint import model_fingerprint
 from .stateless import named_parameters
 
 FORMAT = "whence-run/1"
@@ -77,6 +78,25 @@ class Saved(Checkpointed):
 
 
 @dataclass(frozen=True, eq=False)
+class OnBase(Checkpointed):
+    """A checkpoint of what was trained, such as adapters, completed by the frozen parameters of a model."""
+
+    saved: Checkpointed
+    frozen: Mapping[str, Tensor]
+
+    @property
+    def step(self) -> int:  # type: ignore[override]
+        return self.saved.step
+
+    @property
+    def digest(self) -> str:  # type: ignore[override]
+        return self.saved.digest
+
+    def read(self, kind: str = "model") -> dict[str, Tensor]:
+        return {**(self.frozen if kind == "model" else {}), **self.saved.read(kind)}
+
+
+@dataclass(frozen=True, eq=False)
 class TrainingRun:
     """A recorded run.
 
@@ -92,6 +112,7 @@ class TrainingRun:
             computes it), the examples, each one's loss summed over tokens ("examples"), or "nothing" (a sum).
         clip: largest norm of a gradient, or None.
         by_row: whether `ids` are rows of the training data (`of_data` turns them into ids).
+        frozen: fingerprint of the parameters that were not trained, which checkpoints lack; "" if they have all.
     """
 
     folder: Path | None
@@ -103,6 +124,7 @@ class TrainingRun:
     averaged: Averaged = "targets"
     clip: float | None = None
     by_row: bool = False
+    frozen: str = ""
 
     def __len__(self) -> int:
         return len(self.rates)
@@ -118,11 +140,13 @@ class TrainingRun:
         parts = [json.dumps(told, sort_keys=True), np.ascontiguousarray(self.rates).tobytes().hex()]
         parts += [] if self.ids is None else [np.asarray(each, "<i8").tobytes().hex() for each in self.ids]
         parts += [f"{saved.step} {saved.digest}" for saved in self.checkpoints]
+        parts += [self.frozen] if self.frozen else []
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def of_data(self, model: nn.Module, ids: Int64[np.ndarray, " n"]) -> "TrainingRun":
         """The run of this architecture on the examples with these ids. Raises ModelError if a trained parameter is not
-        the model's, DataError if a step saw an example that is not among them."""
+        the model's, or a frozen one is another than in the run; DataError if a step saw an example that is not among
+        them."""
         own = named_parameters(model)
         strange = [name for group in self.groups for name in group.names if name not in own]
         if strange:
@@ -130,6 +154,23 @@ class TrainingRun:
                 f"The run in {self.folder} trained {strange[0]}, which this model has not.",
                 "Give a model of the architecture that was trained, under the same parameter names.",
             )
+        return self._completed(own)._of_ids(ids)
+
+    def _completed(self, own: Mapping[str, Tensor]) -> "TrainingRun":
+        """With checkpoints of whole models, by these parameters where they were frozen."""
+        if not self.frozen:
+            return self
+        trained = self.checkpoints[0].read()
+        rest = {name: p.detach() for name, p in own.items() if name not in trained}
+        if model_fingerprint(rest).hex != self.frozen:
+            raise ModelError(
+                f"The run in {self.folder} trained {len(trained)} tensors of a model; the frozen ones of this model "
+                "are not those that it trained on.",
+                "Give the model that was trained: adapters on their base, with the base's own weights.",
+            )
+        return replace(self, checkpoints=tuple(OnBase(saved, rest) for saved in self.checkpoints))
+
+    def _of_ids(self, ids: Int64[np.ndarray, " n"]) -> "TrainingRun":
         if self.ids is None or not len(self.ids):
             return replace(self, by_row=False)
         known = np.arange(len(ids)) if self.by_row else ids
@@ -175,7 +216,7 @@ def open_run(folder: str | Path) -> TrainingRun:
         saved = tuple(Saved(c["step"], folder / c["file"], c["digest"]) for c in about["checkpoints"])
         run = TrainingRun(
             folder, about["optimiser"], groups, rates, ids, saved, about["averaged"], about["clip"],
-            about["by_row"],
+            about["by_row"], about.get("frozen", ""),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(folder, f"{type(error).__name__}: {error}") from error

@@ -146,7 +146,7 @@ class Sites(Sequence[Site]):
     @property
     def summary(self) -> str:
         text = f"{len(self)} sites cover {self.covered:,} of {self.total:,} parameters ({self.coverage:.1%})"
-        return text + (f"; {len(self.left_out)} parameters left out" if self.left_out else "") + self.note
+        return text + (f"; {len(self.left_out)} tensors of parameters left out" if self.left_out else "") + self.note
 
     @property
     def lines(self) -> list[tuple[str, str, str, int]]:

@@ -70,6 +70,8 @@ def test_from_a_model_to_a_page(capsys, tmp_path):
     assert (tmp_path / "page.html").stat().st_size == report["bytes"]
     steered = json.loads(run(capsys, "steer", "d", "--prompt", "w1 w2", "--atom", "3", "--tokens", "3", "--json"))
     assert steered["before"]
+    steer = ["steer", "d", "--prompt", "w1 w2", "--tokens", "3", "--quiet", "--out", "steered.csv"]
+    assert run(capsys, *steer).splitlines()[-1] == "written: steered.csv"
 
 
 def test_several_hook_points_transcoders_and_trained_atoms(capsys, tmp_path):
@@ -159,7 +161,9 @@ def test_a_sparsity_curve_and_a_probe(capsys, tmp_path):
     found = json.loads(run(capsys, "probe", "d", "--labels", "labels.json", "--atoms", "1", "4", "--json", "--quiet"))
     assert found["documents"] == 60
     assert 0 <= found["atoms_1"]["value"] <= 1
-    assert "majority" in run(capsys, "probe", "d", "--labels", "labels.csv", "--quiet")
+    table = run(capsys, "probe", "d", "--labels", "labels.csv", "--quiet")
+    assert "majority" in table
+    assert table.splitlines()[-1].endswith(f"{tmp_path / 'store'}; --out FILE writes a file")
     (tmp_path / "labels.csv").write_text("document,class\n1,a\n")
     for wrong in (
         ["--labels", "labels.csv"], ["--labels", "none.json"], [], ["--classes", "a", "b", "--column", "colour"]

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas
 import pytest
 
 from whence.cache import DataError, Store, UsageError
@@ -10,6 +11,7 @@ from whence.classifiers import builder, labelled
 from whence.commands import bank, unlearn
 from whence.commands._classifier import forget_ids
 from whence.unlearn import METHODS
+from whence.unlearn.results import from_json, to_rows
 
 SMALL = {"models": 8, "bank": 40, "epochs": 1, "steps": 4, "network": "mlp-8"}
 
@@ -19,10 +21,12 @@ def test_a_bank_a_datamodel_and_an_evaluation(tmp_path, capsys):
     bank.Run(models=40, epochs=1, name="subsets", store=root, json=True).run()
     told = json.loads(capsys.readouterr().out)
     assert told["models"] == told["different training sets"] == 40
-    bank.Info("subsets", store=root).run()
+    bank.Info("subsets", store=root, out=tmp_path / "bank.parquet").run()
     assert "kept by each" in capsys.readouterr().out
-    unlearn.Datamodel("subsets", name="weights", store=root, json=True).run()
+    assert pandas.read_parquet(tmp_path / "bank.parquet")["mask"].nunique() == 40
+    unlearn.Datamodel("subsets", name="weights", store=root, json=True, out=tmp_path / "penalties.csv").run()
     assert -1 <= json.loads(capsys.readouterr().out)["lds"]["value"] <= 1
+    assert pandas.read_csv(tmp_path / "penalties.csv")["chosen"].sum() == 1
     assert Store(root).get("weights").kind == "datamodel"
     out = tmp_path / "out" / "forgot.npz"
     unlearn.Run(method="dmm", forget="random:5", out=out, store=root, **SMALL).run()
@@ -31,11 +35,12 @@ def test_a_bank_a_datamodel_and_an_evaluation(tmp_path, capsys):
         assert len(json.loads(str(kept["deletion_log"]))[0]["forgotten"]) == 5
     unlearn.Run(method="dm-direct", datamodel="weights", forget="random:5", out=out, store=root, **SMALL).run()
     assert "DM-Direct" in capsys.readouterr().out
-    unlearn.Plan(forget="random:5", pilots=1, slack=1e9, store=root, json=True, **SMALL).run()
+    unlearn.Plan(forget="random:5", pilots=1, slack=1e9, store=root, json=True, out=tmp_path / "p.csv", **SMALL).run()
     plan = json.loads(capsys.readouterr().out)
     assert plan["chosen"] == "no-op"
     assert next(iter(plan["options"])) == "no-op"
     assert set(plan["options"]) == {"no-op", "Newton", "DMM", "retrain"}
+    assert pandas.read_csv(tmp_path / "p.csv").query("chosen")["way"].tolist() == ["no-op"]
     x, y = np.zeros((20, 2), np.float32), np.arange(20) % 2
     np.savez(tmp_path / "other.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     with pytest.raises(DataError, match="fitted on other data"):
@@ -45,6 +50,9 @@ def test_a_bank_a_datamodel_and_an_evaluation(tmp_path, capsys):
     with pytest.warns(UserWarning, match="within noise"):
         unlearn.Evaluate(methods="scrub, dm-direct", forget="random:5", store=root, **written, **SMALL).run()
     assert "oracles (null)" in capsys.readouterr().out
+    rows = to_rows(from_json(where.read_text()))
+    assert [row["method"] for row in rows][:2] == ["oracles (null)", "no-op"]
+    assert all(np.isfinite(row["forget_p95"]) for row in rows)
     unlearn.EvaluateArrays(
         "dm-direct", easydub=tmp_path / "dub", dataset="digits", network="mlp-8", forms="whence", resamples=0
     ).run()

@@ -1,6 +1,8 @@
 """Answers that are stored: shown without torch and without the model, for the same model, data and code only."""
 
+import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +80,27 @@ def test_another_model_data_or_code_is_another_answer(place: Path, tmp_path: Pat
     monkeypatch.setattr(_answers, "code", lambda: "edited")
     with pytest.raises(AssertionError, match="a model is loaded"):
         raise_error(asked(place, "self"))
+
+
+def test_a_hub_name_is_its_folder_in_the_local_cache(
+    place: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """Offline, or at a commit, a name means these files; else the hub could have newer ones."""
+    hub, commit = tmp_path / "models--some--tiny", "0" * 39 + "1"
+    shutil.copytree(place / "model", hub / "snapshots" / commit)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(asked(place, "self", "--model", "some/tiny")) == 0
+    first = capsys.readouterr().out
+    monkeypatch.setattr(whence.inputs, "load_model", refuse)
+    assert main(asked(place, "self", "--model", "some/tiny")) == 0
+    assert capsys.readouterr().out == first
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for revision, known in ((None, None), ("main", None), (commit, hub / "snapshots" / commit)):
+        with contextlib.nullcontext() if known else pytest.raises(LookupError):
+            assert _answers._downloaded("model", "some/tiny", revision) == known
 
 
 def raise_error(arguments: list[str]) -> None:

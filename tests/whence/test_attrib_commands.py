@@ -95,8 +95,9 @@ def test_score_by_atom_and_scores_of_an_atom(capsys, tmp_path, loaded) -> None:
     assert "--atom needs a dictionary" in capsys.readouterr().err
 
 
-def test_index_and_query(capsys) -> None:
-    built = facts_of(capsys, "index", "--width", "300", "--check", "3")
+def test_index_and_query(capsys, tmp_path) -> None:
+    built = facts_of(capsys, "index", "--width", "300", "--check", "3", "--out", str(tmp_path / "index.csv"))
+    assert pandas.read_csv(tmp_path / "index.csv")["bytes"].tolist() == [built["bytes"]]
     assert 200 < built["width"] <= 300
     assert 0 <= built["recall_at_10_index"] <= built["recall_at_10_reranked"] == 1.0
     found = facts_of(capsys, "query", "--width", "300", "--candidates", "12", "--top", "3", "--check")
@@ -164,21 +165,25 @@ def test_select(capsys, tmp_path, loaded) -> None:
     for name, start in (("ids.csv", "id\n"), ("ids.json", "[")):
         assert main(["attrib", "select", "--k", "2", "--quiet", "--out", str(tmp_path / name)]) == 0
         assert (tmp_path / name).read_text().startswith(start)
+    assert main(["attrib", "select", "--k", "2", "--quiet", "--out", str(tmp_path / "ids.parquet")]) == 0
+    assert len(pandas.read_parquet(tmp_path / "ids.parquet")["id"]) == 2
     assert "2 of 24 examples by top" in capsys.readouterr().out
     for wrong in (["--k", "25"], ["--task", "colour"], ["--out", "ids.xls"]):
         assert main(["attrib", "select", "--quiet", *wrong]) == 2
 
 
-def test_methods_are_those_of_the_registry(capsys) -> None:
+def test_methods_are_those_of_the_registry(capsys, tmp_path) -> None:
     from whence.attrib.methods import METHODS
 
-    assert main(["attrib", "methods", "--json"]) == 0
+    assert main(["attrib", "methods", "--json", "--out", str(tmp_path / "methods.parquet")]) == 0
     assert [row["name"] for row in json.loads(capsys.readouterr().out)] == list(METHODS)
+    assert pandas.read_parquet(tmp_path / "methods.parquet")["name"].tolist() == list(METHODS)
 
 
 def test_plan_and_report(capsys, tmp_path) -> None:
-    plan = facts_of(capsys, "plan", "--score", "4", "--index", "64")
+    plan = facts_of(capsys, "plan", "--score", "4", "--index", "64", "--out", str(tmp_path / "plan.parquet"))
     assert plan["fits"]
+    assert pandas.read_parquet(tmp_path / "plan.parquet")["name"].tolist() == [s["name"] for s in plan["stages"]]
     assert {stage["name"] for stage in plan["stages"]} == {"moments", "eigenvectors", "eigenvalues", "score", "index"}
     assert main(["attrib", "plan", "--memory", "20kB", "--no-measure", "--quiet"]) == 1
     printed = capsys.readouterr()
@@ -187,6 +192,11 @@ def test_plan_and_report(capsys, tmp_path) -> None:
     page = tmp_path / "page.html"
     assert main(["attrib", "report", "--first", "1", "--quiet", "--out", str(page)]) == 0
     assert "<html" in page.read_text()
+    table = tmp_path / "probe.csv"
+    for out, end in ([], f"{tmp_path}; --out FILE writes a file"), (["--out", str(table)], f"written: {table}"):
+        assert main(["attrib", "probe", "--probes", "layers", "--queries", "1", "--limit", "8", "--quiet", *out]) == 0
+        assert capsys.readouterr().out.splitlines()[-1].endswith(end)
+    assert pandas.read_csv(table)["probe"].tolist() == ["layers"]
 
 
 def test_wrong_usage(capsys, tmp_path) -> None:
@@ -245,6 +255,9 @@ def test_probabilities_and_impossible_predictions_are_shown(loaded) -> None:
     assert [line.get("impossible") for line in entries[0]["helpful"]] == [True, None]
     text = lists_text(entries)
     assert text.count("IMPOSSIBLE") == 1
+    found = [[line["id"] for line in entry[name]] for entry in entries for name in ("helpful", "harmful")]
+    ids = corpus.train.ids[:3].tolist()
+    assert found == [[ids[0], ids[2]], [ids[1]], [ids[2], ids[1]], []]  # by sign: no example is in both lists
     assert "(log-probability -0.25 nats)" in text
 
 

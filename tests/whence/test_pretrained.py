@@ -55,6 +55,14 @@ def own_code(folder: Path) -> None:
     (folder / "code.py").write_text(f"import os; os.mkdir({str(folder / 'ran')!r})")
 
 
+def test_a_quiet_command_shows_no_bar_of_another_library(folder: Path, capfd, monkeypatch) -> None:
+    monkeypatch.delenv("WHENCE_QUIET", raising=False)
+    for terminal, quiet in ((True, False), (True, True), (False, False), (True, False)):
+        monkeypatch.setattr("whence.pretrained.redraws", lambda terminal=terminal: terminal)
+        load_model(str(folder), quiet=quiet)
+        assert ("Loading weights" in capfd.readouterr().err) is (terminal and not quiet)
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "lacks a tensor": (lambda f: with_tensors(f, lambda t: t.pop(ONE)), f"has no {ONE}"),
     "a tensor of another shape": (lambda f: with_tensors(f, lambda t: t.update({ONE: torch.ones(2, 3)})), ONE),

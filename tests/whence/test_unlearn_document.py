@@ -146,7 +146,8 @@ def test_the_saved_folder_is_the_unlearned_model_in_transformers(kind, tmp_path,
     assert not [name for name in attention if torch.equal(was[name], moved[name])]
 
 
-def test_adapters_go_on_the_model_and_are_unlearned_again(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_adapters_go_on_the_model_and_are_unlearned_again(kind, tmp_path, monkeypatch, capsys):
     """Low-rank updates as peft and this library read them; then a model with adapters, which alone are moved."""
     import torch
     import transformers
@@ -158,7 +159,7 @@ def test_adapters_go_on_the_model_and_are_unlearned_again(tmp_path, monkeypatch,
     peft = pytest.importorskip("peft")
     monkeypatch.undo()
     monkeypatch.setenv("WHENCE_CACHE", str(tmp_path / "store"))
-    folder, first, second = saved(tmp_path / "model"), tmp_path / "first", tmp_path / "second"
+    folder, first, second = saved(tmp_path / "model", kind, layers=1), tmp_path / "first", tmp_path / "second"
     data, ids = texts_file(tmp_path / "texts.jsonl", 12), torch.tensor([[5, 6, 7, 8]])
 
     def forget(model, *more):

@@ -102,13 +102,8 @@ def condense(
     pool.check(settings.per_class)
     job = Job(settings, pool, tuple(int(seed) for seed in seeds))
     with on(device), watch_signals() as stop:
-        check_network(settings.network, pool.shape, pool.classes)
-        begun = [start(settings, pool, seed) for seed in job.seeds]
-        ids = [np.full(pool.classes * settings.per_class, -1) if i is None else i.reshape(-1) for _, i in begun]
-        began, at = time.perf_counter(), _resume(job, _stack([state for state, _ in begun]), store)
-        parts = jnp.asarray(parts_of(settings, pool))
-        reals = pool.reals()._replace(prepared=_prepared(job, store) if at.done < settings.outer else None)
-        keys = jnp.stack([jax.random.key(seed) for seed in job.seeds])
+        began = time.perf_counter()
+        at, parts, reals, keys, ids = begin(job, store)
         count, chunks, kept = 1, 0, time.perf_counter()
         what = f"condensing ({settings.rule.name})"
         with bar(total=settings.outer, done=at.done, desc=what, unit="loop", quiet=quiet) as shown:
@@ -132,6 +127,29 @@ def condense(
                 _keep(job, at, store, stop)
                 raise
         return _results(job, at, ids, time.perf_counter() - began)
+
+
+class Begun(NamedTuple):
+    """Where a run begins, and what every step of it reads. keys: of random numbers [e]. ids: of the examples that each
+    set was copied from."""
+
+    at: Progress
+    parts: jax.Array
+    reals: Reals
+    keys: jax.Array
+    ids: list[np.ndarray]
+
+
+def begin(job: Job, store: Store | None) -> Begun:
+    """The start of a run, or the last checkpoint that the store has of it."""
+    settings, pool, _ = job
+    check_network(settings.network, pool.shape, pool.classes)
+    begun = [start(settings, pool, seed) for seed in job.seeds]
+    ids = [np.full(pool.classes * settings.per_class, -1) if i is None else i.reshape(-1) for _, i in begun]
+    at = _resume(job, _stack([state for state, _ in begun]), store)
+    reals = pool.reals()._replace(prepared=_prepared(job, store) if at.done < settings.outer else None)
+    keys = jnp.stack([jax.random.key(seed) for seed in job.seeds])
+    return Begun(at, jnp.asarray(parts_of(settings, pool)), reals, keys, ids)
 
 
 def estimate(steps: int, seconds: float) -> str:

@@ -2,12 +2,15 @@
 
 An answer is found by what decides it: the options, the contents of the files that they name (weights, configuration,
 tokenizer, data, queries), the code of Whence, and the versions of the libraries. If one of them cannot be known from
-files (a hub name, code that a model brings), the command computes as ever; so it does if one of them has changed.
+files (a hub name that is not in the local cache, code that a model brings), the command computes as ever; so it does if
+one of them has changed.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -19,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whence.cache.jobs.progress import say
+
+from ._shared import place_of
 
 if TYPE_CHECKING:
     import xarray
@@ -100,8 +105,7 @@ class Answered:
     @property
     def kept(self) -> str:
         """Where the result is, as the last line says."""
-        out = getattr(self, "out", None)
-        return f"written: {out}" if out is not None else f"stored in {self.open_store().root}; --out FILE writes a file"
+        return place_of(self, "stored in")
 
     def precheck(self) -> None:
         """An answer that is stored was checked when it was computed."""
@@ -137,11 +141,13 @@ class Answered:
         if options.get("trust_remote_code"):
             return None
         try:
-            named = {name: _contents(name, options.pop(name)) for name in FILES if options.get(name)}
+            revision = options.get("revision")
+            named = {name: _contents(name, options.pop(name), revision) for name in FILES if options.get(name)}
         except (OSError, ValueError, LookupError):
             return None
+        group = type(self).__module__.rpartition(".")[2].strip("_").partition("_")[0]
         return {
-            "what": f"answer of {type(self).__module__.rpartition('.')[2].strip('_')} {type(self).__name__}",
+            "what": f"answer of {group} {type(self).__name__.lower()}",
             "options": {name: _plain(value) for name, value in options.items()},
             "files": named,
             "code": code(),
@@ -158,23 +164,38 @@ def _text(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _contents(option: str, value: Any) -> Any:
+def _contents(option: str, value: Any, revision: str | None = None) -> Any:
     """What stands for the value of an option that names files. Raises LookupError for one that does not."""
     if isinstance(value, tuple):
-        return [_contents(option, each) for each in value]
+        return [_contents(option, each, revision) for each in value]
     if value in EMBEDDED:
         return str(value)
-    path = Path(value)
-    if not path.exists():
-        raise LookupError(value)
+    path = Path(value) if Path(value).exists() else _downloaded(option, str(value), revision)
     found = {name: _digest(file) for name, file in _files(path)}
     adapter = path / "adapter_config.json"
     if adapter.is_file():
         base = json.loads(adapter.read_text("utf-8")).get("base_model_name_or_path")
         if base:
             beside = path / base
-            found["base"] = _contents("base", str(beside if not Path(base).is_dir() and beside.is_dir() else base))
+            own = str(beside if not Path(base).is_dir() and beside.is_dir() else base)
+            found["base"] = _contents("base", own, revision)
     return found
+
+
+def _downloaded(option: str, name: str, revision: str | None) -> Path:
+    """The folder of a hub model in the local cache, which a library that reads the name offline opens. Raises
+    LookupError for what is not there, and if the hub may be asked for a newer one."""
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    pinned = constants.HF_HUB_OFFLINE or re.fullmatch("[0-9a-f]{40}", revision or "")
+    if option not in ("model", "base") or not pinned:
+        raise LookupError(name)
+    for file in ("config.json", "adapter_config.json"):
+        with contextlib.suppress(HFValidationError):
+            if isinstance(found := try_to_load_from_cache(name, file, revision=revision), str):
+                return Path(found).parent
+    raise LookupError(name)
 
 
 def _files(path: Path) -> Iterator[tuple[str, Path]]:

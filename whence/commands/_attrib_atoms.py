@@ -31,7 +31,7 @@ def by_atoms(
 ) -> tuple[list[dict[str, Any]], Any]:
     """One entry per query: the examples that help most, each with the atoms that carried its influence at the site, and
     the atoms that carried most over all of them. Also the parts [query, train, atom]."""
-    scores = loaded.factors.score(queries)
+    scores = loaded.factors.score(queries, loaded.train)
     order = np.argsort(-scores.values, axis=1, kind="stable")[:, :top]
     chosen = np.unique(order)
     parts = loaded.factors.score(queries, loaded.train.select(chosen), through=dictionary, site=site)
@@ -82,4 +82,4 @@ def atom_scores(
     if not len(active):
         raise UsageError(f"Atom {atom} is not active in any of these prompts.", "Give a prompt that it is active in.")
     found = queries.select(active)
-    return found, loaded.fitted.measuring(task).score(found)
+    return found, loaded.fitted.measuring(task).score(found, loaded.train)

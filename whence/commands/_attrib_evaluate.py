@@ -8,7 +8,7 @@ from whence.cache.errors import UsageError
 from whence.options import Count, Device, Dtype
 
 from ._problem import ProblemOptions
-from ._shared import ModelOptions, Printed, Stored, Tabled
+from ._shared import ModelOptions, Stored, Tabled
 
 if TYPE_CHECKING:
     from whence.cache import Examples, Store
@@ -37,12 +37,12 @@ class Evaluate(ProblemOptions, Stored, Tabled):
     """Embedded data to train and retrain a small model on: digits, finetuned (a small transformer, pretrained on most
     of the Python language reference and fine-tuned on other passages, 4 epochs), finetuned-smooth (with a larger eps of
     Adam), finetuned-long (12 epochs), finetuned-sgd, finetuned-facts (one that has read biographies, fine-tuned on
-    others and queried about them), images (learned by heart), language (trained from nothing: another order of the
-    examples changes more than most of the examples do), facts. Or a Python file of your own (docs/models.md)."""
+    others and queried about them), images (memorised), language (trained from scratch: the order of the examples
+    changes the model more than most examples do), facts. Or a Python file of your own (docs/models.md)."""
     data: str | None = None
     """Data of a problem of your own, in place of its `data()`."""
     tests: tuple[Test, ...] = ("lds",)
-    """The tests that the scores are put to."""
+    """Which tests."""
     methods: tuple[str, ...] = ("identity", "ekfac", "cg")
     """Names of methods; "all" for every one that applies."""
     damping: float | None = None
@@ -112,7 +112,7 @@ def stored_scores(store: "Store", scores: str, bank: str):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe(ModelOptions, Printed):
+class Probe(ModelOptions, Tabled):
     """Measure properties of influence: its tail, its layers, and its dependence on word order.
 
     tail: exponent of a power law through the largest influences of each query, and whether it fits. layers: share of
@@ -147,24 +147,31 @@ class Probe(ModelOptions, Printed):
         trained = loaded.trained.replace(train=train, quiet=self.quiet or self.json)
         factors = EKFAC().fit(trained)
         found: dict[str, object] = {}
+        rows: list[dict[str, object]] = []
         if {"tail", "layers"} & set(self.probes):
             scores = factors.score(queries, per_site=True)
             if "tail" in self.probes:
                 whole = scores.sum("site").values
-                found["tail"] = {q: str(power_law(row)) for q, row in zip(_titles(queries), whole)}
+                tails = {q: power_law(row) for q, row in zip(_titles(queries), whole)}
+                found["tail"] = {q: str(tail) for q, tail in tails.items()}
+                rows += [{"probe": "tail", "of": q, **tail._asdict()} for q, tail in tails.items()]
             if "layers" in self.probes:
                 parts = by_layer(scores).mean("query")
-                found["layers"] = {str(k): round(float(v), 4) for k, v in zip(parts["layer"].values, parts.values)}
+                shares = {str(k): round(float(v), 4) for k, v in zip(parts["layer"].values, parts.values)}
+                found["layers"] = shares
+                rows += [{"probe": "layers", "of": k, "value": v} for k, v in shares.items()]
         if "wordorder" in self.probes:
             forms = word_order(factors, words.encode, fictional_facts()).mean("fact")
-            found["wordorder"] = {str(k): float(f"{v:.3g}") for k, v in zip(forms["form"].values, forms.values)}
+            orders = {str(k): float(f"{v:.3g}") for k, v in zip(forms["form"].values, forms.values)}
+            found["wordorder"] = orders
+            rows += [{"probe": "wordorder", "of": k, "value": v} for k, v in orders.items()]
         if "errors" in self.probes:
             found["errors"] = str(error_bars(EKFAC(), trained, queries))
         lines = []
         for name, values in found.items():
             pairs = list(values.items()) if isinstance(values, dict) else [("", values)]
             lines += [name, *(f"  {key}: {value}" if key else f"  {value}" for key, value in pairs)]
-        self.show(found, "\n".join(lines))
+        self.show_table(found, "\n".join(lines), rows)
 
 
 def _titles(examples: "Examples") -> list[str]:

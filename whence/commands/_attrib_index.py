@@ -1,19 +1,18 @@
 """`whence attrib index` and `whence attrib query`: a compressed index, and queries answered from it."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from whence.cache.display.files import rows_of_lists, save_table
+from whence.cache.display.files import rows_of_lists
 from whence.cache.errors import UsageError
 from whence.options import Count
 
 from ._answers import Answer, Answered
 from ._attrib_job import Attribution, Job
 from ._queries import QueryOptions, entries_of, lists, lists_text
-from ._shared import Printed
+from ._shared import Tabled
 
 if TYPE_CHECKING:
     from whence.attrib.index.search import Index as Built
@@ -43,11 +42,13 @@ class Compressed:
         if self.probes is not None and self.search == "scan":
             raise UsageError("A scan reads every row.", "Leave out --probes, or add --search faiss.")
         lists = Lists(probes=self.probes) if self.search == "faiss" else None
-        return build_index(loaded.factors, sketch=Sketch(self.kind, self.width, loaded.job.seed), lists=lists)
+        return build_index(
+            loaded.factors, loaded.train, sketch=Sketch(self.kind, self.width, loaded.job.seed), lists=lists
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Index(Compressed, Job, Printed):
+class Index(Compressed, Job, Tabled):
     """Compress every training example's gradient to a few hundred or thousand values in the store.
 
     Afterwards `whence attrib query` answers from the store. Recall@10 is measured on training examples as queries
@@ -81,7 +82,7 @@ class Index(Compressed, Job, Printed):
             text += f"\nthe lists find {facts['recall_of_scan']:.3f} of the {CANDIDATES} best of a scan"
         if self.check > 0:
             text += f"\nwith {facts['checked']} training examples as queries, {recall_line(facts, CANDIDATES)}"
-        self.show(facts, f"{text}\nin {loaded.store.root}: `whence attrib query` answers from it")
+        self.show_table(facts, f"{text}\nin {loaded.store.root}: `whence attrib query` answers from it", [facts])
 
     def _recall(self, loaded: Attribution, index: "Built") -> dict[str, Any]:
         rows = np.random.default_rng(0).permutation(len(loaded.train))[: self.check]
@@ -98,7 +99,7 @@ class Index(Compressed, Job, Printed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Query(Answered, QueryOptions, Compressed, Job, Printed):
+class Query(Answered, QueryOptions, Compressed, Job, Tabled):
     """Answer queries from the index, then score the best candidates exactly.
 
     Finding candidates needs the store and the model, no training data; the exact scores run the candidates only.
@@ -110,15 +111,13 @@ class Query(Answered, QueryOptions, Compressed, Job, Printed):
     """
 
     candidates: Count = CANDIDATES
-    """Found by the index for each query."""
+    """Candidates that the index finds for each query."""
     top: Count = 10
-    """Listed."""
+    """Candidates that are listed."""
     rerank: bool = True
-    """Score the candidates exactly; --no-rerank lists them by the scores of the index."""
+    """Do not score the candidates exactly: list them by the scores of the index."""
     check: bool = False
-    """Score everything as well, and report recall@10 of the index alone and after the rerank."""
-    out: Path | None = None
-    """Write the lists: .csv, .parquet or .json."""
+    """Score everything as well, and report recall@10 of the index alone and after reranking."""
 
     def answer(self) -> Answer:
         from whence.attrib.annotations import impossible
@@ -143,10 +142,9 @@ class Query(Answered, QueryOptions, Compressed, Job, Printed):
     def present(self, answer: Answer) -> None:
         facts = answer.facts
         check = f"\n\n{recall_line(facts, facts['candidates'])}" if self.check else ""
-        if self.out is not None:
-            save_table(self.out, rows_of_lists(facts["queries"]))
         end = f"from the index {facts['index'][:12]}; {self.kept}"
-        self.show(facts, f"{lists_text(facts['queries'])}{check}\n\n{end}")
+        text = f"{lists_text(facts['queries'])}{check}\n\n{end}"
+        self.show_table(facts, text, rows_of_lists(facts["queries"]))
 
 
 def recalls(
@@ -156,7 +154,7 @@ def recalls(
     (which lists every one of the exact ten that is among them)."""
     from whence.attrib.index.recall import recall_of
 
-    exact = loaded.factors.score(queries)
+    exact = loaded.factors.score(queries, loaded.train)
     return {
         "recall_at_10_index": float(recall_of(found[:, :10], exact, 10, own).mean()),
         "recall_at_10_reranked": float(recall_of(found, exact, 10, own).mean()),

@@ -12,6 +12,7 @@ from ._shared import Loaded, ModelOptions
 
 if TYPE_CHECKING:
     from whence.attrib import Factors, Fitted
+    from whence.cache import Examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,14 @@ class Job(MethodOptions, ModelOptions):
     that follow training take their damping, checkpoints and rates from it."""
     skip_nan: bool = False
     """Leave out examples whose gradients are not finite, after naming them."""
+    pack: bool = False
+    """Fit on short texts packed into rows of --length tokens, their attention kept apart. Results are by text."""
 
     def load(self) -> "Attribution":
         from whence.attrib.finite import finite_examples
+        from whence.cache.tasks import packed
+        from whence.inputs import longest
+        from whence.pretrained import context_of
 
         loaded = self.load_named(self.model, self.sites)
         trained = loaded.trained
@@ -35,7 +41,12 @@ class Job(MethodOptions, ModelOptions):
             trained = trained.after(self.recorded)
         if self.skip_nan:
             trained = trained.replace(train=finite_examples(trained))
-        return Attribution(trained, loaded.corpus, self)
+        texts = trained.train
+        if self.pack:
+            if self.recorded is not None or "input_ids" not in texts.columns:
+                raise UsageError("Only texts are packed, and no recorded run saw these rows.", "Leave out --pack.")
+            trained = trained.replace(train=packed(texts, longest(self.length, context_of(trained.model))))
+        return Attribution(trained, loaded.corpus, self, texts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +54,23 @@ class Attribution(Loaded):
     """A job's trained model, its data, and the fitted method."""
 
     job: Job
+    texts: "Examples"
+
+    @property
+    def train(self) -> "Examples":
+        """What is scored: the training examples, or the texts that they are packed of."""
+        return self.texts
 
     @cached_property
     def fitted(self) -> "Fitted":
-        """The method on the training examples: from the store, resumed, or fitted now."""
-        return self.job.build().fit(self.trained)
+        """The method on the training examples: from the store, resumed, or fitted now. Raises UsageError for packed
+        texts and a method that scores rows only."""
+        from whence.attrib import Factors
+
+        found = self.job.build().fit(self.trained)
+        if self.job.pack and not isinstance(found, Factors):
+            raise UsageError(f"{self.job.method} scores whole rows.", "Leave out --pack, or use --method ekfac.")
+        return found
 
     @property
     def factors(self) -> "Factors":

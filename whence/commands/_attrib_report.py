@@ -27,7 +27,7 @@ class Report(Answered, QueryOptions, Job):
     top: int = 8
     """Passages shown that raise a query's log-probability."""
     bottom: int = 3
-    """Passages shown that lower it."""
+    """Passages shown that lower a query's log-probability."""
 
     def answer(self) -> Answer:
         from whence.attrib.reporting import checks, coverage, report
@@ -35,7 +35,7 @@ class Report(Answered, QueryOptions, Job):
 
         loaded = self.load()
         queries = self.read_queries(loaded)
-        scores = loaded.factors.score(queries)  # read from the store if `attrib score` has computed them
+        scores = loaded.factors.score(queries, loaded.train)  # read from the store if `attrib score` has computed them
         seen = loaded.train.select(shown_passages(scores, self.top, self.bottom))
         split = loaded.factors.score(queries, seen, per_site=True)
         tokens = loaded.factors.token_scores(queries, seen)

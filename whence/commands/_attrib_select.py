@@ -1,14 +1,16 @@
 """`whence attrib select`: choose training examples for queries."""
 
+import json
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from whence.options import Count, Positive
+from whence.cache.display.files import ENDINGS, save_table
+from whence.options import Count, Positive, ending
 
 from ._attrib_job import Job
-from ._queries import QueryOptions, save_ids
+from ._queries import QueryOptions
 from ._shared import Printed
 
 
@@ -16,8 +18,8 @@ from ._shared import Printed
 class Select(QueryOptions, Job, Printed):
     """Choose the training examples that serve the queries, and write their ids.
 
-    top: highest mean influence over the queries. bids: one at a time, the example that adds most to the query that is
-    served worst so far. dsir: sampled by how well its n-grams match the queries' text; needs no gradient. color: those
+    top: highest mean influence over the queries. bids: one at a time, the example that adds most to the query that has
+    gained least so far. dsir: sampled by how well its n-grams match the queries' text; needs no gradient. color: those
     whose loss falls most if a copy of the model trains on the queries; needs no gradient of theirs.
 
     Example:
@@ -37,8 +39,8 @@ class Select(QueryOptions, Job, Printed):
     """color: over the queries, of the copy's training."""
     rate: Positive = 1e-3
     """color: learning rate of that training (AdamW)."""
-    out: Path | None = None
-    """Write the ids: .txt (one per line), .csv or .json."""
+    out: Annotated[Path, ending(".txt", *ENDINGS)] | None = None
+    """Write the ids: .txt (one per line), .csv, .parquet or .json."""
 
     def run(self) -> None:
         from whence.attrib.selection import bids, color, dsir, top_k
@@ -60,11 +62,11 @@ class Select(QueryOptions, Job, Printed):
             ids = color(prior, prior.replace(model=conditional, store=None), self.k)
         elif self.how == "bids":
             tasks = None if self.task is None else list(queries.about[self.task])
-            ids = bids(loaded.fitted.score(queries), self.k, tasks)
+            ids = bids(loaded.fitted.score(queries, loaded.train), self.k, tasks)
         else:
-            ids = top_k(loaded.fitted.score(queries), self.k, self.by)
+            ids = top_k(loaded.fitted.score(queries, loaded.train), self.k, self.by)
         if self.out is not None:
-            save_ids(self.out, ids)
+            save_ids(self.out, [int(i) for i in ids])
         rows = [loaded.titled.line(int(i), 0.0) for i in ids]
         for row in rows:
             del row["nats"]
@@ -73,3 +75,13 @@ class Select(QueryOptions, Job, Printed):
         more = ["  ..."] if len(rows) > len(lines) else []
         where = f"written: {self.out}" if self.out else "--out FILE writes the ids"
         self.show({"how": self.how, "selected": rows}, "\n".join([head, *lines, *more, where]))
+
+
+def save_ids(path: Path, ids: list[int]) -> None:
+    """Write ids in their order: .txt (one per line), .json (a list), or a table with the column id."""
+    forms = {".txt": "\n".join(map(str, ids)), ".json": json.dumps(ids)}
+    if path.suffix in forms:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(forms[path.suffix] + "\n")
+    else:
+        save_table(path, [{"id": i} for i in ids])

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from whence.cache.display.files import ENDINGS, save_table
 from whence.cache.display.pages import page, write_page
-from whence.options import Count
+from whence.options import Count, ending
 
 from ._answers import Answer, Answered
 from ._attrib_job import Attribution, Job
@@ -40,7 +40,7 @@ class Tokens(Answered, QueryOptions, Job, Printed):
     """Examples of each query."""
     strongest: int = 6
     """Tokens listed of each."""
-    out: Path | None = None
+    out: Annotated[Path, ending(".html", *ENDINGS)] | None = None
     """Write the passages, shaded, as an HTML page; or the listed tokens as .csv, .parquet or .json."""
 
     def answer(self) -> Answer:
@@ -48,7 +48,7 @@ class Tokens(Answered, QueryOptions, Job, Printed):
 
         loaded = self.load()
         queries = self.read_queries(loaded)
-        scores = loaded.factors.score(queries)  # read from the store if `attrib score` has computed them
+        scores = loaded.factors.score(queries, loaded.train)  # read from the store if `attrib score` has computed them
         best = scores["train"].values[np.argsort(-scores.values, axis=1, kind="stable")[:, : self.top]]
         entries: list[dict[str, Any]] = []
         pages: list[Any] = []

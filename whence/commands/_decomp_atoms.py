@@ -8,7 +8,7 @@ from whence.cache.errors import UsageError
 from whence.options import Count, Signed
 
 from ._decomp_source import Folder, Source, at_site, open_dictionary
-from ._shared import Printed
+from ._shared import Printed, Tabled
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Report(Source, Printed):
 
 
 @dataclass(frozen=True)
-class Steer(Source, Printed):
+class Steer(Source, Tabled):
     """Continue a prompt with an atom added to the model's activations, or removed from them.
 
     Example:
@@ -85,7 +85,7 @@ class Steer(Source, Printed):
         with spliced(loaded.trained, dictionary.origin.site, change):
             after = continuation(model, words, self.prompt, self.tokens, stop=())
         facts = {"prompt": self.prompt, "before": before, "after": after, "atom": self.atom, "strength": self.strength}
-        self.show(facts, f"before: {before!r}\nafter:  {after!r}")
+        self.show_table(facts, f"before: {before!r}\nafter:  {after!r}", [facts], stored=False)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Sites(ModelOptions, Tabled):
             numbers = f"{row['parameters']:,}", f"{row['share']:.1%}"
             shown.append((row["name"], row["own_name"], row["kind"], size, *numbers))
         text = table(("site", "own name", "kind", "out x in", "parameters", "share"), shown).text
-        self.show_table({"sites": rows, "coverage": found.coverage}, f"{text}\n{found.summary}", rows)
+        self.show_table({"sites": rows, "coverage": found.coverage}, f"{text}\n{found.summary}", rows, stored=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,8 @@ class Hooks(ModelOptions, Tabled):
         rows = hook_rows(model, self.every)
         shown = [(row["own_name"], row["name"], " x ".join(map(str, row["shape"]))) for row in rows]
         lines = [{**row, "shape": shape} for row, (*_, shape) in zip(rows, shown)]
-        self.show_table({"hooks": rows}, table(("own name", "TransformerLens name", "shape"), shown).text, lines)
+        text = table(("own name", "TransformerLens name", "shape"), shown).text
+        self.show_table({"hooks": rows}, text, lines, stored=False)
 
 
 def hook_rows(model: object, every: bool) -> list[dict]:

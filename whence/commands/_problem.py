@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemOptions(Columns):
-    """A problem of one's own. The command says where its name and its data are (`on`, `data`)."""
+    """A problem of your own. The command says where its name and its data are (`on`, `data`)."""
 
     training: Path | None = None
     """A folder that `cache.runs` recorded (a plain loop, or transformers' Trainer): its model is the trained one, and

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whence.cache.display.files import ENDINGS, save_table
+from whence.cache.display.files import save_table
 from whence.cache.errors import UsageError
 from whence.options import Columns, Count
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ._shared import Loaded
 
 PAIR = ("prompt", "completion")
+SIGNS = {"helpful": 1, "harmful": -1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +99,14 @@ def lists(
     titled: Titled, queries: list[dict[str, Any]], best: dict[str, tuple[np.ndarray, ...]]
 ) -> list[dict[str, Any]]:
     """Queries (`entries_of`) with their lists: name -> (ids [q k], values [q k], whether they are impossible [q k] if
-    known)."""
+    known). What helps is above 0 and what harms is below, so no example is in both lists."""
     entries = []
     for row, query in enumerate(queries):
         found: dict[str, Any] = {}
         for name, (ids, values, *marks) in best.items():
             found[name] = []
             for place, (identity, value) in enumerate(zip(ids[row], values[row])):
-                if np.isfinite(value):
+                if np.isfinite(value) and SIGNS[name] * value > 0:
                     line = titled.line(int(identity), float(value))
                     found[name].append(line | ({"impossible": True} if marks and marks[0][row, place] else {}))
         entries.append(query | found)
@@ -170,28 +171,5 @@ def save_scores(path: Path, scores: Any) -> None:
         coords: dict[str, Any] = {str(name): np.asarray(scores[name].values) for name in scores.coords}
         attrs = np.array(json_module.dumps(dict(scores.attrs), default=str))
         np.savez(path, values=scores.values, attrs=attrs, **coords)
-    elif path.suffix in ENDINGS:
-        save_table(path, table.to_dataframe().reset_index())
     else:
-        check_ending(path)
-
-
-def check_ending(path: Path | None, endings: tuple[str, ...] = (".npz", *ENDINGS)) -> None:
-    """Raise UsageError for a file that cannot be written, by its ending: before the work, not after it."""
-    if path is not None and path.suffix not in endings:
-        raise UsageError(f"{path} has no known ending.", f"Name it {', '.join(endings)}.")
-
-
-def save_ids(path: Path, ids: np.ndarray) -> None:
-    """Write ids in their order: .txt (one per line), .csv (with a head), or .json. Raises UsageError for another
-    ending."""
-    numbers = [int(i) for i in ids]
-    forms = {
-        ".txt": "\n".join(map(str, numbers)) + "\n",
-        ".csv": "\n".join(["id", *map(str, numbers)]) + "\n",
-        ".json": json_module.dumps(numbers) + "\n",
-    }
-    if path.suffix not in forms:
-        raise UsageError(f"{path} has no known ending.", "Name it .txt, .csv or .json.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(forms[path.suffix])
+        save_table(path, table.to_dataframe().reset_index())

@@ -9,7 +9,7 @@ from typing import Any
 
 from whence.cache.errors import UsageError, did_you_mean
 
-from ._shared import Printed
+from ._shared import Tabled
 
 
 def with_settings(kind: type, texts: Sequence[str], given: Mapping[str, Any] | None = None) -> Any:
@@ -41,7 +41,7 @@ def split_settings(kind: type, texts: Sequence[str]) -> list[tuple[str, str, str
         name, _, inner = name.strip().replace("-", "_").partition(".")
         if name not in own:
             cure = did_you_mean(name, own, "Its settings are")
-            raise UsageError(f"--set: {called(kind)} has no setting {text!r}.", cure)
+            raise UsageError(f"--set: {called(kind)} has no setting {name!r}.", cure)
         if not equals:
             raise UsageError(f"--set: {name} has no value.", f"Write {name}=VALUE.")
         found.append((name, inner, value))
@@ -80,9 +80,11 @@ def methods_command(kind: str, example: str, module: str) -> type:
     """The command that lists the METHODS of a package, which is imported when it runs."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Methods(Printed):
+    class Methods(Tabled):
         def run(self) -> None:
-            self.show(*listing(importlib.import_module(module).METHODS))
+            rows, text = listing(importlib.import_module(module).METHODS)
+            table = [row | {"settings": " ".join(f"{n}={v}" for n, v in row["settings"].items())} for row in rows]
+            self.show_table(rows, text, table)
 
     Methods.__doc__ = f"List every {kind} method with its settings.\n\nExample:\n\n    {example}\n"
     return Methods

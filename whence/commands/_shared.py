@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from whence.cache.display.files import save_table
 from whence.cache.errors import UsageError
-from whence.options import AGES, SIZES, Columns, Count, Loading, Size, Workers, amount
+from whence.options import AGES, SIZES, Columns, Count, Loading, Size, Table, Workers, amount
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,16 +37,23 @@ class Printed:
 class Tabled(Printed):
     """A command that prints a table, and writes it."""
 
-    out: Path | None = None
+    out: Table | None = None
     """Write the table too: .csv, .parquet or .json."""
 
-    def show_table(self, facts: Any, text: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """As `show`; the rows go to the file if one is named."""
-        from whence.cache.display.files import save_table
-
+    def show_table(self, facts: Any, text: str, rows: Sequence[Mapping[str, Any]], *, stored: bool = True) -> None:
+        """As `show`; the rows go to the file if one is named. The last line of the text says where the result is."""
         if self.out is not None:
             save_table(self.out, rows)
-        self.show(facts, text)
+        self.show(facts, f"{text}\n{place_of(self, 'intermediate results are stored in' if stored else '')}")
+
+
+def place_of(command: Any, stored: str) -> str:
+    """Where the result of a command is: the file that was written, or how to get one after the store with what is
+    `stored` there."""
+    if command.out is not None:
+        return f"written: {command.out}"
+    store = [f"{stored} {command.open_store().root}"] if stored and isinstance(command, Stored) else []
+    return "; ".join([*store, "--out FILE writes a file"])
 
 
 def plain(facts: Any) -> Any:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Literal
 
 from whence.options import Count
 
-from ._shared import Printed
+from ._shared import Tabled
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 @dataclass(frozen=True)
-class EvaluateArrays(Printed):
+class EvaluateArrays(Tabled):
     """Evaluate unlearned models from their outputs: KLoM in its published forms and ours, with null row and intervals.
 
     Margins are [models, points], logits [models, points, classes]. A file has arrays called forget, retain and
@@ -56,26 +56,20 @@ class EvaluateArrays(Printed):
     """Models per side; by default as many as leave equally many oracles for the null row."""
     resamples: int = 20
     """Resamples of the models for the intervals; 0 for none."""
-    out: Path | None = None
-    """Write the table: .csv, .parquet or .json."""
     page: Path | None = None
     """Write a page with charts: .html."""
 
     def run(self) -> None:
         from whence.cache.display import write_page
-        from whence.cache.display.files import save_table
         from whence.unlearn.ensembles import compare
 
         unlearned, oracles, before = self._groups()
         forms = [name.strip() for name in self.forms.split(",")]
         found = compare(unlearned, oracles, before=before, forms=forms, models=self.per_side, resamples=self.resamples)
-        written = []
-        if self.out is not None:
-            save_table(self.out, found.rows())
-            written.append(self.out)
+        written = [path for path in (self.out, self.page) if path is not None]
         if self.page is not None:
-            written.append(write_page(found.page(), self.page))
-        self.show(found.facts(), str(found) + "".join(f"\nwritten: {path}" for path in written))
+            write_page(found.page(), self.page)
+        self.show_table(found.facts(), str(found) + "".join(f"\nwritten: {path}" for path in written), found.rows())
 
     def _groups(self) -> tuple[dict, dict, dict | None]:
         from whence.cache import UsageError

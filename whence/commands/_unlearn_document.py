@@ -1,5 +1,6 @@
 """`whence unlearn document`: one language model forgets a document, without retraining."""
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ class Document(ModelOptions, Printed):
     """Remove a document from a language model by fine-tuning all weights, or low-rank updates, or a model's adapters.
 
     By default EK-FAC predicts the logits of a model trained without it, and fine-tuning matches them (dmm). The
-    direction of the prediction is reliable, its size is not, so `--scale` must come from requests with known outcome:
+    direction of the prediction is more reliable than its size, so `--scale` must come from requests with known outcome:
     `--pilots` names other documents, retrains without them and chooses the scale (embedded models only, whose training
     is known; retrained models are stored). For your own model, compare with retrainings of your own. Other methods
     (npo, simnpo, undial, rmu, grad-diff) have no target: how far they go depends on `--steps` and `--rate`.
@@ -65,7 +66,8 @@ class Document(ModelOptions, Printed):
     rank: int = 0
     """Train low-rank updates of this rank of all linear maps but the output layer; 0 trains every weight."""
     adapters: bool = False
-    """With --rank: write the updates alone, as adapters (PEFT) that go on the model."""
+    """With --rank: write the updates alone, as adapters (PEFT) that go on the model. Parts of a joint map (GPT-2's
+    queries, keys and values) then stay as they are."""
     epochs: Count = 12
     """Epochs of the training, which compute is compared with."""
     out: Path = Path("out/forgot.safetensors")
@@ -111,7 +113,7 @@ class Document(ModelOptions, Printed):
             buffers = {name: b for name, b in forgot.named_buffers() if name in forgot.state_dict()}
             _save(self.out, named_parameters(forgot) | buffers, done.log.to_json())
         else:
-            save_pretrained(self.out, self.model, self, trained.model, forgot)
+            save_pretrained(self.out, self.model, self, trained.model, forgot, quiet=self.quiet)
         if self.out.suffix != ".safetensors":
             (self.out / "deletion_log.json").write_text(done.log.to_json(), "utf-8")
         facts = {
@@ -144,10 +146,15 @@ class _Forgetting:
 
     def replicas(self) -> "Replicas":
         from whence.cache.retrain.replicas import Replicas
+        from whence.pretrained import parts_of
         from whence.unlearn import lora
 
         model = self.trained.model
-        return lora(model, self.job.rank, layers=INNER) if self.job.rank else Replicas.of([model])
+        if not self.job.rank:
+            return Replicas.of([model])
+        parts = {name.rpartition(".")[0] for name in parts_of(model)} if self.job.adapters else set()
+        left = "|".join(re.escape(name) for name in sorted(parts))
+        return lora(model, self.job.rank, layers=f"^(?!({left})$){INNER[1:]}" if parts else INNER)
 
     def request(self, document: str) -> "UnlearningRequest":
         from whence.cache.retrain.recipe import AdamW, Recipe

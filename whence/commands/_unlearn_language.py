@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from whence.options import Count, Loading
 
 from ._settings import registered, values_of
-from ._shared import Printed, Stored
+from ._shared import Stored, Tabled
 
 if TYPE_CHECKING:
     from whence.unlearn.language import EvaluationData, LanguageMetric, Reader
 
 
 @dataclass(frozen=True)
-class EvaluateLanguage(Loading, Stored, Printed):
+class EvaluateLanguage(Loading, Stored, Tabled):
     """Evaluate an unlearned language model by the metrics of open-unlearning, beside a model that never read the data.
 
     Data are made from the embedded biographies, or read from local copies of TOFU, MUSE and WMDP: folders with their
@@ -51,8 +51,6 @@ class EvaluateLanguage(Loading, Stored, Printed):
     """Tasks of lm-eval, if it is installed (mmlu wmdp_bio)."""
     limit: Count | None = None
     """Examples of each task of lm-eval."""
-    out: Path | None = None
-    """Write the table: .csv, .parquet or .json."""
     quiet: bool = False
     """No progress bars."""
 
@@ -60,7 +58,6 @@ class EvaluateLanguage(Loading, Stored, Printed):
         self._metrics()
 
     def run(self) -> None:
-        from whence.cache.display.files import save_table
         from whence.unlearn.language import evaluate, harness
 
         metrics, data = self._metrics(), self._data()
@@ -76,9 +73,8 @@ class EvaluateLanguage(Loading, Stored, Printed):
             rows += named
             text += "\n" + "".join(f"\nlm-eval {row['metric']} {row['value']:.4f}" for row in named)
         if self.out is not None:
-            save_table(self.out, rows)
             text += f"\nwritten: {self.out}"
-        self.show(facts, text)
+        self.show_table(facts, text, rows)
 
     def _reader(self, name: str) -> "Reader":
         from whence.cache import UsageError

@@ -9,7 +9,7 @@ import numpy as np
 
 from whence.cache.display.files import ENDINGS, rows_of_lists, save_table
 from whence.cache.errors import UsageError
-from whence.options import Count
+from whence.options import Array, Count
 
 from ._answers import Answer, Answered
 from ._attrib_evaluate import Evaluate, Probe
@@ -21,7 +21,6 @@ from ._attrib_tokens import Tokens
 from ._names import Sites
 from ._queries import (
     QueryOptions,
-    check_ending,
     described,
     entries_of,
     entry_of,
@@ -34,11 +33,11 @@ from ._queries import (
     top_of,
 )
 from ._settings import methods_command
-from ._shared import Precision, Printed
+from ._shared import Precision, Printed, Tabled
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(Job, Printed):
+class Plan(Job, Tabled):
     """Estimate what a fit, and scoring, cost here: passes, operations, memory, disk, coverage, and time.
 
     Time comes from a short measurement of this model on this machine. If the job does not fit, the error names the
@@ -58,7 +57,7 @@ class Plan(Job, Printed):
     index: int = 0
     """Plan an index of this width."""
     measure: bool = True
-    """Run a small batch to estimate the time; --no-measure skips it, and the time."""
+    """Do not run a batch of the model; no time is estimated then."""
 
     def run(self) -> None:
         from whence.attrib.plan import make_plan, refuse
@@ -69,7 +68,8 @@ class Plan(Job, Printed):
             precision=self.precision, index_width=self.index, measure=self.measure,
             damping=self.chosen_damping(),
         )  # fmt: skip
-        self.show(plan.to_json(), str(plan))
+        facts = plan.to_json()
+        self.show_table(facts, str(plan), facts["stages"])
         refuse(plan)
 
 
@@ -152,7 +152,7 @@ class Score(Answered, QueryOptions, Job, Printed):
     """The site whose inputs the dictionary decomposes, if its hook point does not determine it."""
     recall: bool = False
     """Score everything and report what share of the exact top 10 each prefilter would have found."""
-    out: Path | None = None
+    out: Array | None = None
     """Write the scores, or with --only-top the lists: .npz (scores only), .csv, .parquet or .json."""
 
     @property
@@ -165,7 +165,8 @@ class Score(Answered, QueryOptions, Job, Printed):
         return not (self.only_top or self.group_by or self.one_query or self.heads or self.dictionary)
 
     def precheck(self) -> None:
-        check_ending(self.out, tuple(ENDINGS) if self.only_top else (".npz", *ENDINGS))
+        if self.only_top and self.out is not None and self.out.suffix not in ENDINGS:
+            raise UsageError(f"{self.out} cannot hold lists.", f"Name it {', '.join(ENDINGS)}.")
         super().precheck()
 
     def answer(self) -> Answer:
@@ -216,7 +217,7 @@ class Score(Answered, QueryOptions, Job, Printed):
         return {"rank": "auto" if self.rank is None else self.rank, "precision": self.precision}
 
     def _top(self, loaded: Attribution, queries: Any) -> Answer:
-        found = loaded.fitted.top(queries, self.top, **self._ranked(loaded))
+        found = loaded.fitted.top(queries, self.top, loaded.train, **self._ranked(loaded))
         best = {
             name: tuple(
                 found[f"{name}{part}"].values for part in ("_id", "", "_impossible") if f"{name}{part}" in found
@@ -231,7 +232,7 @@ class Score(Answered, QueryOptions, Job, Printed):
 
         groups = groups_by(loaded.train, self.group_by) if self.group_by else None
         each = None if self.one_query else {str(i): [i] for i in queries.ids}
-        scores = loaded.factors.group_scores(queries, query_groups=each, train_groups=groups)
+        scores = loaded.factors.group_scores(queries, loaded.train, query_groups=each, train_groups=groups)
         entries = []
         for place, name in enumerate(scores["query"].values):
             order = np.argsort(-scores.values[place], kind="stable")[: self.top]
@@ -245,7 +246,7 @@ class Score(Answered, QueryOptions, Job, Printed):
 
     def _heads(self, loaded: Attribution, queries: Any) -> Answer:
         heads = loaded.factors.heads(self.heads or 1, self.key_value_heads)
-        scores = loaded.factors.head_scores(queries, heads)
+        scores = loaded.factors.head_scores(queries, heads, loaded.train)
         entries = []
         for place in range(len(queries)):
             strength = np.abs(scores.values[place]).sum(0)
@@ -306,20 +307,16 @@ class Self(Answered, Job, Printed):
 
     top: int = 10
     """How many to list."""
-    out: Path | None = None
+    out: Array | None = None
     """Write all of them: .npz, .csv, .parquet or .json."""
 
     @property
     def free(self) -> tuple[str, ...]:
         return ("top",)
 
-    def precheck(self) -> None:
-        check_ending(self.out)
-        super().precheck()
-
     def answer(self) -> Answer:
         loaded = self.load()
-        return Answer({}, described(loaded.fitted.self_influence(), loaded.titled))
+        return Answer({}, described(loaded.fitted.self_influence(loaded.train), loaded.titled))
 
     def present(self, answer: Answer) -> None:
         found: Any = answer.scores

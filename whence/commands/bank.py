@@ -8,7 +8,7 @@ import tyro
 from whence.options import Count, Workers
 
 from ._classifier import ClassifierOptions, forget_ids
-from ._shared import Printed, Stored
+from ._shared import Printed, Stored, Tabled
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Run(ClassifierOptions, Printed):
 
 
 @dataclass(frozen=True)
-class Info(Stored, Printed):
+class Info(Stored, Tabled):
     """Show the models, masks, outputs and training of a bank.
 
     Example:
@@ -88,7 +88,10 @@ class Info(Stored, Printed):
             "recipe": bank.about["recipe"],
             "sequential because": bank.about["why_sequential"],
         }
-        self.show(facts, "\n".join(f"{name + ':':26} {value}" for name, value in facts.items()))
+        text = "\n".join(f"{name + ':':26} {value}" for name, value in facts.items())
+        each = zip(range(len(bank)), bank.seeds, hashes, kept)
+        rows = [{"model": n, "seed": int(seed), "kept": int(size), "mask": mask} for n, seed, mask, size in each]
+        self.show_table(facts, text, rows)
 
 
 COMMANDS = {"run": Run, "info": Info}

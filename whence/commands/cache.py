@@ -14,13 +14,13 @@ from whence.cache.store.maintenance import collect, remove, repair, repair_names
 from whence.cache.store.store import Store, human
 from whence.options import Age, Size
 
-from ._shared import Printed, Stored, read_bytes, read_seconds
+from ._shared import Printed, Stored, Tabled, read_bytes, read_seconds
 
 Key = tyro.conf.Positional[str]
 
 
 @dataclass(frozen=True)
-class Ls(Stored, Printed):
+class Ls(Stored, Tabled):
     """List what is in the store.
 
     Example:
@@ -42,7 +42,8 @@ class Ls(Stored, Printed):
                 f"{_ago(line.used):>8}  {names}".rstrip()
             )
         text.append(f"{len(lines)} entries, {human(sum(line.bytes for line in lines))}")
-        self.show([asdict(line) for line in lines], "\n".join(text))
+        rows = [asdict(line) for line in lines]
+        self.show_table(rows, "\n".join(text), rows)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Fewer data: a small synthetic set that trains like the large one."""
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import tyro
 
 from whence.cache.errors import UsageError
@@ -12,31 +13,22 @@ from whence.files import labelled_arrays
 from whence.options import Count, Device, Positive
 
 from ._settings import methods_command, registered, with_settings
-from ._shared import Printed, Stored
+from ._shared import Printed, Stored, Tabled
 
 if TYPE_CHECKING:
-    from whence.unlearn.condense import Pool
+    from whence.unlearn.condense import Pool, Settings
 
 Sets = tyro.conf.Positional[tuple[Path, ...]]
 
 
-@dataclass(frozen=True)
-class Run(Stored, Printed):
-    """Condense labelled data into a few synthetic examples per class.
-
-    An interrupted run resumes: its checkpoints are in the store. The set is written with its card (.json) beside it.
-
-    Example:
-
-        whence condense run --data digits --network convnet-2-16 --per-class 1 --outer 100 --out out/digits.npz
-    """
+@dataclass(frozen=True, kw_only=True)
+class Condensing(Stored, Printed):
+    """What is condensed, and how."""
 
     data: str = "digits"
     """digits, or an .npz with x_train, y_train, x_test and y_test."""
     layout: Literal["nhwc", "nchw"] | None = None
     """Where the channels of images are; by default the axis that is 1 or 3 long."""
-    out: Path = Path("out/condensed.npz")
-    """The .npz or .safetensors to write; with several seeds, the seed is put before the ending."""
     method: str = "dcc"
     """The method; `whence condense methods` lists all of them."""
     network: str = "convnet-2-16"
@@ -73,15 +65,12 @@ class Run(Stored, Printed):
     """One set per seed, computed together."""
     device: Device | None = None
     """The device of the computation: cpu, cuda, cuda:1; JAX's own by default."""
-    quiet: bool = False
-    """Show no progress bar."""
 
-    def run(self) -> None:
-        from whence.unlearn.condense import METHODS, Settings, Training, condense, network
-        from whence.unlearn.condense.condensed import checked_path
+    def read(self) -> "tuple[Pool, Settings]":
+        """The real examples, and the settings that the options give."""
+        from whence.unlearn.condense import METHODS, Settings, Training, network
         from whence.unlearn.condense.pretrained import pretrained
 
-        checked_path(self.out)  # before the work, not after it
         method = with_settings(registered(METHODS, self.method, self.set), self.set) if self.set else self.method
         names = ["per_class", "outer", "inner", "epochs", "real_batch", "lr", "warm_outer", "warm_inner"]
         names += ["init", "soft_labels", "augment", "groups"]
@@ -89,7 +78,48 @@ class Run(Stored, Printed):
         train, _ = load(self.data, layout=self.layout)
         if self.pretrain:
             settings = replace(settings, network=pretrained(settings.network, train, Training(self.pretrain)))
-        sets = condense(train, settings, self.seeds, self.open_store(), device=self.device, quiet=self.quiet)
+        return train, settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Condensing):
+    """Say how long `whence condense run` with the same options takes here: a few of its steps are run and thrown away.
+
+    Example:
+
+        whence condense plan --data digits --network convnet-2-16 --per-class 1 --outer 1000
+    """
+
+    def run(self) -> None:
+        from whence.unlearn.condense.plan import plan
+
+        found = plan(*self.read(), self.seeds, self.open_store(), device=self.device)
+        self.show({**asdict(found), "seconds": found.seconds}, str(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Condensing):
+    """Condense labelled data into a few synthetic examples per class.
+
+    `whence condense plan` with the same options says how long it takes. An interrupted run resumes: its checkpoints are
+    in the store. The set is written with its card (.json) beside it.
+
+    Example:
+
+        whence condense run --data digits --network convnet-2-16 --per-class 1 --outer 100 --out out/digits.npz
+    """
+
+    out: Path = Path("out/condensed.npz")
+    """The .npz or .safetensors to write; with several seeds, the seed is put before the ending."""
+    quiet: bool = False
+    """Show no progress bar."""
+
+    def run(self) -> None:
+        from whence.unlearn.condense import condense
+        from whence.unlearn.condense.condensed import checked_path
+
+        checked_path(self.out)  # before the work, not after it
+        sets = condense(*self.read(), self.seeds, self.open_store(), device=self.device, quiet=self.quiet)
         paths = []
         for seed, one in zip(self.seeds, sets):
             stem = self.out.stem if len(sets) == 1 else f"{self.out.stem}-{seed}"
@@ -100,7 +130,7 @@ class Run(Stored, Printed):
 
 
 @dataclass(frozen=True)
-class Evaluate(Printed):
+class Evaluate(Tabled):
     """Train networks from scratch on condensed sets, and on as many real examples, and test them.
 
     The mean accuracy is written to the card of each set.
@@ -164,7 +194,11 @@ class Evaluate(Printed):
                 found = robust_scores(one, train, test, first, training, networks=min(self.count, 5))
                 lines.append(f"{name:{wide}}  LRS {found.lrs:.1f}  ARS {found.ars:.1f}")
         plain = {n: {net: found.values.tolist() for net, found in row.items()} for n, row in table.items()}
-        self.show(plain, "\n".join(lines))
+        rows = [
+            {"set": name, "network": net, "run": run, "accuracy": value}
+            for name, row in plain.items() for net, runs in row.items() for run, value in enumerate(np.ravel(runs))
+        ]  # fmt: skip
+        self.show_table(plain, "\n".join(lines), rows)
 
 
 @dataclass(frozen=True)
@@ -208,4 +242,4 @@ def load(name: str, like: Any = None, layout: str | None = None) -> "tuple[Pool,
 
 
 Methods = methods_command("condensation", "whence condense methods", "whence.unlearn.condense")
-COMMANDS: dict[str, type] = {"run": Run, "methods": Methods, "evaluate": Evaluate, "report": Report}
+COMMANDS: dict[str, type] = {"plan": Plan, "run": Run, "methods": Methods, "evaluate": Evaluate, "report": Report}

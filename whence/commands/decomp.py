@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from whence.cache.display.files import ENDINGS, save_table
 from whence.cache.errors import UsageError
-from whence.options import Count
+from whence.options import Count, ending
 
 from ._decomp_atoms import Edit, Report, Steer
 from ._decomp_compare import Compare, Match
@@ -152,7 +152,7 @@ class Encode(Source, Printed):
     """A dictionary's folder."""
     at: str = ""
     """The hook point, if the folder does not name it."""
-    out: Path = Path("out/codes.safetensors")
+    out: Annotated[Path, ending(".safetensors", *ENDINGS)] = Path("out/codes.safetensors")
     """The file to write: .safetensors, or .csv, .parquet or .json with a row an atom of a token."""
     k: Count | None = None
     """Steps; the dictionary's own by default."""
@@ -212,7 +212,7 @@ class Evaluate(Source, Tabled):
     ks: tuple[Count, ...] = ()
     """Numbers of steps for a sparsity curve."""
     loss: bool = True
-    """Also run the model on the reconstruction; --no-loss evaluates the activations only."""
+    """Do not run the model on the reconstruction: evaluate the activations only."""
 
     def run(self) -> None:
         import numpy as np

@@ -3,16 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
 
-from whence.options import Count
+from whence.cache.display.files import ENDINGS, save_table
+from whence.options import Count, ending
 
 from ._classifier import ClassifierOptions, forget_ids
 from ._settings import methods_command, registered, values_of
-from ._shared import Printed, Stored
+from ._shared import Printed, Stored, Tabled
 from ._unlearn_arrays import EvaluateArrays
 from ._unlearn_document import Document
 from ._unlearn_language import EvaluateLanguage
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Datamodel(Stored, Printed):
+class Datamodel(Stored, Tabled):
     """Fit a datamodel to a bank: every logit of every point as a linear function of the training set.
 
     It prints the linear datamodeling score on held-out masks. `whence unlearn run --datamodel NAME` uses the stored
@@ -58,7 +59,10 @@ class Datamodel(Stored, Printed):
         lines = [f"{self.method} on {found.trainings} models: penalty {found.penalty:g}, {found.lds}"]
         lines += [f"  penalty {p:<10g} LDS {score:.3f} on the validation masks" for p, score in found.choices.items()]
         facts = {"key": key, "penalty": found.penalty, "lds": lds}
-        self.show(facts, "\n".join([*lines, f"weights: {key}"]))
+        rows = [
+            {"penalty": p, "validation_lds": score, "chosen": p == found.penalty} for p, score in found.choices.items()
+        ]
+        self.show_table(facts, "\n".join([*lines, f"weights: {key}"]), rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +200,7 @@ class Run(_Setting):
 
 
 @dataclass(frozen=True)
-class Plan(_Setting, Printed):
+class Plan(_Setting, Tabled):
     """Predict cost and KLoM of a no-op, a Newton step, DMM and retraining for a forget set, and choose one.
 
     The prediction is calibrated on pilot requests of the same size that share no example with the forget set, half
@@ -244,7 +248,8 @@ class Plan(_Setting, Printed):
             for o in plan.options
         }
         facts = {"chosen": plan.chosen, "why": plan.why, "floor": plan.floor, "options": options}
-        self.show(facts, str(plan))
+        rows = [{"way": name, **values, "chosen": name == plan.chosen} for name, values in options.items()]
+        self.show_table(facts, str(plan), rows)
 
 
 def pilot_set(train: "Examples", size: int, seed: int) -> np.ndarray:
@@ -271,8 +276,8 @@ class Evaluate(_Setting, Printed):
     """Direction of the divergence in KLoM."""
     bins: Count | None = None
     """Bins of the histograms; a fifth of the models, at most 20, by default."""
-    out: Path = Path("out/unlearning.json")
-    """The file of results; a page is written beside it."""
+    out: Annotated[Path, ending(*ENDINGS)] = Path("out/unlearning.json")
+    """The results (.json, which `whence unlearn report` reads) or their table (.csv, .parquet); a page is beside it."""
     easydub: Path | None = None
     """Also write the margins of all models in the folders of EasyDUB, as forget set 1."""
 
@@ -286,7 +291,7 @@ class Evaluate(_Setting, Printed):
         from whence.unlearn.loop import run
         from whence.unlearn.metrics import KLoM
         from whence.unlearn.report import save
-        from whence.unlearn.results import to_json
+        from whence.unlearn.results import to_json, to_rows
 
         names = [name.strip() for name in self.methods.split(",")]
         self.precheck()  # before anything is trained
@@ -299,7 +304,10 @@ class Evaluate(_Setting, Printed):
             dataset = Path(self.on or self.data or "digits").stem
             EasyDUB(self.easydub, dataset, self.network if self.on is None else "own").write_split(split, 1, results)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.out.write_text(to_json(found))
+        if self.out.suffix == ".json":
+            self.out.write_text(to_json(found))
+        else:
+            save_table(self.out, to_rows(found))
         page = save([found], self.out.with_suffix(".html"))
         print(to_json(found) if self.json else f"{found}\n\nwritten: {self.out}, {page}")
 

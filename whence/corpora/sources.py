@@ -220,17 +220,17 @@ def _rows(source: str | Path, split: str) -> Iterator[Row]:
 
 def _say_changes(texts: _Texts, count: int, numbers: np.ndarray, length: int) -> None:
     """Say how many texts are cut, and how many are left out, and where the first one is."""
-    pieces, source = np.bincount(numbers, minlength=count), texts.source
+    pieces = np.bincount(numbers, minlength=count)
     cut, empty = np.flatnonzero(pieces > 1), np.flatnonzero(pieces == 0)
     if len(cut):
         say(
-            f"{source}: {len(cut)} of {count} texts are longer than {length} tokens and are cut into "
-            f"{pieces[cut].sum()} pieces ({texts.place(int(cut[0]))}); the column `document` has the text's id."
+            f"{len(cut)} of {count} texts are longer than {length} tokens and are cut into {pieces[cut].sum()} pieces; "
+            f"the first is {texts.place(int(cut[0]))}. The column `document` has the id of a piece's text."
         )
     if len(empty):
         say(
-            f"{source}: {len(empty)} of {count} texts have fewer than two tokens and are left out "
-            f"({texts.place(int(empty[0]))})."
+            f"{len(empty)} of {count} texts have fewer than two tokens and are left out; "
+            f"the first is {texts.place(int(empty[0]))}."
         )
 
 

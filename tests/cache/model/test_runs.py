@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tests import cases
+from whence.attrib import TracIn
 from whence.cache import (
     Classification,
     DataError,
@@ -158,6 +159,47 @@ def test_a_run_is_never_written_over(tmp_path: Path) -> None:
         runs.record(tmp_path / "c", model, torch.optim.SGD(model.parameters(), 0.1), every=0),
     ):
         pass
+
+
+def test_of_a_model_with_frozen_weights_the_trained_ones_are_recorded(tmp_path: Path) -> None:
+    """A run of adapters keeps them alone; the rest is the base's, which must be the one that they were trained on."""
+    peft = pytest.importorskip("peft")
+
+    def adapted() -> nn.Module:
+        torch.manual_seed(1)
+        return peft.get_peft_model(network(), peft.LoraConfig(r=2, target_modules=["0", "2"]))
+
+    model, train = adapted(), data()
+    chosen = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.1)
+    with runs.record(tmp_path, model, chosen, every=2) as run:
+        for number in range(4):
+            rows = np.arange(14)[number::4]
+            chosen.zero_grad()
+            Classification().loss(model, train.batch(rows)).mean().backward()
+            chosen.step()
+            run.step(train.ids[rows])
+    found = opened(tmp_path, model=adapted())
+    assert found.training is not None
+    saved = runs.open_run(tmp_path).checkpoints
+    assert all("lora" in name for checkpoint in saved for name in checkpoint.read())
+    for ours, theirs in zip(found.model.state_dict().values(), model.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert found.training.checkpoints[0].read().keys() == dict(model.named_parameters()).keys()
+    scores = TracIn().fit(found).score(train.select([0, 1]))
+    by_hand = TracIn(checkpoints=[found.at(c.read()).model for c in found.training.checkpoints[:-1]])
+    assert scores.shape == by_hand.fit(found).score(train.select([0, 1])).shape == (2, 14)
+    assert scores.values.any()
+    other = adapted()
+    with torch.no_grad():
+        next(p for p in other.parameters() if not p.requires_grad).add_(1.0)
+    with pytest.raises(ModelError, match="frozen ones of this model are not those"):
+        opened(tmp_path, model=other)
+    with (
+        pytest.raises(UsageError, match="frozen when the run began"),
+        runs.record(tmp_path / "b", other, torch.optim.SGD([p for p in other.parameters() if p.requires_grad], 0.1)),
+        torch.no_grad(),
+    ):
+        next(p for p in other.parameters() if not p.requires_grad).add_(1.0)
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])

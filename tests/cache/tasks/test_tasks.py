@@ -172,6 +172,15 @@ def test_a_packed_row_is_the_sum_of_its_texts() -> None:
     np.testing.assert_allclose(rows, wanted, rtol=1e-9)
 
 
+def test_the_scores_of_a_packed_row_s_texts_sum_to_its_own() -> None:
+    case, texts = cases.build("packed"), cases.language()
+    trained = TrainedModel(case.model, case.train, case.task, sites=case.sites, quiet=True)
+    factors, queries = EKFAC().fit(trained), texts.select([0, 1])
+    each, rows = factors.score(queries, texts), factors.score(queries)
+    wanted = [each.sel(train=documents).sum("train").values for documents in case.train.about["documents"]]
+    np.testing.assert_allclose(rows.values.T, wanted, rtol=1e-4, atol=1e-6 * np.abs(wanted).max())
+
+
 def test_models_that_let_packed_texts_see_each_other_are_refused() -> None:
     class Sees(torch.nn.Module):
         def __init__(self) -> None:

@@ -15,6 +15,7 @@ from whence.unlearn.condense.condensing import estimate
 from whence.unlearn.condense.difficulty import difficulty
 from whence.unlearn.condense.methods.linear import _slope
 from whence.unlearn.condense.methods.trajectory import AST, MTT
+from whence.unlearn.condense.plan import plan
 from whence.unlearn.condense.pretrained import logits_of, pretrained, train_on, with_teacher
 from whence.unlearn.condense.robust import normalised, robust_scores
 from whence.unlearn.condense.selection import facility_rows
@@ -196,3 +197,19 @@ def test_a_run_says_how_long_it_will_take(pool, capfd, monkeypatch):
     condense(pool, Settings("dc", NET, 1, outer=4, inner=1, augment=()), (0,))
     assert "outer steps are left" in capfd.readouterr().err
     assert estimate(100, 6.0) == "100 outer steps are left, 6 s each: about 10 min."
+
+
+def test_a_plan_counts_the_steps_that_are_left_and_stores_none(pool, tmp_path):
+    store, settings = Store(tmp_path), Settings("dcc", NET, 1, outer=8, inner=1, warm_outer=3, warm_inner=1, augment=())
+    found = plan(pool, settings, (0,), store)
+    assert (found.outer, found.done, found.warm) == (8, 0, 3)
+    assert found.seconds == pytest.approx(found.compiling + 3 * found.warm_step + 5 * found.step)
+    assert min(found.compiling, found.step, found.warm_step) > 0
+    assert "8 outer steps: about" in str(found)
+    assert not list(store.listing())
+    condense(pool, replace(settings, outer=4), (0,), store, quiet=True)
+    resumed = plan(pool, settings, (0,), store)
+    assert (resumed.done, resumed.warm, resumed.warm_step) == (4, 0, 0.0)
+    assert "4 of 8 are in the store" in str(resumed)
+    condense(pool, settings, (0,), store, quiet=True)
+    assert plan(pool, settings, (0,), store).seconds == 0.0
