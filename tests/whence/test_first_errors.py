@@ -37,7 +37,7 @@ ERRORS = [
     (f"attrib score {MODEL} {QUERY} --length 4096", 2, "at most 64 tokens, not 4096", "--length 64 or less"),
     (f"attrib score {MODEL} {QUERY} --device cuda:9", 1, "cannot be moved to cuda:9", "Leave --device out"),
     (f"attrib score {MODEL} {QUERY} --memory lots", 2, "--memory cannot be 'lots'", "4GB"),
-    (f"attrib score {MODEL} {QUERY} --out scores.xlsx", 2, "no known ending", ".csv"),
+    (f"attrib score {MODEL} {QUERY} --out scores.xlsx", 2, "cannot be 'scores.xlsx'", ".csv"),
     (f"decomp build {MODEL} --at blocks.9.hook_out", 1, "no module or hook point 'blocks.9.hook_out'", "Near names"),
     (f"decomp build {MODEL} --builder idta", 2, "no builder 'idta'", "Did you mean 'itda'?"),
     ("decomp evaluate nothing", 1, "no dictionary in nothing", "whence decomp build --out"),
