@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,18 @@ class Clock:
         return work
 
 
+@dataclass(frozen=True)
+class Shared:
+    """Options of several cases.
+
+    Args:
+        depth: of all.
+    """
+
+    depth: int = 3
+    width: int | None = None
+
+
 @pytest.fixture
 def bench() -> Benchmark:
     made = Benchmark("some/example.py", "What it measures.", example="rows --count 3")
@@ -52,6 +65,11 @@ def bench() -> Benchmark:
     def slow(run: Run, size: int = 1) -> None:
         """Not by default."""
         run.say(f"size {size}")
+
+    @made.case(quick={"depth": 1}, default=False)
+    def deep(run: Run, shared: Shared = Shared(), more: int = 0) -> None:
+        """Takes options that are shared."""
+        run.say(f"{shared} {more}")
 
     return made
 
@@ -85,6 +103,14 @@ def test_parameters_are_options_and_quick_holds_the_smallest_setting(bench, caps
     found = json.loads(file.read_text())
     assert found["tables"] == [{"title": "A table", "columns": ["row", "rate"], "rows": [["x", 0.5], ["x", 0.5]]}]
     assert found["claims"] == {"there are rows": True}
+
+
+def test_fields_of_a_dataclass_are_options_that_cases_share(bench, capsys):
+    bench.main(["deep", "--quick", "--width", "5", "--more", "2"])
+    assert "Shared(depth=1, width=5) 2" in capsys.readouterr().out
+    bench.main(["deep", "--depth", "4"])
+    assert "Shared(depth=4, width=None) 0" in capsys.readouterr().out
+    assert "of all (default: 3)" in bench.parser().format_help()
 
 
 @pytest.mark.parametrize(
