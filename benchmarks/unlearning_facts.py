@@ -14,23 +14,21 @@ per token. The case `real` has one model and one oracle, and no KLoM.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence.cache import Examples, LanguageModelling, Store, TrainedModel
+from whence.cache import Examples, Store, TrainedModel
 from whence.cache.jobs.progress import say
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import AdamW, Recipe, Schedule
 from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import oracle_masks
-from whence.corpora import Vocabulary, biographies, language_reference, query_examples
-from whence.corpora.biographies import TEMPLATES
+from whence.corpora import Vocabulary, language_reference
 from whence.corpora.corpus import ragged
 from whence.problems.finetuned import LENGTH, VOCABULARY, passages, pretrained
-from whence.unlearn import audit, forget_sets
+from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import Influence
 from whence.unlearn.evaluate import OracleSplit
 from whence.unlearn.loop import Unlearned
@@ -41,127 +39,15 @@ from whence.unlearn.metrics import KLoM
 from whence.unlearn.request import UnlearningRequest
 
 from .harness import Benchmark, Run
+from .people import GROUPS, TASK, TIES, Measured, People, measured
 
 bench = Benchmark(__file__, __doc__, example="facts --quick")
 
-TASK = LanguageModelling()
-TIES = ("town", "trade")  # what makes neighbours
 WRONG, RESAMPLES, BINS = 5, 1000, 3
 RECIPE = Recipe(30, 8, AdamW(3e-3, weight_decay=0.01), Schedule("cosine", 0.05, 0.05), clip=1.0)
 BUDGET = 60  # training steps, of the recipe's batch, that a method may take
 # what is allowed: of the gap on the person, nats per answer of other people, nats per token of other text
 OFF, DRIFT, TEXT = 0.25, 0.1, 0.05
-GROUPS = ("forgotten", "neighbours", "others")
-
-
-class Fact(NamedTuple):
-    person: str
-    attribute: str
-
-
-@dataclass(frozen=True, eq=False)
-class People:
-    """What a model is taught.
-
-    train: passages, and other text among them, of nobody. values: fact -> value. words: the vocabulary. text: held-out
-    other text.
-    """
-
-    train: Examples
-    values: Mapping[Fact, str]
-    words: Vocabulary
-    text: Examples
-    attributes: Sequence[str] = tuple(TEMPLATES)
-
-    @staticmethod
-    def of(
-        people: int,
-        words: Vocabulary,
-        text: Sequence[str],
-        replayed: int,
-        attributes: Sequence[str] = tuple(TEMPLATES),
-    ) -> "People":
-        """Everybody is asked about in training but the first, whom nothing is asked of here. replayed: texts that are
-        trained on; the others are held out."""
-        about = biographies(people, people // 2, asked=1, statements=1).train.about
-        rows = [row for row in zip(about["text"], about["person"], about["attribute"], about["value"], about["wording"])
-                if row[2] in attributes]  # fmt: skip
-        values = {Fact(person, attribute): value for _, person, attribute, value, _ in rows}
-        rows += [(passage, "", "", "", "") for passage in text[:replayed]]
-        known = dict(zip(("text", "person", "attribute", "value", "wording"), map(list, zip(*rows))))
-        tokens = [words.encode(passage)[:LENGTH] for passage in [*known["text"], *text[replayed:]]]
-        ids = np.arange(len(tokens))
-        train = Examples(ragged(tokens[: len(rows)]), ids[: len(rows)], known)
-        return People(train, values, words, Examples(ragged(tokens[len(rows) :]), ids[len(rows) :]), attributes)
-
-    @cached_property
-    def names(self) -> list[str]:
-        asked = {
-            p for p, wording in zip(self.train.about["person"], self.train.about["wording"]) if wording == "question"
-        }
-        return sorted(asked)
-
-    def facts(self, person: str, others: int = 8) -> dict[str, list[Fact]]:
-        """The person's facts, those of the neighbours, and those of some others."""
-        near = [p for p in self.names if p != person and
-                any(self.values[Fact(p, tie)] == self.values[Fact(person, tie)] for tie in TIES)]  # fmt: skip
-        rest = [p for p in self.names if p != person and p not in near][:others]
-        return {group: [Fact(p, a) for p in some for a in self.attributes] for group, some in
-                zip(GROUPS, ([person], near, rest))}  # fmt: skip
-
-    def answers(self, fact: Fact, wrong: int) -> list[str]:
-        """The right value and some wrong ones."""
-        others = sorted({v for (_, a), v in self.values.items() if a == fact.attribute} - {self.values[fact]})
-        drawn = np.random.default_rng(len(fact.person)).permutation(others)[:wrong]
-        return [self.values[fact], *map(str, drawn)]
-
-    def logprobs(self, models: Replicas, facts: Sequence[Fact], wrong: int = 0) -> "Answers":
-        """Of the right answers and of some wrong ones."""
-        pairs = [(fact, answer) for fact in facts for answer in self.answers(fact, wrong)]
-        prompts = [TEMPLATES[fact.attribute][1].format(p=fact.person) for fact, _ in pairs]
-        asked = query_examples(prompts, [f" {answer}" for _, answer in pairs], self.words)
-        tokens = np.array([(np.asarray(labels) != -100).sum() for labels in asked.columns["labels"]])
-        found = models.outputs(TASK, asked, ("measurements",))["measurements"]
-        return Answers(found.reshape(len(models), len(facts), -1), tokens.reshape(len(facts), -1))
-
-
-class Answers(NamedTuple):
-    """logprobs: [e, facts, answers] in nats, the right answer first. tokens: [facts, answers]."""
-
-    logprobs: np.ndarray
-    tokens: np.ndarray
-
-    @property
-    def right(self) -> np.ndarray:
-        return self.logprobs[..., 0]
-
-    def truth(self, forgotten: bool) -> np.ndarray:
-        """The truth ratio [e f]: near 1 where a forgotten answer is as likely as wrong ones, a kept one likelier."""
-        p = np.exp(self.logprobs / self.tokens)
-        ratio = p[..., 1:].mean(-1) / np.maximum(p[..., 0], 1e-30)
-        return np.minimum(ratio, 1 / np.maximum(ratio, 1e-30)) if forgotten else np.maximum(0, 1 - ratio)
-
-
-class Measured(NamedTuple):
-    """Of models after a request: answers by group, and nats per token of other text [e]."""
-
-    answers: dict[str, Answers]
-    text: np.ndarray
-
-    def nats(self, group: str) -> float:
-        """Mean log-probability of right answers."""
-        return float(self.answers[group].right.mean())
-
-
-def measured(people: People, models: Replicas, person: str, wrong: int = 0) -> Measured:
-    groups = people.facts(person)
-    found = people.logprobs(models, [fact for group in groups.values() for fact in group], wrong)
-    stops = np.cumsum([len(group) for group in groups.values()])
-    parts = {name: slice(stop - len(group), stop) for (name, group), stop in zip(groups.items(), stops)}
-    answers = {name: Answers(found.logprobs[:, at], found.tokens[at]) for name, at in parts.items()}
-    trained = [TrainedModel(models.module(e), people.train, TASK, quiet=True) for e in range(len(models))]
-    return Measured(answers, audit.loss_per_token(trained, people.text))
-
 
 # --- settings, chosen on pilots ---------------------------------------------------------------------------------
 
@@ -196,14 +82,14 @@ def grid(**choices: Sequence[Any]) -> list[Setting]:
     return [dict(zip(choices, values)) for values in product(*choices.values())]
 
 
-DESCENT = grid(rate=(3e-4, 1e-3), share=(1.0, 0.3))
+DESCENT = grid(rate=(1e-4, 3e-4), share=(1.0, 0.3))
 METHODS: dict[str, tuple[Maker, list[Setting]]] = {
     "GradDiff": (descended(GradDiff, weight=0.5), DESCENT),
     "NPO": (descended(NPO), DESCENT),
     "SimNPO": (descended(SimNPO), DESCENT),
     "RMU": (descended(RMU, layer="blocks.0", coefficient=5.0), DESCENT),
     "UNDIAL": (descended(UNDIAL, weight=1.0), DESCENT),
-    "DMM": (matched, grid(damping=(0.1,), scale=(0.2, 0.4, 0.8, 1.6))),
+    "DMM": (matched, grid(damping=(0.1,), scale=(0.05, 0.1, 0.2, 0.4))),
 }
 
 
@@ -292,22 +178,24 @@ class Row(NamedTuple):
         return float(np.mean([m.text.mean() for m in self.measured]))
 
 
-def verdict(row: Row, oracle: Row, before: Row) -> str:
-    """Whether the person is forgotten, and what else is lost, by the allowances that the settings were chosen under."""
+def verdict(row: Row, oracle: Row, before: Row, *others: Row) -> str:
+    """Whether the person is forgotten, and what else is lost, by the allowances that the settings were chosen under.
+    Something is lost where it is worse than in the oracles, in the models before, and in others of either kind."""
+    unbroken = (oracle, before, *others)
     gap = before.nats("forgotten") - oracle.nats("forgotten")
     off = (row.nats("forgotten") - oracle.nats("forgotten")) / gap
     found = ["forgets" if abs(off) <= OFF else "too little" if off > 0 else "too much"]
-    broken = [group for group in GROUPS[1:] if row.nats(group) < oracle.nats(group) - DRIFT]
-    broken += ["text"] if row.text > oracle.text + TEXT else []
+    broken = [group for group in GROUPS[1:] if row.nats(group) < min(r.nats(group) for r in unbroken) - DRIFT]
+    broken += ["text"] if row.text > max(r.text for r in unbroken) + TEXT else []
     return f"{found[0]} ({off:+.2f}); " + (f"breaks {', '.join(broken)}" if broken else "keeps the rest")
 
 
-def report(run: Run, rows: Sequence[Row], title: str) -> None:
+def report(run: Run, rows: Sequence[Row], title: str, known: int) -> None:
+    """The table. known: how many of the first rows are of oracles and of models before."""
     table = run.table(
         "models", "p of the forgotten", "truth", "p of neighbours", "truth", "p of others", "truth", "text, nats|.3f",
         "KLoM, forgotten", "retained", "passes, %|.1f", "off the oracles, in gaps; what is lost", title=title,
     )  # fmt: skip
-    oracle, before = rows[0], rows[1]
     for row in rows:
         cells: list[Any] = []
         for group in GROUPS:
@@ -316,7 +204,7 @@ def report(run: Run, rows: Sequence[Row], title: str) -> None:
             ratios = [answers.truth(group == "forgotten") for answers in found]
             cells += ["{:.3f} [{:.3f}, {:.3f}]".format(*interval(p)), f"{np.mean(np.concatenate(ratios, 1)):.2f}"]
         klom = [f"{np.mean(part):.2f}" for part in zip(*row.klom)] or [None, None]
-        table.row(row.name, *cells, row.text, *klom, 100 * row.ratio, verdict(row, oracle, before))
+        table.row(row.name, *cells, row.text, *klom, 100 * row.ratio, verdict(row, *rows[:known]))
 
 
 # --- the small transformer --------------------------------------------------------------------------------------
@@ -396,15 +284,14 @@ def facts(run: Run, people: int = 16, models: int = 8, pilots: int = 1, persons:
             after = measured(taught, done.models, person, WRONG)
             add(f"{name}, {side.name}", after, klom(split.margins(done)), done.ratio)
             say(f"{person}: {name}, {side.name}")
-    report(run, list(rows.values()), f"{persons} people forgotten, one at a time; {models} models each")
+    report(run, list(rows.values()), f"{persons} people forgotten, one at a time; {models} models each", 3)
     run.say(
         f"\nEK-FAC factors of DMM: {2 / RECIPE.epochs:.0%} of a fine-tuning once a model, beside the passes above\n"
     )
     listed = list(rows.values())
     for row in listed[3:]:
-        run.claim(f"{row.name} forgets and keeps the rest",
-                  verdict(row, listed[0], listed[1]).startswith("forgets") and
-                  "breaks" not in verdict(row, listed[0], listed[1]))  # fmt: skip
+        found = verdict(row, *listed[:3])
+        run.claim(f"{row.name} forgets and keeps the rest", found.startswith("forgets") and "breaks" not in found)
 
 
 # --- a real model -----------------------------------------------------------------------------------------------
@@ -476,7 +363,7 @@ def real(run: Run, people: int = 8, epochs: int = 8, steps: int = 10, methods: s
         say(f"{name}: {verdict(rows[-1], rows[0], rows[1])}")
     run.say(f"{len(taught.train)} passages about {len(taught.names)} people, {len(forget)} of them forgotten; adapters "
             f"on the MLPs of the last {layers - 2 * layers // 3} of {layers} layers")  # fmt: skip
-    report(run, rows, "SmolLM2-135M-Instruct, one person forgotten; one model and one oracle, intervals over facts")
+    report(run, rows, "SmolLM2-135M-Instruct, one person forgotten; one model and one oracle, intervals over facts", 2)
 
 
 if __name__ == "__main__":
