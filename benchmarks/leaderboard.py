@@ -161,7 +161,7 @@ def say_time(run: Run) -> None:
     """The processor time of this process and its sides, which other work on the machine hardly changes."""
     spent = os.times()
     minutes = (spent.user + spent.system + spent.children_user + spent.children_system) / 60
-    run.say(f"\n{minutes:.0f} minutes of one core so far")
+    run.say(f"\n{minutes:.0f} minutes of one core so far, beside what the store had")
 
 
 @bench.case(quick={"methods": ("identity", "bm25")})
