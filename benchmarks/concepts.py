@@ -145,7 +145,7 @@ def report(
         each.row(name, *(falls[m][c] for m in methods))
     for other, versus in ((None, "a random removal"), (LOSS, "influence on the loss"), (SHORTCUT, "its activation")):
         gap = interval.bootstrap(falls[CONCEPT] - (0.0 if other is None else falls[other]), resamples=2000)
-        run.claim_above(f"removal by influence on the concept lowers it more than {versus}, in sd", gap, ".2f")
+        run.claim_above(f"removal by influence on the concept lowers it more than {versus}", gap, ".2f", "sd")
 
 
 if __name__ == "__main__":

@@ -109,9 +109,10 @@ class Run:
         for detail in details:
             self.say(f"    {detail}")
 
-    def claim_above(self, text: str, gap: Any, spec: str) -> None:
+    def claim_above(self, text: str, gap: Any, spec: str, unit: str = "") -> None:
         """A claim that a difference, an Interval, is above zero: undecided if its interval reaches zero."""
-        self.claim(text, None if gap.low <= 0 <= gap.high else bool(gap.low > 0), format(gap, spec))
+        verdict = None if gap.low <= 0 <= gap.high else bool(gap.low > 0)
+        self.claim(text, verdict, f"{format(gap, spec)} {unit}".strip())
 
     def selected(self, names: Iterable[str]) -> list[str]:
         """The names that --only selects (all without it). Raises SystemExit when it selects none."""

@@ -12,6 +12,7 @@ from benchmarks.__main__ import main as command
 from benchmarks.__main__ import scripts
 from benchmarks.harness import Benchmark, Run
 from benchmarks.timing import paired
+from whence.cache.display.interval import Interval
 
 
 class Clock:
@@ -92,6 +93,14 @@ def test_a_table_is_markdown_and_formats_its_numbers(capsys):
     assert capsys.readouterr().out.endswith("| a/b | 1.3 |  |\n")
     with pytest.raises(ValueError, match="zip"):
         table.row("too", "few")
+
+
+def test_a_difference_is_above_zero_only_if_its_interval_is():
+    run = Run()
+    for low, high in ((0.1, 0.3), (-0.1, 0.3), (-0.3, -0.1)):
+        run.claim_above(f"{low}", Interval((low + high) / 2, low, high), "+.1f", "sd")
+    assert list(run.claims.values()) == [True, None, False]
+    assert run.lines[1] == "    +0.2 [+0.1, +0.3] sd"
 
 
 def test_parameters_are_options_and_quick_holds_the_smallest_setting(bench, capsys, tmp_path):
