@@ -145,8 +145,7 @@ def report(
         each.row(name, *(falls[m][c] for m in methods))
     for other, versus in ((None, "a random removal"), (LOSS, "influence on the loss"), (SHORTCUT, "its activation")):
         gap = interval.bootstrap(falls[CONCEPT] - (0.0 if other is None else falls[other]), resamples=2000)
-        verdict = None if gap.low <= 0 <= gap.high else bool(gap.low > 0)
-        run.claim(f"removal by influence on the concept lowers it more than {versus}", verdict, f"{gap:.2f} sd")
+        run.claim_above(f"removal by influence on the concept lowers it more than {versus}", gap, ".2f", "sd")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from whence.cache.display.interval import Interval
 from whence.unlearn.condense import Condensed, Pool, Settings, Training, condense, evaluate
 from whence.unlearn.condense.condensing import Diverged
 from whence.unlearn.condense.evaluate import Accuracies
@@ -87,7 +88,4 @@ def at_which(hits: Sequence[object], of: str) -> str:
 
 def spread(values: Sequence[float] | np.ndarray, digits: int = 1) -> str:
     """Mean and, in brackets, its 95 % bootstrap interval."""
-    values = np.asarray(values, float)
-    means = np.random.default_rng(0).choice(values, (2000, len(values))).mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return f"{values.mean():.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return format(Interval.bootstrap(np.asarray(values, float), resamples=2000), f".{digits}f")

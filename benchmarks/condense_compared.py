@@ -39,6 +39,49 @@ def of_classes(pool: Pool, classes: tuple[int, ...]) -> Pool:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What is condensed, for how long, and how it is judged.
+
+    Args:
+        data: an .npz with x_train, y_train, x_test and y_test of CIFAR-10.
+        group: animals (cat, deer, dog, horse), vehicles (aeroplane, car, ship, truck) or all.
+        size: images are averaged down to it; 32 keeps them.
+        network: that is matched, and that judges.
+        outer: fresh networks.
+        inner: matching steps with each.
+        real_batch: real images per class and step.
+        sets: synthetic sets of each method.
+        networks: that each set is judged by.
+        passes: over a set, of the training that judges it.
+        rates: tried on the validation split.
+    """
+
+    data: str = "cifar10_small.npz"
+    group: str = "animals"
+    size: int = 16
+    network: str = "convnet-3-16"
+    outer: int = 20
+    inner: int = 10
+    real_batch: int = 32
+    sets: int = 4
+    networks: int = 5
+    passes: int = 300
+    rates: tuple[float, ...] = (0.3, 1.0, 3.0)
+
+    def settings(self, per_class: int) -> Settings:
+        """Of gradient matching, at as many synthetic images per class."""
+        network, epochs = network_of(self.network), 10 if per_class > 1 else 5
+        return Settings("dc", network, per_class, self.outer, self.inner, epochs, self.real_batch, warm_outer=0)
+
+    def contest(self, store: Any = None) -> "Contest":
+        pools = [of_classes(pool, GROUPS[self.group]) for pool in image_pools(self.data, self.size)]
+        return Contest(*pools, Training(self.passes), self.networks, self.sets, self.rates, store)
+
+    def __str__(self) -> str:
+        return f"{self.group}, {self.network}, {self.size} by {self.size}"
+
+
+@dataclass(frozen=True)
 class Contest:
     """Pools to condense, to choose rates on and to report on; how sets are judged."""
 
@@ -71,41 +114,19 @@ class Contest:
         return evaluate(sets, on or self.test, network, training or self.training, networks or self.networks)
 
 
-def contest(
-    data: str, size: int, group: str, passes: int, networks: int, sets: int, rates: tuple[float, ...]
-) -> Contest:
-    pools = [of_classes(pool, GROUPS[group]) for pool in image_pools(data, size)]
-    return Contest(pools[0], pools[1], pools[2], Training(passes), networks, sets, rates)
-
-
 @bench.case(quick={**TINY, "per_class": (1,)}, default=False)
-def fine(
-    run: Run, data: str = "cifar10_small.npz", group: str = "animals", per_class: tuple[int, ...] = (1, 10),
-    size: int = 16, network: str = "convnet-3-16", outer: int = 20, inner: int = 10, real_batch: int = 32,
-    sets: int = 4, networks: int = 5, passes: int = 300, rates: tuple[float, ...] = (0.3, 1.0, 3.0),
-) -> None:  # fmt: skip
+def fine(run: Run, sizes: Sizes = Sizes(), per_class: tuple[int, ...] = (1, 10)) -> None:
     """DC and DCC on classes that look alike, at equal steps; needs --data.
 
     Args:
-        data: an .npz with x_train, y_train, x_test and y_test of CIFAR-10.
-        group: animals (cat, deer, dog, horse), vehicles (aeroplane, car, ship, truck) or all.
         per_class: synthetic images per class.
-        size: images are averaged down to it; 32 keeps them.
-        outer: fresh networks.
-        inner: matching steps with each.
-        real_batch: real images per class and step.
-        sets: synthetic sets of each method.
-        networks: that each set is judged by.
-        passes: over a set, of the training that judges it.
-        rates: tried on the validation split.
     """
-    match = contest(data, size, group, passes, networks, sets, rates)
-    title = f"{group}, {network}, {size} by {size}, {outer} x {inner} steps, {sets} sets; test accuracy, percent"
+    match = sizes.contest()
+    title = f"{sizes}, {sizes.outer} x {sizes.inner} steps, {sizes.sets} sets; test accuracy, percent"
     table = run.table("per class", "random", "DC", "its rate|g", "DCC", "its rate|g", title=title)
     for count in per_class:
-        epochs = 5 if count == 1 else 10
-        plain = Settings("dc", network_of(network), count, outer, inner, epochs, real_batch, warm_outer=0)
-        random = match.judged(random_sets(match.train, count, 2 * sets), plain)
+        plain = sizes.settings(count)
+        random = match.judged(random_sets(match.train, count, 2 * sizes.sets), plain)
         cells: list[Any] = []
         found = {}
         for method in ("dc", "dcc"):
@@ -115,16 +136,19 @@ def fine(
         table.row(count, random, *cells)
         gap = found["dcc"].mean - found["dc"].mean
         apart = below(found["dc"], found["dcc"]) or below(found["dcc"], found["dc"])
-        run.claim(f"DCC is above DC at {count} per class ({group})", gap > 0 if apart else None, f"{gap:+.1f} points")
+        run.claim(f"DCC is above DC at {count} per class ({sizes.group})", gap > 0 if apart else None,
+                  f"{gap:+.1f} points")  # fmt: skip
 
 
 @bench.case(quick={**TINY, "each": 1, "experts": 1, "epochs": 4, "passes_all": 1}, default=False)
 def selected(
-    run: Run, data: str = "cifar10_small.npz", group: str = "all", each: int = 10, size: int = 16,
-    network: str = "convnet-3-16", outer: int = 8, inner: int = 10, real_batch: int = 32, sets: int = 2,
-    networks: int = 5, passes: int = 150, rates: tuple[float, ...] = (0.3, 1.0), experts: int = 4, epochs: int = 12,
+    run: Run,
+    sizes: Sizes = Sizes(group="all", outer=8, sets=2, passes=150, rates=(0.3, 1.0)),
+    each: int = 10,
+    experts: int = 4,
+    epochs: int = 12,
     passes_all: int = 20,
-) -> None:  # fmt: skip
+) -> None:
     """Chosen and condensed examples at equal size and equal passes; needs --data.
 
     Args:
@@ -133,11 +157,9 @@ def selected(
         experts: of trajectory matching.
         epochs: of their training.
     """
-    match = replace(contest(data, size, group, passes, networks, sets, rates), store=run.store)
-    train, net = match.train, network_of(network)
-    plain = Settings("dc", net, each, outer, inner, 10 if each > 1 else 5, real_batch, warm_outer=0)
-    full = Training(passes_all, 0.01)
-    title = f"{group}, {network}, {size} by {size}, {each} per class, {passes} passes"
+    match, plain = sizes.contest(run.store), sizes.settings(each)
+    train, net, full = match.train, plain.network, Training(passes_all, 0.01)
+    title = f"{sizes}, {each} per class, {sizes.passes} passes"
     table = run.table("what", "test accuracy, percent", "its rate|g", "LRS|.1f", "ARS|.1f", "seconds|.0f", title=title)
     found: dict[str, Accuracies] = {}
     teacher = train_on(train, net, full)
@@ -147,7 +169,7 @@ def selected(
         "el2n": difficulty(train, net, "el2n", training=Training(2)),
         "influence": influence,
     }
-    random = random_sets(train, each, 2 * sets)
+    random = random_sets(train, each, 2 * sizes.sets)
     sources: dict[str, Any] = {"random": random}
     for rule in ("herding", "k-centre", "submodular", "grand", "el2n", "influence"):
         sources[rule] = [select(train, rule, each, scores=scores.get(rule))]
@@ -160,7 +182,7 @@ def selected(
             continue
         if name == "RS2":  # a new random subset at every step
             seconds, curve = timed(
-                lambda: accuracy_curve(train, match.test, net, match.training, per_class=each, networks=networks)
+                lambda: accuracy_curve(train, match.test, net, match.training, per_class=each, networks=sizes.networks)
             )
             found[name] = Accuracies(curve.accuracy[:, -1][None])
             table.row(name, found[name], None, None, None, seconds)

@@ -11,7 +11,9 @@
         bench.main()
 
 A case is a function. Its parameters become options of the command, its defaults are the full setting, and `quick`
-holds the values of the smallest setting. A side is a function that runs in a process of its own (see peers.py).
+holds the values of the smallest setting. Options that several cases share are the fields of a frozen dataclass: a case
+takes it as one parameter, whose default is an instance. A side is a function that runs in a process of its own (see
+peers.py).
 """
 
 import argparse
@@ -23,7 +25,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -107,6 +109,11 @@ class Run:
         for detail in details:
             self.say(f"    {detail}")
 
+    def claim_above(self, text: str, gap: Any, spec: str, unit: str = "") -> None:
+        """A claim that a difference, an Interval, is above zero: undecided if its interval reaches zero."""
+        verdict = None if gap.low <= 0 <= gap.high else bool(gap.low > 0)
+        self.claim(text, verdict, f"{format(gap, spec)} {unit}".strip())
+
     def selected(self, names: Iterable[str]) -> list[str]:
         """The names that --only selects (all without it). Raises SystemExit when it selects none."""
         every = list(names)
@@ -133,13 +140,25 @@ class Case:
     default: bool
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """Default by option."""
+    def own(self) -> dict[str, Any]:
+        """Default by parameter of the function."""
         return {p.name: p.default for p in list(inspect.signature(self.work).parameters.values())[1:]}
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Default by option: parameters, and the fields of those that are dataclasses."""
+        return {n: v for name, default in self.own.items() for n, v in _fields(name, default).items()}
+
+    @property
+    def hints(self) -> dict[str, Any]:
+        """Type by option."""
+        shared = [get_type_hints(type(default)) for default in self.own.values() if is_dataclass(default)]
+        return {name: hint for part in (get_type_hints(self.work), *shared) for name, hint in part.items()}
+
     def help_of(self, name: str) -> str:
-        """The parameter's line under Args: in the docstring, and its default."""
-        lines = [line.strip() for line in (self.work.__doc__ or "").splitlines()]
+        """The option's line under Args: in the docstring of the function or dataclass, and its default."""
+        described = [self.work, *(type(default) for default in self.own.values() if is_dataclass(default))]
+        lines = [line.strip() for one in described for line in (one.__doc__ or "").splitlines()]
         text = next((line.partition(":")[2].strip() for line in lines if line.startswith(f"{name}:")), "")
         default = self.parameters[name]
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
@@ -147,7 +166,13 @@ class Case:
 
     def __call__(self, run: Run, given: Mapping[str, Any]) -> None:
         chosen = {**(self.quick if run.quick else {}), **{n: v for n, v in given.items() if v is not None}}
-        self.work(run, **{name: value for name, value in chosen.items() if name in self.parameters})
+        groups = {name: replace(value, **{n: v for n, v in chosen.items() if n in _fields(name, value)})
+                  for name, value in self.own.items() if is_dataclass(value)}  # fmt: skip
+        self.work(run, **{name: value for name, value in chosen.items() if name in self.own}, **groups)
+
+
+def _fields(name: str, default: Any) -> dict[str, Any]:
+    return {f.name: getattr(default, f.name) for f in fields(default)} if is_dataclass(default) else {name: default}
 
 
 def argument(hint: Any, default: Any) -> dict[str, Any]:
@@ -225,7 +250,7 @@ class Benchmark:
         own = parser.add_argument_group("options of the cases")
         added: set[str] = set()
         for case in self.cases.values():
-            hints = get_type_hints(case.work)
+            hints = case.hints
             for name, default in case.parameters.items():
                 if name not in added:
                     settings = argument(hints[name], default)

@@ -19,6 +19,8 @@ model's weights. real: QLD on SmolLM2-135M (pip install 'whence[real]').
 
 import os
 import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -40,8 +42,33 @@ TESTS: dict[Test, str] = {
     "documents": "documents",
     "qld": "QLD, nats",
 }
-SHORT = ("identity", "kfac", "ekfac", "kfac, damping 0.1", "ekfac, damping 0.1", "cg", "logra", "magic", "bm25")
+SHORT = ("identity", "kfac", "ekfac", "kfac, damping 0.1", "ekfac, damping 0.1", "source", "logra", "magic", "bm25")
+SHORT_PEERS = ("kronfluence EK-FAC", "kronfluence K-FAC")
 Regime = Literal["short", "short, eps 1e-5", "short, eps 1e-3", "long", "long, eps 1e-3", "SGD"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which methods have a row.
+
+    Args:
+        short: few methods; in `methods` one regime, LDS by 24 subsets, two peers. Ten minutes on two cores.
+        methods: instead of every method that applies.
+    """
+
+    short: bool = False
+    methods: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str] | None:
+        return list(self.methods or (SHORT if self.short else ())) or None
+
+    def scored(self, problem: Any, store: Any) -> Any:
+        """Their scores for the problem's queries, and seconds."""
+        from whence.problems.judge import scores_of
+        from whence.problems.problem import methods_for
+
+        return scores_of(problem, methods_for(problem, self.names), store, quiet=True)
 
 
 def problem_of(run: Run, regime: str) -> Any:
@@ -81,9 +108,8 @@ def peer_scores(problem: Any, name: str) -> tuple[Any, str]:
 @bench.case(quick={"regimes": ("short",), "methods": ("identity", "bm25"), "subsets": 12, "peers": ()})
 def methods(
     run: Run,
-    short: bool = False,
+    rows: Rows = Rows(),
     regimes: tuple[Regime, ...] = ("short", "short, eps 1e-5", "long"),
-    methods: tuple[str, ...] = (),
     peers: tuple[str, ...] = tuple(PEERS),
     tests: tuple[Test, ...] = tuple(TESTS),
     subsets: int = 60,
@@ -91,23 +117,21 @@ def methods(
     """Every method and every peer, under the four tests; in regimes after the first, every method under LDS.
 
     Args:
-        short: one regime, few methods, 24 subsets: ten minutes on two cores.
         regimes: how the model is fine-tuned.
-        methods: instead of every method that applies.
         peers: instead of every peer; --peers none for no peer.
         tests: in the first regime.
         subsets: retrained models per test of LDS.
     """
-    from whence.problems.judge import judge, scores_of
-    from whence.problems.problem import methods_for
+    from whence.problems.judge import judge
 
     peers = () if peers == ("none",) else peers
-    if short:
-        regimes, methods, subsets = ("short",), methods or SHORT, min(subsets, 24)
+    if rows.short:
+        regimes, tests, subsets = ("short",), ("lds", "leave-out"), min(subsets, 24)
+        peers = tuple(name for name in SHORT_PEERS if name in peers)
     for place, regime in enumerate(regimes):
         asked = [test for test in tests if place == 0 or test in ("lds", "leave-out")]
         problem = problem_of(run, regime)
-        own = scores_of(problem, methods_for(problem, list(methods) or None), run.store, quiet=True)
+        own = rows.scored(problem, run.store)
         scored, failed = {**own, "random": (random_scores(problem), 0.0)}, {}
         for name in peers if place == 0 else ():
             scores, why = peer_scores(problem, name)
@@ -115,12 +139,12 @@ def methods(
                 failed[name] = why
             else:
                 scored[name] = (scores, np.nan)
-        rows = judge(problem, asked, (), others=scored, subsets=subsets, store=run.store, quiet=True)
+        judged = judge(problem, asked, (), others=scored, subsets=subsets, store=run.store, quiet=True)
         title = f"{regime}: {problem.recipe}"
         heads = [TESTS[test] for test in asked]
         table = run.table("method", *heads, "correlation with ours|.4f", title=title)
-        found = {(row.method, row.test): row for row in rows}
-        for name in [*dict.fromkeys(row.method for row in rows)]:
+        found = {(row.method, row.test): row for row in judged}
+        for name in dict.fromkeys(row.method for row in judged):
             cells = [shown(found.get((name, test))) for test in asked]
             like = own.get(PEERS[name].like) if name in PEERS else None
             same = None if like is None else np.corrcoef(like[0].values.ravel(), scored[name][0].values.ravel())[0, 1]
@@ -128,6 +152,8 @@ def methods(
         for name, why in failed.items():
             table.row(f"{name}: {why}", *[None] * (len(asked) + 1))
         below(run, found)
+        if "lds" in asked:
+            gains(run, problem, own, subsets)
     say_time(run)
 
 
@@ -135,18 +161,16 @@ def say_time(run: Run) -> None:
     """The processor time of this process and its sides, which other work on the machine hardly changes."""
     spent = os.times()
     minutes = (spent.user + spent.system + spent.children_user + spent.children_system) / 60
-    run.say(f"\n{minutes:.0f} minutes of one core so far")
+    run.say(f"\n{minutes:.0f} minutes of one core so far, beside what the store had")
 
 
 @bench.case(quick={"methods": ("identity", "bm25")})
-def facts(run: Run, methods: tuple[str, ...] = ()) -> None:
+def facts(run: Run, rows: Rows = Rows()) -> None:
     """Recall of the passages that state a fact, by every method, on a fine-tuned model."""
     from whence.attrib.evaluate import recall
     from whence.cache.display.interval import Interval
     from whence.language_model import top_answers
     from whence.problems.finetuned import finetuned_facts
-    from whence.problems.judge import scores_of
-    from whence.problems.problem import methods_for
 
     problem = finetuned_facts(store=run.store)
     answered = top_answers(problem.model, problem.queries)
@@ -154,17 +178,20 @@ def facts(run: Run, methods: tuple[str, ...] = ()) -> None:
         f"facts: {len(problem.queries)} questions, {answered.mean():.0%} answered; {len(problem.train)} passages, "
         f"three of which state each answer; {problem.recipe}"
     )
-    scored = scores_of(problem, methods_for(problem, list(methods) or None), run.store, quiet=True)
+    scored = rows.scored(problem, run.store)
     table = run.table("method", "recall@3", "reciprocal rank", title=title)
-    for name, (scores, _) in (scored | with_random(problem)).items():
-        found = recall(scores, problem.truth, (3,))
-        each = [Interval.bootstrap(values, resamples=2000) for values in (found.per_query[3], found.reciprocal)]
+    found = {name: recall(scores, problem.truth, (3,)) for name, (scores, _) in (scored | with_random(problem)).items()}
+    for name, one in found.items():
+        each = [Interval.bootstrap(values, resamples=2000) for values in (one.per_query[3], one.reciprocal)]
         table.row(name, *map(shown, each))
+    for name, fixed in both_dampings(found):
+        gap = Interval.bootstrap(found[name].per_query[3] - found[fixed].per_query[3], resamples=2000)
+        run.claim_above(f"{name} recalls more with the run's damping than with 0.1", gap, "+.3f")
     say_time(run)
 
 
 @bench.case(quick={"methods": ("identity", "bm25")})
-def sanity(run: Run, methods: tuple[str, ...] = (), regime: Regime = "short, eps 1e-5") -> None:
+def sanity(run: Run, rows: Rows = Rows(), regime: Regime = "short, eps 1e-5") -> None:
     """AUC of planted passages, by every method; and the correlation with scores of a model of random weights.
 
     Args:
@@ -174,7 +201,7 @@ def sanity(run: Run, methods: tuple[str, ...] = (), regime: Regime = "short, eps
     from whence.problems.sanity import KINDS, RANDOMISED, check
 
     problem = finetuned_problem(regime, train=128, store=run.store)
-    found = check(problem, list(methods) or None, others=with_random, store=run.store, quiet=True)
+    found = check(problem, rows.names, others=with_random, store=run.store, quiet=True)
     table = run.table("method", *(f"{kind}|.2f" for kind in (*KINDS, RANDOMISED)), title=f"sanity, {regime}")
     for name, values in found.items():
         table.row(name, *(values[kind] for kind in (*KINDS, RANDOMISED)))
@@ -229,6 +256,24 @@ def below(run: Run, found: Any) -> None:
                 f"{PEERS[name].like} is not below the interval of {name}", bool(ours.value >= theirs.low),
                 f"{ours.value:.3f} beside {theirs.value:.3f} [{theirs.low:.3f}, {theirs.high:.3f}]",
             )  # fmt: skip
+
+
+def both_dampings(rows: Collection[str]) -> list[tuple[str, str]]:
+    """Rows of one method with the damping of the recorded run and with the paper's."""
+    from whence.problems.problem import FIXED
+
+    return [(name, name + FIXED) for name in rows if name + FIXED in rows]
+
+
+def gains(run: Run, problem: Any, own: Any, subsets: int) -> None:
+    """What the damping of the recorded run gains beside the paper's in LDS, half out, by paired bootstraps."""
+    from whence.attrib.evaluate import compare
+    from whence.problems.judge import SHARES, retrained
+
+    bank = retrained(problem, subsets, SHARES["lds"], run.store, quiet=True)
+    for name, fixed in both_dampings(own):
+        gap = compare(own[name][0], own[fixed][0], bank)
+        run.claim_above(f"{name} has a higher LDS with the run's damping than with 0.1", gap, "+.3f")
 
 
 if __name__ == "__main__":

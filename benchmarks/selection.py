@@ -35,14 +35,23 @@ PROXY = Recipe(epochs=1, batch_size=16, optimiser=AdamW(3e-3, (0.9, 0.98)), batc
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes of a run."""
+    """Sizes of a run.
 
-    length: int
-    vocabulary: int
-    share: float
-    epochs: int
-    width: int
-    layers: int
+    Args:
+        share: of the pool's tokens that is chosen.
+        epochs: over the chosen tokens; all data are seen for as many tokens.
+        length: tokens of a passage.
+        vocabulary: of byte pairs.
+        width: of the models.
+        layers: of the models.
+    """
+
+    share: float = 0.1
+    epochs: int = 10
+    length: int = 64
+    vocabulary: int = 1024
+    width: int = 64
+    layers: int = 2
 
 
 @dataclass(eq=False)
@@ -164,28 +173,18 @@ WHOLE = {
 
 
 @bench.case(quick={"seeds": 1, "epochs": 1, "width": 16, "layers": 1, "length": 32})
-def tokens(
-    run: Run, seeds: int = 3, share: float = 0.1, epochs: int = 10, length: int = 64, vocabulary: int = 1024,
-    width: int = 64, layers: int = 2,
-) -> None:  # fmt: skip
+def tokens(run: Run, setting: Setting = Setting(), seeds: int = 3) -> None:
     """Loss on the held-out target after training on what each rule chose, at equal tokens.
 
     Args:
         seeds: of splits and models.
-        share: of the pool's tokens that is chosen.
-        epochs: over the chosen tokens; all data are seen for as many tokens.
-        length: tokens of a passage.
-        vocabulary: of byte pairs.
-        width: of the models.
-        layers: of the models.
     """
-    size = Setting(length, vocabulary, share, epochs, width, layers)
     losses: dict[str, list[float]] = {}
     purity: dict[str, list[float]] = {}
     seconds: dict[str, float] = {}
     names = run.selected([*ORDERS, *WHOLE])
     for seed in range(seeds):
-        at = Situation(size, seed)
+        at = Situation(setting, seed)
         for name in names:
             if name in ORDERS:
                 took, chosen = timed(lambda name=name, at=at: at.within(ORDERS[name](at)))
@@ -197,7 +196,8 @@ def tokens(
             purity.setdefault(name, []).append(100 * float(chosen.lengths[hits].sum() / chosen.lengths.sum()))
             seconds[name] = seconds.get(name, 0.0) + took / seeds
     title = (
-        f"{len(at.pool)} passages, {at.budget} of {at.pool.lengths.sum()} tokens chosen, {epochs} passes, {seeds} seeds"
+        f"{len(at.pool)} passages, {at.budget} of {at.pool.lengths.sum()} tokens chosen, {setting.epochs} passes, "
+        f"{seeds} seeds"
     )
     table = run.table(
         "rule", "nats a token on the held-out target", "less than random, seed by seed",

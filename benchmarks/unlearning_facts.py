@@ -14,23 +14,21 @@ per token. The case `real` has one model and one oracle, and no KLoM.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from whence.cache import Examples, LanguageModelling, Store, TrainedModel
+from whence.cache import Examples, Store, TrainedModel
 from whence.cache.jobs.progress import say
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import AdamW, Recipe, Schedule
 from whence.cache.retrain.replicas import Replicas
 from whence.cache.retrain.retrained import oracle_masks
-from whence.corpora import Vocabulary, biographies, language_reference, query_examples
-from whence.corpora.biographies import TEMPLATES
+from whence.corpora import Vocabulary, language_reference
 from whence.corpora.corpus import ragged
 from whence.problems.finetuned import LENGTH, VOCABULARY, passages, pretrained
-from whence.unlearn import audit, forget_sets
+from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import Influence
 from whence.unlearn.evaluate import OracleSplit
 from whence.unlearn.loop import Unlearned
@@ -41,127 +39,15 @@ from whence.unlearn.metrics import KLoM
 from whence.unlearn.request import UnlearningRequest
 
 from .harness import Benchmark, Run
+from .people import GROUPS, TASK, TIES, Measured, People, measured
 
 bench = Benchmark(__file__, __doc__, example="facts --quick")
 
-TASK = LanguageModelling()
-TIES = ("town", "trade")  # what makes neighbours
 WRONG, RESAMPLES, BINS = 5, 1000, 3
 RECIPE = Recipe(30, 8, AdamW(3e-3, weight_decay=0.01), Schedule("cosine", 0.05, 0.05), clip=1.0)
 BUDGET = 60  # training steps, of the recipe's batch, that a method may take
 # what is allowed: of the gap on the person, nats per answer of other people, nats per token of other text
 OFF, DRIFT, TEXT = 0.25, 0.1, 0.05
-GROUPS = ("forgotten", "neighbours", "others")
-
-
-class Fact(NamedTuple):
-    person: str
-    attribute: str
-
-
-@dataclass(frozen=True, eq=False)
-class People:
-    """What a model is taught.
-
-    train: passages, and other text among them, of nobody. values: fact -> value. words: the vocabulary. text: held-out
-    other text.
-    """
-
-    train: Examples
-    values: Mapping[Fact, str]
-    words: Vocabulary
-    text: Examples
-    attributes: Sequence[str] = tuple(TEMPLATES)
-
-    @staticmethod
-    def of(
-        people: int,
-        words: Vocabulary,
-        text: Sequence[str],
-        replayed: int,
-        attributes: Sequence[str] = tuple(TEMPLATES),
-    ) -> "People":
-        """Everybody is asked about in training but the first, whom nothing is asked of here. replayed: texts that are
-        trained on; the others are held out."""
-        about = biographies(people, people // 2, asked=1, statements=1).train.about
-        rows = [row for row in zip(about["text"], about["person"], about["attribute"], about["value"], about["wording"])
-                if row[2] in attributes]  # fmt: skip
-        values = {Fact(person, attribute): value for _, person, attribute, value, _ in rows}
-        rows += [(passage, "", "", "", "") for passage in text[:replayed]]
-        known = dict(zip(("text", "person", "attribute", "value", "wording"), map(list, zip(*rows))))
-        tokens = [words.encode(passage)[:LENGTH] for passage in [*known["text"], *text[replayed:]]]
-        ids = np.arange(len(tokens))
-        train = Examples(ragged(tokens[: len(rows)]), ids[: len(rows)], known)
-        return People(train, values, words, Examples(ragged(tokens[len(rows) :]), ids[len(rows) :]), attributes)
-
-    @cached_property
-    def names(self) -> list[str]:
-        asked = {
-            p for p, wording in zip(self.train.about["person"], self.train.about["wording"]) if wording == "question"
-        }
-        return sorted(asked)
-
-    def facts(self, person: str, others: int = 8) -> dict[str, list[Fact]]:
-        """The person's facts, those of the neighbours, and those of some others."""
-        near = [p for p in self.names if p != person and
-                any(self.values[Fact(p, tie)] == self.values[Fact(person, tie)] for tie in TIES)]  # fmt: skip
-        rest = [p for p in self.names if p != person and p not in near][:others]
-        return {group: [Fact(p, a) for p in some for a in self.attributes] for group, some in
-                zip(GROUPS, ([person], near, rest))}  # fmt: skip
-
-    def answers(self, fact: Fact, wrong: int) -> list[str]:
-        """The right value and some wrong ones."""
-        others = sorted({v for (_, a), v in self.values.items() if a == fact.attribute} - {self.values[fact]})
-        drawn = np.random.default_rng(len(fact.person)).permutation(others)[:wrong]
-        return [self.values[fact], *map(str, drawn)]
-
-    def logprobs(self, models: Replicas, facts: Sequence[Fact], wrong: int = 0) -> "Answers":
-        """Of the right answers and of some wrong ones."""
-        pairs = [(fact, answer) for fact in facts for answer in self.answers(fact, wrong)]
-        prompts = [TEMPLATES[fact.attribute][1].format(p=fact.person) for fact, _ in pairs]
-        asked = query_examples(prompts, [f" {answer}" for _, answer in pairs], self.words)
-        tokens = np.array([(np.asarray(labels) != -100).sum() for labels in asked.columns["labels"]])
-        found = models.outputs(TASK, asked, ("measurements",))["measurements"]
-        return Answers(found.reshape(len(models), len(facts), -1), tokens.reshape(len(facts), -1))
-
-
-class Answers(NamedTuple):
-    """logprobs: [e, facts, answers] in nats, the right answer first. tokens: [facts, answers]."""
-
-    logprobs: np.ndarray
-    tokens: np.ndarray
-
-    @property
-    def right(self) -> np.ndarray:
-        return self.logprobs[..., 0]
-
-    def truth(self, forgotten: bool) -> np.ndarray:
-        """The truth ratio [e f]: near 1 where a forgotten answer is as likely as wrong ones, a kept one likelier."""
-        p = np.exp(self.logprobs / self.tokens)
-        ratio = p[..., 1:].mean(-1) / np.maximum(p[..., 0], 1e-30)
-        return np.minimum(ratio, 1 / np.maximum(ratio, 1e-30)) if forgotten else np.maximum(0, 1 - ratio)
-
-
-class Measured(NamedTuple):
-    """Of models after a request: answers by group, and nats per token of other text [e]."""
-
-    answers: dict[str, Answers]
-    text: np.ndarray
-
-    def nats(self, group: str) -> float:
-        """Mean log-probability of right answers."""
-        return float(self.answers[group].right.mean())
-
-
-def measured(people: People, models: Replicas, person: str, wrong: int = 0) -> Measured:
-    groups = people.facts(person)
-    found = people.logprobs(models, [fact for group in groups.values() for fact in group], wrong)
-    stops = np.cumsum([len(group) for group in groups.values()])
-    parts = {name: slice(stop - len(group), stop) for (name, group), stop in zip(groups.items(), stops)}
-    answers = {name: Answers(found.logprobs[:, at], found.tokens[at]) for name, at in parts.items()}
-    trained = [TrainedModel(models.module(e), people.train, TASK, quiet=True) for e in range(len(models))]
-    return Measured(answers, audit.loss_per_token(trained, people.text))
-
 
 # --- settings, chosen on pilots ---------------------------------------------------------------------------------
 
@@ -307,7 +193,6 @@ def report(run: Run, rows: Sequence[Row], title: str) -> None:
         "models", "p of the forgotten", "truth", "p of neighbours", "truth", "p of others", "truth", "text, nats|.3f",
         "KLoM, forgotten", "retained", "passes, %|.1f", "off the oracles, in gaps; what is lost", title=title,
     )  # fmt: skip
-    oracle, before = rows[0], rows[1]
     for row in rows:
         cells: list[Any] = []
         for group in GROUPS:
@@ -316,7 +201,7 @@ def report(run: Run, rows: Sequence[Row], title: str) -> None:
             ratios = [answers.truth(group == "forgotten") for answers in found]
             cells += ["{:.3f} [{:.3f}, {:.3f}]".format(*interval(p)), f"{np.mean(np.concatenate(ratios, 1)):.2f}"]
         klom = [f"{np.mean(part):.2f}" for part in zip(*row.klom)] or [None, None]
-        table.row(row.name, *cells, row.text, *klom, 100 * row.ratio, verdict(row, oracle, before))
+        table.row(row.name, *cells, row.text, *klom, 100 * row.ratio, verdict(row, *rows[:2]))
 
 
 # --- the small transformer --------------------------------------------------------------------------------------
@@ -402,9 +287,8 @@ def facts(run: Run, people: int = 16, models: int = 8, pilots: int = 1, persons:
     )
     listed = list(rows.values())
     for row in listed[3:]:
-        run.claim(f"{row.name} forgets and keeps the rest",
-                  verdict(row, listed[0], listed[1]).startswith("forgets") and
-                  "breaks" not in verdict(row, listed[0], listed[1]))  # fmt: skip
+        found = verdict(row, *listed[:2])
+        run.claim(f"{row.name} forgets and keeps the rest", found.startswith("forgets") and "breaks" not in found)
 
 
 # --- a real model -----------------------------------------------------------------------------------------------

@@ -84,6 +84,34 @@ class Size:
 CPU, GPU = Size(), Size(1000, 1000, 100, 4096, 40, 32, 64, 4, 8, 40)
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What every case is run on.
+
+    Args:
+        data: an .npz with x_train, y_train, x_test, y_test (bytes); made images without it.
+        classes: 2 (cats and dogs of CIFAR-10) or more; one table for each.
+        full: the size for a GPU, and batch normalisation beside.
+        models: that forget; oracles of a set are twice as many.
+        subsets: retrainings that the datamodel is fitted to.
+        train: images to learn.
+        epochs: of training.
+    """
+
+    data: str | None = None
+    classes: tuple[int, ...] = (2, 10)
+    full: bool = False
+    models: int | None = None
+    subsets: int | None = None
+    train: int | None = None
+    epochs: int | None = None
+
+    @property
+    def size(self) -> Size:
+        given = {name: getattr(self, name) for name in ("models", "subsets", "train", "epochs")}
+        return replace(GPU if self.full else CPU, **{n: value for n, value in given.items() if value is not None})
+
+
 @dataclass(frozen=True, eq=False)
 class Setting:
     """Models that forget, the retrainings on subsets, and two datamodels fitted to them: by the lasso, for DMM, and by
@@ -280,63 +308,29 @@ def judged(run: Run, on: Setting, name: str, kinds: tuple[str, ...], sets: int) 
 QUICK = {"classes": (2,), "models": 8, "subsets": 48, "train": 60, "epochs": 4}
 
 
-def _size(full: bool, **given: int | None) -> Size:
-    return replace(GPU if full else CPU, **{name: value for name, value in given.items() if value is not None})
-
-
 @bench.case(quick={**QUICK, "sets": 1})
-def methods(
-    run: Run,
-    data: str | None = None,
-    classes: tuple[int, ...] = (2, 10),
-    full: bool = False,
-    kinds: tuple[str, ...] = KINDS,
-    sets: int = 2,
-    models: int | None = None,
-    subsets: int | None = None,
-    train: int | None = None,
-    epochs: int | None = None,
-) -> None:
+def methods(run: Run, scale: Scale = Scale(), kinds: tuple[str, ...] = KINDS, sets: int = 2) -> None:
     """Every method on every kind of forget set.
 
     Args:
-        data: an .npz with x_train, y_train, x_test, y_test (bytes); made images without it.
-        classes: 2 (cats and dogs of CIFAR-10) or more; one table for each.
-        full: the size for a GPU, and batch normalisation beside.
         kinds: of forget sets.
         sets: reported forget sets of each kind, at most 2.
-        models: that forget; oracles of a set are twice as many.
-        subsets: retrainings that the datamodel is fitted to.
-        train: images to learn.
-        epochs: of training.
     """
-    size = _size(full, models=models, subsets=subsets, train=train, epochs=epochs)
     found: list[Evaluation] = []
-    for number in classes:
-        for batch_norm in (False, True) if full else (False,):
+    for number in scale.classes:
+        for batch_norm in (False, True) if scale.full else (False,):
             name = f"{number} classes" + (", batch normalisation" if batch_norm else "")
-            found += judged(run, setting(run, data, number, size, batch_norm), name, kinds, sets)
+            found += judged(run, setting(run, scale.data, number, scale.size, batch_norm), name, kinds, sets)
     page(run, found, "images", "Images learned by heart")
 
 
 @bench.case(quick={**QUICK, "sets": 1})
-def planner(
-    run: Run,
-    data: str | None = None,
-    classes: tuple[int, ...] = (2, 10),
-    full: bool = False,
-    sets: int = 2,
-    models: int | None = None,
-    subsets: int | None = None,
-    train: int | None = None,
-    epochs: int | None = None,
-) -> None:
+def planner(run: Run, scale: Scale = Scale(), sets: int = 2) -> None:
     """Predicted KLoM against measured KLoM, on the forget sets of `methods`."""
     from .unlearning_planner import calibration
 
-    size = _size(full, models=models, subsets=subsets, train=train, epochs=epochs)
-    for number in classes:
-        on = setting(run, data, number, size)
+    for number in scale.classes:
+        on = setting(run, scale.data, number, scale.size)
         run.say(f"\n## {number} classes: the planner\n")
         pilots = {kind: on.forget_set(kind, None) for kind in KINDS}
         reported = {f"{kind}, set {k}": on.forget_set(kind, k) for kind in KINDS for k in range(sets)}
@@ -346,26 +340,14 @@ def planner(
 
 
 @bench.case(quick={**QUICK, "audited": 1})
-def audit(
-    run: Run,
-    data: str | None = None,
-    classes: tuple[int, ...] = (2, 10),
-    full: bool = False,
-    audited: int = 4,
-    models: int | None = None,
-    subsets: int | None = None,
-    train: int | None = None,
-    epochs: int | None = None,
-) -> None:
+def audit(run: Run, scale: Scale = Scale(), audited: int = 4) -> None:
     """What influence and atoms tell beside KLoM: traces that methods leave, against an oracle's.
 
     Args:
         audited: models of the ensemble that are compared, each with an oracle of its own.
     """
-    size = _size(full, models=models, subsets=subsets, train=train, epochs=epochs)
-    for number in classes:
-        on = setting(run, data, number, size)
-        audited_sets(run, on, f"{number} classes", audited)
+    for number in scale.classes:
+        audited_sets(run, setting(run, scale.data, number, scale.size), f"{number} classes", audited)
 
 
 def audited_sets(run: Run, on: Setting, name: str, audited: int) -> None:

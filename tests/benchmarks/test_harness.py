@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from benchmarks.__main__ import main as command
 from benchmarks.__main__ import scripts
 from benchmarks.harness import Benchmark, Run
 from benchmarks.timing import paired
+from whence.cache.display.interval import Interval
 
 
 class Clock:
@@ -30,6 +32,18 @@ class Clock:
             self.now += next(steps)
 
         return work
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Options of several cases.
+
+    Args:
+        depth: of all.
+    """
+
+    depth: int = 3
+    width: int | None = None
 
 
 @pytest.fixture
@@ -52,6 +66,11 @@ def bench() -> Benchmark:
     def slow(run: Run, size: int = 1) -> None:
         """Not by default."""
         run.say(f"size {size}")
+
+    @made.case(quick={"depth": 1}, default=False)
+    def deep(run: Run, shared: Shared = Shared(), more: int = 0) -> None:
+        """Takes options that are shared."""
+        run.say(f"{shared} {more}")
 
     return made
 
@@ -76,6 +95,14 @@ def test_a_table_is_markdown_and_formats_its_numbers(capsys):
         table.row("too", "few")
 
 
+def test_a_difference_is_above_zero_only_if_its_interval_is():
+    run = Run()
+    for low, high in ((0.1, 0.3), (-0.1, 0.3), (-0.3, -0.1)):
+        run.claim_above(f"{low}", Interval((low + high) / 2, low, high), "+.1f", "sd")
+    assert list(run.claims.values()) == [True, None, False]
+    assert run.lines[1] == "    +0.2 [+0.1, +0.3] sd"
+
+
 def test_parameters_are_options_and_quick_holds_the_smallest_setting(bench, capsys, tmp_path):
     bench.main(["rows", "--quick"])
     assert "row 0 | 1.10" in (out := capsys.readouterr().out)
@@ -85,6 +112,14 @@ def test_parameters_are_options_and_quick_holds_the_smallest_setting(bench, caps
     found = json.loads(file.read_text())
     assert found["tables"] == [{"title": "A table", "columns": ["row", "rate"], "rows": [["x", 0.5], ["x", 0.5]]}]
     assert found["claims"] == {"there are rows": True}
+
+
+def test_fields_of_a_dataclass_are_options_that_cases_share(bench, capsys):
+    bench.main(["deep", "--quick", "--width", "5", "--more", "2"])
+    assert "Shared(depth=1, width=5) 2" in capsys.readouterr().out
+    bench.main(["deep", "--depth", "4"])
+    assert "Shared(depth=4, width=None) 0" in capsys.readouterr().out
+    assert "of all (default: 3)" in bench.parser().format_help()
 
 
 @pytest.mark.parametrize(
