@@ -21,7 +21,7 @@ demo: $(READY) ## train a small model, explain what it writes, write out/report.
 	$(BIN)/whence demo
 
 test: $(READY) lint docs ## linters, types, documents and the whole suite (fifteen minutes)
-	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -44,7 +43,6 @@ def away() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     for bound in (TrainedModel, Bank):
         patch.setattr(bound, "__init__", elsewhere(bound.__init__))
-    jax.config.update("jax_disable_most_optimizations", True)  # arrays are small here: compiling takes the time
     patch.setattr(traced, "_record", lambda function, inputs: None)  # a record names the host: its tensors lie there
     patch.setattr(given.Reader, "forward", reader)
     patch.setattr(given.Transformer, "forward", transformer)

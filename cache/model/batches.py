@@ -112,15 +112,20 @@ def padded_widths(lengths: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
 
 
 def plan_batches(lengths: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " k"], positions: int) -> list[PlannedBatch]:
-    """Batches of rows of about equal length and at most `positions` positions, in order of width and then of row."""
+    """Batches of rows of about equal length and at most `positions` positions, in order of width and then of row. Rows
+    that do not fill half a batch join those of the next width: a shape of their own would take longer to compile than
+    their padding takes to compute."""
     if len(rows) == 0:
         return []
     bucket = padded_widths(lengths)[rows]
-    plan = []
+    plan, done, widest = [], 0, int(bucket.max())
     for width in sorted(set(bucket.tolist())):
-        members = rows[bucket == width]
+        members = rows[(done < bucket) & (bucket <= width)]
+        if width < widest and 2 * len(members) * width < positions:
+            continue
         full = max(1, min(positions // width, len(members)))
         plan += [PlannedBatch(members[start : start + full], width, full) for start in range(0, len(members), full)]
+        done = width
     return plan
 
 

@@ -35,6 +35,7 @@ def test_every_example_is_in_one_batch_that_fits_it(positions: int) -> None:
         assert len(batch.rows) <= batch.full
         assert batch.full == 1 or batch.full * batch.width <= positions
     assert len({(batch.full, batch.width) for batch in plan}) <= len(widths(int(lengths.max())))
+    assert all(2 * batch.full * batch.width >= positions for batch in plan if batch.width < lengths[rows].max())
 
 
 def test_a_last_batch_is_filled_with_zeros() -> None:

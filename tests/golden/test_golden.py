@@ -7,7 +7,6 @@ names say. Entries whose kind has another name since (FORMERLY) have another key
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 
 from whence.cache import Store
@@ -43,16 +42,6 @@ def identity(name: str) -> tuple[str, str]:
     if kind is None or row.key != key_of(FORMERLY[kind], row.inputs):
         return row.kind, row.key
     return (kind if row.stored else row.kind), key_of(kind, row.inputs)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """Arrays are small here, so compilation takes most of the time."""
-    flag = "jax_disable_most_optimizations"
-    before = jax.config.values[flag]
-    jax.config.update(flag, True)
-    yield
-    jax.config.update(flag, before)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from whence.cache import Examples, NumericalError, Store, UsageError
+from whence.cache import Examples, LanguageModelling, NumericalError, Store, UsageError
 from whence.cache.model.fingerprint import model_fingerprint
 from whence.corpora import Vocabulary
 from whence.language_model import (
+    Direct,
     Shape,
     Training,
     continuation,
@@ -82,6 +83,20 @@ def test_the_store_keeps_it(chain: Examples, store: Store) -> None:
     weights[0] = 0
     trained_model(SHAPE, few, chain, store, weights=weights, quiet=True)
     assert [event.what for event in store.events] == ["built", "hit", "built"]
+
+
+def test_the_direct_forward_pass_is_the_models(chain: Examples) -> None:
+    """Losses of a padded batch, and their gradients in every parameter."""
+    shape = Shape(layers=2, width=16, heads=2, context=8, vocabulary=7)
+    model, task, batch = new_model(shape).double(), LanguageModelling(), chain.batch(np.arange(6))
+    parameters = list(model.parameters())
+    with torch.no_grad():
+        for p in parameters:
+            p.add_(torch.randn_like(p), alpha=0.3)
+    found = [task.loss(forward, batch) for forward in (model, Direct(model, shape))]
+    torch.testing.assert_close(*found)
+    slopes = [torch.autograd.grad(loss.sum(), parameters, materialize_grads=True) for loss in found]
+    torch.testing.assert_close(*slopes)
 
 
 def test_an_unlucky_rate_is_told(chain: Examples) -> None:
