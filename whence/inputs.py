@@ -24,6 +24,7 @@ from .corpora import (
     load,
     reference_model,
 )
+from .corpora.sources import masked
 from .options import Loading as Loading
 
 LENGTH = 128  # tokens at which texts are cut by default
@@ -68,6 +69,8 @@ def load_data(
     length: int | None = None,
     context: int | None = None,
     columns: Mapping[str, str] | None = None,
+    form: str = "text",
+    end: int | None = None,
 ) -> Corpus:
     """A corpus by name or path, in the vocabulary of a model.
 
@@ -77,6 +80,8 @@ def load_data(
         length: tokens at which texts are cut; 128 by default, fewer if the model reads fewer.
         context: the most tokens that the model reads, if known.
         columns: names of the data's columns by the names used here, as for `corpora.load`.
+        form: of the model that reads them, likewise (`pretrained.form_of`).
+        end: token that ends documents, of a file of tokens.
 
     Raises UsageError for an empty vocabulary or a length that the model cannot read, DataError when a file or data set
     cannot be read.
@@ -89,15 +94,17 @@ def load_data(
     if context is not None and context < LENGTH and length is None:
         say(f"The model reads at most {context} tokens: longer texts are cut there.")
     if name not in CORPORA:
-        return load(name, vocabulary, length=most, columns=columns)
+        return load(name, vocabulary, length=most, columns=columns, form=form, end=end)
     if columns:
         raise UsageError(f"{name} is embedded: its columns have their names.", "Leave the names of columns out.")
     corpus = CORPORA[name]()
+    if form in ("pairs", "classes"):
+        raise UsageError(f"{name} is for language models.", "Give --data FILE with what this model was trained on.")
     if corpus.vocabulary is None or vocabulary is None:
         return corpus
     if vocabulary is not corpus.vocabulary or corpus.train.lengths.max() > most:
-        return rewritten(corpus, vocabulary, most)
-    return corpus
+        corpus = rewritten(corpus, vocabulary, most)
+    return masked(corpus) if form == "masked" else corpus
 
 
 def longest(length: int | None, context: int | None) -> int:

@@ -29,6 +29,10 @@ from .options import Loading
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
 ADAPTER = "adapter_config.json"
+HEADS = {  # form of model (`corpora.rows.FORMS`) -> the class of transformers that loads it
+    "text": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM", "pairs": "AutoModelForSeq2SeqLM",
+    "classes": "AutoModelForSequenceClassification",
+}  # fmt: skip
 WRITE = "Give a folder written by save_pretrained of the model and of its tokenizer."
 NAMES = "Give --out FILE.safetensors: it has the weights by the names that they have here."
 PICKLE = "Save it as safetensors, or allow the pickle by name (--allow-pickle, Loading(allow_pickle=True))."
@@ -48,7 +52,8 @@ def pretrained(name: str, loading: Loading | None = None, *, quiet: bool = False
             return _adapted(name, loading)
         model, vocabulary, stored = _loaded(name, loading)
         device = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        bridge = _bridge(name, _placed(model, device), vocabulary, device)
+        model = _placed(model, device)
+        bridge = _bridge(name, model, vocabulary, device) if form_of(model) == "text" else None
     if bridge is not None:
         return bridge, vocabulary
     return (model if loading.dtype else model.to(stored)).eval(), vocabulary
@@ -57,7 +62,8 @@ def pretrained(name: str, loading: Loading | None = None, *, quiet: bool = False
 def _loaded(name: str, loading: Loading) -> tuple[Any, Vocabulary, torch.dtype]:
     """The model of transformers on the CPU, in `loading.dtype` or float32, its vocabulary, and the type that its files
     are in."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer
 
     place, gguf = _files(name, loading.allow_pickle)
     options: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code}
@@ -65,14 +71,12 @@ def _loaded(name: str, loading: Loading) -> tuple[Any, Vocabulary, torch.dtype]:
     options |= {} if loading.revision is None else {"revision": loading.revision}
     with _explained(name, "configuration"):
         config = AutoConfig.from_pretrained(place, **options)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{name} is an encoder-decoder.", "Write a cache.Task for it, and call Whence from Python.")
     if getattr(config, "auto_map", None) and not loading.trust_remote_code:
         say(f"{name} brings code of its own, which is not run: transformers' {type(config).__name__} is used.")
     with _explained(name, "tokenizer"):
         vocabulary = Vocabulary(AutoTokenizer.from_pretrained(place, **options))
     with _explained(name, "weights"):
-        own: Any = AutoModelForCausalLM  # its own type has no report of the loading
+        own: Any = getattr(transformers, HEADS[_form(config)])  # its own type has no report of the loading
         model, found = own.from_pretrained(
             place, **options, weights_only=True, use_safetensors=None if loading.allow_pickle else True,
             dtype=getattr(torch, loading.dtype or "float32"), output_loading_info=True, ignore_mismatched_sizes=True,
@@ -82,6 +86,20 @@ def _loaded(name: str, loading: Loading) -> tuple[Any, Vocabulary, torch.dtype]:
         model.is_quantized, model.hf_quantizer = False, None
         del model.config.quantization_config
     return model, vocabulary, getattr(config, "dtype", None) or torch.float32
+
+
+def form_of(model: nn.Module) -> str:
+    """What a loaded model does, as `corpora.load` names it: "text", "masked", "pairs" or "classes"."""
+    own = getattr(model, "get_base_model", lambda: model)()
+    return _form(getattr(own, "config", None), type(own).__name__)
+
+
+def _form(config: Any, name: str = "") -> str:
+    names = [name, *(getattr(config, "architectures", None) or [])]
+    if getattr(config, "is_encoder_decoder", False):
+        return "pairs"
+    ends = {"ForSequenceClassification": "classes", "ForMaskedLM": "masked"}
+    return next((form for end, form in ends.items() if any(n.endswith(end) for n in names)), "text")
 
 
 def save_pretrained(

@@ -120,7 +120,10 @@ def test_a_worker_gets_the_place_of_the_rows_not_the_rows(tmp_path: Path, monkey
     assert pickle.loads(sent).fingerprint == found.fingerprint
 
 
-def test_flat_token_files_end_documents_at_a_token(tmp_path: Path) -> None:
+def test_flat_token_files_end_documents_at_a_token(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WHENCE_QUIET", raising=False)
     path = tmp_path / "train.bin"
     np.array([1, 2, 21, 3, 4, 5, 6, 7, 21, 8, 9], "<u2").tofile(path)
     found = token_file(path, words(), length=4, end=21).train
@@ -129,6 +132,8 @@ def test_flat_token_files_end_documents_at_a_token(tmp_path: Path) -> None:
     assert found.about["text"][0] == "b c </s>"
     one = load(path, words(), length=128).train  # this tokenizer names no end
     assert one.lengths.tolist() == [11]
+    assert "the tokenizer names no end of text" in capsys.readouterr().err
+    assert load(path, words(), length=4, end=21).train.fingerprint == found.fingerprint
     np.save(tmp_path / "train.npy", np.fromfile(path, "<u2"))
     other = token_file(tmp_path / "train.npy", words(), length=4, end=21).train
     assert other.fingerprint == found.fingerprint

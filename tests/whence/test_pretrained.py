@@ -79,7 +79,6 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a config that is a list": (lambda f: (f / "config.json").write_text("[1]"), "configuration"),
     "no tokenizer": (lambda f: [p.unlink() for p in f.glob("token*")], "no tokenizer"),
     "a damaged tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer"),
-    "an encoder-decoder": (lambda f: (f / "config.json").write_text('{"model_type": "t5"}'), "encoder-decoder"),
 }
 
 

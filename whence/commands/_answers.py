@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from whence.cache import Store
 
 SHOWN = ("json", "out", "quiet", "store", "cluster", "log", "positions")  # options that change no answer
-FILES = ("model", "data", "base", "queries", "dictionary", "checkpoints")  # options that name files
+FILES = ("model", "data", "base", "reference", "queries", "dictionary", "checkpoints")  # options that name files
 EMBEDDED = ("demo", "biographies", "language-reference", "digits")
 LIBRARIES = ("torch", "transformers", "transformer-lens", "jax", "tokenizers", "peft", "gguf", "numpy")
 MOST = 1 << 27  # bytes of an answer that is kept
@@ -189,7 +189,7 @@ def _downloaded(option: str, name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     pinned = constants.HF_HUB_OFFLINE or re.fullmatch("[0-9a-f]{40}", revision or "")
-    if option not in ("model", "base") or not pinned:
+    if option not in ("model", "base", "reference") or not pinned:
         raise LookupError(name)
     for file in ("config.json", "adapter_config.json"):
         with contextlib.suppress(HFValidationError):

@@ -125,8 +125,7 @@ class Query(Answered, QueryOptions, Compressed, Job, Tabled):
 
         if self.candidates < self.top:
             raise UsageError(f"{self.candidates} candidates for a list of {self.top}.", "Find at least as many.")
-        loaded = self.load()
-        queries = self.read_queries(loaded)
+        loaded, queries = self.asked(self.load())
         index = self.build_index(loaded)
         hits = index.search(queries, self.candidates)
         best = Hits(hits.ids[:, : self.top], hits.scores[:, : self.top])

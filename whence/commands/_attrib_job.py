@@ -12,7 +12,7 @@ from ._shared import Loaded, ModelOptions
 
 if TYPE_CHECKING:
     from whence.attrib import Factors, Fitted
-    from whence.cache import Examples
+    from whence.cache import Examples, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,7 @@ class Attribution(Loaded):
 
     job: Job
     texts: "Examples"
+    measure: "Task | None" = None
 
     @property
     def train(self) -> "Examples":
@@ -70,7 +71,7 @@ class Attribution(Loaded):
         found = self.job.build().fit(self.trained)
         if self.job.pack and not isinstance(found, Factors):
             raise UsageError(f"{self.job.method} scores whole rows.", "Leave out --pack, or use --method ekfac.")
-        return found
+        return found if self.measure is None else found.measuring(self.measure)
 
     @property
     def factors(self) -> "Factors":

@@ -33,13 +33,13 @@ class Report(Answered, QueryOptions, Job):
         from whence.attrib.reporting import checks, coverage, report
         from whence.attrib.show import shown_passages
 
-        loaded = self.load()
-        queries = self.read_queries(loaded)
+        loaded, queries = self.asked(self.load())
         scores = loaded.factors.score(queries, loaded.train)  # read from the store if `attrib score` has computed them
         seen = loaded.train.select(shown_passages(scores, self.top, self.bottom))
         split = loaded.factors.score(queries, seen, per_site=True)
-        tokens = loaded.factors.token_scores(queries, seen)
-        docs = replace(loaded.corpus, train=loaded.train, queries=queries)
+        tokens = loaded.factors.token_scores(queries, seen) if loaded.corpus.worded else None
+        words = loaded.corpus.vocabulary if loaded.corpus.worded else None
+        docs = replace(loaded.corpus, train=loaded.train, queries=queries, vocabulary=words)
         page = report(
             scores, docs, by_site=split, tokens=tokens, top=self.top, bottom=self.bottom,
             lead=f"{self.model} on {self.data}", tables=[coverage(loaded.factors.sites), checks(loaded.trained)],

@@ -47,8 +47,7 @@ class Select(QueryOptions, Job, Printed):
         from whence.cache.errors import UsageError
         from whence.language_model import Training, train_language_model
 
-        loaded = self.load()
-        queries = self.read_queries(loaded)
+        loaded, queries = self.asked(self.load())
         if self.task is not None and self.task not in queries.about:
             known = ", ".join(queries.about) or "nothing"
             raise UsageError(f"The queries have no {self.task!r}.", f"What is known about them: {known}.")

@@ -8,6 +8,7 @@ import numpy as np
 
 from whence.cache.display.files import ENDINGS, save_table
 from whence.cache.display.pages import page, write_page
+from whence.cache.errors import UsageError
 from whence.options import Count, ending
 
 from ._answers import Answer, Answered
@@ -46,8 +47,9 @@ class Tokens(Answered, QueryOptions, Job, Printed):
     def answer(self) -> Answer:
         from whence import attrib
 
-        loaded = self.load()
-        queries = self.read_queries(loaded)
+        loaded, queries = self.asked(self.load())
+        if not loaded.corpus.worded:
+            raise UsageError("These examples are no texts whose tokens are predicted.", "Use `whence attrib score`.")
         scores = loaded.factors.score(queries, loaded.train)  # read from the store if `attrib score` has computed them
         best = scores["train"].values[np.argsort(-scores.values, axis=1, kind="stable")[:, : self.top]]
         entries: list[dict[str, Any]] = []

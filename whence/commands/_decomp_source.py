@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 Folder = tyro.conf.Positional[Path]
 SOURCE = "source.json"  # in a dictionary's folder: where its model and data are
+PLACE = (
+    "model", "data", "length", "document_end", "base", "reference", "beta", "revision", "dtype",
+    *(field.name for field in fields(Columns)),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +57,8 @@ class Source(ActivationOptions, ModelOptions):
         """
         source = read_source(folder)
         default = {field.name: field.default for field in fields(self)}
-        left = ("model", "data", "length", "base", "revision", "dtype", *(f.name for f in fields(Columns)))
         found = {
-            n: source[n] for n in left if source.get(n) is not None and getattr(self, n) == default[n] != source[n]
+            n: source[n] for n in PLACE if source.get(n) is not None and getattr(self, n) == default[n] != source[n]
         }
         if not found:
             return self.load()
@@ -72,11 +75,10 @@ class Source(ActivationOptions, ModelOptions):
 
         full, others = full_name(loaded.trained.model, at), other_names(loaded.trained.model)
         own = next((name for name, known in others.items() if known == full and "hook_" not in name), at)
-        places = {name: _absolute(getattr(self, name)) for name in ("model", "data", "base")}
-        rest = {"length": self.length, "revision": self.revision, "dtype": self.dtype}
-        rest |= {field.name: getattr(self, field.name) for field in fields(Columns)}
+        given = {name: getattr(self, name) for name in PLACE}
+        places = {name: _absolute(given[name]) for name in ("model", "data", "base", "reference")}
         context = int(loaded.train.lengths.max())
-        facts = {**places, **rest, "hook_name": at, "own_hook_name": own, "context_size": context}
+        facts = {**given, **places, "hook_name": at, "own_hook_name": own, "context_size": context}
         (folder / SOURCE).write_text(json.dumps(facts, indent=1), "utf-8")
 
 

@@ -82,6 +82,7 @@ def hook_rows(model: object, every: bool) -> list[dict]:
     from whence.cache.model.borrowing import borrowed
     from whence.cache.model.names import clean_name, other_names
     from whence.cache.model.outputs import tensor_of
+    from whence.pretrained import form_of
 
     assert isinstance(model, nn.Module)
     shapes: dict[str, list[int]] = {}
@@ -94,7 +95,8 @@ def hook_rows(model: object, every: bool) -> list[dict]:
         for name, module in model.named_modules():
             if name:
                 hooks.callback(module.register_forward_hook(lambda _m, _a, out, name=name: keep(name, out)).remove)
-        model(torch.zeros((1, 4), dtype=torch.long, device=next(model.parameters()).device))
+        four = torch.zeros((1, 4), dtype=torch.long, device=next(model.parameters()).device)
+        model(four, **({"decoder_input_ids": four} if form_of(model) == "pairs" else {}))
     lens = re.compile(r"(blocks\.\d+\.)?(attn\.|mlp\.)?(hook_\w+)|(embed|pos_embed|unembed|ln_final)\.hook_out")
     others: dict[str, list[str]] = {}
     for other, full in other_names(model).items():

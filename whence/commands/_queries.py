@@ -1,7 +1,7 @@
 """Queries from options, and the training examples found for them: as lists, text and files."""
 
 import json as json_module
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,10 @@ from whence.options import Columns, Count
 from ._shared import Titled, beginning
 
 if TYPE_CHECKING:
-    from whence.cache import Examples
+    from whence.cache import Examples, Task
     from whence.corpora import Corpus
 
-    from ._shared import Loaded
+    from ._attrib_job import Attribution
 
 PAIR = ("prompt", "completion")
 SIGNS = {"helpful": 1, "harmful": -1}
@@ -32,7 +32,9 @@ class QueryOptions(Columns):
     completion: str | None = None
     """The completion of that prompt. Begin it with the space that it needs."""
     queries: Path | None = None
-    """A .jsonl, .csv or .parquet file with a prompt and a completion per row. By default the data's own queries."""
+    """A .jsonl, .csv or .parquet file with a prompt and a completion per row; or prompt, chosen and rejected (or
+    options and answer, its place), whose log-odds are explained; or prompt, completion and reward; of a classifier text
+    and label. By default the data's own queries."""
     first: Count | None = None
     """Only the first queries."""
 
@@ -41,19 +43,23 @@ class QueryOptions(Columns):
         """Columns of the data: prompt and completion are those of the queries' file, if there is one."""
         return {n: own for n, own in self.columns.items() if self.queries is None or n not in PAIR}
 
-    def read_queries(self, loaded: "Loaded") -> "Examples":
-        """Raises UsageError for a prompt without completion or the reverse, or if there is no query; before anything is
+    def asked(self, loaded: "Attribution") -> "tuple[Attribution, Examples]":
+        """The queries, and the attribution that measures what they ask for.
+
+        Raises UsageError for a prompt without completion or the reverse, or if there is no query; before anything is
         fitted, DataError for queries that the model cannot be run on."""
         found = self._own_queries(loaded.corpus) or loaded.corpus.queries
         if len(found) == 0:
             raise UsageError("There is no query.", "Give --prompt and --completion, or --queries FILE.")
         found = found.select(slice(0, self.first)) if self.first else found
-        loaded.trained.check_data(found)
-        return found
+        loaded = replace(loaded, measure=measure_of(loaded.trained.task, found))
+        loaded.trained.replace(task=loaded.measure or loaded.trained.task).check_data(found)
+        return loaded, found
 
     def _own_queries(self, corpus: "Corpus") -> "Examples | None":
         from whence.corpora import load_queries
-        from whence.corpora.corpus import query_examples
+        from whence.corpora.sources import queries_of
+        from whence.files import Row
 
         if self.prompt is None and self.completion is None and self.queries is None:
             return None
@@ -63,10 +69,26 @@ class QueryOptions(Columns):
             if not self.queries.is_file():
                 raise UsageError(f"There is no file {self.queries}.", "Give a .jsonl, .csv or .parquet file.")
             pair = {name: own for name, own in self.columns.items() if name in PAIR}
-            return load_queries(self.queries, corpus.vocabulary, columns=pair)
+            more: dict[str, Any] = {"form": corpus.form, "length": int(corpus.train.lengths.max())}
+            return load_queries(self.queries, corpus.vocabulary, columns=pair, **more)
         if self.prompt is None or self.completion is None:
             raise UsageError("A query has a prompt and a completion.", "Give both --prompt and --completion.")
-        return query_examples([self.prompt], [self.completion], corpus.vocabulary)
+        if corpus.form == "masked":
+            raise UsageError("A masked model is asked about texts.", "Give --queries FILE with a text per row.")
+        own = {"prompt": self.prompt, "completion": self.completion}
+        return queries_of([Row(own, "--prompt")], corpus.vocabulary, corpus.form)
+
+
+def measure_of(task: "Task", queries: "Examples") -> "Task | None":
+    """What queries measure, if it is not what the task itself does: the log-odds of a choice, a reward, or, of a model
+    that was trained on preferences, the probability of a completion."""
+    from whence.cache import LanguageModelling, tasks
+
+    if "input_ids_1" in queries.columns:
+        return tasks.Choice(task)
+    if "reward" in queries.columns:
+        return tasks.Reward(task)
+    return tasks.Measured(task, LanguageModelling()) if isinstance(task, tasks.DPO) else None
 
 
 def logprob_of(scores: Any) -> np.ndarray | None:

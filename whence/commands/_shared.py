@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from whence.cache.display.files import save_table
 from whence.cache.errors import UsageError
-from whence.options import AGES, SIZES, Columns, Count, Loading, Size, Table, Workers, amount
+from whence.options import AGES, SIZES, Columns, Count, Loading, Positive, Size, Table, Workers, amount
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,6 +86,8 @@ class DataOptions(Loading, Columns, Stored):
     """language-reference, biographies, a .txt, .jsonl, .csv or .parquet file, a folder of such files, or a hub name."""
     length: Count | None = None
     """Tokens at which texts are cut: 128, or as many as the model reads if these are fewer, by default."""
+    document_end: int | None = None
+    """Token that ends documents, of a file of tokens; the tokenizer's end of text by default."""
     memory: Size | None = None
     """Most memory to use at once, such as 4GB; half of what is free by default."""
     positions: Count | None = None
@@ -96,6 +98,10 @@ class DataOptions(Loading, Columns, Stored):
     """Append a line of JSON for every partition that is computed."""
     quiet: bool = False
     """Show no progress bars."""
+    reference: str | None = None
+    """The model before training on preferences, for data with prompt, chosen and rejected (DPO)."""
+    beta: Positive = 0.1
+    """DPO's inverse temperature in that training."""
     no_check: bool = False
     """Do not check the model on a few examples first; results then say that they are unchecked."""
 
@@ -103,17 +109,25 @@ class DataOptions(Loading, Columns, Stored):
         """A model by name with its data. Raises ModelError, DataError or UsageError when one cannot be loaded."""
         import torch
 
-        from whence.cache import Classification, LanguageModelling, TrainedModel
+        from whence.cache import Classification, LanguageModelling, TrainedModel, tasks
         from whence.inputs import load_data, load_model
-        from whence.pretrained import context_of
+        from whence.pretrained import context_of, form_of
 
         store, unchecked = self.open_store(), cast(Any, {"check": False} if self.no_check else {})
         model, vocabulary = load_model(name, store, quiet=self.quiet, loading=self)
         corpus = load_data(
-            self.data, vocabulary, length=self.length, context=context_of(model), columns=self.data_columns
-        )
+            self.data, vocabulary, length=self.length, context=context_of(model), columns=self.data_columns,
+            form=form_of(model), end=self.document_end,
+        )  # fmt: skip
+        of_form: dict[str, Any] = {
+            "masked": tasks.MaskedLanguageModelling(), "pairs": tasks.EncoderDecoder(), "classes": Classification()
+        }  # fmt: skip
+        task = Classification() if corpus.vocabulary is None else of_form.get(corpus.form, LanguageModelling())
+        train = corpus.train
+        if "input_ids_1" in train.columns:
+            task, train = tasks.DPO(self.beta), self._against_reference(train, store)
         trained = TrainedModel(
-            model, corpus.train, Classification() if corpus.vocabulary is None else LanguageModelling(),
+            model, train, task,
             sites=list(sites), store=store, device=self.device,
             dtype=None if self.dtype is None else getattr(torch, self.dtype), memory=read_bytes(self.memory),
             positions=self.positions, quiet=self.quiet, cluster=self.cluster,
@@ -121,8 +135,19 @@ class DataOptions(Loading, Columns, Stored):
         )  # fmt: skip
         place, where = Path(name), Path(self.data)
         store.labels[trained.fingerprint()] = str(place.resolve()) if place.exists() else name
-        store.labels[corpus.train.fingerprint] = str(where.resolve()) if where.exists() else self.data
+        store.labels[train.fingerprint] = str(where.resolve()) if where.exists() else self.data
         return Loaded(trained, corpus)
+
+    def _against_reference(self, pairs: "Examples", store: "Store") -> "Examples":
+        from whence.cache import tasks
+        from whence.inputs import load_model
+
+        if self.reference is None:
+            raise UsageError(
+                f"{self.data} has preferences, which are trained against a reference.",
+                "Give --reference MODEL, the model before that training, or texts.",
+            )
+        return tasks.with_reference(pairs, load_model(self.reference, store, quiet=self.quiet, loading=self)[0])
 
 
 @dataclass(frozen=True, kw_only=True)

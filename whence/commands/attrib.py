@@ -170,8 +170,7 @@ class Score(Answered, QueryOptions, Job, Printed):
         super().precheck()
 
     def answer(self) -> Answer:
-        loaded = self.load()
-        queries = self.read_queries(loaded)
+        loaded, queries = self.asked(self.load())
         if self.atom is not None and self.dictionary is None:
             raise UsageError("--atom needs a dictionary.", "Give --dictionary FOLDER.")
         ways = ("only_top", "group_by", "heads", "dictionary", "prefilter", "relative")

@@ -16,12 +16,18 @@ from .vocabulary import Vocabulary
 class Corpus:
     """name, and: train: examples, about them at least `title` and `text`. queries: examples that are not in
     `train`; in language, the prompt is masked and the completion is what is asked about. vocabulary: None where
-    examples are not text."""
+    examples are not text. form: what rows become (`rows.FORMS`)."""
 
     name: str
     train: Examples
     queries: Examples
     vocabulary: Vocabulary | None = None
+    form: str = "text"
+
+    @property
+    def worded(self) -> bool:
+        """Whether examples are tokens of one text, which a language model predicts."""
+        return self.vocabulary is not None and self.form in ("text", "masked")
 
     def where(self, **equal: Any) -> Examples:
         """The training examples whose `about` values equal these."""

@@ -19,6 +19,7 @@ from whence.cache.model.ragged import Derived, Field, Ragged, Spool
 
 from ..files import READABLE, Row, read_rows, renamed, text_of
 from .corpus import Corpus, stable_ids
+from .rows import Maker, columns_of, maker_of, prompted
 from .shown import TextOf, TitleOf
 from .token_files import token_file
 from .vocabulary import Vocabulary
@@ -39,14 +40,16 @@ def load(
     text: str | None = None,
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
+    form: str = "text",
+    end: int | None = None,
 ) -> Corpus:
     """A corpus from a local file (.txt, .md, .jsonl, .csv, .parquet, .arrow), a folder of such files, a folder that
     `datasets.save_to_disk` wrote, a file of tokens (`token_file`), or a hub data set ("name" or "name:config").
 
     A text of more than `length` tokens is cut into pieces, each an example; one of fewer than two tokens is left out;
-    both are said. Rows with `prompt` and `completion` become examples whose prompt is masked; rows with `messages`,
-    conversations whose loss is the assistant's (`tasks.chats`); rows with `input_ids` and no text are tokens already.
-    Columns of plain values are kept in `about`.
+    both are said. Rows with `prompt` and `completion` become examples whose prompt is masked; with `prompt`, `chosen`
+    and `rejected`, pairs of answers (`tasks.choices`); with `messages`, conversations whose loss is the assistant's
+    (`tasks.chats`); with `input_ids` and no text, tokens already. Columns of plain values are kept in `about`.
 
     Rows are read one after the other. Beyond 32 MB of tokens (or of plain values) they go to a temporary file, from
     which batches are read as needed, so a corpus may be larger than memory; beside it an example takes about 100 bytes.
@@ -65,17 +68,21 @@ def load(
         limit: read only so many rows.
         columns: names of the data's columns by the names used here: {"text": "body", "id": "key"}; also title, prompt,
             completion and messages.
+        form: of the model: "text", "masked" (tokens are masked), "pairs" (encoder and decoder: `prompt` is read,
+            `completion` written) or "classes" (a text and its `label`).
+        end: token that ends documents, of a file of tokens; the tokenizer's end of text by default.
 
     Raises DataError, with the line or row, for a file that cannot be read, a text that is none, and an id that is
     missing, repeated or not exact; UsageError for an unknown kind of file.
     """
     if Path(source).suffix.lower() in TOKEN_FILES and Path(source).is_file():
-        return token_file(source, vocabulary, length=length, limit=limit)
+        return token_file(source, vocabulary, length=length, limit=limit, end=end)
     names = {**(columns or {}), **({"text": text} if text and "text" not in (columns or {}) else {})}
     texts = _Texts(str(source), split, names, limit)
     known = texts.known()
-    if {"prompt", "completion"} <= set(known):
-        return _prompted(str(source), list(texts.rows()), vocabulary)
+    maker = maker_of(known, form, str(source))
+    if maker is not None:
+        return _made(str(source), list(texts.rows()), vocabulary, maker, form, length)
     if "messages" in known and not set(TEXT_COLUMNS) & set(known):
         return _chats(str(source), list(texts.rows()), vocabulary, length)
     column = next((c for c in TEXT_COLUMNS if c in known), "input_ids" if "input_ids" in known else None)
@@ -87,7 +94,19 @@ def load(
     if column == "input_ids" and vocabulary is None:
         raise UsageError(f"{source} has tokens, not texts.", "Give the vocabulary that they are written in.")
     words = vocabulary or Vocabulary.byte_pairs(text_of(row, column) for row in texts.rows())
-    return _cut(texts, column, words, length)
+    found = _cut(texts, column, words, length)
+    return masked(found) if form == "masked" else found
+
+
+def masked(corpus: Corpus) -> Corpus:
+    """The corpus for a masked language model: some tokens of each example are masked and predicted. Raises UsageError
+    for a tokenizer without a token for it."""
+    tokenizer = getattr(corpus.vocabulary, "tokenizer", None)
+    mark = getattr(tokenizer, "mask_token_id", None)
+    if tokenizer is None or mark is None:
+        raise UsageError("The tokenizer has no mask token.", "Give a masked language model with its own tokenizer.")
+    train = tasks.masked(corpus.train, mask=mark, vocabulary=len(tokenizer))
+    return Corpus(corpus.name, train, train.select([]), corpus.vocabulary, "masked")
 
 
 @dataclass(frozen=True)
@@ -146,13 +165,31 @@ def _cut(texts: _Texts, column: str, words: Vocabulary, length: int) -> Corpus:
     return Corpus(Path(texts.source).stem, train, train.select([]), words)
 
 
-def load_queries(source: str | Path, vocabulary: Vocabulary, *, columns: Mapping[str, str] | None = None) -> Examples:
+def load_queries(
+    source: str | Path,
+    vocabulary: Vocabulary,
+    *,
+    columns: Mapping[str, str] | None = None,
+    form: str = "text",
+    length: int | None = None,
+) -> Examples:
     """Queries from a file with the columns `prompt` and `completion`, or those that `columns` names, as for `load`.
-    Raises as `load`."""
+    With `chosen` and `rejected`, or `options` and `answer`, they are choices; with `reward`, samples and what they
+    earned. Raises as `load`."""
+    if form == "masked":
+        return load(source, vocabulary, columns=columns, form=form, length=length or 128).train
     rows = list(renamed(_rows(source, "train"), columns or {}))
     if not rows:
         raise DataError(f"{source} holds no queries.", "Give rows with a `prompt` and a `completion`.")
-    return _prompted(str(source), rows, vocabulary).train
+    return queries_of(rows, vocabulary, form, length, str(source))
+
+
+def queries_of(
+    rows: Sequence[Row], vocabulary: Vocabulary, form: str, length: int | None = None, source: str = ""
+) -> Examples:
+    """Queries from rows, for a form of model."""
+    maker = maker_of(list(columns_of(rows)), form, source, asked=True) or prompted
+    return _made(source, rows, vocabulary, maker, form, length).train
 
 
 class _Plain:
@@ -203,15 +240,21 @@ def _chats(source: str, rows: Sequence[Row], vocabulary: Vocabulary | None, leng
     return Corpus(Path(source).stem, train, train.select([]), vocabulary)
 
 
-def _prompted(source: str, rows: Sequence[Row], vocabulary: Vocabulary | None) -> Corpus:
-    prompts, completions = ([text_of(row, column) for row in rows] for column in ("prompt", "completion"))
-    words = vocabulary or Vocabulary.byte_pairs(p + c for p, c in zip(prompts, completions))
-    found = tasks.prompted(prompts, completions, words, places=[row.place for row in rows])
+def _made(
+    source: str, rows: Sequence[Row], vocabulary: Vocabulary | None, maker: Maker, form: str, length: int | None
+) -> Corpus:
+    texts = (" ".join(value for value in row.values.values() if isinstance(value, str)) for row in rows)
+    if vocabulary is None and maker is prompted:
+        texts = (text_of(row, "prompt") + text_of(row, "completion") for row in rows)
+    words = vocabulary or Vocabulary.byte_pairs(texts)
+    found = maker(rows, words, length)
     extra = {name: values for name, values in _about(rows, "").items() if name not in found.about}
     own = _own_ids([_exact(row) for row in rows], lambda number: rows[number].place)
-    ids, documents = (found.ids, found.ids.tolist()) if own is None else _named(own, range(len(rows)), prompts)
+    ids, documents = (
+        (found.ids, found.ids.tolist()) if own is None else _named(own, range(len(rows)), found.about["title"])
+    )
     train = Examples(found.columns, ids, {**found.about, "document": documents, **extra})
-    return Corpus(Path(source).stem, train, train.select([]), words)
+    return Corpus(Path(source).stem, train, train.select([]), words, form)
 
 
 def _rows(source: str | Path, split: str) -> Iterator[Row]:
@@ -254,9 +297,7 @@ def _hub(name: str, split: str) -> Iterator[Row]:
 
 def _about(rows: Sequence[Row], text: str) -> dict[str, list[Any]]:
     """The columns of plain values, for people; None where a row has none."""
-    columns = {
-        name: [row.values.get(name) for row in rows] for name in dict.fromkeys(n for r in rows for n in r.values)
-    }
+    columns = {name: [row.values.get(name) for row in rows] for name in columns_of(rows)}
     return {
         name: values
         for name, values in columns.items()

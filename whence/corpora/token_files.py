@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from whence.cache import DataError, Examples
+from whence.cache.jobs.progress import say
 from whence.cache.model.ragged import Derived, NumberFile, Ragged
 
 from .corpus import Corpus
@@ -58,6 +59,9 @@ def token_file(
     else:
         stops = _ends(numbers, end)
         starts = np.concatenate([[0], stops[:-1]]).astype(np.int64)
+        if len(stops) == 1:
+            why = "the tokenizer names no end of text" if end is None else f"token {end} is not in it"
+            say(f"{path} is read as one document: {why}. Name the token that ends documents with --document-end.")
     whole = Ragged(numbers, starts[:limit], stops[:limit])
     if not len(whole) or whole.stops.max() > len(numbers):
         raise DataError(f"{path} has {len(numbers)} tokens, not what its index says.", "Copy both files again.")
