@@ -216,9 +216,9 @@ class Curvature(Fitted):
         )
         return (
             f"{self.count} examples ({rows:.0f} positions) are too few for {total} directions: {below / total:.0%} of "
-            f"them are determined by the damping, and {self.effective_directions:.0f} have eigenvalues that so few rows "
-            "cannot determine. Scores can be too large by orders of magnitude. Fit on more data, with a larger damping "
-            "or at fewer sites."
+            "them are left to the damping, and so few rows cannot determine the eigenvalues of "
+            f"{self.effective_directions:.0f}. Scores can be too large by orders of magnitude. Fit on more data, with "
+            "a larger damping or at fewer sites."
         )
 
     def with_damping(self: C, value: float | Damping, rule: Rule = "relative") -> C:
