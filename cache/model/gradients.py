@@ -116,10 +116,10 @@ def _groups(run: ModelPass) -> dict[int, np.ndarray]:
     return {int(width): np.flatnonzero(bucket == width) for width in np.unique(bucket)}
 
 
-def _inputs(run: ModelPass, dtype: str) -> dict[int, dict[str, Any]]:
-    """Padded width -> what the entry of its gradients in this type is computed from."""
+def _inputs(run: ModelPass) -> dict[int, dict[str, Any]]:
+    """Padded width -> what the entry of its gradients is computed from, but for the type that they are stored in."""
     shared = run.inputs()
-    return {width: {**shared, "width": width, "dtype": dtype} for width in _groups(run)}
+    return {width: {**shared, "width": width} for width in _groups(run)}
 
 
 def stored_bytes(run: ModelPass) -> int:
@@ -138,7 +138,8 @@ def gradients(run: ModelPass, store: Store, *, dtype: str = "float32") -> Stored
     dtype: as stored; float32, or bfloat16 for half the size. Raises ResourceError when they would fill the disk.
     """
     groups, entries = _groups(run), {}
-    for width, inputs in _inputs(run, dtype).items():
+    for width, shared in _inputs(run).items():
+        inputs = {**shared, "dtype": dtype}
         if store.has("gradients", inputs):
             entries[width] = store.open("gradients", inputs)
             continue
@@ -163,7 +164,8 @@ def gradients(run: ModelPass, store: Store, *, dtype: str = "float32") -> Stored
 
 def stored_dtype(run: ModelPass, store: Store, dtypes: tuple[str, ...] = DTYPES) -> str | None:
     """The first of these types in which all gradients of a pass are in the store; None if there is none."""
-    found = (d for d in dtypes if all(store.has("gradients", inputs) for inputs in _inputs(run, d).values()))
+    each = _inputs(run).values()
+    found = (d for d in dtypes if all(store.has("gradients", {**inputs, "dtype": d}) for inputs in each))
     return next(found, None)
 
 

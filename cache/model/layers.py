@@ -10,6 +10,7 @@ weights in one parameter [e o i], their routers one [e d] (`Multiplied`); torch'
 queries, keys and values in one [3d d] (`Stacked`). Each such parameter is a layer too.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -33,15 +34,15 @@ def _bias(module: Any) -> bool:
     return isinstance(getattr(module, "bias", None), nn.Parameter)  # a plain tensor is no parameter to differentiate
 
 
-class Layer:
-    """One kind of layer; this one is a product with a weight, whose bias is the last column of the matrix. `group` is
-    one of a grouped convolution, or one expert; other kinds have one group."""
+class Layer(ABC):
+    """One kind of layer: a product with a weight, whose bias is the last column of the matrix, unless a subclass says
+    otherwise. `group` is one of a grouped convolution, or one expert; other kinds have one group."""
 
     kind = "linear"
 
+    @abstractmethod
     def matches(self, module: Any) -> bool:
         """Whether a module is of this kind."""
-        return isinstance(module, nn.Linear)
 
     def transposed(self, module: Any) -> bool:
         """Whether the weight is kept as [i o]."""
@@ -77,7 +78,8 @@ class Layer:
 
 
 class Linear(Layer):
-    """`nn.Linear`."""
+    def matches(self, module: Any) -> bool:
+        return isinstance(module, nn.Linear)
 
 
 class TransposedLinear(Layer):

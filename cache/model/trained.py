@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from ..errors import ModelError, ResourceError
+from ..errors import ModelError, ResourceError, enough_memory
 from ..jobs.cluster import Cluster
 from ..jobs.partitions import Work, run_job
 from ..jobs.progress import progress, say
@@ -111,8 +111,9 @@ class TrainedModel:
         dtype = self.dtype or own_dtype
         if own_device != device or dtype != own_dtype:
             try:
-                moved = copied(self.model).to(device)
-                object.__setattr__(self, "model", moved if self.dtype is None else moved.to(dtype))
+                with enough_memory(f"the model in {dtype} on {device}"):
+                    moved = copied(self.model).to(device)
+                    object.__setattr__(self, "model", moved if self.dtype is None else moved.to(dtype))
             except (RuntimeError, AssertionError) as error:
                 raise ModelError(
                     f"The model cannot be moved to {device} in {dtype}: {str(error).splitlines()[0]}",
