@@ -17,8 +17,9 @@ from whence.cache.jobs.signals import SignalWatch, watch_signals
 
 from .axes import on
 from .condensed import Condensed
+from .methods.method import labels_of
 from .networks import check_network
-from .outer import Rates, State, labels_of, parts_of, program, start
+from .outer import Rates, State, program, start
 from .pool import Pool, Reals
 from .settings import Settings
 
@@ -149,7 +150,8 @@ def begin(job: Job, store: Store | None) -> Begun:
     at = _resume(job, _stack([state for state, _ in begun]), store)
     reals = pool.reals()._replace(prepared=_prepared(job, store) if at.done < settings.outer else None)
     keys = jnp.stack([jax.random.key(seed) for seed in job.seeds])
-    return Begun(at, jnp.asarray(parts_of(settings, pool)), reals, keys, ids)
+    parts = jnp.asarray(settings.rule.parts(pool, settings.groups))
+    return Begun(at, parts, reals, keys, ids)
 
 
 def estimate(steps: int, seconds: float) -> str:

@@ -18,8 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from .axes import each
 from .layers import Params
-from .methods.method import Step, class_by_class
-from .methods.method import labels_of as labels_of
+from .methods.method import Step, class_by_class, labels_of
 from .pool import Pool, Reals
 from .settings import Settings
 from .training import fit
@@ -132,11 +131,6 @@ def outer_step(
     params = network.init(fresh, shape, classes)
     (state, _), losses = jax.lax.scan(inner_step, (state, params), jnp.arange(steps))
     return state, losses.mean()
-
-
-def parts_of(settings: Settings, pool: Pool) -> Int[np.ndarray, "g m"]:
-    """The method's parts; its own are class by class until it has warmed up."""
-    return settings.rule.parts(pool, settings.groups)
 
 
 def program(settings: Settings, most: int) -> Any:

@@ -89,9 +89,8 @@ def robust_scores(
         random.append(chosen if teacher is None else with_teacher(chosen, network, teacher))
 
     def accuracy(sets: Sequence[Pool | Condensed], how: Training) -> float:
-        if rates and validation is not None:
-            tried = {lr: evaluate(sets, validation, network, replace(how, lr=lr), 2, seed + 1).mean for lr in rates}
-            how = replace(how, lr=max(tried, key=lambda lr: tried[lr]))
+        if validation is not None:
+            how = _at_best_rate(how, rates, sets, validation, network, seed + 1)
         return evaluate(sets, test, network, how, networks if len(sets) == 1 else 1, seed).mean
 
     found = {
@@ -106,3 +105,16 @@ def robust_scores(
     gains = found["set, augmented"] - found["random, augmented"], found["set"] - found["random"]
     alpha, beta = w * gains[0] - (1 - w) * hlr, gamma * gains[0] + (1 - gamma) * gains[1]
     return Robust(hlr, gains[0], normalised(alpha / 100), normalised(beta / 100), found)
+
+
+def _at_best_rate(
+    training: Training,
+    rates: Sequence[float],
+    sets: Sequence[Pool | Condensed],
+    validation: Pool,
+    network: Network,
+    seed: int,
+) -> Training:
+    """The same at that of `rates` which is best on `validation`; as it is without rates."""
+    tried = {lr: evaluate(sets, validation, network, replace(training, lr=lr), 2, seed).mean for lr in rates}
+    return replace(training, lr=max(tried, key=lambda lr: tried[lr])) if tried else training

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -23,12 +24,10 @@ import numpy as np
 
 from whence.cache.jobs.progress import say
 
-from ._shared import place_of
+from ._shared import Stored, place_of
 
 if TYPE_CHECKING:
     import xarray
-
-    from whence.cache import Store
 
 SHOWN = ("json", "out", "quiet", "store", "cluster", "log", "positions")  # options that change no answer
 FILES = ("model", "data", "base", "reference", "queries", "dictionary", "checkpoints")  # options that name files
@@ -84,23 +83,21 @@ def plain_attr(value: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
-    """A command whose answer is kept. `answer` computes it, `present` shows it."""
+class Answered(Stored, ABC):
+    """A command whose answer is kept."""
 
     @property
     def free(self) -> tuple[str, ...]:
         """Options that are applied when an answer is shown."""
         return ()
 
-    if TYPE_CHECKING:
-
-        def open_store(self) -> "Store": ...
-
+    @abstractmethod
     def answer(self) -> Answer:
-        raise NotImplementedError
+        """What the command finds."""
 
+    @abstractmethod
     def present(self, answer: Answer) -> None:
-        raise NotImplementedError
+        """Print it, and write what is to be written."""
 
     @property
     def kept(self) -> str:

@@ -54,7 +54,7 @@ def test_selection_rules_against_their_definitions():
     centres = select(pool, "k-centre", 3).x[:3]
     farthest = np.square(flat - centres[0]).sum(1).argmax()
     np.testing.assert_array_equal(centres[1], flat[farthest])
-    with pytest.raises(UsageError, match="no way to select"):
+    with pytest.raises(UsageError, match="no rule of selection"):
         select(pool, "best", 1)
     with pytest.raises(DataError, match="class 0 has 30"):
         select(pool, "random", 31)
