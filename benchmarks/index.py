@@ -7,7 +7,6 @@ EK-FAC's, so its recall says how far the two agree.
 """
 
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -35,12 +34,6 @@ def fitted(run: Run, train: int, queries: int) -> Any:
     return factors, asked, factors.score(asked)
 
 
-def clock(work: Any) -> tuple[Any, float]:
-    work()  # compiles
-    began = time.perf_counter()
-    return work(), time.perf_counter() - began
-
-
 @bench.case(quick={"train": 200, "queries": 4, "widths": (256,)})
 def sketches(run: Run, train: int = 6000, queries: int = 24, widths: tuple[int, ...] = (512, 2048)) -> None:
     """Recall of every sketch by its width, without and with the exact scores of its 100 best.
@@ -55,14 +48,14 @@ def sketches(run: Run, train: int = 6000, queries: int = 24, widths: tuple[int, 
 
     factors, asked, exact = fitted(run, train, queries)
     table = run.table("sketch", "numbers", "bytes an example|.0f", "recall@10|.3f", "recall@10, 100 reranked|.3f",
-                      "search, ms a query|.1f", title=f"{train} passages, {queries} queries")  # fmt: skip
+                      title=f"{train} passages, {queries} queries")  # fmt: skip
     for kind in run.selected(KINDS):
         for width in widths:
             index = build_index(factors, sketch=Sketch(kind, width))
-            hits, seconds = clock(lambda index=index: index.search(asked, CANDIDATES))
+            hits = index.search(asked, CANDIDATES)
             alone, best = (float(recall_of(hits.ids[:, :c], exact, 10).mean()) for c in (10, CANDIDATES))
             numbers = index.entry.arrays["rows"].shape[1]
-            table.row(kind, numbers, 2 * numbers + 4, alone, best, 1e3 * seconds / queries)
+            table.row(kind, numbers, 2 * numbers + 4, alone, best)
 
 
 @bench.case(quick={"train": 200, "queries": 4, "width": 256})

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -60,10 +61,10 @@ def lora(
 
 def _lowered(model: nn.Module, rank: int, alpha: float, layers: str, seed: int) -> set[str]:
     """Turn the layers of a model into low-rank ones; the names of the added parameters."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, own = torch.Generator().manual_seed(seed), cast(Any, model)
     found = [
         module
-        for name, module in model.named_modules()
+        for name, module in own.named_modules()
         if (type(module) is nn.Linear or TransposedLinear().matches(module))
         and re.search(layers, name)
         and min(module.weight.shape) > rank

@@ -133,13 +133,14 @@ class TrainedModel:
 
         Args:
             folder: where the run was recorded.
-            model: a model of the architecture; its weights do not matter, and it is not changed.
+            model: a model of the architecture, which is not changed. Its weights do not matter, but for those that were
+                frozen in the run: adapters (PEFT) are given on their base.
             train: the examples that it was trained on.
             task: the training loss.
             options: the other arguments of a TrainedModel.
 
         Raises UsageError for a folder without a run; DataError for a run that is damaged or unfinished, or that saw
-        other examples; ModelError for another architecture.
+        other examples; ModelError for another architecture, or other frozen weights.
         """
         return cls(unwrapped(model), train, task, **options).after(folder)
 

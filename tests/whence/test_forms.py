@@ -19,7 +19,7 @@ from transformers import (
 
 from tests.whence import tiny
 from whence.attrib import EKFAC
-from whence.cache import Classification, LanguageModelling, TrainedModel, UsageError, tasks
+from whence.cache import Classification, LanguageModelling, Store, TrainedModel, UsageError, tasks
 from whence.cli import main
 from whence.corpora import Vocabulary, load, load_queries
 from whence.inputs import load_data, load_model
@@ -67,9 +67,10 @@ SITES = {"classes": "*.intermediate.dense", "masked": "*.intermediate.dense", "p
 
 @pytest.mark.parametrize("form", TASKS)
 def test_a_model_of_each_form_is_scored_on_its_own_data(form: str, tmp_path: Path, capsys: Any) -> None:
+    store = Store(tmp_path / "store")  # the same question has the same key: it is computed once
     folder, data = saved(tmp_path / "model", form), rows(tmp_path / "data.jsonl", form)
     asked = rows(tmp_path / "asked.jsonl", form, 2)
-    own = ["--model", str(folder), "--data", str(data), "--store", str(tmp_path / "store"), "--quiet"]
+    own = ["--model", str(folder), "--data", str(data), "--store", str(store.root), "--quiet"]
     more = ["--sites", SITES[form], "--queries", str(asked)]
     assert main(["--debug", "attrib", "score", *own, *more, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["queries"]
@@ -83,7 +84,7 @@ def test_a_model_of_each_form_is_scored_on_its_own_data(form: str, tmp_path: Pat
     assert vocabulary is not None
     train = load_data(str(data), vocabulary, form=form).train
     queries = load_queries(asked, vocabulary, form=form)
-    trained = TrainedModel(model, train, TASKS[form], sites=SITES[form], quiet=True)
+    trained = TrainedModel(model, train, TASKS[form], sites=SITES[form], store=store, quiet=True)
     scores = EKFAC().fit(trained).score(queries)
     for row, entry in enumerate(found):
         best = entry["helpful"][0]
@@ -96,15 +97,16 @@ MEASURED = {"preferred": tasks.Choice(), "options": tasks.Choice(), "rewarded": 
 
 @pytest.mark.parametrize("kind", MEASURED)
 def test_queries_are_choices_or_rewards_by_their_columns(kind: str, tmp_path: Path, capsys: Any) -> None:
+    store = Store(tmp_path / "store")  # the same question has the same key: it is computed once
     folder, data = tiny.saved(tmp_path / "model", layers=1), tiny.texts_file(tmp_path / "texts.jsonl", 8)
     asked = rows(tmp_path / "asked.jsonl", kind, 4)
-    own = ["--model", str(folder), "--data", str(data), "--store", str(tmp_path / "store"), "--quiet"]
+    own = ["--model", str(folder), "--data", str(data), "--store", str(store.root), "--quiet"]
     assert main(["--debug", "attrib", "score", *own, "--queries", str(asked), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["queries"]
     model, vocabulary = load_model(str(folder))
     assert vocabulary is not None
     train, queries = load_data(str(data), vocabulary, context=64).train, load_queries(asked, vocabulary)
-    trained = TrainedModel(model, train, LanguageModelling(), sites="*.mlp.*", quiet=True)
+    trained = TrainedModel(model, train, LanguageModelling(), sites="*.mlp.*", store=store, quiet=True)
     scores = EKFAC().fit(trained).measuring(MEASURED[kind]).score(queries)
     for row, entry in enumerate(found):
         best = entry["helpful"][0]
@@ -116,8 +118,9 @@ def test_queries_are_choices_or_rewards_by_their_columns(kind: str, tmp_path: Pa
 
 
 def test_preferences_train_against_a_reference(tmp_path: Path, capsys: Any) -> None:
+    store = Store(tmp_path / "store")  # the same question has the same key: it is computed once
     folder, data = tiny.saved(tmp_path / "model", layers=1), rows(tmp_path / "data.jsonl", "preferred")
-    own = ["--model", str(folder), "--data", str(data), "--store", str(tmp_path / "store"), "--quiet"]
+    own = ["--model", str(folder), "--data", str(data), "--store", str(store.root), "--quiet"]
     asked = ["--prompt", "the 3", "--completion", " quick brown"]
     assert main(["attrib", "score", *own, *asked]) == 2
     assert "Give --reference MODEL" in capsys.readouterr().err
@@ -126,7 +129,7 @@ def test_preferences_train_against_a_reference(tmp_path: Path, capsys: Any) -> N
     model, vocabulary = load_model(str(folder))
     assert vocabulary is not None
     train = tasks.with_reference(load(data, vocabulary).train, model)
-    trained = TrainedModel(model, train, tasks.DPO(), sites="*.mlp.*", quiet=True)
+    trained = TrainedModel(model, train, tasks.DPO(), sites="*.mlp.*", store=store, quiet=True)
     measured = EKFAC().fit(trained).measuring(tasks.Measured(tasks.DPO(), LanguageModelling()))
     scores = measured.score(tasks.prompted(["the 3"], [" quick brown"], vocabulary))
     np.testing.assert_allclose(best["nats"], scores.sel(train=best["id"]).values[0], rtol=1e-4)
@@ -145,8 +148,9 @@ def test_rows_that_a_form_cannot_read_are_named(tmp_path: Path) -> None:
 
 
 def test_packed_texts_are_scored_one_by_one(tmp_path: Path, capsys: Any) -> None:
+    store = Store(tmp_path / "store")  # the same question has the same key: it is computed once
     folder, data = tiny.saved(tmp_path / "model", layers=1), tiny.texts_file(tmp_path / "texts.jsonl", 8)
-    own = ["--model", str(folder), "--data", str(data), "--store", str(tmp_path / "store"), "--quiet", "--pack"]
+    own = ["--model", str(folder), "--data", str(data), "--store", str(store.root), "--quiet", "--pack"]
     asked = ["--prompt", "the quick", "--completion", " brown"]
     assert main(["--debug", "attrib", "score", *own, *asked, "--json"]) == 0
     entry = json.loads(capsys.readouterr().out)["queries"][0]
@@ -155,7 +159,7 @@ def test_packed_texts_are_scored_one_by_one(tmp_path: Path, capsys: Any) -> None
     texts = load_data(str(data), vocabulary, context=64).train
     rows = tasks.packed(texts, 64)
     assert len(rows) < len(texts) == len(entry["helpful"])
-    factors = EKFAC().fit(TrainedModel(model, rows, LanguageModelling(), sites="*.mlp.*", quiet=True))
+    factors = EKFAC().fit(TrainedModel(model, rows, LanguageModelling(), sites="*.mlp.*", store=store, quiet=True))
     scores = factors.score(tasks.prompted(["the quick"], [" brown"], vocabulary), texts)
     for line in entry["helpful"]:
         np.testing.assert_allclose(line["nats"], scores.sel(train=line["id"]).values[0], rtol=1e-4)

@@ -15,11 +15,13 @@ FORMS = ("text", "masked", "pairs", "classes")  # of a causal, masked, encoder-d
 
 
 def prompted(rows: Sequence[Row], words: Vocabulary, length: int | None) -> Examples:
-    return tasks.prompted(*_texts(rows, "prompt", "completion"), words, places=[row.place for row in rows])
+    prompts, completions = _texts(rows, "prompt", "completion")
+    return tasks.prompted(prompts, completions, words, places=[row.place for row in rows])
 
 
 def pairs(rows: Sequence[Row], words: Vocabulary, length: int | None) -> Examples:
-    return tasks.sequence_pairs(*_texts(rows, "prompt", "completion"), words)
+    sources, targets = _texts(rows, "prompt", "completion")
+    return tasks.sequence_pairs(sources, targets, words)
 
 
 def preferred(rows: Sequence[Row], words: Vocabulary, length: int | None) -> Examples:
@@ -37,22 +39,24 @@ def options(rows: Sequence[Row], words: Vocabulary, length: int | None) -> Examp
                 'Give {"prompt": ..., "options": ["...", "..."], "answer": 0}.',
             )
     right = [int(row.values["answer"]) for row in rows]
-    return tasks.choices(*_texts(rows, "prompt"), [row.values["options"] for row in rows], right, words)
+    (prompts,) = _texts(rows, "prompt")
+    return tasks.choices(prompts, [row.values["options"] for row in rows], right, words)
 
 
 def rewarded(rows: Sequence[Row], words: Vocabulary, length: int | None) -> Examples:
     """Samples of the same prompt are compared with each other."""
     prompts, said = _texts(rows, "prompt", "completion")
-    earned = [row.values.get("reward") for row in rows]
+    earned: list[Any] = [row.values.get("reward") for row in rows]
     bad = next((row for row, r in zip(rows, earned) if isinstance(r, bool) or not isinstance(r, (int, float))), None)
     if bad is not None:
         raise DataError(f"{bad.place}: the reward is {bad.values.get('reward')!r}.", "Give a number.")
     groups: dict[str, list[int]] = {}
     for n, prompt in enumerate(prompts):
         groups.setdefault(prompt, []).append(n)
-    each: list[list[Any]] = [[[values[n] for n in group] for group in groups.values()] for values in (said, earned)]
+    samples = [[said[n] for n in group] for group in groups.values()]
+    rewards = [[earned[n] for n in group] for group in groups.values()]
     back = np.argsort(np.concatenate(list(groups.values())), kind="stable")
-    found = tasks.samples(list(groups), *each, words).select(back)
+    found = tasks.samples(list(groups), samples, rewards, words).select(back)
     return Examples(found.columns, np.arange(len(rows), dtype=np.int64), found.about)
 
 
@@ -64,7 +68,8 @@ def classes(rows: Sequence[Row], words: Vocabulary, length: int | None) -> Examp
     if min(numbers) < 0:
         row = numbers.index(min(numbers))
         raise DataError(f"{rows[row].place}: the class is {labels[row]!r}.", "Give whole numbers from 0 as `label`.")
-    return tasks.classified(*_texts(rows, column), numbers, words, length=length)
+    (texts,) = _texts(rows, column)
+    return tasks.classified(texts, numbers, words, length=length)
 
 
 def maker_of(known: Sequence[str], form: str, source: str, *, asked: bool = False) -> Maker | None:
