@@ -5,6 +5,7 @@ question afterwards (moments, eigenvalues, scores, self-influence) without the m
 make one entry, so shapes are the model's own; sites that read the same input share one array.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from ..errors import NotCached, ResourceError
 from ..jobs.partitions import run_partitions
+from ..jobs.progress import progress
 from ..store.bfloat16 import BFLOAT16
 from ..store.entry import Entry
 from ..store.layout import ArraySpec
@@ -25,7 +27,8 @@ DTYPES = ("float32", "bfloat16")  # that gradients are stored in, the first pref
 
 @dataclass(frozen=True)
 class StoredBatches(PassBatches):
-    """Batches of a pass read from the store: the same arrays as the pass's own, to the precision they are stored in.
+    """Batches of a pass, each of one width, read from the store: arrays as the pass computes them, to the precision
+    that they are stored in.
 
     entries: padded width -> entry. members: padded width -> the row numbers in it, in their order.
     """
@@ -33,6 +36,13 @@ class StoredBatches(PassBatches):
     run: ModelPass
     entries: dict[int, Entry]
     members: dict[int, np.ndarray]
+
+    def batches(self, rows: Any = None, desc: str = "") -> Iterator[CapturedBatch]:
+        """Batches of these rows (all by default), under a progress bar."""
+        rows = np.arange(len(self.examples)) if rows is None else np.asarray(rows, np.int64)
+        plan = [each for members in self.members.values() for each in self.run.plan(rows[np.isin(rows, members)])]
+        for planned in progress(plan, desc=desc, unit="batch", quiet=self.trained.quiet):
+            yield self.captured(planned)
 
     def captured(self, planned: PlannedBatch) -> CapturedBatch:
         import jax.numpy as jnp

@@ -321,7 +321,7 @@ class ModelPass:
 
 
 class PassBatches(ABC):
-    """The batches of a pass, in its order and sizes. A subclass says where a batch comes from (`captured`)."""
+    """The batches of a pass. A subclass says where a batch comes from (`captured`)."""
 
     run: ModelPass
 
