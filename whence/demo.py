@@ -88,7 +88,8 @@ def embedded_plan() -> Plan:
     """The demo of `whence demo`: everything on embedded data."""
     corpus = language_reference()
     assert corpus.vocabulary is not None  # a corpus of text
-    return Plan(corpus, replace(REFERENCE_SHAPE, vocabulary=len(corpus.vocabulary)))
+    shape = replace(REFERENCE_SHAPE, vocabulary=len(corpus.vocabulary))
+    return Plan(corpus, shape, atoms=AtomsPlan(built=len(PROMPTS)))  # as many queries as prompts: the same programs
 
 
 def demo(

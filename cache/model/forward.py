@@ -78,6 +78,7 @@ def library_of(module: str | None) -> str | None:
     return "python" if any(path.startswith(places[name]) for name in ("stdlib", "platstdlib")) else None
 
 
+@functools.cache
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)

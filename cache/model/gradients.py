@@ -5,12 +5,14 @@ question afterwards (moments, eigenvalues, scores, self-influence) without the m
 make one entry, so shapes are the model's own; sites that read the same input share one array.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..errors import NotCached, ResourceError
+from ..jobs.progress import progress
 from ..store.bfloat16 import BFLOAT16
 from ..store.entry import Entry
 from ..store.layout import ArraySpec
@@ -23,7 +25,8 @@ DTYPES = ("float32", "bfloat16")  # that gradients are stored in, the first pref
 
 
 class StoredBatches(PassBatches):
-    """Batches of a pass read from the store: the same arrays as the pass's own, to the precision they are stored in.
+    """Batches of a pass, each of one width, read from the store: arrays as the pass computes them, to the precision
+    that they are stored in.
 
     entries: padded width -> entry. members: padded width -> the row numbers in it, in their order.
     """
@@ -31,6 +34,11 @@ class StoredBatches(PassBatches):
     def __init__(self, run: ModelPass, entries: dict[int, Entry], members: dict[int, np.ndarray]):
         super().__init__(run)
         self.entries, self.members = entries, members
+
+    def walk(self, rows: Any, desc: str) -> Iterator[PlannedBatch]:
+        rows = np.arange(len(self.examples)) if rows is None else np.asarray(rows, np.int64)
+        plan = [each for members in self.members.values() for each in self.run.plan(rows[np.isin(rows, members)])]
+        yield from progress(plan, desc=desc, unit="batch", quiet=self.trained.quiet)
 
     def captured(self, planned: PlannedBatch) -> CapturedBatch:
         import jax.numpy as jnp

@@ -343,7 +343,7 @@ class ModelPass(BatchSource):
 
 
 class PassBatches(BatchSource):
-    """The batches of a pass, in its order and sizes. A subclass says where a batch comes from."""
+    """The batches of a pass. A subclass says where a batch comes from."""
 
     def __init__(self, run: ModelPass):
         self.run, self.examples, self.sites, self.trained = run, run.examples, run.sites, run.trained

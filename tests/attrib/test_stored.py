@@ -23,7 +23,7 @@ def case() -> cases.Case:
 
 
 def test_stored_batches_are_the_models_own(case: cases.Case, tmp_path) -> None:
-    run = case.trained().run("loss", case.sites)
+    run = case.trained(positions=16).run("loss", case.sites)  # each width fills a batch, as it does in the store
     stored = gradients(run, Store(tmp_path))
     again = open_gradients(run, Store(tmp_path))
     for rows in (np.arange(12), np.array([7, 2, 3])):

@@ -38,6 +38,13 @@ def test_every_example_is_in_one_batch_that_fits_it(positions: int) -> None:
     assert all(2 * batch.full * batch.width >= positions for batch in plan if batch.width < lengths[rows].max())
 
 
+def test_short_examples_are_not_padded_to_a_long_one_beyond_a_batch() -> None:
+    lengths = np.array([8] * 100 + [4096])
+    plan = plan_batches(lengths, np.arange(101), 8192)
+    assert [(len(batch.rows), batch.width) for batch in plan] == [(100, 8), (1, 4096)]
+    assert len(plan_batches(np.array([8, 2048, 4096]), np.arange(3), 16384)) == 1
+
+
 def test_a_last_batch_is_filled_with_zeros() -> None:
     run = make(cases.build("mlp"), positions=5)
     batches = list(run.batches())

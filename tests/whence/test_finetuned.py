@@ -12,13 +12,19 @@ from whence.problems.judge import CEILING, judge, retrained, without_each_docume
 from whence.problems.problem import Problem
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The pretrained model's, so that it is trained once."""
+    return Store(tmp_path_factory.mktemp("kept"))
+
+
 @pytest.fixture
-def small(monkeypatch, store: Store) -> Problem:
+def small(monkeypatch, kept: Store) -> Problem:
     read, chosen, asked = finetuned.passages(48, 4)
     few = read.select(range(32))
     monkeypatch.setattr(finetuned, "passages", lambda *counts: (few, chosen, asked))
     monkeypatch.setattr(finetuned, "PRETRAINING", replace(finetuned.PRETRAINING, epochs=1))
-    problem = finetuned.finetuned_problem(store=store)
+    problem = finetuned.finetuned_problem(store=kept)
     return replace(problem, recipe=replace(problem.recipe, epochs=2))
 
 
@@ -31,12 +37,12 @@ def test_what_is_read_tuned_on_and_asked_is_disjoint_and_everything() -> None:
         finetuned.passages(train=10_000)
 
 
-def test_the_pretrained_model_is_read_from_the_store(small: Problem, store: Store) -> None:
+def test_the_pretrained_model_is_read_from_the_store(small: Problem, kept: Store) -> None:
     first = small.start
-    again = finetuned.finetuned_problem(store=store).start
+    again = finetuned.finetuned_problem(store=kept).start
     for a, b in zip(first.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
-    assert len([line for line in store.listing() if line.kind == "bank"]) == 1
+    assert len([line for line in kept.listing() if line.kind == "bank"]) == 1
 
 
 def test_another_order_trains_on_the_same_subsets(small: Problem, store: Store) -> None:
