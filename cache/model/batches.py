@@ -97,7 +97,8 @@ def plan_batches(lengths: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " k"]
     if len(rows) == 0:
         return []
     bucket = padded_widths(lengths)[rows]
-    plan, done, widest = [], 0, int(bucket.max())
+    plan: list[PlannedBatch] = []
+    done, widest = 0, int(bucket.max())
     for width in sorted(set(bucket.tolist())):
         members = rows[(done < bucket) & (bucket <= width)]
         if width < widest and 2 * len(members) * width < positions:
