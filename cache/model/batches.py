@@ -118,7 +118,8 @@ def plan_batches(lengths: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " k"]
     if len(rows) == 0:
         return []
     bucket = padded_widths(lengths)[rows]
-    plan, done, wide = [], 0, sorted(set(bucket.tolist()))
+    plan: list[PlannedBatch] = []
+    done, wide = 0, sorted(set(bucket.tolist()))
     for width, wider in zip(wide, [*wide[1:], None]):
         members = rows[(done < bucket) & (bucket <= width)]
         if wider is not None and 2 * len(members) * width < positions and len(members) * wider <= positions:
