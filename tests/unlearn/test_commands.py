@@ -92,7 +92,7 @@ def test_every_method_is_reached_by_its_name(tmp_path, capsys):
             continue
         unlearn.Run(method=name, set=settings.get(name, ()), forget="random:5", out=out, store=root, **SMALL).run()
         assert capsys.readouterr().out.startswith(f"{method.title}: 5 examples")
-    for wrong, words in (({"method": "dm"}, "no unlearning method"), ({"set": ("stepps=2",)}, "no setting 'stepps=2'"),
+    for wrong, words in (({"method": "dm"}, "no unlearning method"), ({"set": ("stepps=2",)}, "no setting 'stepps'"),
                          ({"method": "rmu"}, "--set layer=VALUE")):  # fmt: skip
         with pytest.raises(UsageError, match=words):
             unlearn.Run(**{"forget": "random:5", "out": out, "store": root, **SMALL, **wrong}).run()
@@ -102,9 +102,9 @@ def test_every_method_is_reached_by_its_name(tmp_path, capsys):
 def test_settings_are_checked_before_anything_is_trained(name, tmp_path, monkeypatch):
     monkeypatch.setattr("whence.cache.retrain.bank.train", lambda *args, **options: pytest.fail("trained"))
     options = {"store": str(tmp_path / "store"), "out": tmp_path / "out.npz", "forget": "random:5", **SMALL}
-    with pytest.raises(UsageError, match="has no setting 'stepz=3'"):
+    with pytest.raises(UsageError, match="has no setting 'stepz'"):
         unlearn.Run(method=name, set=("stepz=3",), **options).run()
-    with pytest.raises(UsageError, match=r"computes 'oracles' itself|has no setting 'oracles=3'"):
+    with pytest.raises(UsageError, match=r"computes 'oracles' itself|has no setting 'oracles'"):
         unlearn.Run(method=name, set=("oracles=3",), **options).run()
     with pytest.raises(UsageError, match="no unlearning method 'scrubb'"):
         unlearn.Evaluate(methods="dmm,scrubb", store=options["store"], **SMALL).run()

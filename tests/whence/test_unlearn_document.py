@@ -66,7 +66,7 @@ def test_another_method_forgets_with_its_settings(capsys, tmp_path):
     assert told["method"] == "npo"
     assert told["forgotten after"] > told["forgotten before"] + 0.05
     assert main(["unlearn", "document", *QUIET, "--method", "npo", "--set", "gama=1"]) == 2
-    assert "no setting 'gama=1'" in capsys.readouterr().err
+    assert "no setting 'gama'" in capsys.readouterr().err
     assert main(["unlearn", "document", *QUIET, "--method", "npo", "--adapters", "--out", str(tmp_path / "out")]) == 2
     assert "no model of transformers" in capsys.readouterr().err
 
