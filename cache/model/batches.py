@@ -113,16 +113,16 @@ def padded_widths(lengths: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
 
 def plan_batches(lengths: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " k"], positions: int) -> list[PlannedBatch]:
     """Batches of rows of about equal length and at most `positions` positions, in order of width and then of row. Rows
-    that do not fill half a batch join those of the next width where one batch takes them: a shape of their own would take
-    longer to compile than their padding takes to compute."""
+    that do not fill half a batch join those of the next width where one batch takes them: a shape of their own would
+    take longer to compile than their padding takes to compute."""
     if len(rows) == 0:
         return []
     bucket = padded_widths(lengths)[rows]
     plan: list[PlannedBatch] = []
     done, wide = 0, sorted(set(bucket.tolist()))
-    for width, wider in zip(wide, [*wide[1:], None]):
+    for width, following in zip(wide, [*wide[1:], None]):
         members = rows[(done < bucket) & (bucket <= width)]
-        if wider is not None and 2 * len(members) * width < positions and len(members) * wider <= positions:
+        if following is not None and 2 * len(members) * width < positions and len(members) * following <= positions:
             continue
         full = max(1, min(positions // width, len(members)))
         plan += [PlannedBatch(members[start : start + full], width, full) for start in range(0, len(members), full)]
