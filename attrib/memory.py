@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from whence.cache import ResourceError, Sites, TrainedModel
+from whence.cache.jobs.cluster import INLINE
 from whence.cache.model.sites import Site
 from whence.cache.store.store import human
 
@@ -27,6 +28,18 @@ def fit_bytes(sites: Sequence[Site]) -> int:
 def factor_limit(trained: TrainedModel) -> int:
     """Bytes that the sums and bases of a fit may take: three quarters of the memory limit; a quarter is the batch's."""
     return trained.memory_limit() * 3 // 4
+
+
+def kept_limit(trained: TrainedModel, sites: Sites) -> int:
+    """Bytes of batches that a fit keeps in memory between its passes: what its sums and bases leave."""
+    return max(0, factor_limit(trained) - fit_bytes(sites))
+
+
+def kept_in_store(trained: TrainedModel, sites: Sites, needed: int) -> bool:
+    """Whether a fit keeps its batches, of `needed` bytes, in the store: where memory does not take them and the store
+    may."""
+    may = trained.store is not None and trained.cluster in ("inline", INLINE)
+    return may and kept_limit(trained, sites) < needed <= trained.spill
 
 
 def fit_groups(sites: Sites, limit: int) -> list[Sites]:

@@ -22,7 +22,7 @@ from whence.cache.store.store import human
 from . import kernels
 from .curvature import Damping
 from .fit import partition_count
-from .memory import factor_limit, fit_bytes, groups_of
+from .memory import factor_limit, fit_bytes, groups_of, kept_in_store, kept_limit
 from .scoring import contraction
 from .scoring.precision import Precision, itemsize
 from .scoring.queries import RANK, Rank
@@ -52,9 +52,10 @@ class Plan:
 
     parameters, covered: of the model, and of them at the sites. examples, positions: of the data, padding included.
     queries: how many; rank: that they are stored at, None if exact; forms: name of a contraction -> number of sites.
-    groups: of sites, that are fitted one after the other. memory: the most that the job needs beside the model; limit:
-    the most that it may use. disk: all that it writes; free: on that disk,
-    None if unknown. damping: of the factors, and why. advice: what to change if it does not fit.
+    groups: of sites, that are fitted one after the other. kept: bytes of the batches that a fit reads twice; kept_in:
+    where they are meanwhile. memory: the most that the job needs beside the model and those batches; limit: the most
+    that it may use. disk: all that it writes; free: on that disk, None if unknown. damping: of the factors, and why.
+    advice: what to change if it does not fit.
     """
 
     stages: tuple[Stage, ...]
@@ -66,6 +67,8 @@ class Plan:
     rank: int | None
     forms: dict[str, int]
     groups: int
+    kept: int
+    kept_in: str
     memory: int
     limit: int
     disk: int
@@ -93,6 +96,7 @@ class Plan:
         if self.queries:
             lines.append(f"{self.queries:,} queries, {'exact' if self.rank is None else f'at rank {self.rank}'}")
         lines.append(f"damping: {self.damping}")
+        lines.append(f"batches of the first pass ({human(self.kept)}): {self.kept_in}")
         if self.groups > 1:
             lines.append(f"{self.groups} groups of sites, each with its own passes: all sites at once do not fit")
         if self.forms:
@@ -143,6 +147,7 @@ def make_plan(
     rank = (None if dense <= limit // 2 else RANK) if rank == "auto" else rank
     rates = measured(trained, found) if measure else Rates()
     parts = groups_of(found, {site.name: fit_bytes([site]) for site in found}, factor_limit(trained))
+    kept, kept_in = kept_batches(trained, parts, positions)
     stages = fit_stages(parts, len(examples), positions, longest, every)
     chosen, why = chosen_damping(trained, found, damping)
     forms: dict[str, int] = {}
@@ -163,6 +168,8 @@ def make_plan(
         rank=rank,
         forms=forms,
         groups=len(parts),
+        kept=kept,
+        kept_in=kept_in,
         memory=planned + max(stage.memory for stage in stages),
         limit=limit,
         disk=sum(stage.disk for stage in stages) if store is not None else 0,
@@ -171,6 +178,19 @@ def make_plan(
         advice=(),
     )
     return replace(plan, advice=tuple(_advice(plan, found, dense)))
+
+
+def kept_batches(trained: TrainedModel, groups: Sequence[Sites], positions: int) -> tuple[int, str]:
+    """Bytes of the batches that a fit reads twice, of its largest group and as if no sites shared an input; where they
+    are between the passes."""
+    needed, largest = max(
+        ((4 * positions * sum(sum(site.shape) for site in group), group) for group in groups), key=lambda pair: pair[0]
+    )
+    if needed <= kept_limit(trained, largest):
+        return needed, "kept in memory for the second; with a smaller memory limit the store keeps them"
+    if kept_in_store(trained, largest, needed):
+        return needed, "kept in the store for the second"
+    return needed, "computed again for the second where memory does not keep them"
 
 
 def score_stage(
@@ -209,7 +229,7 @@ def fit_stages(groups: list[Sites], examples: int, positions: int, longest: int,
     return [
         Stage("moments", passes, moments, held, parts * squares * 8),
         Stage("eigenvectors", 0, 9.0 * cubes, held, squares * 4),
-        # a fit keeps the batches of its first pass if they fit; the plan counts the pass as if it did not
+        # a fit keeps the batches of its first pass where it can; the plan counts the pass as if it did not
         Stage("eigenvalues", passes, model * positions * passes + rotated_operations(sites, examples, longest), held,
               parts * grid * 8 + squares * 4 + grid * 8),
     ]  # fmt: skip

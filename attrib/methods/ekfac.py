@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from whence.cache import Entry, Sites, Store, TrainedModel, gradients
-from whence.cache.jobs.cluster import INLINE, connect
+from whence.cache.jobs.cluster import connect
 from whence.cache.jobs.progress import say
 from whence.cache.model.batches import BatchSource
 from whence.cache.model.bridge import to_accelerator
@@ -20,7 +20,7 @@ from .. import host_products, kernels
 from ..curvature import SiteFactors, sites_to_json
 from ..factors import Factors, factors_of_entry
 from ..fit import Moments, bases_of, first_batch, fold_sites, moments
-from ..memory import check_factors_fit, factor_limit, fit_bytes, fit_groups
+from ..memory import check_factors_fit, factor_limit, fit_groups, kept_in_store, kept_limit
 from ..method import CurvatureMethod, Eigen, in_key, not_in_key
 from ..scoring.precision import Precision, products_in
 
@@ -134,13 +134,10 @@ def in_groups(run: ModelPass, groups: Sequence[Sites]) -> Iterator[ModelPass]:
 def batches_twice(run: ModelPass, storable: bool = True) -> BatchSource:
     """Batches for two passes: kept in memory if they fit, else in the store if they fit and may be stored, else
     captured again. A quarter of the memory limit is for the batch at hand, and the sums and bases come first."""
-    trained = run.trained
-    limit = max(0, factor_limit(trained) - fit_bytes(run.sites))
-    if storable and trained.store is not None and trained.spill > 0 and trained.cluster == INLINE:
-        needed = stored_bytes(run)
-        if limit < needed <= trained.spill:
-            return gradients(run, trained.store)
-    return KeptBatches(run, limit)
+    store = run.trained.store if storable else None
+    if store is not None and kept_in_store(run.trained, run.sites, stored_bytes(run)):
+        return gradients(run, store)
+    return KeptBatches(run, kept_limit(run.trained, run.sites))
 
 
 @dataclass(frozen=True)

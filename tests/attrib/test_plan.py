@@ -7,9 +7,11 @@ from torch import nn
 
 from tests import cases
 from whence.attrib.memory import fit_bytes
+from whence.attrib.methods.ekfac import batches_twice
 from whence.attrib.plan import Plan, make_plan, model_operations, padded_positions, refuse, rotated_operations
 from whence.cache import Examples, LanguageModelling, ResourceError, Store, TrainedModel, find_sites
 from whence.cache.jobs.progress import duration
+from whence.cache.model.gradients import StoredBatches
 
 
 class Big(nn.Module):
@@ -85,6 +87,22 @@ def test_sites_that_do_not_fit_together_are_planned_in_groups(model, train) -> N
     passes = {stage.name: stage.passes for stage in plan.stages}
     assert passes == {"moments": 2, "eigenvectors": 0, "eigenvalues": 2}
     assert plan.memory <= plan.limit < whole.memory
+
+
+def test_a_plan_says_where_batches_are_between_the_passes(model, train, tmp_path) -> None:
+    needed = 4 * padded_positions(train) * (9 + 400 + 401 + 8)
+    sums = fit_bytes(find_sites(model, ["up", "down"], quiet=True))
+    little, much = (4 * (sums + kept) // 3 + 8 for kept in (needed // 2, needed))
+    for memory, store, said in (
+        (much, None, "kept in memory"),
+        (little, Store(tmp_path), "kept in the store"),
+        (little, None, "computed again"),
+    ):
+        bound = trained(model, train, memory=memory, store=store)
+        plan = make_plan(bound, measure=False)
+        assert (plan.groups, plan.kept) == (1, needed)
+        assert said in str(plan)
+        assert isinstance(batches_twice(bound.run("loss", bound.find())), StoredBatches) == (said == "kept in the store")
 
 
 def test_queries_that_do_not_fit(model, train) -> None:
