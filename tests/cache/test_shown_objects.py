@@ -37,4 +37,4 @@ def test_a_bank_says_what_it_holds() -> None:
 def test_sites_are_a_table() -> None:
     sites = find_sites(torch.nn.Sequential(torch.nn.Linear(3, 2)), "*", quiet=True)
     assert "2 × 4" in sites._repr_html_() or "2 × 3" in sites._repr_html_()
-    assert str(sites).splitlines()[0].split() == ["site", "kind", "out", "x", "in", "parameters"]
+    assert str(sites).splitlines()[0].split() == ["site", "kind", "out", "×", "in", "parameters"]

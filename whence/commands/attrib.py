@@ -69,7 +69,7 @@ class Plan(Job, Tabled):
             damping=self.chosen_damping(),
         )  # fmt: skip
         facts = plan.to_json()
-        self.show_table(facts, str(plan), facts["stages"])
+        self.show_table(facts, str(plan), facts["stages"], stored=False)
         refuse(plan)
 
 

@@ -91,7 +91,7 @@ class Info(Stored, Tabled):
         text = "\n".join(f"{name + ':':26} {value}" for name, value in facts.items())
         each = zip(range(len(bank)), bank.seeds, hashes, kept)
         rows = [{"model": n, "seed": int(seed), "kept": int(size), "mask": mask} for n, seed, mask, size in each]
-        self.show_table(facts, text, rows)
+        self.show_table(facts, text, rows, stored=False)
 
 
 COMMANDS = {"run": Run, "info": Info}

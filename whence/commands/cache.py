@@ -43,7 +43,7 @@ class Ls(Stored, Tabled):
             )
         text.append(f"{len(lines)} entries, {human(sum(line.bytes for line in lines))}")
         rows = [asdict(line) for line in lines]
-        self.show_table(rows, "\n".join(text), rows)
+        self.show_table(rows, "\n".join(text), rows, stored=False)
 
 
 @dataclass(frozen=True)

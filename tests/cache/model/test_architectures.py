@@ -142,7 +142,7 @@ REFUSED: dict[str, tuple[Callable[[], TrainedModel], str]] = {
         lambda: bound(trained("CLIP").model, pictures_and_texts(), Contrastive(), sites="*"), "change each other",
     ),
     "a bidirectional model under `LanguageModelling`": (masked_language_model, "masked language model"),
-    "positions before examples on one axis, [s*b d]": (
+    "positions and examples on one axis, positions first ([s*b d])": (
         lambda: bound(FlatSequenceFirst(), vectors_in_rows()), "order of rows",
     ),
     "a layer whose weight is also used outside it": (lambda: bound(Functional(), cases.vectors()), "outside the layer"),

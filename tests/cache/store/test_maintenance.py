@@ -224,7 +224,7 @@ def test_commands(place, capsys, tmp_path):
     assert run("rm", "best") == (1, f"whence: gradients {entry.key[:12]} is called 'best'.\n"
                                     "  To remove it all the same, add --force.\n")  # fmt: skip
     assert run("rm", "best", key[:10], "--force")[0] == 0
-    assert run("ls")[1].endswith("0 entries, 0 B\n")
+    assert run("ls")[1].endswith("0 entries, 0 B\n--out FILE writes a file\n")
     code, printed = run("info", "nothing")
     assert code == 1
     assert "No entry is called 'nothing'" in printed
