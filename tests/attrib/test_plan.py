@@ -102,7 +102,8 @@ def test_a_plan_says_where_batches_are_between_the_passes(model, train, tmp_path
         plan = make_plan(bound, measure=False)
         assert (plan.groups, plan.kept) == (1, needed)
         assert said in str(plan)
-        assert isinstance(batches_twice(bound.run("loss", bound.find())), StoredBatches) == (said == "kept in the store")
+        source = batches_twice(bound.run("loss", bound.find()))
+        assert isinstance(source, StoredBatches) == (said == "kept in the store")
 
 
 def test_queries_that_do_not_fit(model, train) -> None:

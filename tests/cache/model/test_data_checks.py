@@ -78,7 +78,7 @@ def test_labels_of_a_regression():
 TOKENS = {
     "token beyond the table": ({"input_ids": [[1, 2], [3, 30]]}, r"Token 30 is beyond .* of 11, ids \[1\]"),
     "negative token": ({"input_ids": [[1, 2], [3, -1]]}, r"Token -1 .*ids \[1\]"),
-    "too many positions": ({"input_ids": [[1, 2], [3] * 20]}, r"id \[1\] has 20 positions, and the model reads at most 12"),
+    "too many positions": ({"input_ids": [[1, 2], [3] * 20]}, r"id \[1\] has 20 positions, and .* at most 12"),
     "label beyond the outputs": ({"input_ids": [[1, 2]], "labels": [[1, 30]]}, "labels has 30 .* 11 outputs"),
     "-1 as mask": ({"input_ids": [[1, 2]], "labels": [[-1, 2]]}, "labels has -1"),
     "labels shorter": ({"input_ids": [[1, 2], [3, 4]], "labels": [[1, 2], [3]]}, r"ids \[1\].*1 labels for 2 tokens"),
