@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
-demo: $(READY) ## train a small model, explain what it writes, write out/report.html (five minutes; seconds afterwards)
+demo: $(READY) ## train a small model, explain what it writes, write out/report.html (two and a half minutes; six seconds afterwards)
 	$(BIN)/whence demo
 
 test: $(READY) lint docs ## linters, types, documents and the whole suite (fifteen minutes)
