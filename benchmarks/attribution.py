@@ -1,8 +1,8 @@
 """EK-FAC side by side with kronfluence 1.0.1: same model, same data, same statistics, one run.
 
 Each side is a process of its own (peak memory is its own); times are inside the process, imports not counted,
-compilation counted but in the rows `again`. kronfluence passes over the training data once for every 32 queries: with --many its seconds are
-those of the pairwise job, multiplied up. The Markov-chain data need no download.
+compilation counted but in the rows `again`. kronfluence passes over the training data once for every 32 queries: with
+--many its seconds are those of the pairwise job, multiplied up. The Markov-chain data need no download.
 """
 
 import time
