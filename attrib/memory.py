@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from whence.cache import ResourceError, Sites, TrainedModel
+from whence.cache import ResourceError, Sites, Store, TrainedModel
 from whence.cache.jobs.cluster import INLINE
 from whence.cache.model.sites import Site
 from whence.cache.store.store import human
@@ -35,11 +35,9 @@ def kept_limit(trained: TrainedModel, sites: Sites) -> int:
     return max(0, factor_limit(trained) - fit_bytes(sites))
 
 
-def kept_in_store(trained: TrainedModel, sites: Sites, needed: int) -> bool:
-    """Whether a fit keeps its batches, of `needed` bytes, in the store: where memory does not take them and the store
-    may."""
-    may = trained.store is not None and trained.cluster in ("inline", INLINE)
-    return may and kept_limit(trained, sites) < needed <= trained.spill
+def store_for_batches(trained: TrainedModel) -> Store | None:
+    """The store, where a fit may keep up to `trained.spill` bytes of batches that memory does not take."""
+    return trained.store if trained.spill > 0 and trained.cluster in ("inline", INLINE) else None
 
 
 def fit_groups(sites: Sites, limit: int) -> list[Sites]:

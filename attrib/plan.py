@@ -22,7 +22,7 @@ from whence.cache.store.store import human
 from . import kernels
 from .curvature import Damping
 from .fit import partition_count
-from .memory import factor_limit, fit_bytes, groups_of, kept_in_store, kept_limit
+from .memory import factor_limit, fit_bytes, groups_of, kept_limit, store_for_batches
 from .scoring import contraction
 from .scoring.precision import Precision, itemsize
 from .scoring.queries import RANK, Rank
@@ -186,9 +186,11 @@ def kept_batches(trained: TrainedModel, groups: Sequence[Sites], positions: int)
     needed, largest = max(
         ((4 * positions * sum(sum(site.shape) for site in group), group) for group in groups), key=lambda pair: pair[0]
     )
+    storable = store_for_batches(trained) is not None and needed <= trained.spill
     if needed <= kept_limit(trained, largest):
-        return needed, "kept in memory for the second; with a smaller memory limit the store keeps them"
-    if kept_in_store(trained, largest, needed):
+        smaller = "; with a smaller memory limit the store keeps them" if storable else ""
+        return needed, f"kept in memory for the second{smaller}"
+    if storable:
         return needed, "kept in the store for the second"
     return needed, "computed again for the second where memory does not keep them"
 

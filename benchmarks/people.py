@@ -51,8 +51,8 @@ class People:
         replayed: int,
         attributes: Sequence[str] = tuple(TEMPLATES),
     ) -> "People":
-        """Everybody is asked about in training but the first, whom nothing is asked of here. replayed: texts that are
-        trained on; the others are held out."""
+        """Training has questions about everybody but the first person, who is not queried here. replayed: number of
+        texts that are trained on; the others are held out."""
         about = biographies(people, people // 2, asked=1, statements=1).train.about
         rows = [row for row in zip(about["text"], about["person"], about["attribute"], about["value"], about["wording"])
                 if row[2] in attributes]  # fmt: skip

@@ -20,7 +20,7 @@ from .. import host_products, kernels
 from ..curvature import SiteFactors, sites_to_json
 from ..factors import Factors, factors_of_entry
 from ..fit import Moments, bases_of, first_batch, fold_sites, moments
-from ..memory import check_factors_fit, factor_limit, fit_groups, kept_in_store, kept_limit
+from ..memory import check_factors_fit, factor_limit, fit_groups, kept_limit, store_for_batches
 from ..method import CurvatureMethod, Eigen, in_key, not_in_key
 from ..scoring.precision import Precision, products_in
 
@@ -134,10 +134,10 @@ def in_groups(run: ModelPass, groups: Sequence[Sites]) -> Iterator[ModelPass]:
 def batches_twice(run: ModelPass, storable: bool = True) -> BatchSource:
     """Batches for two passes: kept in memory if they fit, else in the store if they fit and may be stored, else
     captured again. A quarter of the memory limit is for the batch at hand, and the sums and bases come first."""
-    store = run.trained.store if storable else None
-    if store is not None and kept_in_store(run.trained, run.sites, stored_bytes(run)):
+    store, limit = store_for_batches(run.trained) if storable else None, kept_limit(run.trained, run.sites)
+    if store is not None and limit < stored_bytes(run) <= run.trained.spill:
         return gradients(run, store)
-    return KeptBatches(run, kept_limit(run.trained, run.sites))
+    return KeptBatches(run, limit)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class QueryOptions(Columns):
         if self.prompt is None or self.completion is None:
             raise UsageError("A query has a prompt and a completion.", "Give both --prompt and --completion.")
         if corpus.form == "masked":
-            raise UsageError("A masked model is asked about texts.", "Give --queries FILE with a text per row.")
+            raise UsageError("Queries of a masked model are texts.", "Give --queries FILE with a text per row.")
         own = {"prompt": self.prompt, "completion": self.completion}
         return queries_of([Row(own, "--prompt")], corpus.vocabulary, corpus.form)
 
