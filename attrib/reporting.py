@@ -41,8 +41,9 @@ class Passage(TypedDict):
     """One training example as a query sees it.
 
     tokens, token_nats: its pieces of text, and the influence that predicting each carried (None: not known, or the
-    first). one_token: nearly all its influence is in a single token, which is often a coincidence. impossible: the
-    influence is more than what is left of the query's log-probability.
+    first). image: its thumbnail as an address, "" if it is no image. one_token: nearly all its influence is in a single
+    token, which is often a coincidence. impossible: the influence is more than what is left of the query's
+    log-probability.
     """
 
     rank: int
@@ -51,6 +52,7 @@ class Passage(TypedDict):
     nats: float
     tokens: list[str]
     token_nats: list[float | None]
+    image: str
     one_token: bool
     impossible: bool
 
@@ -60,7 +62,7 @@ class Query(TypedDict):
 
     tail: influences in nats, largest first, of the whole training set. top_share: share of the positive influence
     that the ten best have. sites: [name, nats] over the passages that are shown as helping. note: a line under it.
-    logprob: of the query, in nats, if known.
+    logprob: of the query, in nats, if known. image: its thumbnail, as of a passage.
     """
 
     id: int | str
@@ -73,6 +75,7 @@ class Query(TypedDict):
     sites: list[tuple[str, float]]
     note: str
     logprob: float | None
+    image: str
 
 
 class Table(TypedDict):
@@ -204,6 +207,7 @@ class _Scores:
             sites=[] if self.by_site is None else _sites(self.by_site, number, scores["train"].values[helping]),
             note=notes.get(number, ""),
             logprob=float(scores["logprob"].values[place]) if "logprob" in scores.coords else None,
+            image=_thumbnail(self.docs.queries, row),
         )
 
     def passages(self, place: int, query: int, values: np.ndarray, chosen: np.ndarray) -> list[Passage]:
@@ -267,15 +271,22 @@ def _passage(docs: Docs, row: int, rank: int, value: float, each: np.ndarray | N
         one = bool(np.linalg.norm(known) > ONE_TOKEN * np.abs(known).sum() > 0)
     return Passage(
         rank=rank, id=docs.train.ids[row].item(), title=title_of(docs, row), nats=value, tokens=pieces,
-        token_nats=spread, one_token=one, impossible=impossible,
+        token_nats=spread, image=_thumbnail(docs.train, row), one_token=one, impossible=impossible,
     )  # fmt: skip
+
+
+def _thumbnail(examples: Examples, row: int) -> str:
+    """Of an example that is an image, as the address of an HTML image."""
+    picture: Any = examples.about["image"][row] if "image" in examples.about else None
+    return str(picture.thumbnail()) if hasattr(picture, "thumbnail") else ""
 
 
 def _halves(docs: Docs, row: int) -> tuple[str, str]:
     """A query's prompt and completion: the unlabelled head of its tokens, and the rest."""
     queries = docs.queries
     if docs.vocabulary is None:
-        return str(queries.about["title"][row] if "title" in queries.about else queries.ids[row]), ""
+        label = f" {queries.about['text'][row]}" if "image" in queries.about and "text" in queries.about else ""
+        return str(queries.about["title"][row] if "title" in queries.about else queries.ids[row]), label
     ids = np.asarray(queries.columns["input_ids"][row])
     labels = queries.columns.get("labels")
     head = 0 if labels is None else int((np.cumsum(np.asarray(labels[row]) != -100) == 0).sum())

@@ -28,7 +28,7 @@ from .activations import Origin, numbers
 from .codec import Codec, bucketed
 from .kernels import Basis, Code, Pursuit
 from .kernels.forms import BLOCK, resized, whole_blocks
-from .provenance import Provenance, Text, context, real_tokens
+from .provenance import Provenance, Text, places_in
 
 PURSUITS: Mapping[str, Callable[..., Pursuit]] = {
     "matching": kernels.matching_pursuit,
@@ -168,18 +168,18 @@ class Dictionary(Codec):
     def with_text(
         self,
         examples: Any,
-        decode: Callable[[Sequence[int]], str],
+        decode: Callable[[Sequence[int]], str] | None,
         window: int = 12,
         column: str = "input_ids",
     ) -> "Dictionary":
         """Looks every atom's place up in the data and keeps the text around it.
 
-        examples: `cache.Examples` with token ids; decode: token ids -> text (a tokenizer's).
+        examples: `cache.Examples` with token ids; decode: token ids -> text (a tokenizer's), None for examples without
+        tokens, such as images, whose places are their titles and positions.
         Raises DataError for a document that is not among them.
         """
-        row, tokens = {int(i): n for n, i in enumerate(examples.ids)}, real_tokens(examples, column)
-        found = [context(tokens, row, *place, decode, window) for place in self.provenance.places]
-        return replace(self, text=tuple(found))
+        look = places_in(examples, decode, window, column)
+        return replace(self, text=tuple(look(*place) for place in self.provenance.places))
 
     def insert(self, x: Any, provenance: Provenance, unexplained: float = 0.0) -> "Dictionary":
         """With activations [m d] added as atoms, those whose unexplained share exceeds a threshold.

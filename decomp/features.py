@@ -13,7 +13,7 @@ from whence.cache.jobs.progress import progress
 from .activations import Activations
 from .dictionary import Dictionary
 from .evaluate import ROWS
-from .provenance import Text, context, real_tokens
+from .provenance import Text, places_in
 
 BINS = 16
 COSINES = 1 << 23  # between atoms, in memory at once
@@ -37,23 +37,23 @@ class Features:
     token: np.ndarray
 
     def contexts(
-        self, examples: Any, decode: Callable[[Sequence[int]], str], window: int = 8, column: str = "input_ids"
+        self, examples: Any, decode: Callable[[Sequence[int]], str] | None, window: int = 8, column: str = "input_ids"
     ) -> list[list[Text]]:
         """The text around the rows in `top`, for each atom.
 
         Args:
             examples: with token ids; those that the activations came from.
-            decode: token ids -> text (a tokenizer's).
+            decode: token ids -> text (a tokenizer's); None for examples without tokens, such as images.
             window: tokens on either side.
             column: of the token ids.
 
         Raises DataError for documents not among the examples.
         """
-        row, tokens = {int(i): n for n, i in enumerate(examples.ids)}, real_tokens(examples, column)
+        place = places_in(examples, decode, window, column)
 
         @cache
         def look(number: int) -> Text:
-            return context(tokens, row, int(self.document[number]), int(self.position[number]), decode, window)
+            return place(int(self.document[number]), int(self.position[number]))
 
         return [[look(int(n)) for n in rows if n >= 0] for rows in self.top]
 

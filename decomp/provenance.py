@@ -80,6 +80,32 @@ def real_tokens(examples: Any, column: str) -> Sequence[Any]:
     return [np.asarray(row)[np.asarray(real) != 0] for row, real in zip(tokens, mask)]
 
 
+def places_in(
+    examples: Any, decode: Callable[[Sequence[int]], str] | None, window: int, column: str
+) -> Callable[[int, int], Text]:
+    """(document, position) -> the text around it; of examples without tokens (no `decode`), the title of the example
+    and the position. Raises DataError for an unknown document, and for examples without the column of tokens."""
+    row = {int(i): n for n, i in enumerate(examples.ids)}
+    if decode is None:
+        titles = examples.about.get("title", examples.ids)
+        return lambda document, position: (
+            Text(f"{titles[_row_of(row, document)]} ", f"position {position}", "")
+            if position >= 0 else Text("", "", "")
+        )  # fmt: skip
+    if column not in examples.columns:
+        raise DataError(f"There is no column {column!r} of tokens.", f"There is {', '.join(examples.columns)}.")
+    tokens = real_tokens(examples, column)
+    return lambda document, position: context(tokens, row, document, position, decode, window)
+
+
+def _row_of(row: Mapping[int, int], document: int) -> int:
+    if document not in row:
+        raise DataError(
+            f"Document {document} is not among these examples.", "Give the examples the dictionary was built from."
+        )
+    return row[document]
+
+
 def context(
     tokens: Any,
     row: Mapping[int, int],
@@ -91,11 +117,7 @@ def context(
     """The text around one place; empty for an atom that has none. Raises DataError for an unknown document."""
     if position < 0:
         return Text("", "", "")
-    if document not in row:
-        raise DataError(
-            f"Document {document} is not among these examples.", "Give the examples the dictionary was built from."
-        )
-    ids = np.asarray(tokens[row[document]]).tolist()
+    ids = np.asarray(tokens[_row_of(row, document)]).tolist()
     return Text(
         decode(ids[max(0, position - window) : position]),
         decode(ids[position : position + 1]),

@@ -3,7 +3,7 @@
 --model   demo | biographies | a folder with a model saved by transformers, or with adapters (PEFT) | a .gguf file |
           the name of a hub model
 --data    language-reference | biographies | digits | a .txt, .md, .jsonl, .csv or .parquet file | a folder of
-          such files | the name of a hub data set
+          such files | a folder of images | the name of a hub data set
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +16,7 @@ from whence.cache.jobs.progress import say
 
 from .corpora import (
     Corpus,
+    ImageReader,
     Vocabulary,
     biographies,
     biographies_model,
@@ -38,7 +39,8 @@ CORPORA: dict[str, Callable[[], Corpus]] = {
 def load_model(
     name: str, store: Store | None = None, quiet: bool = False, *, loading: Loading | None = None
 ) -> tuple[nn.Module, Vocabulary | None]:
-    """A model in evaluation mode and its vocabulary; the embedded models are trained on first use.
+    """A model in evaluation mode and its vocabulary (None of an image classifier: `pretrained.image_reader` says how
+    that reads images); the embedded models are trained on first use.
 
     Args:
         name: demo, biographies, a folder, a .gguf file, or a hub name.
@@ -64,7 +66,7 @@ def load_model(
 
 def load_data(
     name: str,
-    vocabulary: Vocabulary | None = None,
+    vocabulary: Vocabulary | ImageReader | None = None,
     *,
     length: int | None = None,
     context: int | None = None,
@@ -72,7 +74,7 @@ def load_data(
     form: str = "text",
     end: int | None = None,
 ) -> Corpus:
-    """A corpus by name or path, in the vocabulary of a model.
+    """A corpus by name or path, in the vocabulary of a model, or as an image classifier reads it.
 
     Args:
         name: an embedded corpus, a file, a folder, or a hub data set.
@@ -98,8 +100,8 @@ def load_data(
     if columns:
         raise UsageError(f"{name} is embedded: its columns have their names.", "Leave the names of columns out.")
     corpus = CORPORA[name]()
-    if form in ("pairs", "classes"):
-        raise UsageError(f"{name} is for language models.", "Give --data FILE with what this model was trained on.")
+    if isinstance(vocabulary, ImageReader) or form in ("pairs", "classes"):
+        raise UsageError(f"{name} is for language models.", "Give --data with what this model was trained on.")
     if corpus.vocabulary is None or vocabulary is None:
         return corpus
     if vocabulary is not corpus.vocabulary or corpus.train.lengths.max() > most:

@@ -93,6 +93,8 @@ class Columns:
     """Column of the title; `title` by default."""
     id_column: str | None = None
     """Column of the ids; `id` by default."""
+    image_column: str | None = None
+    """Column of the image, of data for an image classifier; `image` by default."""
     label_column: str | None = None
     """Column of the class; `label` by default."""
     prompt_column: str | None = None
@@ -103,7 +105,7 @@ class Columns:
     @property
     def columns(self) -> dict[str, str]:
         """The names used here -> the data's own, of those that are given."""
-        names = ("text", "title", "id", "label", "prompt", "completion")
+        names = ("text", "title", "id", "image", "label", "prompt", "completion")
         found = {name: getattr(self, f"{name}_column") for name in names}
         return {name: own for name, own in found.items() if own is not None}
 

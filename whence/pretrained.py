@@ -1,4 +1,4 @@
-"""Pretrained language models: a folder that save_pretrained wrote, adapters on one, a GGUF file, or a hub name.
+"""Pretrained models: a folder that save_pretrained wrote, adapters on one, a GGUF file, or a hub name.
 
 Weights are read from safetensors or GGUF, from torch pickles only if that is allowed by name (and then nothing but
 tensors); no code of a model's own is run unless that is allowed. A model that lacks a tensor is refused: the library
@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,60 +23,93 @@ from whence.cache.jobs.progress import redraws, say
 from whence.cache.model.names import own_parameters
 from whence.cache.model.stateless import named_parameters
 
-from .corpora import Vocabulary
+from .corpora import ImageReader, Vocabulary
 from .options import Loading
 
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
 ADAPTER = "adapter_config.json"
+ADAPTER_FILES = ("adapter_*", "*.json", "*.txt", "*.model")
 HEADS = {  # form of model (`corpora.rows.FORMS`) -> the class of transformers that loads it
     "text": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM", "pairs": "AutoModelForSeq2SeqLM",
-    "classes": "AutoModelForSequenceClassification",
+    "classes": "AutoModelForSequenceClassification", "images": "AutoModelForImageClassification",
 }  # fmt: skip
-WRITE = "Give a folder written by save_pretrained of the model and of its tokenizer."
+WRITE = "Give a folder written by save_pretrained of the model and of its tokenizer (or image processor)."
 NAMES = "Give --out FILE.safetensors: it has the weights by the names that they have here."
 PICKLE = "Save it as safetensors, or allow the pickle by name (--allow-pickle, Loading(allow_pickle=True))."
 
 
-def pretrained(name: str, loading: Loading | None = None, *, quiet: bool = False) -> tuple[nn.Module, Vocabulary]:
-    """A model in evaluation mode and its vocabulary: a TransformerLens bridge if that library supports the
-    architecture, else the model of transformers. Adapters (PEFT) are put on their base; they alone are trained, so they
-    alone are attributed. quiet: show none of the libraries' progress bars.
+def pretrained(
+    name: str, loading: Loading | None = None, *, quiet: bool = False
+) -> tuple[nn.Module, Vocabulary | None]:
+    """A model in evaluation mode and its vocabulary (None of an image classifier, for which there is `image_reader`): a
+    TransformerLens bridge if that library supports the architecture, else the model of transformers. Adapters (PEFT)
+    are put on their base; they alone are trained, so they alone are attributed. quiet: show none of the libraries'
+    progress bars.
 
     Raises ModelError if there is no such model, a file of it is missing or damaged, it needs code of its own, or its
     file lacks tensors; UsageError if a package that reads it is missing.
     """
     loading = loading or Loading()
     with _bars(not quiet):
-        if (Path(name) / ADAPTER).is_file():
-            return _adapted(name, loading)
+        adapters = _adapters(name, loading)
+        if adapters is not None:
+            return _adapted(adapters)
         model, vocabulary, stored = _loaded(name, loading)
         device = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = _placed(model, device)
-        bridge = _bridge(name, model, vocabulary, device) if form_of(model) == "text" else None
+        bridge = _bridge(name, model, vocabulary, device) if vocabulary and form_of(model) == "text" else None
     if bridge is not None:
         return bridge, vocabulary
     return (model if loading.dtype else model.to(stored)).eval(), vocabulary
 
 
-def _loaded(name: str, loading: Loading) -> tuple[Any, Vocabulary, torch.dtype]:
-    """The model of transformers on the CPU, in `loading.dtype` or float32, its vocabulary, and the type that its files
-    are in."""
+def image_reader(name: str, loading: Loading | None = None) -> ImageReader:
+    """How the image classifier of this name reads images: with the image processor and the names of classes that are
+    saved beside it (those of its base, if it is adapters). Errors are those of `pretrained`."""
+    from transformers import AutoConfig, AutoImageProcessor
+
+    loading = loading or Loading()
+    adapters = _adapters(name, loading)
+    if adapters is not None:
+        return image_reader(adapters.base, adapters.loading)
+    options = _options(loading)
+    with _explained(name, "configuration"):
+        config = AutoConfig.from_pretrained(name, **options)
+    with _explained(name, "image processor"):  # the same pixels with and without torchvision
+        processor = AutoImageProcessor.from_pretrained(name, backend="pil", **options)
+    return ImageReader(processor, config.label2id, getattr(config, "num_channels", 3))
+
+
+def _options(loading: Loading) -> dict[str, Any]:
+    revision = {} if loading.revision is None else {"revision": loading.revision}
+    return {"trust_remote_code": loading.trust_remote_code} | revision
+
+
+def _loaded(name: str, loading: Loading) -> tuple[Any, Vocabulary | None, torch.dtype]:
+    """The model of transformers on the CPU, in `loading.dtype` or float32, its vocabulary (None if it reads images),
+    and the type that its files are in."""
     import transformers
     from transformers import AutoConfig, AutoTokenizer
 
     place, gguf = _files(name, loading.allow_pickle)
-    options: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code}
-    options |= {} if gguf is None else {"gguf_file": gguf}
-    options |= {} if loading.revision is None else {"revision": loading.revision}
+    options = _options(loading) | ({} if gguf is None else {"gguf_file": gguf})
     with _explained(name, "configuration"):
         config = AutoConfig.from_pretrained(place, **options)
+    form, vocabulary = _form(config), None
+    _check_attributable(name, config)
     if getattr(config, "auto_map", None) and not loading.trust_remote_code:
         say(f"{name} brings code of its own, which is not run: transformers' {type(config).__name__} is used.")
-    with _explained(name, "tokenizer"):
-        vocabulary = Vocabulary(AutoTokenizer.from_pretrained(place, **options))
+    patterns = TOKENIZER_FILES if form != "images" else PROCESSOR_FILES
+    if gguf is None and Path(name).is_dir() and not any(f for p in patterns for f in Path(name).glob(p)):
+        lacking = "tokenizer" if form != "images" else "image processor (preprocessor_config.json)"
+        raise ModelError(f"The folder {name} has no {lacking}.", WRITE)
+    if form != "images":
+        with _explained(name, "tokenizer"):
+            vocabulary = Vocabulary(AutoTokenizer.from_pretrained(place, **options))
     with _explained(name, "weights"):
-        own: Any = getattr(transformers, HEADS[_form(config)])  # its own type has no report of the loading
+        own: Any = getattr(transformers, HEADS[form])  # its own type has no report of the loading
         model, found = own.from_pretrained(
             place, **options, weights_only=True, use_safetensors=None if loading.allow_pickle else True,
             dtype=getattr(torch, loading.dtype or "float32"), output_loading_info=True, ignore_mismatched_sizes=True,
@@ -89,7 +122,7 @@ def _loaded(name: str, loading: Loading) -> tuple[Any, Vocabulary, torch.dtype]:
 
 
 def form_of(model: nn.Module) -> str:
-    """What a loaded model does, as `corpora.load` names it: "text", "masked", "pairs" or "classes"."""
+    """What a loaded model does, as `corpora.load` names it: "text", "masked", "pairs", "classes" or "images"."""
     own = getattr(model, "get_base_model", lambda: model)()
     return _form(getattr(own, "config", None), type(own).__name__)
 
@@ -98,7 +131,10 @@ def _form(config: Any, name: str = "") -> str:
     names = [name, *(getattr(config, "architectures", None) or [])]
     if getattr(config, "is_encoder_decoder", False):
         return "pairs"
-    ends = {"ForSequenceClassification": "classes", "ForMaskedLM": "masked"}
+    ends = {
+        "ForSequenceClassification": "classes", "ForMaskedLM": "masked", "ForImageClassification": "images",
+        "ForImageClassificationWithTeacher": "images",
+    }  # fmt: skip
     return next((form for end, form in ends.items() if any(n.endswith(end) for n in names)), "text")
 
 
@@ -118,14 +154,16 @@ def save_pretrained(
     model cannot be made equal to the changed one.
     """
     changed.eval()  # not as for a borrowed model: a bridge has modules, of dropout, that are not in its tree
-    if (Path(name) / ADAPTER).is_file():
+    adapters = _adapters(name, loading)
+    if adapters is not None:
         adapted: Any = changed
         for config in adapted.peft_config.values():
-            config.base_model_name_or_path = str(_base_of(name, loading))
+            config.base_model_name_or_path = adapters.base
         adapted.save_pretrained(folder)
         return
     with _bars(not quiet), torch.no_grad():
         plain, vocabulary, _ = _loaded(name, replace(loading, device=None))
+        assert vocabulary is not None  # a language model
         plain.to(next(changed.parameters()).dtype).eval()
         found, ids = _own_tensors(original, changed), torch.arange(1, 9)[None] % len(vocabulary)
         for own, parameter in plain.named_parameters():
@@ -186,11 +224,8 @@ def _files(name: str, allow_pickle: bool) -> tuple[str, str | None]:
         return str(path.parent), path.name
     if path.is_file():
         raise ModelError(f"{name} is a file.", f"Give its folder, {path.parent}.")
-    if path.is_dir():
-        if not any(file for pattern in TOKENIZER_FILES for file in path.glob(pattern)):
-            raise ModelError(f"The folder {name} has no tokenizer.", WRITE)
-        if any(path.glob("*.bin")) and not any(path.glob("*.safetensors")) and not allow_pickle:
-            raise ModelError(f"The weights of {name} are a pickle, which can hold code: it is not read.", PICKLE)
+    if path.is_dir() and any(path.glob("*.bin")) and not any(path.glob("*.safetensors")) and not allow_pickle:
+        raise ModelError(f"The weights of {name} are a pickle, which can hold code: it is not read.", PICKLE)
     return name, None
 
 
@@ -200,17 +235,59 @@ def _needs(package: str, why: str) -> None:
         raise UsageError(why, f"pip install {package}")
 
 
-def _adapted(name: str, loading: Loading) -> tuple[nn.Module, Vocabulary]:
+class _Adapters(NamedTuple):
+    """The folder of adapters, the model that they are for, and how that is loaded."""
+
+    folder: str
+    base: str
+    loading: Loading
+
+
+def _adapters(name: str, loading: Loading) -> _Adapters | None:
+    """The adapters of this name: in a folder, or of a hub name in the local cache. None for whole models, and where
+    the hub cannot be asked. A revision is that of what the name stands for: adapters of the hub state their base's.
+    Raises ModelError if nothing names the base."""
+    folder = name if (Path(name) / ADAPTER).is_file() else _downloaded(name, loading.revision)
+    if folder is None:
+        return None
+    with _explained(name, "adapter's configuration"):
+        stated = json.loads((Path(folder) / ADAPTER).read_text("utf-8"))
+    base = loading.base or stated.get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{name} does not name the model that its adapters are for.", "Give --base MODEL.")
+    beside = Path(folder) / base
+    own = str(beside) if loading.base is None and not Path(base).is_dir() and beside.is_dir() else str(base)
+    revision = stated.get("revision") if folder != name or loading.revision is None else loading.revision
+    return _Adapters(folder, own, replace(loading, base=None, revision=revision if loading.base is None else None))
+
+
+def _downloaded(name: str, revision: str | None) -> str | None:
+    """The folder, in the local cache, of adapters on the hub; None if the name is of something else."""
+    if Path(name).exists() or Path(name).suffix == ".gguf":
+        return None
+    from huggingface_hub import snapshot_download
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        if find_adapter_config_file(name, revision=revision) is None:
+            return None
+        return str(snapshot_download(name, revision=revision, allow_patterns=list(ADAPTER_FILES)))
+    except (OSError, ValueError):  # also of a name that is none: what loads a whole model explains it
+        return None
+
+
+def _adapted(adapters: _Adapters) -> tuple[nn.Module, Vocabulary | None]:
     """A base model with the adapters of a folder on it, which are trained; the base is frozen."""
+    name, base, loading = adapters
     _needs("peft", f"{name} holds adapters, which the package peft reads.")
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    folder, base = Path(name), _base_of(name, loading)
+    folder = Path(name)
     if not (folder / "adapter_model.safetensors").is_file() and not loading.allow_pickle:
         raise ModelError(f"{name} has no adapter_model.safetensors.", PICKLE)
     try:
-        model, vocabulary, _ = _loaded(base, replace(loading, base=None))
+        model, vocabulary, _ = _loaded(base, loading)
     except ModelError as error:
         raise ModelError(f"The base of {name}: {error.cause}", f"{error.cure} Or name its base with --base.") from error
     if any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
@@ -221,17 +298,6 @@ def _adapted(name: str, loading: Loading) -> tuple[nn.Module, Vocabulary]:
     return _placed(adapted, loading.device or "cpu").eval(), vocabulary
 
 
-def _base_of(name: str, loading: Loading) -> str:
-    """The model that the adapters in a folder are for. Raises ModelError if nothing names it."""
-    with _explained(name, "adapter's configuration"):
-        named = json.loads((Path(name) / ADAPTER).read_text("utf-8")).get("base_model_name_or_path")
-    base = loading.base or named
-    if not base:
-        raise ModelError(f"{name} does not name the model that its adapters are for.", "Give --base MODEL.")
-    beside = Path(name) / base
-    return str(beside) if loading.base is None and not Path(base).is_dir() and beside.is_dir() else base
-
-
 def _placed(model: Any, device: str) -> Any:
     try:
         return model.to(device)
@@ -240,6 +306,18 @@ def _placed(model: Any, device: str) -> Any:
             f"The model cannot be moved to {device}: {str(error).splitlines()[0]}",
             "Leave --device out, or install a torch that sees this device (docs/gpu.md).",
         ) from error
+
+
+def _check_attributable(name: str, config: Any) -> None:
+    """Refuse a model whose examples have no loss of their own."""
+    own = (getattr(config, "architectures", None) or [""])[0]
+    if hasattr(config, "vision_config") and hasattr(config, "text_config") and own.endswith("Model"):
+        raise ModelError(
+            f"{name} is a {own}: its training compares every image with every text of a batch, so that an example has "
+            "no loss of its own.",
+            "Give a classifier that was made of it (CLIPForImageClassification, for instance). In Python, write a Task "
+            "whose loss is one pair's, as SigLIP's is (docs/cache.md).",
+        )
 
 
 def context_of(model: nn.Module) -> int | None:

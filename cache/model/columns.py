@@ -11,9 +11,9 @@ import torch
 
 from ..errors import DataError
 from .ids import HIGHEST
-from .ragged import Ragged, of_arrow
+from .ragged import Ragged, Stacked, of_arrow
 
-Column: TypeAlias = Ragged | np.ndarray | Sequence[np.ndarray]
+Column: TypeAlias = Ragged | Stacked | np.ndarray | Sequence[np.ndarray]
 LARGE = 1 << 24  # numbers of a table's column of lists, beyond which its rows are read as needed
 
 

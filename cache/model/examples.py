@@ -1,7 +1,7 @@
 """The data that a model is run over: named columns, one row an example, an id for every row.
 
 A column is an array [n ...], or a list of 1-D arrays where examples differ in length (tokens); of data larger than
-memory it is a `Ragged`, whose rows are read when a batch needs them. Ids are what
+memory it is a `Ragged`, or a `Stacked` of rows of one shape, whose rows are read when a batch needs them. Ids are what
 results are labelled with, what sampled labels are keyed by, and what a forget set names, so an example keeps
 its id through every selection and under any batching.
 
@@ -27,7 +27,7 @@ from jaxtyping import Int64
 from ..errors import DataError
 from .columns import Column, columns_of
 from .ids import as_ids, id_texts, named_rows, repeated_ids, rows_of, rows_of_mask
-from .ragged import Derived, Ragged
+from .ragged import Derived, Ragged, Stacked
 
 # the value of a padded position, by column; `attention_mask` masks padded positions in any case
 PADDING = {"labels": -100}
@@ -118,7 +118,7 @@ class Examples:
     @property
     def _sequences(self) -> str | None:
         """The ragged column whose positions are the examples'."""
-        ragged = [name for name, values in self.columns.items() if not isinstance(values, np.ndarray)]
+        ragged = [name for name, values in self.columns.items() if not isinstance(values, (np.ndarray, Stacked))]
         return next((name for name in ("input_ids", "x") if name in ragged), next(iter(ragged), None))
 
     def rows_of(self, ids: Any) -> Int64[np.ndarray, " k"]:
@@ -187,8 +187,9 @@ class Examples:
         rows = np.asarray(rows, np.int64)
         out: dict[str, torch.Tensor] = {}
         for name, values in self.columns.items():
-            if isinstance(values, np.ndarray):
-                out[name] = torch.as_tensor(np.ascontiguousarray(values[rows]))
+            if isinstance(values, (np.ndarray, Stacked)):
+                whole = values.take(rows).whole() if isinstance(values, Stacked) else values[rows]
+                out[name] = torch.as_tensor(np.ascontiguousarray(whole))
                 continue
             taken = [np.asarray(values[row]) for row in rows]
             width = _width(max(len(v) for v in taken), pad_to)
@@ -222,7 +223,7 @@ class Examples:
 
     def __repr__(self) -> str:
         shapes = ", ".join(
-            f"{name} {'ragged' if not isinstance(v, np.ndarray) else list(v.shape[1:])}"
+            f"{name} {list(v.shape[1:]) if isinstance(v, (np.ndarray, Stacked)) else 'ragged'}"
             for name, v in self.columns.items()
         )
         return f"Examples({len(self)}: {shapes}; about {', '.join(self.about) or 'nothing'})"
@@ -325,6 +326,7 @@ def _lengths(values: Any) -> Int64[np.ndarray, " n"]:
 
 
 def _end_to_end(one: Any, other: Any) -> Any:
+    one, other = (each.whole() if isinstance(each, Stacked) else each for each in (one, other))
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and one.shape[1:] == other.shape[1:]:
         return np.concatenate([one, other])
     arrays = isinstance(one, np.ndarray) or isinstance(other, np.ndarray)

@@ -202,6 +202,23 @@ class Derived(Sequence[Any]):
         return Derived(self.of, self.rows[rows])
 
 
+class Stacked(Derived):
+    """Rows of one shape, each read when it is asked for: images of files."""
+
+    def __init__(
+        self, of: Callable[[int], np.ndarray], rows: Int64[np.ndarray, " n"], shape: tuple[int, ...], dtype: Any
+    ):
+        super().__init__(of, rows)
+        self.shape, self.dtype = (len(rows), *shape), np.dtype(dtype)
+
+    def take(self, rows: Any) -> "Stacked":
+        return Stacked(self.of, self.rows[rows], self.shape[1:], self.dtype)
+
+    def whole(self) -> np.ndarray:
+        """All rows as one array, in memory."""
+        return np.stack(list(self)) if len(self) else np.zeros(self.shape, self.dtype)
+
+
 @dataclass(frozen=True)
 class Field:
     """One value of a row that is kept as JSON."""

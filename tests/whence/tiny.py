@@ -4,8 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from PIL import Image
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from whence.corpora import Vocabulary
 
@@ -24,6 +37,32 @@ def saved(folder: Path, kind: str = "llama", layers: int = 2) -> Path:
     model.save_pretrained(folder)
     words = Vocabulary.byte_pairs([text(n) for n in range(50)], 400)
     PreTrainedTokenizerFast(tokenizer_object=words.tokenizer).save_pretrained(folder)
+    return folder
+
+
+def image_classifier(folder: Path, kind: str = "vit", names: tuple[str, ...] = ("cats", "dogs")) -> Path:
+    """The folder of a random image classifier of this kind and of its image processor, for 16 x 16 pixels."""
+    torch.manual_seed(0)
+    classes = {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}
+    if kind == "vit":
+        shape = {"num_attention_heads": 2, "num_hidden_layers": 2, "image_size": 16, "patch_size": 8}
+        model: Any = ViTForImageClassification(ViTConfig(hidden_size=16, intermediate_size=24, **shape, **classes))
+    else:
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+        model = ResNetForImageClassification(ResNetConfig(**sizes, **classes))
+    model.save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+def images(folder: Path, count: int = 4, names: tuple[str, ...] = ("cats", "dogs"), seed: int = 0) -> Path:
+    """A folder with a folder of `count` random images per class, of unequal sizes."""
+    rng = np.random.default_rng(seed)
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for n in range(count):
+            pixels = rng.integers(0, 256, (20 + n, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{n}.png")
     return folder
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SHOWN = ("json", "out", "quiet", "store", "cluster", "log", "positions")  # options that change no answer
 FILES = ("model", "data", "base", "reference", "queries", "dictionary", "checkpoints")  # options that name files
 EMBEDDED = ("demo", "biographies", "language-reference", "digits")
-LIBRARIES = ("torch", "transformers", "transformer-lens", "jax", "tokenizers", "peft", "gguf", "numpy")
+LIBRARIES = ("torch", "transformers", "transformer-lens", "jax", "tokenizers", "peft", "gguf", "pillow", "numpy")
 MOST = 1 << 27  # bytes of an answer that is kept
 
 

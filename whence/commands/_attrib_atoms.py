@@ -20,10 +20,10 @@ def opened(folder: Path, loaded: Attribution) -> "Dictionary":
     from ._decomp_source import open_dictionary
 
     found = open_dictionary(folder)
-    vocabulary, places = loaded.corpus.vocabulary, found.provenance.document
-    if vocabulary is None or not np.isin(places[places >= 0], loaded.train.ids).all():
+    places = found.provenance.document
+    if not np.isin(places[places >= 0], loaded.train.ids).all():
         return found
-    return found.with_text(loaded.train, vocabulary.decode)
+    return found.with_text(loaded.train, **loaded.tokens)
 
 
 def by_atoms(

@@ -39,7 +39,7 @@ class Report(Source, Printed):
         loaded = self.load_for(self.dictionary)
         site = dictionary.origin.site
         found = features(dictionary, loaded.activations([site])[site], self.top, quiet=self.quiet)
-        contexts = found.contexts(loaded.corpus.train, loaded.decode)
+        contexts = found.contexts(loaded.corpus.train, **loaded.tokens)
         path = write_page(page(dictionary, found, contexts, self.title or f"Atoms of {site}"), self.out)
         facts = {"file": str(path), "bytes": path.stat().st_size, "atoms": len(dictionary)}
         self.show(facts, f"{len(dictionary)} atoms: {path}")
@@ -80,7 +80,8 @@ class Steer(Source, Tabled):
             steered(dictionary, self.atom, self.strength) if self.strength else without_atoms(dictionary, [self.atom])
         )
         words, model = loaded.corpus.vocabulary, loaded.trained.model
-        assert words is not None  # a corpus of text
+        if words is None or not loaded.corpus.worded:
+            raise UsageError("This model continues no text.", "Steer a causal language model.")
         before = continuation(model, words, self.prompt, self.tokens, stop=())
         with spliced(loaded.trained, dictionary.origin.site, change):
             after = continuation(model, words, self.prompt, self.tokens, stop=())

@@ -102,10 +102,6 @@ class Observed(Loaded):
         """(to build from, held out) at one site."""
         return self.activations([site], to)[site].split(self.options.held_out)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        assert self.corpus.vocabulary is not None  # a corpus of text
-        return self.corpus.vocabulary.decode(ids)
-
     def documents_of(self, held: "Activations") -> "Examples":
         """The training examples that these activations are of."""
         return self.train.select(np.isin(self.train.ids, held.document))

@@ -1,8 +1,12 @@
 """`whence attrib sites` and `whence decomp hooks`: what a model's layers and hook points are called."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ._shared import ModelOptions, Tabled
+
+if TYPE_CHECKING:
+    from whence.corpora import ImageReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,8 @@ class Sites(ModelOptions, Tabled):
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks(ModelOptions, Tabled):
-    """List the hook points: name in the model's own library, in TransformerLens, and shape for one text of 4 tokens.
+    """List the hook points: name in the model's own library, in TransformerLens, and shape for one text of 4 tokens, or
+    one image.
 
     `--at` of the other commands takes either name. By default the output of each layer, and of its attention and its
     feed-forward part; --every lists all that one forward pass reaches.
@@ -61,18 +66,20 @@ class Hooks(ModelOptions, Tabled):
     def run(self) -> None:
         from whence.cache.display import table
         from whence.inputs import load_model
+        from whence.pretrained import form_of, image_reader
 
         model, _ = load_model(self.model, self.open_store(), quiet=self.quiet, loading=self)
-        rows = hook_rows(model, self.every)
+        reader = image_reader(self.model, self) if form_of(model) == "images" else None
+        rows = hook_rows(model, self.every, reader)
         shown = [(row["own_name"], row["name"], " x ".join(map(str, row["shape"]))) for row in rows]
         lines = [{**row, "shape": shape} for row, (*_, shape) in zip(rows, shown)]
         text = table(("own name", "TransformerLens name", "shape"), shown).text
         self.show_table({"hooks": rows}, text, lines, stored=False)
 
 
-def hook_rows(model: object, every: bool) -> list[dict]:
-    """Own name, name of TransformerLens and shape of each module that a forward pass of four tokens reaches, in its
-    order."""
+def hook_rows(model: object, every: bool, reader: "ImageReader | None" = None) -> list[dict]:
+    """Own name, name of TransformerLens and shape of each module that a forward pass of four tokens (or of one image,
+    read by `reader`) reaches, in its order."""
     import re
     from contextlib import ExitStack, suppress
 
@@ -95,8 +102,11 @@ def hook_rows(model: object, every: bool) -> list[dict]:
         for name, module in model.named_modules():
             if name:
                 hooks.callback(module.register_forward_hook(lambda _m, _a, out, name=name: keep(name, out)).remove)
-        four = torch.zeros((1, 4), dtype=torch.long, device=next(model.parameters()).device)
-        model(four, **({"decoder_input_ids": four} if form_of(model) == "pairs" else {}))
+        first = next(model.parameters())
+        given = torch.zeros((1, 4), dtype=torch.long, device=first.device)
+        if reader is not None:
+            given = torch.as_tensor(reader.blank()[None]).to(first)
+        model(given, **({"decoder_input_ids": given} if form_of(model) == "pairs" else {}))
     lens = re.compile(r"(blocks\.\d+\.)?(attn\.|mlp\.)?(hook_\w+)|(embed|pos_embed|unembed|ln_final)\.hook_out")
     others: dict[str, list[str]] = {}
     for other, full in other_names(model).items():

@@ -34,7 +34,8 @@ class QueryOptions(Columns):
     queries: Path | None = None
     """A .jsonl, .csv or .parquet file with a prompt and a completion per row; or prompt, chosen and rejected (or
     options and answer, its place), whose log-odds are explained; or prompt, completion and reward; of a classifier text
-    and label. By default the data's own queries."""
+    and label. Of an image classifier a folder with a folder of images per class, or rows with image and label. By
+    default the data's own queries."""
     first: Count | None = None
     """Only the first queries."""
 
@@ -63,14 +64,18 @@ class QueryOptions(Columns):
 
         if self.prompt is None and self.completion is None and self.queries is None:
             return None
-        if corpus.vocabulary is None:
+        reader = corpus.vocabulary or corpus.reader
+        if reader is None:
             raise UsageError("These data are not text.", "Use the data's own queries.")
         if self.queries is not None:
-            if not self.queries.is_file():
+            if not self.queries.is_file() and not (corpus.reader and self.queries.is_dir()):
                 raise UsageError(f"There is no file {self.queries}.", "Give a .jsonl, .csv or .parquet file.")
-            pair = {name: own for name, own in self.columns.items() if name in PAIR}
+            chosen = PAIR if corpus.reader is None else ("id", "image", "label")
+            pair = {name: own for name, own in self.columns.items() if name in chosen}
             more: dict[str, Any] = {"form": corpus.form, "length": int(corpus.train.lengths.max())}
-            return load_queries(self.queries, corpus.vocabulary, columns=pair, **more)
+            return load_queries(self.queries, reader, columns=pair, **more)
+        if corpus.vocabulary is None:
+            raise UsageError("Queries of an image classifier are images.", "Give --queries FOLDER.")
         if self.prompt is None or self.completion is None:
             raise UsageError("A query has a prompt and a completion.", "Give both --prompt and --completion.")
         if corpus.form == "masked":
@@ -103,6 +108,7 @@ def entry_of(queries: "Examples", row: int, logprob: np.ndarray | None = None, *
         asked = f"{about['prompt'][row]} [{str(about['completion'][row]).strip()}]"
     else:
         asked = Titled(queries.ids, about).title(identity)
+        asked += f" [{about['text'][row]}]" if "image" in about else ""
     entry: dict[str, Any] = {"query": identity}
     if "document" in about and about["document"][row] != identity:
         entry["document"] = about["document"][row]
@@ -162,7 +168,8 @@ def lists_text(entries: list[dict[str, Any]]) -> str:
 
 def line_text(line: dict[str, Any], width: int = 10) -> str:
     """Value, id (and document), title and the beginning of the text of one example, in one line."""
-    names = [f"{line['id']!s:>{width}}", *([f"({line['document']})"] if "document" in line else [])]
+    own = [f"({line['document']})"] if line.get("document", line["title"]) != line["title"] else []
+    names = [f"{line['id']!s:>{width}}", *own]
     said = [beginning(line["title"], 60)]
     if line.get("text") and not line["text"].startswith(line["title"][:20]):
         said.append(f"| {beginning(line['text'], 40)}")

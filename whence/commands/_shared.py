@@ -83,7 +83,8 @@ class DataOptions(Loading, Columns, Stored):
     """Training data, and how and where models run."""
 
     data: str = "language-reference"
-    """language-reference, biographies, a .txt, .jsonl, .csv or .parquet file, a folder of such files, or a hub name."""
+    """language-reference, biographies, a .txt, .jsonl, .csv or .parquet file, a folder of such files, or a hub name; of
+    an image classifier a folder with a folder of images per class."""
     length: Count | None = None
     """Tokens at which texts are cut: 128, or as many as the model reads if these are fewer, by default."""
     document_end: int | None = None
@@ -111,12 +112,13 @@ class DataOptions(Loading, Columns, Stored):
 
         from whence.cache import Classification, LanguageModelling, TrainedModel, tasks
         from whence.inputs import load_data, load_model
-        from whence.pretrained import context_of, form_of
+        from whence.pretrained import context_of, form_of, image_reader
 
         store, unchecked = self.open_store(), cast(Any, {"check": False} if self.no_check else {})
         model, vocabulary = load_model(name, store, quiet=self.quiet, loading=self)
+        reader = image_reader(name, self) if form_of(model) == "images" else vocabulary
         corpus = load_data(
-            self.data, vocabulary, length=self.length, context=context_of(model), columns=self.data_columns,
+            self.data, reader, length=self.length, context=context_of(model), columns=self.data_columns,
             form=form_of(model), end=self.document_end,
         )  # fmt: skip
         of_form: dict[str, Any] = {
@@ -178,6 +180,15 @@ class Loaded:
     def titled(self) -> "Titled":
         """What is known about the training examples."""
         return Titled(self.train.ids, self.train.about)
+
+    @property
+    def tokens(self) -> dict[str, Any]:
+        """How places in the data become text: tokens and their column; those of images have none."""
+        words = self.corpus.vocabulary
+        return {
+            "decode": None if words is None else words.decode,
+            "column": "input_ids" if "input_ids" in self.train.columns else "x",
+        }
 
 
 @dataclass(frozen=True, eq=False)

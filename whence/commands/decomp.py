@@ -97,8 +97,8 @@ class Build(Source, Printed):
         }
         checkpoint = out / "unfinished.safetensors" if builder.resumes else None
         built = builder.build(stream, store=loaded.store, selection=skipped, checkpoint=checkpoint, quiet=self.quiet)
-        if isinstance(built, Dictionary) and loaded.corpus.vocabulary is not None:
-            built = built.with_text(loaded.corpus.train, loaded.decode)
+        if isinstance(built, Dictionary):
+            built = built.with_text(loaded.corpus.train, **loaded.tokens)
         folder = save(built, out)
         self.write_source(folder, loaded, acts.origin.site)
         facts: dict[str, Any] = {"atoms": len(built), "folder": str(folder), "fingerprint": built.fingerprint}

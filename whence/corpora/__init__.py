@@ -5,6 +5,7 @@ from .biographies import stating as stating
 from .corpus import Corpus as Corpus
 from .corpus import query_examples as query_examples
 from .digits import digits as digits
+from .images import ImageReader as ImageReader
 from .language_reference import language_reference as language_reference
 from .models import biographies_model as biographies_model
 from .models import reference_model as reference_model

@@ -9,6 +9,7 @@ import numpy as np
 
 from whence.cache import Examples, tasks
 
+from .images import ImageReader
 from .vocabulary import Vocabulary
 
 
@@ -16,13 +17,14 @@ from .vocabulary import Vocabulary
 class Corpus:
     """name, and: train: examples, about them at least `title` and `text`. queries: examples that are not in
     `train`; in language, the prompt is masked and the completion is what is asked about. vocabulary: None where
-    examples are not text. form: what rows become (`rows.FORMS`)."""
+    examples are not text. form: what rows become (`rows.FORMS`). reader: of images."""
 
     name: str
     train: Examples
     queries: Examples
     vocabulary: Vocabulary | None = None
     form: str = "text"
+    reader: ImageReader | None = None
 
     @property
     def worded(self) -> bool:

@@ -11,7 +11,7 @@ from ..files import Row, text_of
 from .vocabulary import Vocabulary
 
 Maker: TypeAlias = Callable[[Sequence[Row], Vocabulary, int | None], Examples]
-FORMS = ("text", "masked", "pairs", "classes")  # of a causal, masked, encoder-decoder model, and of a classifier
+FORMS = ("text", "masked", "pairs", "classes", "images")  # of causal, masked, encoder-decoder models, of classifiers
 
 
 def prompted(rows: Sequence[Row], words: Vocabulary, length: int | None) -> Examples:

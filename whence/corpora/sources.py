@@ -19,6 +19,7 @@ from whence.cache.model.ragged import Derived, Field, Ragged, Spool
 
 from ..files import READABLE, Row, read_rows, renamed, text_of
 from .corpus import Corpus, stable_ids
+from .images import ImageReader, class_names, image_examples, listed_images, with_pictures
 from .rows import Maker, columns_of, maker_of, prompted
 from .shown import TextOf, TitleOf
 from .token_files import token_file
@@ -33,7 +34,7 @@ PLAIN = (str, int, float, bool, type(None))
 
 def load(
     source: str | Path,
-    vocabulary: Vocabulary | None = None,
+    vocabulary: Vocabulary | ImageReader | None = None,
     *,
     length: int = 128,
     split: str = "train",
@@ -61,7 +62,9 @@ def load(
 
     Args:
         source: a path, or the name of a hub data set.
-        vocabulary: of the model that is to read it; a byte-pair one is trained on the texts when None.
+        vocabulary: of the model that is to read it; a byte-pair one is trained on the texts when None. The reader of an
+            image classifier (`pretrained.image_reader`) reads images: a folder with a folder per class, or rows with
+            `image` and `label` (`corpora.images`).
         length: most tokens of an example.
         split: of a hub data set, or of a folder with several.
         text: the column to read; the first of text, content, document by default.
@@ -75,9 +78,11 @@ def load(
     Raises DataError, with the line or row, for a file that cannot be read, a text that is none, and an id that is
     missing, repeated or not exact; UsageError for an unknown kind of file.
     """
+    names = {**(columns or {}), **({"text": text} if text and "text" not in (columns or {}) else {})}
+    if isinstance(vocabulary, ImageReader):
+        return _images(str(source), vocabulary, split, names, limit)
     if Path(source).suffix.lower() in TOKEN_FILES and Path(source).is_file():
         return token_file(source, vocabulary, length=length, limit=limit, end=end)
-    names = {**(columns or {}), **({"text": text} if text and "text" not in (columns or {}) else {})}
     texts = _Texts(str(source), split, names, limit)
     known = texts.known()
     maker = maker_of(known, form, str(source))
@@ -167,7 +172,7 @@ def _cut(texts: _Texts, column: str, words: Vocabulary, length: int) -> Corpus:
 
 def load_queries(
     source: str | Path,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | ImageReader,
     *,
     columns: Mapping[str, str] | None = None,
     form: str = "text",
@@ -175,8 +180,8 @@ def load_queries(
 ) -> Examples:
     """Queries from a file with the columns `prompt` and `completion`, or those that `columns` names, as for `load`.
     With `chosen` and `rejected`, or `options` and `answer`, they are choices; with `reward`, samples and what they
-    earned. Raises as `load`."""
-    if form == "masked":
+    earned. For the reader of an image classifier they are images, as for `load`. Raises as `load`."""
+    if form == "masked" or isinstance(vocabulary, ImageReader):
         return load(source, vocabulary, columns=columns, form=form, length=length or 128).train
     rows = list(renamed(_rows(source, "train"), columns or {}))
     if not rows:
@@ -247,14 +252,29 @@ def _made(
     if vocabulary is None and maker is prompted:
         texts = (text_of(row, "prompt") + text_of(row, "completion") for row in rows)
     words = vocabulary or Vocabulary.byte_pairs(texts)
-    found = maker(rows, words, length)
+    train = _with_ids(maker(rows, words, length), rows)
+    return Corpus(Path(source).stem, train, train.select([]), words, form)
+
+
+def _images(source: str, reader: ImageReader, split: str, names: Mapping[str, str], limit: int | None) -> Corpus:
+    listed = listed_images(Path(source), split)
+    found = itertools.islice(renamed(_rows(source, split) if listed is None else listed, names), limit)
+    rows = with_pictures(found, Path(source))
+    if not rows:
+        raise DataError(f"{source} has no images.", "Give a folder with a folder of images per class.")
+    known = class_names(source, split, names.get("label", "label"))
+    train = _with_ids(image_examples(rows, reader, known), rows)
+    return Corpus(Path(source).stem, train, train.select([]), None, "images", reader)
+
+
+def _with_ids(found: Examples, rows: Sequence[Row]) -> Examples:
+    """Examples, one a row, with the rows' own ids if they have them, and with their columns of plain values."""
     extra = {name: values for name, values in _about(rows, "").items() if name not in found.about}
     own = _own_ids([_exact(row) for row in rows], lambda number: rows[number].place)
     ids, documents = (
         (found.ids, found.ids.tolist()) if own is None else _named(own, range(len(rows)), found.about["title"])
     )
-    train = Examples(found.columns, ids, {**found.about, "document": documents, **extra})
-    return Corpus(Path(source).stem, train, train.select([]), words, form)
+    return Examples(found.columns, ids, {**found.about, "document": documents, **extra})
 
 
 def _rows(source: str | Path, split: str) -> Iterator[Row]:
