@@ -8,12 +8,10 @@ would fill it with random numbers.
 import contextlib
 import copy
 import importlib.util
-import json
-import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,21 +21,20 @@ from whence.cache.jobs.progress import redraws, say
 from whence.cache.model.names import own_parameters
 from whence.cache.model.stateless import named_parameters
 
+from .adapters import Adapters, adapters_of
 from .corpora import ImageReader, Vocabulary
+from .explained import PICKLE, explained
 from .options import Loading
 
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
-ADAPTER = "adapter_config.json"
-ADAPTER_FILES = ("adapter_*", "*.json", "*.txt", "*.model")
 HEADS = {  # form of model (`corpora.rows.FORMS`) -> the class of transformers that loads it
     "text": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM", "pairs": "AutoModelForSeq2SeqLM",
     "classes": "AutoModelForSequenceClassification", "images": "AutoModelForImageClassification",
 }  # fmt: skip
 WRITE = "Give a folder written by save_pretrained of the model and of its tokenizer (or image processor)."
 NAMES = "Give --out FILE.safetensors: it has the weights by the names that they have here."
-PICKLE = "Save it as safetensors, or allow the pickle by name (--allow-pickle, Loading(allow_pickle=True))."
 
 
 def pretrained(
@@ -53,7 +50,7 @@ def pretrained(
     """
     loading = loading or Loading()
     with _bars(not quiet):
-        adapters = _adapters(name, loading)
+        adapters = adapters_of(name, loading)
         if adapters is not None:
             return _adapted(adapters)
         model, vocabulary, stored = _loaded(name, loading)
@@ -71,13 +68,13 @@ def image_reader(name: str, loading: Loading | None = None) -> ImageReader:
     from transformers import AutoConfig, AutoImageProcessor
 
     loading = loading or Loading()
-    adapters = _adapters(name, loading)
+    adapters = adapters_of(name, loading)
     if adapters is not None:
         return image_reader(adapters.base, adapters.loading)
     options = _options(loading)
-    with _explained(name, "configuration"):
+    with explained(name, "configuration"):
         config = AutoConfig.from_pretrained(name, **options)
-    with _explained(name, "image processor"):  # the same pixels with and without torchvision
+    with explained(name, "image processor"):  # the same pixels with and without torchvision
         processor = AutoImageProcessor.from_pretrained(name, backend="pil", **options)
     return ImageReader(processor, config.label2id, getattr(config, "num_channels", 3))
 
@@ -95,7 +92,7 @@ def _loaded(name: str, loading: Loading) -> tuple[Any, Vocabulary | None, torch.
 
     place, gguf = _files(name, loading.allow_pickle)
     options = _options(loading) | ({} if gguf is None else {"gguf_file": gguf})
-    with _explained(name, "configuration"):
+    with explained(name, "configuration"):
         config = AutoConfig.from_pretrained(place, **options)
     form, vocabulary = _form(config), None
     _check_attributable(name, config)
@@ -106,9 +103,9 @@ def _loaded(name: str, loading: Loading) -> tuple[Any, Vocabulary | None, torch.
         lacking = "tokenizer" if form != "images" else "image processor (preprocessor_config.json)"
         raise ModelError(f"The folder {name} has no {lacking}.", WRITE)
     if form != "images":
-        with _explained(name, "tokenizer"):
+        with explained(name, "tokenizer"):
             vocabulary = Vocabulary(AutoTokenizer.from_pretrained(place, **options))
-    with _explained(name, "weights"):
+    with explained(name, "weights"):
         own: Any = getattr(transformers, HEADS[form])  # its own type has no report of the loading
         model, found = own.from_pretrained(
             place, **options, weights_only=True, use_safetensors=None if loading.allow_pickle else True,
@@ -141,7 +138,7 @@ def _form(config: Any, name: str = "") -> str:
 def save_pretrained(
     folder: Path, name: str, loading: Loading, original: nn.Module, changed: nn.Module, *, quiet: bool = False
 ) -> None:
-    """Write a changed copy of a loaded model, with its tokenizer, as transformers opens it.
+    """Write a changed copy of a loaded model, with its tokenizer or image processor, as transformers opens it.
 
     Args:
         folder: where.
@@ -154,7 +151,7 @@ def save_pretrained(
     model cannot be made equal to the changed one.
     """
     changed.eval()  # not as for a borrowed model: a bridge has modules, of dropout, that are not in its tree
-    adapters = _adapters(name, loading)
+    adapters = adapters_of(name, loading)
     if adapters is not None:
         adapted: Any = changed
         for config in adapted.peft_config.values():
@@ -163,20 +160,24 @@ def save_pretrained(
         return
     with _bars(not quiet), torch.no_grad():
         plain, vocabulary, _ = _loaded(name, replace(loading, device=None))
-        assert vocabulary is not None  # a language model
-        plain.to(next(changed.parameters()).dtype).eval()
-        found, ids = _own_tensors(original, changed), torch.arange(1, 9)[None] % len(vocabulary)
+        dtype, found = next(changed.parameters()).dtype, _own_tensors(original, changed)
+        plain.to(dtype).eval()
+        if vocabulary is None:
+            reader = image_reader(name, loading)
+            beside, given = reader.processor, torch.as_tensor(reader.blank()[None], dtype=dtype)
+        else:
+            beside, given = vocabulary.tokenizer, torch.arange(1, 9)[None] % len(vocabulary)
         for own, parameter in plain.named_parameters():
             value = found.get(own)
             if value is None or value.shape != parameter.shape:
                 raise ModelError(f"No weights of the changed model stand for {own}.", NAMES)
             parameter.copy_(value)
-        want = changed(ids.to(next(changed.parameters()).device))
-        want, got = (getattr(out, "logits", out).float().cpu() for out in (want, plain(ids)))
+        want = changed(given.to(next(changed.parameters()).device))
+        want, got = (getattr(out, "logits", out).float().cpu() for out in (want, plain(given)))
         if not torch.allclose(want, got, rtol=1e-2, atol=1e-2 * float(want.abs().max())):
             raise ModelError(f"{name} with the changed weights gives other outputs in transformers than here.", NAMES)
         plain.save_pretrained(folder)
-        vocabulary.tokenizer.save_pretrained(folder)
+        beside.save_pretrained(folder)
 
 
 def _own_tensors(original: nn.Module, changed: nn.Module) -> dict[str, torch.Tensor]:
@@ -235,48 +236,7 @@ def _needs(package: str, why: str) -> None:
         raise UsageError(why, f"pip install {package}")
 
 
-class _Adapters(NamedTuple):
-    """The folder of adapters, the model that they are for, and how that is loaded."""
-
-    folder: str
-    base: str
-    loading: Loading
-
-
-def _adapters(name: str, loading: Loading) -> _Adapters | None:
-    """The adapters of this name: in a folder, or of a hub name in the local cache. None for whole models, and where
-    the hub cannot be asked. A revision is that of what the name stands for: adapters of the hub state their base's.
-    Raises ModelError if nothing names the base."""
-    folder = name if (Path(name) / ADAPTER).is_file() else _downloaded(name, loading.revision)
-    if folder is None:
-        return None
-    with _explained(name, "adapter's configuration"):
-        stated = json.loads((Path(folder) / ADAPTER).read_text("utf-8"))
-    base = loading.base or stated.get("base_model_name_or_path")
-    if not base:
-        raise ModelError(f"{name} does not name the model that its adapters are for.", "Give --base MODEL.")
-    beside = Path(folder) / base
-    own = str(beside) if loading.base is None and not Path(base).is_dir() and beside.is_dir() else str(base)
-    revision = stated.get("revision") if folder != name or loading.revision is None else loading.revision
-    return _Adapters(folder, own, replace(loading, base=None, revision=revision if loading.base is None else None))
-
-
-def _downloaded(name: str, revision: str | None) -> str | None:
-    """The folder, in the local cache, of adapters on the hub; None if the name is of something else."""
-    if Path(name).exists() or Path(name).suffix == ".gguf":
-        return None
-    from huggingface_hub import snapshot_download
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    try:
-        if find_adapter_config_file(name, revision=revision) is None:
-            return None
-        return str(snapshot_download(name, revision=revision, allow_patterns=list(ADAPTER_FILES)))
-    except (OSError, ValueError):  # also of a name that is none: what loads a whole model explains it
-        return None
-
-
-def _adapted(adapters: _Adapters) -> tuple[nn.Module, Vocabulary | None]:
+def _adapted(adapters: Adapters) -> tuple[nn.Module, Vocabulary | None]:
     """A base model with the adapters of a folder on it, which are trained; the base is frozen."""
     name, base, loading = adapters
     _needs("peft", f"{name} holds adapters, which the package peft reads.")
@@ -291,9 +251,9 @@ def _adapted(adapters: _Adapters) -> tuple[nn.Module, Vocabulary | None]:
     except ModelError as error:
         raise ModelError(f"The base of {name}: {error.cause}", f"{error.cure} Or name its base with --base.") from error
     if any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
-        with _explained(name, "tokenizer"):
+        with explained(name, "tokenizer"):
             vocabulary = Vocabulary(AutoTokenizer.from_pretrained(name, trust_remote_code=loading.trust_remote_code))
-    with _explained(name, "adapters"):
+    with explained(name, "adapters"):
         adapted: Any = PeftModel.from_pretrained(model, name, is_trainable=True)
     return _placed(adapted, loading.device or "cpu").eval(), vocabulary
 
@@ -374,51 +334,6 @@ def _bars(shown: bool) -> Iterator[None]:
     finally:
         if before and not shown:
             logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _explained(name: str, part: str) -> Iterator[None]:
-    """Errors of the libraries as a ModelError, without their advice to run a model's own code."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except ModelError:
-        raise
-    except SafetensorError as error:
-        cause = f"The weights of {name} are cut or damaged: {error}."
-        raise ModelError(cause, "Copy or save the file again.") from error
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"The weights of {name} are a pickle that holds more than tensors, which could run code: it is not read.",
-            "Get the model as safetensors.",
-        ) from error
-    except OSError as error:
-        if "safetensors" not in str(error) or part != "weights":
-            raise _failed(name, part, error) from error
-        raise ModelError(
-            f"{name} has no weights in safetensors files.", f"{PICKLE} Or check that the copy is whole."
-        ) from error
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{name} needs code of its own (auto_map), which is not run.",
-                "Read that code; then allow it by name, or load the model yourself and call Whence from Python.",
-            ) from error
-        raise _failed(name, part, error) from error
-
-
-def _failed(name: str, part: str, error: Exception) -> ModelError:
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if part == "configuration" and "connect to" in first:
-        return ModelError(
-            f"There is no folder or file {name!r} here, and the hub, which may have such a model, cannot be reached.",
-            "Check the path: it leads to a folder with config.json, written by save_pretrained.",
-        )
-    return ModelError(
-        f"The {part} of {name!r} could not be loaded: {type(error).__name__}: {first}",
-        "Give demo, biographies, a folder written by save_pretrained, or a hub name if there is a network.",
-    )
 
 
 def _bridge(name: str, model: nn.Module, vocabulary: Vocabulary, device: str) -> nn.Module | None:

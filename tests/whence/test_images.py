@@ -20,6 +20,8 @@ from whence.corpora import ImageReader, images, load, load_queries
 from whence.inputs import load_model
 from whence.pretrained import form_of, image_reader
 
+PROBE = ["--model", "my-vit", "--data", "images", "--queries", "asked", "--probes", "layers"]
+
 
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -59,29 +61,15 @@ def test_a_classifier_is_scored_on_a_folder_per_class(kind: str, sites: str, tmp
     assert len({entry["helpful"][0]["id"] for entry in found} & set(trained.train.ids.tolist())) > 0
 
 
-def test_the_report_shows_the_images(vit: Path, tmp_path: Path, capsys: Any) -> None:
-    train, asked = tiny.images(tmp_path / "train", 2), tiny.images(tmp_path / "asked", 1, seed=1)
-    own = ["--model", str(vit), "--data", str(train), "--store", str(tmp_path / "store"), "--quiet"]
-    page = tmp_path / "page.html"
-    assert main(["--debug", "attrib", "report", *own, "--queries", str(asked), "--out", str(page)]) == 0
-    shown = re.findall(r'<img class="thumbnail" alt="([^"]+)" src="(data:image/png;base64,[^"]+)">', page.read_text())
-    assert {name for name, _ in shown} >= {"cats/0.png", "dogs/0.png"}
-    thumbnail = load(asked, image_reader(str(vit))).train.about["image"][0].thumbnail()
-    assert ("cats/0.png", thumbnail) in shown
-    assert main(["attrib", "score", *own, "--prompt", "a", "--completion", "b"]) == 2
+def test_texts_are_no_questions_to_an_image_classifier(vit: Path, tmp_path: Path, capsys: Any) -> None:
+    train = tiny.images(tmp_path / "train", 1)
+    own = ["--model", str(vit), "--store", str(tmp_path / "store"), "--quiet"]
+    assert main(["attrib", "score", *own, "--data", str(train), "--prompt", "a", "--completion", "b"]) == 2
     assert "are images" in capsys.readouterr().err
-    assert main(["attrib", "score", *own[:2], "--queries", str(asked)]) == 2  # the embedded texts
+    assert main(["attrib", "score", *own, "--queries", str(train)]) == 2  # the embedded texts
     assert "is for language models" in capsys.readouterr().err
-
-
-def test_a_dictionary_of_a_vision_transformer_names_images_and_positions(vit: Path, tmp_path: Path) -> None:
-    out, train = tmp_path / "dictionary", tiny.images(tmp_path / "train", 2)
-    own = ["--store", str(tmp_path / "store"), "--quiet"]
-    made = ["--model", str(vit), "--data", str(train), "--at", "blocks.1.hook_out", "--size", "8", "--k", "2"]
-    assert main(["--debug", "decomp", "build", *own, *made, "--out", str(out)]) == 0
-    page = tmp_path / "page.html"
-    assert main(["--debug", "decomp", "report", str(out), *own, "--out", str(page)]) == 0
-    assert re.search(r'"(cats|dogs)/[01]\.png position [0-4]"', page.read_text())
+    assert main(["attrib", "probe", *own, "--data", str(train), "--queries", str(train)]) == 2
+    assert "Give --probes tail layers errors" in capsys.readouterr().err
 
 
 def test_rows_of_a_data_set_and_of_a_table_are_those_of_the_folder(reader: ImageReader, tmp_path: Path) -> None:
@@ -211,6 +199,15 @@ def test_a_model_without_its_processor_and_a_contrastive_pair_are_refused(vit: P
         load_model(str(tmp_path / "clip"))
 
 
+def test_adapters_on_a_classifier_read_images_as_their_base_does(vit: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["fc1"])
+    peft.get_peft_model(load_model(str(vit))[0], config).save_pretrained(tmp_path)
+    model, _ = load_model(str(tmp_path))
+    assert form_of(model) == "images"
+    assert image_reader(str(tmp_path)).classes == {"cats": 0, "dogs": 1}
+
+
 def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.image_classifier(tmp_path / "my-vit")
     tiny.images(tmp_path / "images")
@@ -222,3 +219,12 @@ def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(lines) > 3
     for line in lines:
         assert main(["--debug", *shlex.split(line)[1:], "--quiet"]) == 0, line
+    page = Path("out/images.html").read_text()
+    shown = re.findall(r'<img class="thumbnail" alt="([^"]+)" src="(data:image/png;base64,[^"]+)">', page)
+    assert {name for name, _ in shown} >= {"cats/0.png", "dogs/0.png"}
+    thumbnail = load("asked", image_reader("my-vit")).train.about["image"][0].thumbnail()
+    assert ("cats/0.png", thumbnail) in shown
+    assert main(["--debug", "decomp", "report", "out/images", "--quiet", "--out", "out/atoms.html"]) == 0
+    assert re.search(r'"(cats|dogs)/[0-3]\.png position [0-4]"', Path("out/atoms.html").read_text())
+    assert main(["--debug", "attrib", "probe", *PROBE, "--quiet", "--out", "out/probes.csv"]) == 0
+    assert len(Path("out/probes.csv").read_text().splitlines()) == 3  # a head, two layers

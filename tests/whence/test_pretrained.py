@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from whence.adapters import adapters_of
 from whence.cache import Classification, Examples, ModelError, TrainedModel, UsageError, find_sites
 from whence.cache.model.borrowing import borrowed, modules_of
 from whence.cli import main
@@ -195,6 +196,50 @@ def test_adapters_are_read_onto_their_base_and_are_what_is_attributed(folder: Pa
     (folder.parent / "adapters" / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
         load_model(str(folder.parent / "adapters"))
+
+
+def test_adapters_of_the_hub_are_read_onto_the_base_that_they_name(folder: Path, monkeypatch) -> None:
+    """With the two functions that ask the hub replaced."""
+    peft = pytest.importorskip("peft")
+    place = folder.parent / "cached"
+    config = peft.LoraConfig(r=2, target_modules=["c_fc"], fan_in_fan_out=True)
+    adapted = peft.get_peft_model(GPT2LMHeadModel.from_pretrained(folder), config)
+    adapted.save_pretrained(place)
+    asked = []
+
+    def config_file(name: str, revision: str | None = None) -> str | None:
+        asked.append(("config", name, revision))
+        return str(place / "adapter_config.json") if name == "someone/adapters" else None
+
+    def snapshot(name: str, revision: str | None = None, allow_patterns: object = None) -> str:
+        asked.append(("files", name, revision))
+        return str(place)
+
+    monkeypatch.setattr("transformers.utils.peft_utils.find_adapter_config_file", config_file)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    model, words = load_model("someone/adapters", loading=Loading(revision="v2"))
+    assert words is not None
+    assert all("lora" in name for name in find_sites(model, quiet=True).names)
+    assert asked == [("config", "someone/adapters", "v2"), ("files", "someone/adapters", "v2")]
+    with pytest.raises(ModelError, match="no folder or file 'someone/other'"):
+        load_model("someone/other")
+    assert asked[2:] == [("config", "someone/other", None)]
+
+
+def test_a_revision_is_of_what_the_name_stands_for(tmp_path: Path, monkeypatch) -> None:
+    stated = {"base_model_name_or_path": "someone/base", "revision": "r1"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(stated))
+    monkeypatch.setattr("whence.adapters._downloaded", lambda name, revision: str(tmp_path))
+    for name, loading, base, revision in (
+        (str(tmp_path), Loading(), "someone/base", "r1"),
+        (str(tmp_path), Loading(revision="v2"), "someone/base", "v2"),
+        (str(tmp_path), Loading(revision="v2", base="mine"), "mine", "v2"),
+        ("someone/adapters", Loading(revision="v2"), "someone/base", "r1"),
+        ("someone/adapters", Loading(revision="v2", base="mine"), "mine", None),
+    ):
+        found = adapters_of(name, loading)
+        assert found is not None
+        assert (found.base, found.loading.revision) == (base, revision)
 
 
 def test_a_missing_package_is_named_with_its_command(tmp_path: Path, monkeypatch) -> None:

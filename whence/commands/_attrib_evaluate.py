@@ -8,6 +8,7 @@ from whence.cache.errors import UsageError
 from whence.options import Count, Device, Dtype
 
 from ._problem import ProblemOptions
+from ._queries import QueryOptions, measure_of
 from ._shared import ModelOptions, Stored, Tabled
 
 if TYPE_CHECKING:
@@ -112,25 +113,26 @@ def stored_scores(store: "Store", scores: str, bank: str):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe(ModelOptions, Tabled):
+class Probe(QueryOptions, ModelOptions, Tabled):
     """Measure properties of influence: its tail, its layers, and its dependence on word order.
 
     tail: exponent of a power law through the largest influences of each query, and whether it fits. layers: share of
     the influence per layer. wordorder: influence of invented facts in other wordings, the reversed order among them.
     errors: standard errors from sampled labels and from half of the data, and how many of the first ten ranks are
-    unstable under them.
+    unstable under them. Only wordorder needs a language model.
 
     Example:
 
         whence attrib probe --model demo --data language-reference --probes tail layers
+        whence attrib probe --model MODEL --data FILE --queries queries.jsonl --probes tail errors
     """
 
     probes: tuple[Literal["tail", "layers", "wordorder", "errors"], ...] = ("tail", "layers", "wordorder")
     """The properties to measure."""
     sites: tuple[str, ...] = ("*.mlp.*",)
     """Which linear maps, by glob."""
-    queries: Count = 4
-    """Queries, the first of the data's own."""
+    first: Count | None = 4
+    """Only the first queries."""
     limit: Count = 256
     """Training examples, the first of the data's own."""
 
@@ -140,12 +142,14 @@ class Probe(ModelOptions, Tabled):
         from whence.attrib.evaluate.probes import by_layer, fictional_facts, power_law, word_order
 
         loaded = self.load_named(self.model, self.sites)
-        queries, words = loaded.corpus.queries.select(slice(0, self.queries)), loaded.corpus.vocabulary
-        if words is None or not len(queries):
-            raise UsageError("Probes need a language model and queries.", "Give text with queries of its own.")
+        queries, words = self.queried(loaded.corpus), loaded.corpus.vocabulary
+        if "wordorder" in self.probes and (words is None or not loaded.corpus.worded):
+            raise UsageError("wordorder asks a language model about facts.", "Give --probes tail layers errors.")
         train = loaded.train.select(slice(0, self.limit))
         trained = loaded.trained.replace(train=train, quiet=self.quiet or self.json)
+        measure = measure_of(trained.task, queries)
         factors = EKFAC().fit(trained)
+        factors = factors if measure is None else factors.measuring(measure)
         found: dict[str, object] = {}
         rows: list[dict[str, object]] = []
         if {"tail", "layers"} & set(self.probes):
@@ -160,13 +164,13 @@ class Probe(ModelOptions, Tabled):
                 shares = {str(k): round(float(v), 4) for k, v in zip(parts["layer"].values, parts.values)}
                 found["layers"] = shares
                 rows += [{"probe": "layers", "of": k, "value": v} for k, v in shares.items()]
-        if "wordorder" in self.probes:
+        if "wordorder" in self.probes and words is not None:
             forms = word_order(factors, words.encode, fictional_facts()).mean("fact")
             orders = {str(k): float(f"{v:.3g}") for k, v in zip(forms["form"].values, forms.values)}
             found["wordorder"] = orders
             rows += [{"probe": "wordorder", "of": k, "value": v} for k, v in orders.items()]
         if "errors" in self.probes:
-            found["errors"] = str(error_bars(EKFAC(), trained, queries))
+            found["errors"] = str(error_bars(EKFAC(), trained.replace(task=measure or trained.task), queries))
         lines = []
         for name, values in found.items():
             pairs = list(values.items()) if isinstance(values, dict) else [("", values)]
@@ -175,7 +179,9 @@ class Probe(ModelOptions, Tabled):
 
 
 def _titles(examples: "Examples") -> list[str]:
-    return [str(title) for title in examples.about.get("title", examples.ids)]
+    """What each is called, with its id if another is called the same."""
+    titles = [str(title) for title in examples.about.get("title", examples.ids)]
+    return [t if titles.count(t) == 1 else f"{t} ({i})" for t, i in zip(titles, examples.ids)]
 
 
 COMMANDS = {"evaluate": Evaluate, "probe": Probe}

@@ -34,8 +34,7 @@ class QueryOptions(Columns):
     queries: Path | None = None
     """A .jsonl, .csv or .parquet file with a prompt and a completion per row; or prompt, chosen and rejected (or
     options and answer, its place), whose log-odds are explained; or prompt, completion and reward; of a classifier text
-    and label. Of an image classifier a folder with a folder of images per class, or rows with image and label. By
-    default the data's own queries."""
+    and label; or images, as --data. By default the data's own queries."""
     first: Count | None = None
     """Only the first queries."""
 
@@ -49,13 +48,17 @@ class QueryOptions(Columns):
 
         Raises UsageError for a prompt without completion or the reverse, or if there is no query; before anything is
         fitted, DataError for queries that the model cannot be run on."""
-        found = self._own_queries(loaded.corpus) or loaded.corpus.queries
-        if len(found) == 0:
-            raise UsageError("There is no query.", "Give --prompt and --completion, or --queries FILE.")
-        found = found.select(slice(0, self.first)) if self.first else found
+        found = self.queried(loaded.corpus)
         loaded = replace(loaded, measure=measure_of(loaded.trained.task, found))
         loaded.trained.replace(task=loaded.measure or loaded.trained.task).check_data(found)
         return loaded, found
+
+    def queried(self, corpus: "Corpus") -> "Examples":
+        """The queries: those of the options, or the data's own. Raises UsageError if there is none."""
+        found = self._own_queries(corpus) or corpus.queries
+        if len(found) == 0:
+            raise UsageError("There is no query.", "Give --prompt and --completion, or --queries FILE.")
+        return found.select(slice(0, self.first)) if self.first else found
 
     def _own_queries(self, corpus: "Corpus") -> "Examples | None":
         from whence.corpora import load_queries

@@ -83,8 +83,8 @@ class DataOptions(Loading, Columns, Stored):
     """Training data, and how and where models run."""
 
     data: str = "language-reference"
-    """language-reference, biographies, a .txt, .jsonl, .csv or .parquet file, a folder of such files, or a hub name; of
-    an image classifier a folder with a folder of images per class."""
+    """language-reference, biographies, a .txt, .jsonl, .csv or .parquet file, a folder of these or of images, or a hub
+    name."""
     length: Count | None = None
     """Tokens at which texts are cut: 128, or as many as the model reads if these are fewer, by default."""
     document_end: int | None = None
