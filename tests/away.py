@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,6 +64,10 @@ class Away:
             if plain.layout == torch.strided:
                 storage = plain.untyped_storage()
                 (self.storages if those is None else those)[storage._cdata] = StorageWeakRef(storage)
+
+    def forget(self, tensor: torch.Tensor) -> None:
+        """Unmark a tensor that is on the host."""
+        self.storages.pop(_storage(tensor), None)
 
 
 def _module() -> types.ModuleType:
@@ -140,6 +145,19 @@ class _Calls(TorchFunctionMode):
                 found = found if before == there else first.clone()
         if there:
             away.move(found)
+        if before != there and isinstance(found, torch.Tensor):
+            if found.requires_grad and not found.is_leaf:
+                found.register_hook(lambda g: self._back(g, before))
+            if forward_ad._current_level >= 0 and (tangent := forward_ad.unpack_dual(found).tangent) is not None:
+                (away.move if there else away.forget)(tangent)
+        return found
+
+    def _back(self, gradient: torch.Tensor, there: bool) -> torch.Tensor:
+        """The gradient of what was moved, on the side that it came from."""
+        with _crossing:
+            found = gradient.clone()
+        if there:
+            self.away.move(found)
         return found
 
 

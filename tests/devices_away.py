@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tests.attrib.methods.test_contract import Problem
 from tests.away import NAME, Away
+from tests.cache.model.architectures import GROUPED, causal, tokens
 from tests.golden import frozen
 from tests.golden import models as given
 from tests.golden.artefacts import ARTEFACTS, NEWER, REDEFINED
 from tests.golden.unlearning import SMALL, UNLEARNING, UNLEARNING_TEXT, forgot, text_deletion
 from whence import attrib, decomp, unlearn
-from whence.cache import Bank, Classification, DataError, Store, TrainedModel
+from whence.cache import Bank, Classification, DataError, Examples, LanguageModelling, ModelError, Store, TrainedModel
 from whence.cache.retrain import traced
+from whence.cache.retrain.replicas import Replicas
 from whence.decomp.evaluate import losses
 from whence.decomp.splice import steered, through, without_atoms
 
@@ -144,6 +147,69 @@ def test_what_looks_at_a_model_sees_it_there(name: str) -> None:
     trained = TrainedModel(given.net(0), given.train(8), Classification(), sites=["0", "2"], quiet=True)
     there, here = (LOOKS[name](trained.replace(device=device)) for device in (f"{NAME}:0", "cpu"))
     np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-5)
+
+
+class Split(nn.Module):
+    """Its layers are on two devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.first(x.to(self.first.weight.device)))
+        return self.second(h.to(self.second.weight.device)).to(x.device)
+
+
+def split(on: str) -> TrainedModel:
+    torch.manual_seed(0)
+    model, rng = Split(), np.random.default_rng(0)
+    model.second.to(on)
+    train = Examples.of((rng.normal(size=(12, 5)).astype(np.float32), rng.integers(0, 3, 12)))
+    return TrainedModel(model, train, Classification(), quiet=True, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["ekfac", "cg", "datainf", "tracin", "trak", "representation"])
+def test_a_model_on_two_devices_gives_what_it_gives_on_one(name: str) -> None:
+    there, here = split(f"{NAME}:0"), split("cpu")
+    assert there.fingerprint() == here.fingerprint()
+    assert "gradients are autograd's" in there.check()
+    scores = [attrib.METHODS[name]().fit(one).score(one.train.select([1, 0, 4])).values for one in (there, here)]
+    np.testing.assert_allclose(*scores, atol=2e-3 * np.abs(scores[1]).max())
+
+
+def test_a_model_that_accelerate_spreads_is_the_same_model() -> None:
+    accelerate = pytest.importorskip("accelerate")
+
+    def llama() -> nn.Module:
+        torch.manual_seed(0)
+        return causal("llama", **GROUPED)()
+
+    places = dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.rotary_emb"), "cpu")
+    places |= dict.fromkeys(("model.layers.1", "model.norm", "lm_head"), f"{NAME}:0")
+    spread = accelerate.dispatch_model(llama(), places, main_device="cpu", force_hooks=True)
+    found = []
+    for model in (spread, llama()):
+        trained = TrainedModel(model, tokens(6), LanguageModelling(), sites="*.mlp.*", quiet=True, device="cpu")
+        moved = trained.at({name: 0.9 * value for name, value in model.state_dict().items()})
+        assert {p.device for p in moved.model.parameters()} == {p.device for p in model.parameters()}
+        factors, queries = attrib.EKFAC().fit(trained), trained.train.select([0, 2])
+        found.append((
+            trained.fingerprint(), moved.fingerprint(), factors.score(queries).values,
+            factors.token_scores(queries).values, decomp.observe(moved, "blocks.1.hook_out").whole().x,
+        ))  # fmt: skip
+    assert found[0][:2] == found[1][:2]
+    for there, here in zip(found[0][2:], found[1][2:]):
+        np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-4 * np.nanmax(np.abs(here)))
+
+
+def test_a_model_on_two_devices_is_neither_moved_nor_trained_again() -> None:
+    trained = split(f"{NAME}:0")
+    for change in ({"device": f"{NAME}:0"}, {"dtype": torch.float64}):
+        with pytest.raises(ModelError, match=f"on several devices: cpu, {NAME}:0. It is not moved"):
+            trained.replace(**change)
+    with pytest.raises(ModelError, match="where it is not trained again"):
+        Replicas.of([trained.model])
 
 
 def test_batches_left_on_the_host_are_found(tmp_path, monkeypatch) -> None:

@@ -54,7 +54,8 @@ Device = Annotated[
     str,
     Allowed(
         lambda text: bool(re.fullmatch(r"cpu|(cuda|mps|xpu|hpu)(:[0-9]{1,3})?", text)),
-        "cpu, cuda or cuda:1 (one device; if the model does not fit, --dtype bfloat16 halves it)",
+        "cpu, cuda or cuda:1 (one device; if the model does not fit, --dtype bfloat16 halves it, and --device-map auto "
+        "spreads it over several)",
     ),
 ]
 
@@ -71,6 +72,8 @@ class Loading:
 
     device: Device | None = None
     """The device of the model: cpu, cuda, cuda:1."""
+    device_map: Literal["auto", "balanced"] | None = None
+    """Spread the model over all devices (accelerate)."""
     dtype: Dtype | None = None
     """Type of the model's parameters; as loaded by default."""
     revision: str | None = None

@@ -54,6 +54,8 @@ def pretrained(
         if adapters is not None:
             return _adapted(adapters)
         model, vocabulary, stored = _loaded(name, loading)
+        if loading.device_map is not None:
+            return model.eval(), vocabulary
         device = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = _placed(model, device)
         bridge = _bridge(name, model, vocabulary, device) if vocabulary and form_of(model) == "text" else None
@@ -85,8 +87,8 @@ def _options(loading: Loading) -> dict[str, Any]:
 
 
 def _loaded(name: str, loading: Loading) -> tuple[Any, Vocabulary | None, torch.dtype]:
-    """The model of transformers on the CPU, in `loading.dtype` or float32, its vocabulary (None if it reads images),
-    and the type that its files are in."""
+    """The model of transformers on the CPU, in `loading.dtype` or float32, or over several devices in the type of its
+    files; its vocabulary (None if it reads images); and that type."""
     import transformers
     from transformers import AutoConfig, AutoTokenizer
 
@@ -105,11 +107,17 @@ def _loaded(name: str, loading: Loading) -> tuple[Any, Vocabulary | None, torch.
     if form != "images":
         with explained(name, "tokenizer"):
             vocabulary = Vocabulary(AutoTokenizer.from_pretrained(place, **options))
+    spread: dict[str, Any] = {"dtype": getattr(torch, loading.dtype or "float32")}
+    if loading.device_map is not None:
+        _needs("accelerate", "The package accelerate spreads a model over devices.")
+        if loading.device is not None:
+            raise UsageError("--device names one device, --device-map several.", "Give one of them.")
+        spread = {"device_map": loading.device_map} | (spread if loading.dtype else {"dtype": "auto"})
     with explained(name, "weights"):
         own: Any = getattr(transformers, HEADS[form])  # its own type has no report of the loading
         model, found = own.from_pretrained(
-            place, **options, weights_only=True, use_safetensors=None if loading.allow_pickle else True,
-            dtype=getattr(torch, loading.dtype or "float32"), output_loading_info=True, ignore_mismatched_sizes=True,
+            place, **options, **spread, weights_only=True, use_safetensors=None if loading.allow_pickle else True,
+            output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     _check_complete(name, found)
     if gguf is not None:  # read into plain tensors: nothing of it is quantised any more
@@ -159,7 +167,7 @@ def save_pretrained(
         adapted.save_pretrained(folder)
         return
     with _bars(not quiet), torch.no_grad():
-        plain, vocabulary, _ = _loaded(name, replace(loading, device=None))
+        plain, vocabulary, _ = _loaded(name, replace(loading, device=None, device_map=None))
         dtype, found = next(changed.parameters()).dtype, _own_tensors(original, changed)
         plain.to(dtype).eval()
         if vocabulary is None:
@@ -255,7 +263,7 @@ def _adapted(adapters: Adapters) -> tuple[nn.Module, Vocabulary | None]:
             vocabulary = Vocabulary(AutoTokenizer.from_pretrained(name, trust_remote_code=loading.trust_remote_code))
     with explained(name, "adapters"):
         adapted: Any = PeftModel.from_pretrained(model, name, is_trainable=True)
-    return _placed(adapted, loading.device or "cpu").eval(), vocabulary
+    return (adapted if loading.device_map else _placed(adapted, loading.device or "cpu")).eval(), vocabulary
 
 
 def _placed(model: Any, device: str) -> Any:

@@ -60,7 +60,7 @@ def layer_token_scores(factors: Curvature, queries: Examples, train: Examples) -
         total = torch.zeros(len(vectors), len(planned.rows), _width(batch, planned.width), device=trained.device)
         with torch.no_grad():
             for call in layer_calls(trained.model, factors.sites, batch, trained.task.loss):
-                total -= _call_products(trained.model, call, vectors, *total.shape[1:])
+                total -= _call_products(trained.model, call, vectors, *total.shape[1:]).to(total.device)
         _fill(out, planned.rows, batch, train, to_numpy(total))
     return factors.labelled(out, queries, train, last="position")
 

@@ -87,7 +87,9 @@ class GaussNewton:
         """G times each vector, site -> [q o i], over these rows of the examples (all by default), their mean."""
         trained, sites = self.run.trained, self.run.sites
         rows = np.arange(len(self.run.examples)) if rows is None else rows
+        own = named_parameters(trained.model)
         tangents = vmap(lambda v: parameters_of(trained.model, sites, v))(dict(vectors))
+        tangents = {name: value.to(own[name].device) for name, value in tangents.items()}
         total: dict[str, Tensor] = {}
         with borrowed(trained.model), sdpa_kernel(SDPBackend.MATH):
             for planned in self.run.plan(rows):
@@ -96,4 +98,4 @@ class GaussNewton:
                 for name, value in gauss_newton_product(trained.model, trained.task, batch, tangents, at_once).items():
                     total[name] = total[name] + value if name in total else value
         found = vmap(lambda v: matrices_of(trained.model, sites, v))(total)
-        return {name: value / len(rows) for name, value in found.items()}
+        return {name: value.to(vectors[name].device) / len(rows) for name, value in found.items()}

@@ -136,7 +136,17 @@ def _passes(
     certain: bool = False,
 ) -> Captured:
     calls, value = _traced(model, sites, batch, objective, of, certain)
-    return _rows(model, sites, calls, value.detach(), batch, objective)
+    return _on_one_device(_rows(model, sites, calls, value.detach(), batch, objective))
+
+
+def _on_one_device(seen: Captured) -> Captured:
+    """Everything where the objective is, of a model on several devices. What sites share stays shared."""
+    moved: dict[int, Tensor] = {}
+
+    def here(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: moved.setdefault(id(t), t.to(seen.value.device)) for name, t in parts.items()}
+
+    return Captured(seen.value, here(seen.inputs), here(seen.grads), here(seen.weights))
 
 
 def _traced(
@@ -274,7 +284,8 @@ def _rows(
         parts = []
         for number, call in enumerate(calls.of(site)):
             user, kind = layer_at(model, call.module)
-            x, g = call.x, torch.zeros(call.shape, dtype=value.dtype, device=value.device) if call.g is None else call.g
+            x, g = call.x, call.g
+            g = torch.zeros(call.shape, dtype=value.dtype, device=x.device) if g is None else g
             if call.stacked:
                 x, g = x[site.group], g[site.group]
             if kind.kind == "conv":  # frames of a film are a batch of images: rows first, then examples
@@ -291,7 +302,8 @@ def _rows(
                 a = a[..., site.columns(model)]
             if site.kind == "linear":  # layers that read the same tensor share one a
                 part = site.group if call.stacked else 0, site.partial
-                a = read.setdefault((call.x.data_ptr(), call.x.shape, call.x.stride(), a.shape, part), a)
+                place = call.x.device, call.x.data_ptr(), call.x.shape, call.x.stride()
+                a = read.setdefault((place, a.shape, part), a)
             parts.append((a, g))
         if not parts and site.routed:  # no position of this example reaches the expert
             o, i = site.shape

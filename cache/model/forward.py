@@ -30,6 +30,10 @@ from .stateless import inner_tensors
 # an address in memory in a printed module says nothing about the model
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+")
 INTERNAL = frozenset(vars(nn.Module())) | {"_compiled_call_impl", "_copied_from", "_is_hf_initialized"}
+# what accelerate puts on the modules of a model that is on several devices: it moves tensors
+MOVING = frozenset({
+    "_hf_hook", "_old_forward", "forward", "to", "cuda", "npu", "xpu", "mlu", "musa", "sdaa", "neuron",
+})  # fmt: skip
 # settings of libraries that change no output, or name where a model came from
 VOLATILE = frozenset({
     "name_or_path", "base_model_name_or_path", "model_name", "tokenizer_name",
@@ -86,6 +90,12 @@ def _version(name: str) -> str:
         return ""
 
 
+def _only_moves(hook: Any) -> bool:
+    """Whether a hook of accelerate does nothing but move tensors to the device of its module."""
+    each = getattr(hook, "hooks", (hook,))
+    return all(type(one).__module__ == "accelerate.hooks" and type(one).__name__ == "AlignDevicesHook" for one in each)
+
+
 class _Description:
     """One description: what has been described already is not described again."""
 
@@ -120,9 +130,10 @@ class _Description:
         state = self.state(type(module)).union(
             *(references(function.__code__).stored for hook in hooks for function in _functions(hook))
         )
+        left = INTERNAL | state | (MOVING if _only_moves(vars(module).get("_hf_hook")) else frozenset())
         found = {}
         for name, value in vars(module).items():
-            if name not in INTERNAL | state and _counts(name, value, private):
+            if name not in left and _counts(name, value, private):
                 found[name] = self.value(value)
         return _text(found)
 

@@ -27,6 +27,11 @@ def own_type(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return own[0].device, next((p.dtype for p in own if p.is_floating_point() and p.element_size() > 1), own[0].dtype)
 
 
+def devices_of(model: nn.Module) -> list[torch.device]:
+    """Where the model's parameters are, the first one's device first."""
+    return list(dict.fromkeys(p.device for p in nn.Module.parameters(model)))
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """float32 for half precision, in which sums and small steps are lost; other types as they are."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

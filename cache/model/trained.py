@@ -35,7 +35,7 @@ from .fingerprint import model_fingerprint
 from .placing import placed
 from .runs import TrainingRun, open_run
 from .sites import Sites
-from .stateless import copied, own_type, unwrapped
+from .stateless import copied, devices_of, own_type, unwrapped
 from .task import Task
 from .task_key import task_settings
 
@@ -53,7 +53,9 @@ class TrainedModel:
         task: the training loss and the measurement of a query (LanguageModelling, Classification, ...).
         sites: the layers that are attributed: a glob over their names ("*.mlp.*"), several, or a `Sites`.
         store: where artefacts are kept; None keeps nothing.
-        device: where the model and its batches are; by default where the model is. Another one gets a copy.
+        device: where the model and its batches are; by default where the model is. Another one gets a copy. A model on
+            several devices (accelerate's device_map) stays on them: batches begin on the first, and what the sites see
+            meets there.
         dtype: the type of the parameters; by default the model's own. Another one gets a copy.
         memory: bytes that a job may hold on that device beside the model; by default half of what is free there.
         positions: positions (rows times padded width) in a batch; by default measured against `memory`.
@@ -68,7 +70,7 @@ class TrainedModel:
     Of these only model, train, task and sites change a result, and only they enter keys; what a method takes from
     `training` enters its own.
 
-    Raises ModelError for a dtype or device that the model cannot be moved to, and for a model on several devices.
+    Raises ModelError for a dtype or device that the model cannot be moved to, and for offloaded parameters.
 
     >>> trained = TrainedModel(model, train, task, quiet=True)
     >>> trained.find().names
@@ -97,18 +99,22 @@ class TrainedModel:
     def __post_init__(self, check: Any) -> None:
         object.__setattr__(self, "checks", check is not False)
         object.__setattr__(self, "model", unwrapped(self.model))
-        places = {str(p.device) for p in self.model.parameters()}
-        if len(places) > 1:
-            raise ModelError(
-                f"The model is on several devices: {', '.join(sorted(places))}. A trained model is on one, where the "
-                "gradients of all its sites meet.",
-                "Load it on one device (no device_map), in bfloat16 if it does not fit.",
-            )
         own_device, own_dtype = own_type(self.model)
         device = torch.device(own_device if self.device is None else self.device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
         dtype = self.dtype or own_dtype
+        places = devices_of(self.model)
+        if any(place.type == "meta" for place in places):
+            raise ModelError(
+                "Parameters of the model are on no device (meta): it does not fit, and they were offloaded.",
+                "Load it on more devices, or in bfloat16, or with device='cpu'.",
+            )
+        if len(places) > 1 and (own_device != device or dtype != own_dtype):
+            raise ModelError(
+                f"The model is on several devices: {', '.join(map(str, places))}. It is not moved.",
+                "Leave device and dtype out, and load it in that type and with another device_map.",
+            )
         if own_device != device or dtype != own_dtype:
             try:
                 with enough_memory(f"the model in {dtype} on {device}"):
@@ -184,8 +190,9 @@ class TrainedModel:
         return model_fingerprint(self.model).hex
 
     def memory_limit(self) -> int:
-        """Bytes that a job may hold on the device beside the model: as given, else half of what is free there now."""
-        return memory_limit(self.memory, self.device)
+        """Bytes that a job may hold on the device beside the model: as given, else half of what is free there now, or
+        on the fullest of several devices."""
+        return min(memory_limit(self.memory, place) for place in {self.device, *devices_of(self.model)})
 
     def batch(self, examples: Examples, rows: Any, pad_to: int | None = None) -> dict[str, Tensor]:
         """These rows of some examples as tensors on the device, floating-point columns in the model's type."""

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 from ..errors import DataError, ModelError, enough_memory
 from ..model.bridge import to_numpy
 from ..model.examples import Examples
-from ..model.stateless import copied, named_parameters, stateless
+from ..model.stateless import copied, devices_of, named_parameters, stateless
 from ..model.task import Task, margin
 from .stacked_convolution import ReplicasAsChannels
 
@@ -57,8 +57,14 @@ class Replicas:
         """Stack modules of one architecture. `trainable(name)` picks the parameters to train (all that require
         a gradient, unless given).
 
-        Raises ModelError when the modules differ in their parameters' names or shapes, or none is trainable.
+        Raises ModelError when the modules differ in their parameters' names or shapes, one is on several devices, or
+        none is trainable.
         """
+        if any(len(devices_of(module)) > 1 for module in modules):
+            raise ModelError(
+                "The model is on several devices, where it is not trained again: the copies' weights are one vector.",
+                "Load it on one device (no device_map), in bfloat16 if it does not fit.",
+            )
         template = copied(modules[0])
         first = named_parameters(template)
         chosen = [name for name, p in first.items() if (trainable(name) if trainable else p.requires_grad)]

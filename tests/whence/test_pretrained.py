@@ -138,12 +138,17 @@ def test_the_type_is_the_one_that_is_asked_for(folder: Path) -> None:
         load_model(str(folder), loading=Loading(device="cuda:7"))
 
 
-def test_a_model_on_several_devices_is_refused(folder: Path, capsys) -> None:
+def test_a_model_is_spread_by_accelerate_and_refused_if_it_does_not_fit(folder: Path, capsys) -> None:
+    pytest.importorskip("accelerate")
+    spread, _ = load_model(str(folder), loading=Loading(device_map="auto"))
+    assert any(torch.equal(load_file(folder / WEIGHTS)[ONE], p.cpu()) for p in spread.parameters())
+    with pytest.raises(UsageError, match="Give one of them"):
+        load_model(str(folder), loading=Loading(device_map="auto", device="cpu"))
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, device="meta"))
-    with pytest.raises(ModelError, match="on several devices: cpu, meta"):
+    with pytest.raises(ModelError, match="on no device"):
         TrainedModel(model, Examples.of((np.ones((2, 2), np.float32), np.zeros(2, np.int64))), Classification())
     assert main(["attrib", "self", "--model", str(folder), "--device", "cuda:0,cuda:1"]) == 2
-    assert "one device" in capsys.readouterr().err
+    assert "--device-map auto" in capsys.readouterr().err
 
 
 def test_code_of_its_own_runs_if_it_is_allowed(folder: Path, monkeypatch) -> None:
