@@ -130,7 +130,7 @@ def _size(builder: ITDA, pilot: Activations, goal: float, rows: int) -> float:
     if rows <= len(pilot) and read >= len(pilot):
         return float(atoms)
     late = curve[curve[:, 0] >= read / 2]
-    power = np.polyfit(np.log(late[:, 0]), np.log(late[:, 1]), 1)[0] if len(late) > 1 else 1.0
+    power = np.polyfit(np.log(late[:, 0]), np.log(late[:, 1]), 1)[0] if len(np.unique(late[:, 0])) > 1 else 1.0
     return float(atoms * (rows / read) ** np.clip(power, 0, 1))
 
 

@@ -22,6 +22,7 @@ from whence.attrib import EKFAC
 from whence.cache import Classification, LanguageModelling, Store, TrainedModel, UsageError, tasks
 from whence.cli import main
 from whence.corpora import Vocabulary, load, load_queries
+from whence.decomp import load as load_dictionary
 from whence.inputs import load_data, load_model
 from whence.pretrained import form_of
 
@@ -76,6 +77,10 @@ def test_a_model_of_each_form_is_scored_on_its_own_data(form: str, tmp_path: Pat
     found = json.loads(capsys.readouterr().out)["queries"]
     assert main(["--debug", "attrib", "report", *own, *more, "--out", str(tmp_path / "page.html")]) == 0
     assert main(["--debug", "decomp", "hooks", *own]) == 0
+    if form == "classes":  # its tokens are in the column x
+        made = ["--at", "bert.encoder.layer.0", "--size", "4", "--k", "1", "--out", str(tmp_path / "atoms")]
+        assert main(["--debug", "decomp", "build", *own, *made]) == 0
+        assert any(" ".join(atom.before.split()) for atom in load_dictionary(tmp_path / "atoms").text)
     if form != "masked":
         assert main(["attrib", "tokens", *own, *more]) == 2
         assert "no texts whose tokens are predicted" in capsys.readouterr().err

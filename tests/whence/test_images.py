@@ -1,6 +1,7 @@
 """Image classifiers from the command line: pixels are the image processor's, classes the model's, in every layout."""
 
 import json
+import pickle
 import re
 import shlex
 from pathlib import Path
@@ -110,6 +111,8 @@ def test_many_images_are_read_as_needed(reader: ImageReader, tmp_path: Path, mon
     assert opened == ["cats/0.png", "cats/1.png", "dogs/1.png"]
     assert sorted(batch) == ["example_id", "x", "y"]  # no mask: rows of one shape
     np.testing.assert_array_equal(batch["x"], held.batch([1, 4])["x"])
+    again = pickle.loads(pickle.dumps(some))  # for a worker of a cluster
+    np.testing.assert_array_equal(again.batch([0])["x"], held.batch([4])["x"])
     both = some.joined(held.select([0]))
     np.testing.assert_array_equal(both.columns["x"], np.asarray(held.columns["x"])[[4, 1, 0]])
 
@@ -150,6 +153,10 @@ LAYOUTS: dict[str, tuple[Any, str]] = {
     ),
     "a cut file": (
         lambda p: cut(saved(p, "e", ("cats",)) / "cats" / "0.png") and p / "e", r"cats/0\.png: the image cannot be read"
+    ),
+    "16 bits a pixel": (
+        lambda p: Image.fromarray(np.full((9, 9), 999, np.uint16)).save(saved(p, "f", ("cats",)) / "cats" / "1.png")
+        or p / "f", r"1\.png: pixels of more than 8 bits",
     ),
     "a row without an image": (lambda p: rows(p / "rows.jsonl", {"label": "cats"}), "row has no image|has no image"),
     "a file that is not there": (lambda p: rows(p / "rows.jsonl", {"image": "x.png", "label": 0}), "No such file"),
@@ -215,11 +222,15 @@ def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WHENCE_CACHE", str(tmp_path / "store"))
     section = (DOCS / "models.md").read_text().split("## Images\n")[1].split("\n## ")[0]
-    lines = re.findall(r"^```sh\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)[0].splitlines()
+    (lines,) = (block.splitlines() for block in re.findall(r"^```sh\n(.*?)^```$", section, re.DOTALL | re.MULTILINE))
+    (python,) = re.findall(r"^```text\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    exec(python, scope := dict[str, Any]())
+    assert scope["scores"].shape == (2, 8)
     assert len(lines) > 3
     for line in lines:
         assert main(["--debug", *shlex.split(line)[1:], "--quiet"]) == 0, line
     page = Path("out/images.html").read_text()
+    assert "Images that taught it" in page
     shown = re.findall(r'<img class="thumbnail" alt="([^"]+)" src="(data:image/png;base64,[^"]+)">', page)
     assert {name for name, _ in shown} >= {"cats/0.png", "dogs/0.png"}
     thumbnail = load("asked", image_reader("my-vit")).train.about["image"][0].thumbnail()

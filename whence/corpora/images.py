@@ -113,10 +113,15 @@ class Picture:
         try:
             source = self.file or io.BytesIO(np.asarray(self.rows[self.row], np.uint8).tobytes())
             with Image.open(source) as image:
-                return ImageOps.exif_transpose(image)
+                found = ImageOps.exif_transpose(image)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             said = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise DataError(f"{self.place}: the image cannot be read ({said}).", "Replace it, or remove it.") from error
+        if found.mode.startswith(("I", "F")):  # which PIL would cut at 255
+            raise DataError(
+                f"{self.place}: pixels of more than 8 bits ({found.mode}).", "Save it with 8 bits a channel."
+            )
+        return found
 
     def thumbnail(self) -> str:
         """The image in small, as the address of an HTML image."""
@@ -135,10 +140,19 @@ class _Pixels:
 
     @cached_property
     def first(self) -> np.ndarray:
-        return self.reader.pixels(self.pictures[0].open())
+        return self.of(self.pictures[0])
+
+    def of(self, picture: Picture) -> np.ndarray:
+        try:
+            return self.reader.pixels(picture.open())
+        except DataError:
+            raise
+        except Exception as error:
+            cause = f"{picture.place}: the image processor fails: {type(error).__name__}: {error}."
+            raise DataError(cause, "Look at the image, and at preprocessor_config.json.") from error
 
     def __call__(self, row: int) -> np.ndarray:
-        found = self.reader.pixels(self.pictures[row].open())
+        found = self.of(self.pictures[row])
         if found.shape != self.first.shape:
             raise DataError(
                 f"{self.pictures[row].place} has pixels of the shape {list(found.shape)}, the first image has "
