@@ -194,7 +194,7 @@ def test_plan_and_report(capsys, tmp_path) -> None:
     assert "<html" in page.read_text()
     table = tmp_path / "probe.csv"
     for out, end in ([], f"{tmp_path}; --out FILE writes a file"), (["--out", str(table)], f"written: {table}"):
-        assert main(["attrib", "probe", "--probes", "layers", "--queries", "1", "--limit", "8", "--quiet", *out]) == 0
+        assert main(["attrib", "probe", "--probes", "layers", "--first", "1", "--limit", "8", "--quiet", *out]) == 0
         assert capsys.readouterr().out.splitlines()[-1].endswith(end)
     assert pandas.read_csv(table)["probe"].tolist() == ["layers"]
 

@@ -8,6 +8,7 @@ from whence.cache.errors import UsageError
 from whence.options import Count, Device, Dtype
 
 from ._problem import ProblemOptions
+from ._queries import QueryOptions
 from ._shared import ModelOptions, Stored, Tabled
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def stored_scores(store: "Store", scores: str, bank: str):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe(ModelOptions, Tabled):
+class Probe(QueryOptions, ModelOptions, Tabled):
     """Measure properties of influence: its tail, its layers, and its dependence on word order.
 
     tail: exponent of a power law through the largest influences of each query, and whether it fits. layers: share of
@@ -129,8 +130,8 @@ class Probe(ModelOptions, Tabled):
     """The properties to measure."""
     sites: tuple[str, ...] = ("*.mlp.*",)
     """Which linear maps, by glob."""
-    queries: Count = 4
-    """Queries, the first of the data's own."""
+    first: Count | None = 4
+    """How many queries, the first ones."""
     limit: Count = 256
     """Training examples, the first of the data's own."""
 
@@ -140,12 +141,14 @@ class Probe(ModelOptions, Tabled):
         from whence.attrib.evaluate.probes import by_layer, fictional_facts, power_law, word_order
 
         loaded = self.load_named(self.model, self.sites)
-        queries, words = loaded.corpus.queries.select(slice(0, self.queries)), loaded.corpus.vocabulary
-        if words is None or not len(queries):
-            raise UsageError("Probes need a language model and queries.", "Give text with queries of its own.")
+        words = loaded.corpus.vocabulary
+        if words is None:
+            raise UsageError("Probes need a language model.", "Give texts as data.")
+        queries, measure = self.asked_of(loaded)
         train = loaded.train.select(slice(0, self.limit))
         trained = loaded.trained.replace(train=train, quiet=self.quiet or self.json)
         factors = EKFAC().fit(trained)
+        factors = factors if measure is None else factors.measuring(measure)
         found: dict[str, object] = {}
         rows: list[dict[str, object]] = []
         if {"tail", "layers"} & set(self.probes):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from whence.cache.errors import UsageError
-from whence.options import Count, Signed
+from whence.options import Count, Page, Signed
 
 from ._decomp_source import Folder, Source, at_site, open_dictionary
 from ._shared import Printed, Tabled
@@ -24,7 +24,7 @@ class Report(Source, Printed):
     """A dictionary's folder."""
     at: str = ""
     """The hook point, if the folder does not name it."""
-    out: Path = Path("out/features.html")
+    out: Page = Path("out/features.html")
     """The file to write."""
     title: str | None = None
     """Heading of the page."""
@@ -54,6 +54,7 @@ class Steer(Source, Tabled):
         whence decomp steer out/dictionary --atom 12 --strength 6 --prompt "The yield statement"
     """
 
+    kept = ""
     dictionary: Folder
     """A dictionary's folder."""
     prompt: str
@@ -85,7 +86,7 @@ class Steer(Source, Tabled):
         with spliced(loaded.trained, dictionary.origin.site, change):
             after = continuation(model, words, self.prompt, self.tokens, stop=())
         facts = {"prompt": self.prompt, "before": before, "after": after, "atom": self.atom, "strength": self.strength}
-        self.show_table(facts, f"before: {before!r}\nafter:  {after!r}", [facts], stored=False)
+        self.show_table(facts, f"before: {before!r}\nafter:  {after!r}", [facts])
 
 
 @dataclass(frozen=True)

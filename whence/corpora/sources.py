@@ -57,7 +57,8 @@ def load(
     An `id` column gives the ids: distinct numbers or texts. `about["document"]` (`about["id"]` if the data have a
     column `document` of their own) has the id of the text that an example is, or is a piece of. An example whose
     text is in one piece has that id (of a text, the integer that `Examples` stands for it, so that it can be named by
-    the text); a piece's id is nine digits of a hash of the text's id and the number of the piece.
+    the text); a piece's id is nine digits of a hash of the text's id and the number of the piece. In data without
+    ids, the id is nine digits of a hash of the text and its row, and the document the number of the row, from 0.
 
     Args:
         source: a path, or the name of a hub data set.
@@ -86,6 +87,11 @@ def load(
     if "messages" in known and not set(TEXT_COLUMNS) & set(known):
         return _chats(str(source), list(texts.rows()), vocabulary, length)
     column = next((c for c in TEXT_COLUMNS if c in known), "input_ids" if "input_ids" in known else None)
+    if column is None and maker_of(known, form, str(source), asked=True) is not None:
+        raise UsageError(
+            f"{source} has queries (columns {', '.join(known)}), which are no training data.",
+            "Give it as --queries FILE (`corpora.load_queries`), and as data what the model was trained on.",
+        )
     if column is None:
         raise DataError(
             f"{source} has no column of text called {text or 'text'!r}.",
@@ -337,7 +343,7 @@ def _named(own: Sequence[Any] | None, numbers: Sequence[int], texts: Sequence[st
     """Ids of the examples, and the ids of the texts that they are pieces of."""
     if own is None:
         plain = stable_ids([f"{number} {text}" for number, text in zip(numbers, texts)])
-        return plain, [int(plain[n]) for n in np.searchsorted(numbers, numbers)]
+        return plain, list(numbers)
     exact = as_ids([str(own[number]) for number in numbers]).tolist()  # an integer is itself
     whole = {number for number, count in zip(*np.unique(numbers, return_counts=True)) if count == 1}
     piece = np.arange(len(numbers)) - np.searchsorted(numbers, numbers)  # of its text: the numbers ascend
