@@ -42,9 +42,9 @@ def split_settings(kind: type, texts: Sequence[str]) -> list[tuple[str, str, str
         name, _, inner = name.strip().replace("-", "_").partition(".")
         if name not in own:
             cure = did_you_mean(name, own, "Its settings are")
-            inner = {each.rpartition(".")[2]: each for each in reversed(list(_dotted(kind)))}
-            if not cure.startswith("Did") and (near := difflib.get_close_matches(name, inner, n=1)):
-                cure = f"Did you mean {inner[near[0]]!r}?"
+            dotted = {each.rpartition(".")[2]: each for each in reversed(list(_dotted(kind)))}
+            if not cure.startswith("Did") and (near := difflib.get_close_matches(name, dotted, n=1)):
+                cure = f"Did you mean {dotted[near[0]]!r}?"
             raise UsageError(f"--set: {called(kind)} has no setting {name!r}.", cure)
         if not equals:
             raise UsageError(f"--set: {name} has no value.", f"Write {name}=VALUE.")

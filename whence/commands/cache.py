@@ -44,7 +44,7 @@ class Ls(Stored, Tabled):
                 f"{_ago(line.used):>8}  {names}".rstrip()
             )
         kinds = {line.kind for line in every}
-        if kinds and self.kind not in (None, *kinds):
+        if self.kind is not None and kinds and self.kind not in kinds:
             text = [f"Nothing here is of the kind {self.kind!r}. {did_you_mean(self.kind, sorted(kinds), 'There are')}"]
         text.append(f"{len(lines)} entries, {human(sum(line.bytes for line in lines))}")
         rows = [asdict(line) for line in lines]
