@@ -1,6 +1,7 @@
 """What stopped a new user with a model and files of his own, command by command."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.whence import tiny
+from whence import decomp
 from whence.cache import LanguageModelling, tasks
 from whence.cache.errors import UsageError
 from whence.cache.model.checkpoints import models_at
 from whence.cli import main
-from whence.corpora import Vocabulary, load
+from whence.corpora import Vocabulary, load, load_queries
 from whence.inputs import load_model
 
 
@@ -97,6 +99,33 @@ def test_texts_without_ids_are_named_by_their_row(own: list[str], capsys: Any) -
     assert main([*forget, "--document", "4", "--out", "forgot.safetensors"]) == 0
     assert main(["attrib", "select", *own[:2], "--data", "plain.jsonl", *QUERY, "--how", "dsir", "--k", "6"]) == 0
     assert "(4)  the quick brown fox 4" in capsys.readouterr().out
+
+
+def test_pieces_are_shown_and_removed_by_the_name_of_their_text(own: list[str], capsys: Any) -> None:
+    cut = [*own[:4], "--length", "8", "--quiet"]
+    assert main(["attrib", "report", *cut, *QUERY, "--sites", "*.mlp.c_proj", "--out", "page.html"]) == 0
+    assert re.search(r"document <code>1?\d</code>", Path("page.html").read_text())
+    build = ["decomp", "build", *cut, "--at", "blocks.0.hook_out", "--builder", "random", "--size", "40", "--k", "2"]
+    assert main([*build, "--out", "atoms"]) == 0
+    assert main(["decomp", "report", "atoms", "--quiet", "--out", "features.html"]) == 0
+    assert '"names":{"' in Path("features.html").read_text()
+    pieces = load(own[3], load_model(own[1], quiet=True)[1], length=8).train
+    from_three = set(pieces.ids[[name == 3 for name in pieces.about["document"]]].tolist())
+    before, edit = decomp.load("atoms").provenance.document, ["decomp", "edit", "atoms", "--quiet", "--out", "edited"]
+    assert from_three & set(before.tolist())
+    assert main([*edit, "--delete-documents", "3"]) == 0
+    assert decomp.load("edited").provenance.document.tolist() == [i for i in before.tolist() if i not in from_three]
+    assert main([*edit, "--delete-documents", "300"]) == 2
+    assert "No atom comes from document 300" in capsys.readouterr().err
+
+
+def test_conversations_are_queries(own: list[str]) -> None:
+    words = load_model(own[1], quiet=True)[1]
+    words.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    said = [{"role": "user", "content": "the quick"}, {"role": "assistant", "content": "brown fox"}]
+    found = load_queries(written("asked.jsonl", {"messages": said}), words)
+    labels = found.columns["labels"][0]
+    assert words.decode(labels[labels != -100].tolist()).strip() == "brown fox"
 
 
 def test_an_embedded_model_or_corpus_beside_ones_own_is_said(own: list[str], monkeypatch: Any, capsys: Any) -> None:

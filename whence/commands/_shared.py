@@ -199,6 +199,12 @@ class Titled:
     def rows(self) -> dict[int, int]:
         return {int(i): row for row, i in enumerate(self.ids)}
 
+    @cached_property
+    def documents(self) -> dict[int, str]:
+        """The data's own names of the texts that examples are or are pieces of, by id, where they are others."""
+        own = self.about.get("document", self.ids)
+        return {int(i): str(name) for i, name in zip(self.ids, own) if name != i}
+
     def title(self, identity: int) -> str:
         """The title of an example, or the beginning of its text, or its id."""
         for name in ("title", "text"):

@@ -181,7 +181,7 @@ def load_queries(
 ) -> Examples:
     """Queries from a file with the columns `prompt` and `completion`, or those that `columns` names, as for `load`.
     With `chosen` and `rejected`, or `options` and `answer`, they are choices; with `reward`, samples and what they
-    earned. Raises as `load`."""
+    earned; with `messages`, conversations whose assistant's turns are measured. Raises as `load`."""
     if form == "masked":
         return load(source, vocabulary, columns=columns, form=form, length=length or 128).train
     rows = list(renamed(_rows(source, "train"), columns or {}))
@@ -194,7 +194,10 @@ def queries_of(
     rows: Sequence[Row], vocabulary: Vocabulary, form: str, length: int | None = None, source: str = ""
 ) -> Examples:
     """Queries from rows, for a form of model."""
-    maker = maker_of(list(columns_of(rows)), form, source, asked=True) or prompted
+    known = list(columns_of(rows))
+    if form == "text" and "messages" in known and "prompt" not in known:
+        return _chats(source, rows, vocabulary, None).train  # a query is not cut
+    maker = maker_of(known, form, source, asked=True) or prompted
     return _made(source, rows, vocabulary, maker, form, length).train
 
 
@@ -232,7 +235,7 @@ def _given_tokens(row: Row, labelled: bool) -> list[np.ndarray]:
     return [value[mask.astype(bool)] for value in found]
 
 
-def _chats(source: str, rows: Sequence[Row], vocabulary: Vocabulary | None, length: int) -> Corpus:
+def _chats(source: str, rows: Sequence[Row], vocabulary: Vocabulary | None, length: int | None) -> Corpus:
     if vocabulary is None:
         raise UsageError(f"{source} has conversations.", "Give the vocabulary of a chat model, with its template.")
     own = _own_ids([_exact(row) for row in rows], lambda number: rows[number].place)
