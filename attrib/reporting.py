@@ -43,11 +43,13 @@ class Passage(TypedDict):
     tokens, token_nats: its pieces of text, and the influence that predicting each carried (None: not known, or the
     first). image: its thumbnail as an address, "" if it is no image. one_token: nearly all its influence is in a single
     token, which is often a coincidence. impossible: the influence is more than what is left of the query's
-    log-probability.
+    log-probability. document: the data's own name of the text that the example is, or is a piece of; "" if that is the
+    id.
     """
 
     rank: int
     id: int | str
+    document: str
     title: str
     nats: float
     tokens: list[str]
@@ -269,9 +271,11 @@ def _passage(docs: Docs, row: int, rank: int, value: float, each: np.ndarray | N
         known = np.nan_to_num(np.asarray(each, np.float64)[: len(pieces)])
         spread[1:] = [float(f"{v:.3g}") for v in known[:-1]]  # position t has the prediction of token t + 1
         one = bool(np.linalg.norm(known) > ONE_TOKEN * np.abs(known).sum() > 0)
+    identity = docs.train.ids[row].item()
+    own = about["document"][row] if "document" in about else identity
     return Passage(
-        rank=rank, id=docs.train.ids[row].item(), title=title_of(docs, row), nats=value, tokens=pieces,
-        token_nats=spread, image=_thumbnail(docs.train, row), one_token=one, impossible=impossible,
+        rank=rank, id=identity, document="" if own == identity else str(own), title=title_of(docs, row), nats=value,
+        tokens=pieces, token_nats=spread, image=_thumbnail(docs.train, row), one_token=one, impossible=impossible,
     )  # fmt: skip
 
 

@@ -30,6 +30,9 @@ def influences(scores: "xarray.DataArray", docs: Docs, query: int = 0, top: int 
     rows = docs.train.rows_of(scores["train"].values[order[chosen]])
     about = docs.train.about
     named = [name for name in ("title", "text") if name in about]
+    own = about.get("document", docs.train.ids)
+    if any(own[row] != docs.train.ids[row] for row in rows):
+        named = ["document", *named]
     head = ["rank", str(scores.attrs.get("units", "nats")), "id", *named]
     lines = []
     for n, row in zip(chosen, rows):

@@ -36,12 +36,13 @@ class Origin:
     data: str = ""
 
     def check_same(self, other: "Origin") -> None:
-        """Raises ModelError, with both fingerprints, if model or hook point are known and differ."""
+        """Raises ModelError, with the beginnings of both fingerprints, if model or hook point are known and differ."""
         for name in ("model", "site"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine and theirs and mine != theirs:
+                mine, theirs = (value[:12] if name == "model" else value for value in (mine, theirs))
                 raise ModelError(
-                    f"This dictionary was built from {name} {mine}, these activations from {name} {theirs}.",
+                    f"This dictionary was built from {name} {mine}, these activations are from {name} {theirs}.",
                     f"Use activations of {mine}, or build a dictionary from these.",
                 )
 

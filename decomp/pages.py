@@ -7,7 +7,7 @@ the data can become markup.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,24 @@ BLOCK = 200  # atoms
 
 
 def page(
-    dictionary: Dictionary, found: Features, contexts: list[list[Text]] | None = None, title: str = "Dictionary"
+    dictionary: Dictionary,
+    found: Features,
+    contexts: list[list[Text]] | None = None,
+    title: str = "Dictionary",
+    *,
+    names: Mapping[int, str] | None = None,
 ) -> str:
-    """The page's HTML. contexts: from `Features.contexts`; without them only places are shown."""
+    """The page's HTML.
+
+    Args:
+        dictionary, found: the atoms, and where they are used.
+        contexts: from `Features.contexts`; without them only places are shown.
+        title: heading of the page.
+        names: of documents, by id, where the data have others (of pieces of a text, the text's).
+    """
     blocks = [_json(block) for block in _blocks(dictionary, found, contexts)]
     values = {"title": title, "scripts": True, "facts": _facts(dictionary, found), "blocks": blocks}
-    return render("features.html", ["whence.decomp"], **values, data=_json(_columns(dictionary, found)))
+    return render("features.html", ["whence.decomp"], **values, data=_json(_columns(dictionary, found, names or {})))
 
 
 def _json(value: Any) -> str:
@@ -54,13 +66,15 @@ def _facts(dictionary: Dictionary, found: Features) -> list[tuple[str, str]]:
     ]
 
 
-def _columns(dictionary: Dictionary, found: Features) -> dict[str, Any]:
+def _columns(dictionary: Dictionary, found: Features, names: Mapping[int, str]) -> dict[str, Any]:
     """What is parsed on opening: what atoms are ordered and found by."""
     places = dictionary.provenance
+    there = np.unique(places.document).tolist()
     return {
         "size": len(dictionary),
         "block": BLOCK,
         "document": places.document.tolist(),
+        "names": {str(document): names[document] for document in there if document in names},
         "norm": _short(places.norm),
         "error": [e if e == e else None for e in _short(places.error)],
         "density": [float(f"{d:.3g}") for d in found.density],

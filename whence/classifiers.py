@@ -3,7 +3,6 @@
 import itertools
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from whence.cache import Classification, DataError, Examples, UsageError
 from whence.cache.retrain.bank import Bank
 from whence.cache.retrain.recipe import SGD, AdamW, Recipe
 
-from .files import READABLE, labelled_arrays, labelled_table
+from .files import labelled_data
 
 
 def labelled(data: str, columns: Mapping[str, str] | None = None) -> tuple[Examples, Examples]:
@@ -26,8 +25,7 @@ def labelled(data: str, columns: Mapping[str, str] | None = None) -> tuple[Examp
         order = np.random.default_rng(0).permutation(len(found.target))[:800]
         points = Examples.of((found.data[order].astype(np.float32) / 16, found.target[order].astype(np.int64)))
         return points.select(np.arange(400)), points
-    is_table = Path(data).suffix in READABLE and Path(data).is_file()
-    arrays = labelled_table(Path(data), columns) if is_table else labelled_arrays(data)
+    arrays = labelled_data(data, columns)
     x = np.concatenate([arrays["x_train"], arrays["x_test"]])
     y, count = np.concatenate([arrays["y_train"], arrays["y_test"]]).ravel(), len(arrays["x_train"])
     points = Examples.of((x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1), y.astype(np.int64)))

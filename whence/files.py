@@ -147,6 +147,12 @@ def labelled_arrays(name: str) -> dict[str, np.ndarray]:
         ) from error
 
 
+def labelled_data(name: str, columns: Mapping[str, str] | None = None) -> Mapping[str, np.ndarray]:
+    """x_train, y_train, x_test and y_test of an .npz (`labelled_arrays`) or of a table (`labelled_table`)."""
+    path = Path(name)
+    return labelled_table(path, columns) if path.suffix in READABLE and path.is_file() else labelled_arrays(name)
+
+
 def labelled_table(path: Path, columns: Mapping[str, str] | None = None) -> dict[str, np.ndarray]:
     """x_train, y_train, x_test and y_test of a table: the column `label`, or the one that `columns` names, has the
     classes (numbers, or texts in their order), and the other columns of numbers are the features. A random half of the

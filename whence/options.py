@@ -62,6 +62,7 @@ Device = Annotated[
 
 Table = Annotated[Path, ending(*ENDINGS)]
 Array = Annotated[Path, ending(".npz", *ENDINGS)]
+Page = Annotated[Path, ending(".html", ".htm")]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
 

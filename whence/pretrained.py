@@ -18,7 +18,7 @@ from torch import nn
 
 from whence.cache import ModelError, UsageError
 from whence.cache.jobs.progress import redraws, say
-from whence.cache.model.names import own_parameters
+from whence.cache.model.names import own_parameters, parts_of
 from whence.cache.model.stateless import named_parameters
 
 from .adapters import Adapters, adapters_of
@@ -198,22 +198,6 @@ def _own_tensors(original: nn.Module, changed: nn.Module) -> dict[str, torch.Ten
         place = own.storage_offset() - before[whole].storage_offset()
         after[whole].as_strided(own.shape, own.stride(), place).copy_(after[part])
     return {names.get(name, name): value for name, value in after.items()}
-
-
-def parts_of(model: nn.Module) -> dict[str, str]:
-    """Parameters that are a part of a larger one in memory -> that one: of GPT-2 in a bridge, queries, keys and values
-    of their joint map."""
-    own = named_parameters(model)
-    return {
-        part: whole
-        for whole, matrix in own.items()
-        for part, p in own.items()
-        if p.numel() < matrix.numel() and _inside(p, matrix)
-    }
-
-
-def _inside(part: torch.Tensor, whole: torch.Tensor) -> bool:
-    return whole.is_contiguous() and part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
 
 
 def _files(name: str, allow_pickle: bool) -> tuple[str, str | None]:

@@ -23,7 +23,7 @@ from ..curvature import Curvature
 from ..scoring.queries import check_gradients
 from ..scoring.rows import RowWork, gradients_in, row_inputs, shard_rows
 from ..scoring.top import largest
-from .neighbours import Lists, build_lists, nearest
+from .neighbours import Lists, Opened, build_lists
 from .sketches import Fixed, Ranked, Sketch, plan_sketch
 from .woodbury import Subspace, subspace
 
@@ -110,8 +110,7 @@ class Index:
         flat = -np.concatenate([sketches[name] for name in plan_sketch(self.factors, self.sketch)], 1)
         assert self.lists is not None
         n = len(self.train)
-        lists = build_lists(self._store, self.entry, self.lists)
-        rows, products = nearest(lists, flat, min(candidates, n), self.lists.read(n))
+        rows, products = self._opened.nearest(flat, min(candidates, n), self.lists.read(n))
         enough = int((rows >= 0).sum(1).min())  # that the lists have for every query
         if enough < 1:
             raise UsageError("The lists that were read are empty.", "Read more of them (probes).")
@@ -121,6 +120,11 @@ class Index:
     def _store(self) -> Store:
         assert self.factors.trained.store is not None  # it keeps the index
         return self.factors.trained.store
+
+    @cached_property
+    def _opened(self) -> Opened:
+        assert self.lists is not None
+        return Opened.of(build_lists(self._store, self.entry, self.lists))
 
     @cached_property
     def _curvature(self) -> dict[str, Subspace]:

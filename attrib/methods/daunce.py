@@ -58,7 +58,7 @@ class Daunce(CheckpointMethod):
         if len(self.checkpoints) < 2:
             raise UsageError(
                 "Daunce compares models trained on random subsets of the data, and needs at least two.",
-                "Give Daunce(checkpoints=[...]): the replicas of a bank under subset_masks.",
+                "Give Daunce(checkpoints=[...]) (--checkpoints): the replicas of a bank under subset_masks.",
             )
         models = self.models(trained)
         inputs = self.inputs_at(models, ModelPass(trained, trained.train, sites))

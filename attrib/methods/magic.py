@@ -165,7 +165,7 @@ class MAGIC(Method):
         else:
             raise DataError(
                 f"{type(self).__name__} replays training and needs its start.",
-                f"Give {type(self).__name__}(start=untrained, recipe=...), or open a recorded run.",
+                f"Give {type(self).__name__}(start=untrained, recipe=...), or open a recorded run (--recorded FOLDER).",
             )
         start = run.start
         end: Any = run.end().parameters

@@ -137,7 +137,8 @@ class SOURCE(Method):
         if not self.segments or any(s.rate <= 0 or s.steps < 1 for s in self.segments):
             raise UsageError(
                 "SOURCE needs segments of training, each with checkpoints, a learning rate and a number of steps.",
-                "Give SOURCE(segments=[Segment([state_dict, ...], rate, steps), ...]), or open a recorded run.",
+                "Give SOURCE(segments=[Segment([state_dict, ...], rate, steps), ...]) (--checkpoints, --rates and "
+                "--steps), or open a recorded run (--recorded FOLDER).",
             )
         times = [segment.rate * segment.steps for segment in self.segments]
         steps = [Damping(1.0, "steps", dict.fromkeys(sites.names, time)) for time in times]

@@ -92,7 +92,7 @@ def chosen_site(factors: Curvature, dictionary: Any, site: str | None) -> str:
     if site is None:
         raise UsageError(
             f"The dictionary was built at {origin or 'an unknown hook point'}, not the input of a fitted site.",
-            f"Name the site whose input it decomposes (site=...), one of {', '.join(factors.sites.names)}.",
+            f"Name the site whose input it decomposes (site=, --site), one of {', '.join(factors.sites.names)}.",
         )
     raise UsageError(
         f"The factors have no site {site!r}.", f"Use one of {', '.join(factors.sites.names)}, or fit it as well."

@@ -170,9 +170,12 @@ def check_gradients(factors: Curvature, queries: Examples, sizes: Float[np.ndarr
     elif isinstance(task, Classification) or len(silent) < len(queries):
         silent = silent[:0]
     if len(silent):
+        why = "no token of theirs is counted", "at least one labelled token after its first (labels other than -100)"
+        if "reward" in queries.columns and not np.asarray(queries.columns["reward"]).any():
+            why = "each earned what the other samples of its prompt did, or nothing", "samples with different rewards"
         raise DataError(
-            f"Queries with ids {queries.ids[silent][:5].tolist()} have a zero gradient: no token of theirs is counted.",
-            "Give each query at least one labelled token after its first (labels other than -100).",
+            f"Queries with ids {queries.ids[silent][:5].tolist()} have a zero gradient: {why[0]}.",
+            f"Give each query {why[1]}.",
         )
     bad = np.flatnonzero(~np.isfinite(sizes))
     if len(bad):

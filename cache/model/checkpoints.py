@@ -6,20 +6,22 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, UsageError
-from .names import clean_name
+from .names import clean_name, own_parameters, parts_of
 from .stateless import copied
 
 Checkpoint = nn.Module | Mapping[str, Tensor]
 
 
 def models_at(model: nn.Module, checkpoints: Sequence[Checkpoint]) -> list[nn.Module]:
-    """The model at each checkpoint: a module as it is, saved weights (a state_dict) in a copy of `model`.
+    """The model at each checkpoint: a module as it is, saved weights (a state_dict) in a copy of `model`. Weights have
+    the model's own names, or those of its library if the model is a bridge around it.
 
     Raises ModelError for weights of other names or shapes than the model's, before anything is run; UsageError
     if there is no checkpoint.
     """
     if not checkpoints:
         raise UsageError("There is no checkpoint.", "Give at least one: a model or its state_dict().")
+    checkpoints = [c if isinstance(c, nn.Module) else _named(model, c) for c in checkpoints]
     wanted = shapes_of(model)
     for number, checkpoint in enumerate(checkpoints):
         found = shapes_of(checkpoint)
@@ -31,9 +33,26 @@ def models_at(model: nn.Module, checkpoints: Sequence[Checkpoint]) -> list[nn.Mo
             how = f"shape {found[name]} for {wanted[name]}" if differing else "no such weight"
             raise ModelError(
                 f"Checkpoint {number} does not fit the model: {clean_name(name)} has {how}.",
-                "Give checkpoints of this very architecture, under the model's own parameter names.",
+                "Give checkpoints of this very architecture, under the parameter names of the model or of its library.",
             )
     return [c if isinstance(c, nn.Module) else with_weights(model, c) for c in checkpoints]
+
+
+def _named(model: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights by the names of this model's tree, those of parts of a matrix cut from it."""
+    own = dict(nn.Module.named_parameters(model))
+    if not own.keys() - weights.keys():
+        return weights
+    found = dict(weights)
+    for full, other in own_parameters(model).items():
+        known = next((name for name in (full, other, clean_name(full)) if name in weights), None)
+        if known is not None:
+            found[full] = weights[known]
+    for part, whole in parts_of(model).items():
+        if part not in found and whole in found and found[whole].shape == own[whole].shape:
+            place = own[part].storage_offset() - own[whole].storage_offset()
+            found[part] = found[whole].contiguous().as_strided(own[part].shape, own[part].stride(), place)
+    return found
 
 
 def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

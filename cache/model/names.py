@@ -8,6 +8,7 @@ those of TransformerLens are derived from its stack of layers.
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import ModelError, near_names
@@ -89,6 +90,22 @@ def own_parameters(model: nn.Module) -> dict[str, str]:
         path = own.get(id(model.get_submodule(module)), clean_name(module))
         found[name] = f"{path}.{attribute}".lstrip(".")
     return found
+
+
+def parts_of(model: nn.Module) -> dict[str, str]:
+    """Parameters that are a part of a larger one in memory -> that one: of GPT-2 in a bridge, queries, keys and values
+    of their joint map."""
+    own = dict(nn.Module.named_parameters(model))
+    return {
+        part: whole
+        for whole, matrix in own.items()
+        for part, p in own.items()
+        if p.numel() < matrix.numel() and _inside(p, matrix)
+    }
+
+
+def _inside(part: torch.Tensor, whole: torch.Tensor) -> bool:
+    return whole.is_contiguous() and part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
 
 
 def _own_paths(inner: nn.Module) -> dict[int, str]:

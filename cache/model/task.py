@@ -332,10 +332,12 @@ def real_tokens(batch: Batch) -> Bool[Tensor, "b s"]:
 
 
 def extras(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """The arguments of a model's forward beside its first: the columns that it names, and `attention_mask` also if it
-    takes any name. Targets are no arguments: a model that gets `labels` computes a loss of its own."""
+    """The arguments of a model's forward beside its first: the columns that it names, and `attention_mask` (of packed
+    texts also `position_ids`) also if it takes any name, as the bridges of TransformerLens do. Targets are no
+    arguments: a model that gets `labels` computes a loss of its own."""
     accepted = parameters_of(model)
-    names = [name for name in batch if name in accepted and name not in TARGETS and name != next(iter(accepted), "")]
+    named = {*accepted, *(("position_ids",) if "segments" in batch and _takes(model, "position_ids") else ())}
+    names = [name for name in batch if name in named and name not in TARGETS and name != next(iter(accepted), "")]
     found: dict[str, Any] = {name: batch[name] for name in names if name != "attention_mask"}
     if "segments" in batch:  # the mask is the task's
         found.pop("segments", None)
@@ -353,5 +355,9 @@ def parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
 
 def takes_mask(model: nn.Module) -> bool:
     """Whether a model's forward takes `attention_mask`."""
+    return _takes(model, "attention_mask")
+
+
+def _takes(model: nn.Module, name: str) -> bool:
     accepted = parameters_of(model)
-    return "attention_mask" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    return name in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())

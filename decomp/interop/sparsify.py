@@ -34,7 +34,7 @@ def save(codec: SparseAutoencoder | Dictionary, folder: str | Path, *, one_shot:
         if not one_shot:
             raise UsageError(
                 "sparsify takes the k largest latents at once; pursuit takes them one after another.",
-                "Export to SAELens, which has matching pursuit; or ask for one-shot codes (one_shot=True).",
+                "Export to SAELens, which has matching pursuit; or ask for one-shot codes (one_shot=True, --one-shot).",
             )
         decoder = mirrored(codec).atoms
         encoder, bias = decoder, np.zeros(len(decoder), np.float32)

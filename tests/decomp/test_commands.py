@@ -117,7 +117,7 @@ def test_a_document_is_taken_out_and_put_back(capsys):
     assert sorted(back.text or ()) == sorted(whole.text or ("none",))
 
 
-def test_an_autoencoder_of_another_tool_is_judged(capsys):
+def test_an_autoencoder_of_another_tool_is_judged(capsys, monkeypatch):
     rng = np.random.default_rng(0)
     width = decomp.load(build(capsys)["folder"]).width
     encoder, bias, rows, centre = (
@@ -127,6 +127,9 @@ def test_an_autoencoder_of_another_tool_is_judged(capsys):
     found = json.loads(run(capsys, "evaluate", "theirs", "--at", "down", "--json", "--quiet"))
     assert found["loss_spliced"]["value"] > 0
     assert "atoms_from_these_documents" not in found
+    monkeypatch.delenv("WHENCE_QUIET", raising=False)
+    assert main(["decomp", "evaluate", "theirs", "--at", "down", "--no-loss", "--quiet"]) == 0
+    assert "theirs does not say which model it is of" in capsys.readouterr().err
     for arguments, said in ((["evaluate", "theirs"], "hook point"), (["encode", "theirs"], "is an autoencoder")):
         assert main(["decomp", *arguments]) == 2
         assert said in capsys.readouterr().err
@@ -223,7 +226,11 @@ def test_a_dictionary_remembers_where_its_model_is(tmp_path, monkeypatch, capsys
     assert known["model_name"] == str(model)
     (tmp_path / "atoms" / "manifest.json").rename(tmp_path / "kept")
     exported = ("decomp", "evaluate", str(tmp_path / "other"), "--no-loss", "--quiet", "--json")
+    capsys.readouterr()
     assert main([*exported, "--model", str(model), "--data", str(data)]) == 0
+    named = capsys.readouterr().out
+    assert main(exported) == 0  # the export remembers them too
+    assert capsys.readouterr().out == named
     (tmp_path / "kept").rename(tmp_path / "atoms" / "manifest.json")
     shutil.rmtree(model)
     capsys.readouterr()

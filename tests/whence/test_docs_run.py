@@ -1,12 +1,19 @@
 """Every block of Python in the documents runs, in the order of its page; every command that they show exists."""
 
+import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas
 import pytest
 import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
+from tests.whence import tiny
+from whence.cli import main
 from whence.help import flags
 from whence.packages import command_groups
 
@@ -73,3 +80,37 @@ def test_commands_exist(path: Path) -> None:
         assert words[2] in known, line
         options = [word.partition("=")[0] for word in words[3:] if word.startswith("--") and word != "--help"]
         assert set(options) <= set(flags(known[words[2]])), line
+
+
+def test_the_commands_on_rows_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line of the section, on the rows of its table."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WHENCE_CACHE", str(tmp_path / "store"))
+    page = (DOCS / "tasks.md").read_text("utf-8")
+    (section,) = re.findall(r"^## Rows of a file\n(.*?)(?=^## )", page, re.DOTALL | re.MULTILINE)
+    given = [json.loads(row) for row in re.findall(r"^\| `(\{.*?\})` \|", section, re.MULTILINE) if "..." not in row]
+    names = {
+        "label": "labels",
+        "chosen": "preferences",
+        "options": "choices",
+        "reward": "rewards",
+        "completion": "prompts",
+    }
+    assert len(given) == len(names) + 1
+    for row in given:
+        name = next((file for column, file in names.items() if column in row), "texts")
+        rewards = [{"reward": row["reward"] * n} for n in range(4)] if name == "rewards" else [{}] * 4
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row | more) + "\n" for more in rewards))
+    for name in ("my-model", "before"):
+        tokenizer = tiny.saved(tmp_path / name, "gpt2", 1)
+    np.array([5, 6, 7, 0, 8, 9, 0], np.uint16).tofile(tmp_path / "tokens.bin")
+    GPT2ForSequenceClassification(
+        GPT2Config(vocab_size=400, n_embd=8, n_layer=1, n_head=2, n_positions=32, pad_token_id=1)
+    ).save_pretrained(tmp_path / "my-classifier")
+    for file in tokenizer.glob("token*"):
+        shutil.copy(file, tmp_path / "my-classifier")
+    lines = re.findall(r"^whence (.*)$", section, re.MULTILINE)
+    for line in lines:
+        assert main([*shlex.split(line), "--quiet"]) == 0, line
+    assert len(pandas.read_parquet("out/scores.parquet")) == 16
+    assert len(lines) == 5

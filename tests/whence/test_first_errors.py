@@ -45,7 +45,7 @@ ERRORS = [
     ("decomp evaluate nothing", 1, "no dictionary in nothing", "whence decomp build --out"),
     ("cache info 3fa9", 1, "No entry has a key", "whence cache ls"),
     ("unlearn run --method dmn", 2, "no unlearning method 'dmn'", "Did you mean 'dmm'?"),
-    ("unlearn run --set stpes=3", 2, "dmm has no setting", "Its settings are"),
+    ("unlearn run --set stpes=3", 2, "dmm has no setting", "matching.steps"),
     ("unlearn run --forget random:many", 2, "names no forget set", "random:20"),
     (f"unlearn document {MODEL} --document 3", 2, "not calibrated", "--scale"),
     (

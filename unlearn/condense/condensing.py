@@ -117,7 +117,7 @@ def condense(
                     shown.update(count)
                     shown.set_postfix(loss=f"{at.losses[-1].mean():.4g}", refresh=False)
                     took = time.perf_counter() - clock
-                    if (chunks := chunks + 1) == 2 and not quiet:  # the first one compiled
+                    if (chunks := chunks + 1) == 2 and at.done < settings.outer and not quiet:  # the first one compiled
                         say(estimate(settings.outer - at.done, took / count))
                     if took < CHUNK_SECONDS:
                         count *= 2

@@ -24,14 +24,13 @@ import numpy as np
 
 from whence.cache.jobs.progress import say
 
-from ._shared import Stored, place_of
+from ._shared import EMBEDDED, Stored, place_of
 
 if TYPE_CHECKING:
     import xarray
 
 SHOWN = ("json", "out", "quiet", "store", "cluster", "log", "positions")  # options that change no answer
 FILES = ("model", "data", "base", "reference", "queries", "dictionary", "checkpoints")  # options that name files
-EMBEDDED = ("demo", "biographies", "language-reference", "digits")
 LIBRARIES = ("torch", "transformers", "transformer-lens", "jax", "tokenizers", "peft", "gguf", "pillow", "numpy")
 MOST = 1 << 27  # bytes of an answer that is kept
 
@@ -100,7 +99,7 @@ class Answered(Stored, ABC):
         """Print it, and write what is to be written."""
 
     @property
-    def kept(self) -> str:
+    def place(self) -> str:
         """Where the result is, as the last line says."""
         return place_of(self, "stored in")
 

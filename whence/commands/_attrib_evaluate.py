@@ -8,7 +8,7 @@ from whence.cache.errors import UsageError
 from whence.options import Count, Device, Dtype
 
 from ._problem import ProblemOptions
-from ._queries import QueryOptions, measure_of
+from ._queries import QueryOptions
 from ._shared import ModelOptions, Stored, Tabled
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Probe(QueryOptions, ModelOptions, Tabled):
     sites: tuple[str, ...] = ("*.mlp.*",)
     """Which linear maps, by glob."""
     first: Count | None = 4
-    """Only the first queries."""
+    """How many queries, the first ones."""
     limit: Count = 256
     """Training examples, the first of the data's own."""
 
@@ -142,12 +142,12 @@ class Probe(QueryOptions, ModelOptions, Tabled):
         from whence.attrib.evaluate.probes import by_layer, fictional_facts, power_law, word_order
 
         loaded = self.load_named(self.model, self.sites)
-        queries, words = self.queried(loaded.corpus), loaded.corpus.vocabulary
+        queries, measure = self.asked_of(loaded)
+        words = loaded.corpus.vocabulary
         if "wordorder" in self.probes and (words is None or not loaded.corpus.worded):
             raise UsageError("wordorder asks a language model about facts.", "Give --probes tail layers errors.")
         train = loaded.train.select(slice(0, self.limit))
         trained = loaded.trained.replace(train=train, quiet=self.quiet or self.json)
-        measure = measure_of(trained.task, queries)
         factors = EKFAC().fit(trained)
         factors = factors if measure is None else factors.measuring(measure)
         found: dict[str, object] = {}

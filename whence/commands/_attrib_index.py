@@ -59,6 +59,7 @@ class Index(Compressed, Job, Tabled):
         whence attrib index --width 1024 --check 8
     """
 
+    kept = "`whence attrib query` answers from it; it is stored in"
     check: int = 8
     """Training examples to measure recall with; 0 for none."""
 
@@ -82,7 +83,7 @@ class Index(Compressed, Job, Tabled):
             text += f"\nthe lists find {facts['recall_of_scan']:.3f} of the {CANDIDATES} best of a scan"
         if self.check > 0:
             text += f"\nwith {facts['checked']} training examples as queries, {recall_line(facts, CANDIDATES)}"
-        self.show_table(facts, f"{text}\nin {loaded.store.root}: `whence attrib query` answers from it", [facts])
+        self.show_table(facts, text, [facts])
 
     def _recall(self, loaded: Attribution, index: "Built") -> dict[str, Any]:
         rows = np.random.default_rng(0).permutation(len(loaded.train))[: self.check]
@@ -110,6 +111,7 @@ class Query(Answered, QueryOptions, Compressed, Job, Tabled):
         whence attrib query --prompt "The yield expression is used when" --completion " defining a generator" --check
     """
 
+    kept = "stored in"
     candidates: Count = CANDIDATES
     """Candidates that the index finds for each query."""
     top: Count = 10
@@ -141,8 +143,7 @@ class Query(Answered, QueryOptions, Compressed, Job, Tabled):
     def present(self, answer: Answer) -> None:
         facts = answer.facts
         check = f"\n\n{recall_line(facts, facts['candidates'])}" if self.check else ""
-        end = f"from the index {facts['index'][:12]}; {self.kept}"
-        text = f"{lists_text(facts['queries'])}{check}\n\n{end}"
+        text = f"{lists_text(facts['queries'])}{check}\n\nfrom the index {facts['index'][:12]}"
         self.show_table(facts, text, rows_of_lists(facts["queries"]))
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from whence.cache.display.pages import write_page
+from whence.options import Page
 
 from ._answers import Answer, Answered
 from ._attrib_job import Job
@@ -22,7 +23,7 @@ class Report(Answered, QueryOptions, Job):
         whence attrib report --first 3 --out out/influence.html
     """
 
-    out: Path = Path("out/influence.html")
+    out: Page = Path("out/influence.html")
     """The page to write."""
     top: int = 8
     """Passages shown that raise a query's log-probability."""

@@ -10,7 +10,7 @@ from whence.cache.display.files import ENDINGS, save_table
 from whence.options import Count, Positive, ending
 
 from ._attrib_job import Job
-from ._queries import QueryOptions
+from ._queries import QueryOptions, named_text
 from ._shared import Printed
 
 
@@ -69,7 +69,7 @@ class Select(QueryOptions, Job, Printed):
         rows = [loaded.titled.line(int(i), 0.0) for i in ids]
         for row in rows:
             del row["nats"]
-        lines = [f"  {row['id']:>10}  {row['title']}" for row in rows[:10]]
+        lines = [f"  {named_text(row)}" for row in rows[:10]]
         head = f"{len(ids)} of {len(loaded.train)} examples by {self.how}"
         more = ["  ..."] if len(rows) > len(lines) else []
         where = f"written: {self.out}" if self.out else "--out FILE writes the ids"

@@ -75,7 +75,7 @@ class Tokens(Answered, QueryOptions, Job, Printed):
             for passage in entry["passages"]:
                 lines.append(f"  {line_text(passage)}")
                 lines += [f"      {t['nats']:+.3e}  {t['at']:>4}  {t['token']!r}" for t in passage["tokens"]]
-        lines.append(f"\n{self.kept}")
+        lines.append(f"\n{self.place}")
         self.show(answer.facts, "\n".join(lines))
 
     def _passage(self, loaded: Attribution, train: Any, values: np.ndarray, n: int) -> dict[str, Any]:

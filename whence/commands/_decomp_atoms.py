@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 from whence.cache.errors import UsageError
-from whence.options import Count, Signed
+from whence.options import Count, Page, Signed
 
-from ._decomp_source import Folder, Source, at_site, open_dictionary
+from ._decomp_source import Folder, Source, at_site, open_dictionary, read_source
 from ._shared import Printed, Tabled
 
 
@@ -24,7 +24,7 @@ class Report(Source, Printed):
     """A dictionary's folder."""
     at: str = ""
     """The hook point, if the folder does not name it."""
-    out: Path = Path("out/features.html")
+    out: Page = Path("out/features.html")
     """The file to write."""
     title: str | None = None
     """Heading of the page."""
@@ -40,7 +40,9 @@ class Report(Source, Printed):
         site = dictionary.origin.site
         found = features(dictionary, loaded.activations([site])[site], self.top, quiet=self.quiet)
         contexts = found.contexts(loaded.corpus.train, **loaded.tokens)
-        path = write_page(page(dictionary, found, contexts, self.title or f"Atoms of {site}"), self.out)
+        title = self.title or f"Atoms of {site}"
+        html = page(dictionary, found, contexts, title, names=loaded.titled.documents)
+        path = write_page(html, self.out)
         facts = {"file": str(path), "bytes": path.stat().st_size, "atoms": len(dictionary)}
         self.show(facts, f"{len(dictionary)} atoms: {path}")
 
@@ -54,6 +56,7 @@ class Steer(Source, Tabled):
         whence decomp steer out/dictionary --atom 12 --strength 6 --prompt "The yield statement"
     """
 
+    kept = ""
     dictionary: Folder
     """A dictionary's folder."""
     prompt: str
@@ -86,15 +89,16 @@ class Steer(Source, Tabled):
         with spliced(loaded.trained, dictionary.origin.site, change):
             after = continuation(model, words, self.prompt, self.tokens, stop=())
         facts = {"prompt": self.prompt, "before": before, "after": after, "atom": self.atom, "strength": self.strength}
-        self.show_table(facts, f"before: {before!r}\nafter:  {after!r}", [facts], stored=False)
+        self.show_table(facts, f"before: {before!r}\nafter:  {after!r}", [facts])
 
 
 @dataclass(frozen=True)
-class Edit(Printed):
+class Edit(Source, Printed):
     """Edit a dictionary: remove the atoms that came from some documents, or add those of another dictionary.
 
     Every other atom stays the same bit for bit, and the manifest's log lists the edits. `compare --diff` and the
-    feature page show document numbers.
+    feature page show the documents. The data are read only if a document is no id of an example (but of a text that
+    was cut into pieces).
 
     Example:
 
@@ -111,11 +115,9 @@ class Edit(Printed):
     """The folder to write."""
 
     def run(self) -> None:
-        from whence.cache.model.ids import as_ids
         from whence.decomp import save
 
         twice = [n for n in self.delete_documents if self.delete_documents.count(n) > 1]
-        ids = as_ids(list(self.delete_documents)).tolist() if self.delete_documents else []
         if twice:
             raise UsageError(f"The document {twice[0]} is named twice.", "Name every document once.")
         if not self.delete_documents and not self.merge:
@@ -125,14 +127,28 @@ class Edit(Printed):
         for folder in self.merge:
             edited = edited.merge(open_dictionary(folder))
         if self.delete_documents:
-            if not set(ids) & set(edited.provenance.document.tolist()):
-                listed = ", ".join(self.delete_documents)
-                raise UsageError(
-                    f"No atom comes from document {listed}.",
-                    "The feature page and `whence decomp compare --diff` show the documents of atoms.",
-                )
-            edited = edited.delete_documents(ids)
+            edited = edited.delete_documents(self._ids(set(edited.provenance.document.tolist())))
         path, done = save(edited, self.out), [dict(note) for note in edited.log[known:]]
         notes = [", ".join(f"{name} {value}" for name, value in note.items()) for note in done]
         facts = {"folder": str(path), "atoms": len(edited), "log": done}
         self.show(facts, "\n".join([*notes, f"{len(edited)} atoms: {path}"]))
+
+    def _ids(self, there: set[int]) -> list[int]:
+        """The ids of the examples of the documents. Raises UsageError if no atom is of one of them.
+
+        Args:
+            there: the examples that atoms are of.
+        """
+        from whence.cache.model.ids import as_ids
+
+        ids = as_ids(list(self.delete_documents)).tolist()
+        left = {name for name, identity in zip(self.delete_documents, ids) if identity not in there}
+        if left and read_source(self.dictionary):
+            ids += [i for i, name in self.load_for(self.dictionary).titled.documents.items() if name in left]
+        if not there.intersection(ids):
+            listed = ", ".join(self.delete_documents)
+            raise UsageError(
+                f"No atom comes from document {listed}.",
+                "The feature page and `whence decomp compare --diff` show the documents of atoms.",
+            )
+        return ids

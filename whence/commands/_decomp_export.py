@@ -40,7 +40,7 @@ class Export(Printed):
             about = {"context_size": "context_size", "dataset_path": "data", "hf_hook_name": "own_hook_name"}
             known = {name: source.get(field) for name, field in about.items()}
             name = self.model_name or source.get("model", "")
-            path = saelens.save(dictionary, self.out, model_name=name, metadata=known)
+            path = saelens.save(dictionary, self.out, model_name=name, metadata={**known, "source": source})
         else:
             path = sparsify.save(dictionary, self.out, one_shot=self.one_shot)
         facts = {"folder": str(path), "files": sorted(p.name for p in path.iterdir())}

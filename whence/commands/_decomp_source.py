@@ -13,7 +13,7 @@ from whence.cache.errors import UsageError
 from whence.cache.jobs.progress import say
 from whence.options import Columns, Share
 
-from ._shared import DataOptions, Loaded, ModelOptions
+from ._shared import EMBEDDED, DataOptions, Loaded, ModelOptions
 
 if TYPE_CHECKING:
     from whence.cache import Examples
@@ -61,6 +61,8 @@ class Source(ActivationOptions, ModelOptions):
             n: source[n] for n in PLACE if source.get(n) is not None and getattr(self, n) == default[n] != source[n]
         }
         if not found:
+            if self.model in EMBEDDED and not source.get("model"):
+                say(f"{folder} does not say which model it is of: the embedded {self.model} is used; --model names it.")
             return self.load()
         given = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in found.items())
         say(f"{folder} was built with {given}: used here too.")
@@ -112,9 +114,20 @@ def _absolute(place: str | None) -> str | None:
 
 
 def read_source(folder: Path) -> dict[str, Any]:
-    """Where the model and data of a dictionary are, as `decomp build` recorded; nothing for other folders."""
+    """Where the model and data of a dictionary are, as `decomp build` recorded, or as the folder of another tool says;
+    nothing for other folders."""
+    found = _json(folder / SOURCE)
+    if found:
+        return found
+    theirs = _json(folder / "cfg.json").get("metadata")
+    theirs = theirs if isinstance(theirs, dict) else {}
+    return theirs.get("source") or {"model": theirs.get("model_name") or None}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file; nothing if there is none."""
     try:
-        found = json.loads((folder / SOURCE).read_text("utf-8"))
+        found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

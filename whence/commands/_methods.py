@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whence.cache.errors import UsageError
+from whence.cache.errors import DataError, UsageError
 
 from ._settings import registered, with_settings
 
@@ -27,7 +27,8 @@ class MethodOptions:
     set: tuple[str, ...] = ()
     """Other settings of the method, as name=value (rank=32 labels=true)."""
     checkpoints: tuple[Path, ...] = ()
-    """Weights along training (.safetensors), for tracin, trak, source, grand and el2n; magic takes its start."""
+    """Weights along training, for tracin, trak, source, grand and el2n: .safetensors files, or folders such as
+    transformers' Trainer writes (checkpoint-500); magic takes its start."""
     rates: tuple[float, ...] = ()
     """Learning rate at each checkpoint, for tracin and source."""
     steps: tuple[int, ...] = ()
@@ -69,9 +70,7 @@ class MethodOptions:
         return found | ({"seed": self.seed} if "seed" in own else {})
 
     def _trajectory(self, own: Any) -> dict[str, Any]:
-        from safetensors.torch import load_file
-
-        weights = [load_file(path) for path in self.checkpoints]
+        weights = [_weights(path) for path in self.checkpoints]
         if "segments" in own and weights:
             from whence.attrib.methods import Segment
 
@@ -91,3 +90,17 @@ class MethodOptions:
         if "checkpoints" not in own:
             raise UsageError(f"{self.method} uses no checkpoints.", "Leave --checkpoints out.")
         return {"checkpoints": weights} | ({"rates": self.rates} if "rates" in own and self.rates else {})
+
+
+def _weights(path: Path) -> dict[str, Any]:
+    """The tensors of a .safetensors file, or of all such files in a folder. Raises DataError if there is none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise DataError(f"There are no weights at {path}.", "Give .safetensors files, or folders with them.")
+    try:
+        return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    except SafetensorError as error:
+        raise DataError(f"{path} cannot be read: {error}.", "Give .safetensors files, or folders with them.") from error

@@ -20,6 +20,7 @@ class Sites(ModelOptions, Tabled):
         whence attrib sites --sites "*.mlp.*"
     """
 
+    kept = ""
     sites: tuple[str, ...] = ("*",)
     """Only these, by name."""
 
@@ -44,7 +45,7 @@ class Sites(ModelOptions, Tabled):
             numbers = f"{row['parameters']:,}", f"{row['share']:.1%}"
             shown.append((row["name"], row["own_name"], row["kind"], size, *numbers))
         text = table(("site", "own name", "kind", "out x in", "parameters", "share"), shown).text
-        self.show_table({"sites": rows, "coverage": found.coverage}, f"{text}\n{found.summary}", rows, stored=False)
+        self.show_table({"sites": rows, "coverage": found.coverage}, f"{text}\n{found.summary}", rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class Hooks(ModelOptions, Tabled):
         whence decomp hooks --model demo
     """
 
+    kept = ""
     every: bool = False
     """List every hook point."""
 
@@ -74,7 +76,7 @@ class Hooks(ModelOptions, Tabled):
         shown = [(row["own_name"], row["name"], " x ".join(map(str, row["shape"]))) for row in rows]
         lines = [{**row, "shape": shape} for row, (*_, shape) in zip(rows, shown)]
         text = table(("own name", "TransformerLens name", "shape"), shown).text
-        self.show_table({"hooks": rows}, text, lines, stored=False)
+        self.show_table({"hooks": rows}, text, lines)
 
 
 def hook_rows(model: object, every: bool, reader: "ImageReader | None" = None) -> list[dict]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from whence.corpora import Corpus
 
     from ._attrib_job import Attribution
+    from ._shared import Loaded
 
 PAIR = ("prompt", "completion")
 SIGNS = {"helpful": 1, "harmful": -1}
@@ -44,21 +45,22 @@ class QueryOptions(Columns):
         return {n: own for n, own in self.columns.items() if self.queries is None or n not in PAIR}
 
     def asked(self, loaded: "Attribution") -> "tuple[Attribution, Examples]":
-        """The queries, and the attribution that measures what they ask for.
+        """The queries, and the attribution that measures what they ask for. Raises as `asked_of`."""
+        found, measure = self.asked_of(loaded)
+        return replace(loaded, measure=measure), found
+
+    def asked_of(self, loaded: "Loaded") -> "tuple[Examples, Task | None]":
+        """The queries, and what they measure if it is not what the model's task does.
 
         Raises UsageError for a prompt without completion or the reverse, or if there is no query; before anything is
         fitted, DataError for queries that the model cannot be run on."""
-        found = self.queried(loaded.corpus)
-        loaded = replace(loaded, measure=measure_of(loaded.trained.task, found))
-        loaded.trained.replace(task=loaded.measure or loaded.trained.task).check_data(found)
-        return loaded, found
-
-    def queried(self, corpus: "Corpus") -> "Examples":
-        """The queries: those of the options, or the data's own. Raises UsageError if there is none."""
-        found = self._own_queries(corpus) or corpus.queries
+        found = self._own_queries(loaded.corpus) or loaded.corpus.queries
         if len(found) == 0:
             raise UsageError("There is no query.", "Give --prompt and --completion, or --queries FILE.")
-        return found.select(slice(0, self.first)) if self.first else found
+        found = found.select(slice(0, self.first)) if self.first else found
+        measure = measure_of(loaded.trained.task, found)
+        loaded.trained.replace(task=measure or loaded.trained.task).check_data(found)
+        return found, measure
 
     def _own_queries(self, corpus: "Corpus") -> "Examples | None":
         from whence.corpora import load_queries
@@ -171,13 +173,18 @@ def lists_text(entries: list[dict[str, Any]]) -> str:
 
 def line_text(line: dict[str, Any], width: int = 10) -> str:
     """Value, id (and document), title and the beginning of the text of one example, in one line."""
+    mark = "  IMPOSSIBLE" if line.get("impossible") else ""
+    return f"{line['nats']:+.3e}  {named_text(line, width)}{mark}"
+
+
+def named_text(line: dict[str, Any], width: int = 10) -> str:
+    """The same without the value."""
     own = [f"({line['document']})"] if line.get("document", line["title"]) != line["title"] else []
     names = [f"{line['id']!s:>{width}}", *own]
     said = [beginning(line["title"], 60)]
     if line.get("text") and not line["text"].startswith(line["title"][:20]):
         said.append(f"| {beginning(line['text'], 40)}")
-    mark = "  IMPOSSIBLE" if line.get("impossible") else ""
-    return "  ".join([f"{line['nats']:+.3e}", *names, *said]).rstrip() + mark
+    return "  ".join([*names, *said]).rstrip()
 
 
 def described(scores: Any, titled: Titled) -> Any:

@@ -2,9 +2,10 @@
 
 import ast
 import dataclasses
+import difflib
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from whence.cache.errors import UsageError, did_you_mean
@@ -41,11 +42,26 @@ def split_settings(kind: type, texts: Sequence[str]) -> list[tuple[str, str, str
         name, _, inner = name.strip().replace("-", "_").partition(".")
         if name not in own:
             cure = did_you_mean(name, own, "Its settings are")
+            dotted = {each.rpartition(".")[2]: each for each in reversed(list(_dotted(kind)))}
+            if not cure.startswith("Did") and (near := difflib.get_close_matches(name, dotted, n=1)):
+                cure = f"Did you mean {dotted[near[0]]!r}?"
             raise UsageError(f"--set: {called(kind)} has no setting {name!r}.", cure)
         if not equals:
             raise UsageError(f"--set: {name} has no value.", f"Write {name}=VALUE.")
         found.append((name, inner, value))
     return found
+
+
+def _dotted(kind: Any, prefix: str = "") -> Iterator[str]:
+    """Every setting of a dataclass and of the dataclasses in it, as --set takes it; outer ones first."""
+    known = {
+        field.name: _default(field) if isinstance(kind, type) else getattr(kind, field.name)
+        for field in dataclasses.fields(kind)
+    }
+    yield from (f"{prefix}{name}" for name in known)
+    for name, value in known.items():
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield from _dotted(value, f"{prefix}{name}.")
 
 
 def registered(registry: Mapping[str, Any], name: str, texts: Sequence[str] = (), what: str = "method") -> type:
@@ -108,7 +124,9 @@ def _changed(kind: type, value: Any, inner: str, text: str) -> Any:
     """A nested dataclass with one of its fields, `inner`, set from text."""
     name, _, further = inner.partition(".")
     if not dataclasses.is_dataclass(value) or isinstance(value, type) or not hasattr(value, name):
-        raise UsageError(f"{called(kind)} has no setting {inner!r} there.", "See `methods` for its settings.")
+        known = [field.name for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+        cure = did_you_mean(name, known, "There are") if known else "See `methods` for its settings."
+        raise UsageError(f"{called(kind)} has no setting {inner!r} there.", cure)
     if further:
         return dataclasses.replace(value, **{name: _changed(kind, getattr(value, name), further, text)})
     return dataclasses.replace(value, **{name: _value(text, getattr(value, name))})

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from whence.cache.display.files import save_table
 from whence.cache.errors import UsageError
+from whence.cache.jobs.progress import say
 from whence.options import AGES, SIZES, Columns, Count, Loading, Positive, Size, Table, Workers, amount
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from whence.cache import Examples, Store, TrainedModel
     from whence.corpora import Corpus
 
+EMBEDDED = ("demo", "biographies", "language-reference", "digits")
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 
@@ -37,14 +39,15 @@ class Printed:
 class Tabled(Printed):
     """A command that prints a table, and writes it."""
 
+    kept: ClassVar[str] = "intermediate results are stored in"  # what the store has of it; "" for nothing
     out: Table | None = None
     """Write the table too: .csv, .parquet or .json."""
 
-    def show_table(self, facts: Any, text: str, rows: Sequence[Mapping[str, Any]], *, stored: bool = True) -> None:
+    def show_table(self, facts: Any, text: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """As `show`; the rows go to the file if one is named. The last line of the text says where the result is."""
         if self.out is not None:
             save_table(self.out, rows)
-        self.show(facts, f"{text}\n{place_of(self, 'intermediate results are stored in' if stored else '')}")
+        self.show(facts, f"{text}\n{place_of(self, self.kept)}")
 
 
 def place_of(command: Any, stored: str) -> str:
@@ -83,8 +86,8 @@ class DataOptions(Loading, Columns, Stored):
     """Training data, and how and where models run."""
 
     data: str = "language-reference"
-    """language-reference, biographies, a .txt, .jsonl, .csv or .parquet file, a folder of these or of images, or a hub
-    name."""
+    """language-reference, biographies, a file (.jsonl, .txt, .csv, .parquet, .npy, .bin), a folder of files or of
+    images, or a hub name."""
     length: Count | None = None
     """Tokens at which texts are cut: 128, or as many as the model reads if these are fewer, by default."""
     document_end: int | None = None
@@ -114,6 +117,10 @@ class DataOptions(Loading, Columns, Stored):
         from whence.inputs import load_data, load_model
         from whence.pretrained import context_of, form_of, image_reader
 
+        if name in EMBEDDED and self.data not in EMBEDDED:
+            say(f"The model is the embedded {name}, which has not read {self.data}; --model names your own.")
+        elif name not in EMBEDDED and self.data in EMBEDDED:
+            say(f"The data are the embedded {self.data}; --data names what {name} was trained on.")
         store, unchecked = self.open_store(), cast(Any, {"check": False} if self.no_check else {})
         model, vocabulary = load_model(name, store, quiet=self.quiet, loading=self)
         reader = image_reader(name, self) if form_of(model) == "images" else vocabulary
@@ -201,6 +208,12 @@ class Titled:
     @cached_property
     def rows(self) -> dict[int, int]:
         return {int(i): row for row, i in enumerate(self.ids)}
+
+    @cached_property
+    def documents(self) -> dict[int, str]:
+        """The data's own names of the texts that examples are or are pieces of, by id, where they are others."""
+        own = self.about.get("document", self.ids)
+        return {int(i): str(name) for i, name in zip(self.ids, own) if name != i}
 
     def title(self, identity: int) -> str:
         """The title of an example, or the beginning of its text, or its id."""

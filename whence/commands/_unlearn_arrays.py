@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from whence.options import Count
+from whence.options import Count, Page
 
 from ._shared import Tabled
 
@@ -56,7 +56,7 @@ class EvaluateArrays(Tabled):
     """Models per side; by default as many as leave equally many oracles for the null row."""
     resamples: int = 20
     """Resamples of the models for the intervals; 0 for none."""
-    page: Path | None = None
+    page: Page | None = None
     """Write a page with charts: .html."""
 
     def run(self) -> None:

@@ -48,6 +48,7 @@ class Plan(Job, Tabled):
         whence attrib plan --score 64 --memory 4GB
     """
 
+    kept = ""
     score: int = 0
     """Plan to score as many queries too."""
     rank: Count | None = None
@@ -69,7 +70,7 @@ class Plan(Job, Tabled):
             damping=self.chosen_damping(),
         )  # fmt: skip
         facts = plan.to_json()
-        self.show_table(facts, str(plan), facts["stages"], stored=False)
+        self.show_table(facts, str(plan), facts["stages"])
         refuse(plan)
 
 
@@ -292,7 +293,7 @@ class Score(Answered, QueryOptions, Job, Printed):
             lines.append(f"warning: {more['warning']}")
         if more.get("scanned", 1.0) < 1.0:
             lines.append(f"{more['scanned']:.1%} of the training examples scored, by {self.prefilter}")
-        self.show({"queries": entries, **more}, "\n\n".join([*lines, *answer.facts["notes"], self.kept]))
+        self.show({"queries": entries, **more}, "\n\n".join([*lines, *answer.facts["notes"], self.place]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,7 +329,7 @@ class Self(Answered, Job, Printed):
         lines = [f"self-influence of {facts['examples']} examples, mean {facts['mean']:.3e} nats"]
         lines += [f"  {line_text(row)}" for row in rows]
         lines += [f"warning: {found.attrs['warning']}"] if found.attrs.get("warning") else []
-        self.show(facts, "\n".join([*lines, self.kept]))
+        self.show(facts, "\n".join([*lines, self.place]))
 
 
 COMMANDS = {

@@ -67,6 +67,7 @@ class Info(Stored, Tabled):
         whence bank info digits-subsets
     """
 
+    kept = ""
     key: tyro.conf.Positional[str]
     """A key, its beginning, or a name."""
 
@@ -91,7 +92,7 @@ class Info(Stored, Tabled):
         text = "\n".join(f"{name + ':':26} {value}" for name, value in facts.items())
         each = zip(range(len(bank)), bank.seeds, hashes, kept)
         rows = [{"model": n, "seed": int(seed), "kept": int(size), "mask": mask} for n, seed, mask, size in each]
-        self.show_table(facts, text, rows, stored=False)
+        self.show_table(facts, text, rows)
 
 
 COMMANDS = {"run": Run, "info": Info}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import tyro
 
-from whence.cache.errors import CorruptEntry, UsageError
+from whence.cache.errors import CorruptEntry, UsageError, did_you_mean
 from whence.cache.jobs.progress import progress
 from whence.cache.store.maintenance import collect, remove, repair, repair_names, verify, verify_names
 from whence.cache.store.store import Store, human
@@ -28,11 +28,13 @@ class Ls(Stored, Tabled):
         whence cache ls --kind factors
     """
 
+    kept = ""
     kind: str | None = None
     """Only this kind of artefact."""
 
     def run(self) -> None:
-        lines = [line for line in self.open_store().listing() if self.kind in (None, line.kind)]
+        every = self.open_store().listing()
+        lines = [line for line in every if self.kind in (None, line.kind)]
         text = [f"{'kind':12} {'key':12} {'rows':>10} {'size':>9} {'state':9} {'used':>8}  of, names"]
         for line in lines:
             state = line.state if line.state != "partial" else f"{line.shards_done}/{line.shards}"
@@ -41,9 +43,12 @@ class Ls(Stored, Tabled):
                 f"{line.kind:12} {line.key[:12]:12} {line.rows:>10} {human(line.bytes):>9} {state:9} "
                 f"{_ago(line.used):>8}  {names}".rstrip()
             )
+        kinds = {line.kind for line in every}
+        if self.kind is not None and kinds and self.kind not in kinds:
+            text = [f"Nothing here is of the kind {self.kind!r}. {did_you_mean(self.kind, sorted(kinds), 'There are')}"]
         text.append(f"{len(lines)} entries, {human(sum(line.bytes for line in lines))}")
         rows = [asdict(line) for line in lines]
-        self.show_table(rows, "\n".join(text), rows, stored=False)
+        self.show_table(rows, "\n".join(text), rows)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Fewer data: a small synthetic set that trains like the large one."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,8 +10,8 @@ import numpy as np
 import tyro
 
 from whence.cache.errors import UsageError
-from whence.files import labelled_arrays
-from whence.options import Count, Device, Positive
+from whence.files import labelled_data
+from whence.options import Count, Device, Page, Positive
 
 from ._settings import methods_command, registered, with_settings
 from ._shared import Printed, Stored, Tabled
@@ -22,11 +23,24 @@ Sets = tyro.conf.Positional[tuple[Path, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Condensing(Stored, Printed):
-    """What is condensed, and how."""
+class Labelled:
+    """The labelled data."""
 
     data: str = "digits"
-    """digits, or an .npz with x_train, y_train, x_test and y_test."""
+    """digits, an .npz with x_train, y_train, x_test and y_test, or a table (.csv, .parquet, .jsonl) with a column of
+    classes and columns of numbers; the data that is or was condensed."""
+    label_column: str | None = None
+    """Column of the class in a table; `label` by default."""
+
+    def pools(self, like: Any = None, layout: str | None = None) -> "tuple[Pool, Pool]":
+        """Training and test pools, in the scaling of `like` when given. Raises DataError if they cannot be read."""
+        return load(self.data, like, layout, {"label": self.label_column} if self.label_column else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condensing(Labelled, Stored, Printed):
+    """What is condensed, and how."""
+
     layout: Literal["nhwc", "nchw"] | None = None
     """Where the channels of images are; by default the axis that is 1 or 3 long."""
     method: str = "dcc"
@@ -75,7 +89,7 @@ class Condensing(Stored, Printed):
         names = ["per_class", "outer", "inner", "epochs", "real_batch", "lr", "warm_outer", "warm_inner"]
         names += ["init", "soft_labels", "augment", "groups"]
         settings = Settings(method, network(self.network), **{name: getattr(self, name) for name in names})
-        train, _ = load(self.data, layout=self.layout)
+        train, _ = self.pools(layout=self.layout)
         if self.pretrain:
             settings = replace(settings, network=pretrained(settings.network, train, Training(self.pretrain)))
         return train, settings
@@ -130,7 +144,7 @@ class Run(Condensing):
 
 
 @dataclass(frozen=True)
-class Evaluate(Tabled):
+class Evaluate(Labelled, Tabled):
     """Train networks from scratch on condensed sets, and on as many real examples, and test them.
 
     The mean accuracy is written to the card of each set.
@@ -142,8 +156,6 @@ class Evaluate(Tabled):
 
     sets: Sets
     """Condensed sets (.npz or .safetensors)."""
-    data: str = "digits"
-    """digits, or an .npz with x_train, y_train, x_test and y_test: the data that was condensed."""
     networks: tuple[str, ...] = ("convnet-2-16",)
     """The networks to train."""
     count: Count = 10
@@ -166,7 +178,7 @@ class Evaluate(Tabled):
         if not self.sets:
             raise UsageError("No set is given.", "Name one or more .npz or .safetensors files.")
         sets = {str(path): Condensed.load(path) for path in self.sets}
-        train, test = load(self.data, next(iter(sets.values())))
+        train, test = self.pools(next(iter(sets.values())))
         sources: dict[str, Any] = {name: [one] for name, one in sets.items()}
         for name, one in sets.items():
             if one.about.get("data") != train.fingerprint:
@@ -212,7 +224,7 @@ class Report:
 
     set: tyro.conf.Positional[Path]
     """A condensed set (.npz or .safetensors)."""
-    out: Path | None = None
+    out: Page | None = None
     """The page; beside the set by default."""
 
     def run(self) -> None:
@@ -222,7 +234,9 @@ class Report:
         print(found.report(self.out or self.set.with_suffix(".html"), f"{self.set.name}: {len(found)} examples"))
 
 
-def load(name: str, like: Any = None, layout: str | None = None) -> "tuple[Pool, Pool]":
+def load(
+    name: str, like: Any = None, layout: str | None = None, columns: Mapping[str, str] | None = None
+) -> "tuple[Pool, Pool]":
     """Training and test pools of named or stored data, in the scaling of `like` when given.
 
     Raises DataError if the file or one of its arrays is missing.
@@ -236,7 +250,7 @@ def load(name: str, like: Any = None, layout: str | None = None) -> "tuple[Pool,
         corpus = digits(images=True)
         train = Pool.of(corpus.train, scaling=scaling)
         return train, Pool.of(corpus.queries, train.classes, train.scaling)
-    file = labelled_arrays(name)
+    file = labelled_data(name, columns)
     train = Pool.of((file["x_train"], file["y_train"]), scaling=scaling, layout=layout)
     return train, Pool.of((file["x_test"], file["y_test"]), train.classes, train.scaling)
 

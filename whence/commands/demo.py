@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from whence.options import Device
+from whence.options import Device, Page
 
 from ._shared import Stored
 
@@ -21,7 +21,7 @@ class Demo(Stored):
         whence demo --out out/report.html
     """
 
-    out: Path = Path("out/report.html")
+    out: Page = Path("out/report.html")
     """The report to write."""
     device: Device = "cpu"
     """The device of the models: cpu, cuda, cuda:1."""

@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 
 from whence.cache.display.files import ENDINGS, save_table
-from whence.options import Count, ending
+from whence.options import Count, Page, ending
 
 from ._classifier import ClassifierOptions, forget_ids
 from ._settings import methods_command, registered, values_of
@@ -326,7 +326,7 @@ class Report:
 
     evaluations: tyro.conf.Positional[tuple[Path, ...]]
     """Files that `whence unlearn evaluate` wrote."""
-    out: Path = Path("out/unlearning.html")
+    out: Page = Path("out/unlearning.html")
     """The page to write."""
 
     def run(self) -> None:

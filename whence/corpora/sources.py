@@ -58,7 +58,8 @@ def load(
     An `id` column gives the ids: distinct numbers or texts. `about["document"]` (`about["id"]` if the data have a
     column `document` of their own) has the id of the text that an example is, or is a piece of. An example whose
     text is in one piece has that id (of a text, the integer that `Examples` stands for it, so that it can be named by
-    the text); a piece's id is nine digits of a hash of the text's id and the number of the piece.
+    the text); a piece's id is nine digits of a hash of the text's id and the number of the piece. In data without
+    ids, the id is nine digits of a hash of the text and its row, and the document the number of the row, from 0.
 
     Args:
         source: a path, or the name of a hub data set.
@@ -91,6 +92,11 @@ def load(
     if "messages" in known and not set(TEXT_COLUMNS) & set(known):
         return _chats(str(source), list(texts.rows()), vocabulary, length)
     column = next((c for c in TEXT_COLUMNS if c in known), "input_ids" if "input_ids" in known else None)
+    if column is None and maker_of(known, form, str(source), asked=True) is not None:
+        raise UsageError(
+            f"{source} has queries (columns {', '.join(known)}), which are no training data.",
+            "Give it as --queries FILE (`corpora.load_queries`), and as data what the model was trained on.",
+        )
     if column is None:
         raise DataError(
             f"{source} has no column of text called {text or 'text'!r}.",
@@ -180,7 +186,8 @@ def load_queries(
 ) -> Examples:
     """Queries from a file with the columns `prompt` and `completion`, or those that `columns` names, as for `load`.
     With `chosen` and `rejected`, or `options` and `answer`, they are choices; with `reward`, samples and what they
-    earned. For the reader of an image classifier they are images, as for `load`. Raises as `load`."""
+    earned; with `messages`, conversations whose assistant's turns are measured. For the reader of an image classifier
+    they are images, as for `load`. Raises as `load`."""
     if form == "masked" or isinstance(vocabulary, ImageReader):
         return load(source, vocabulary, columns=columns, form=form, length=length or 128).train
     rows = list(renamed(_rows(source, "train"), columns or {}))
@@ -193,7 +200,10 @@ def queries_of(
     rows: Sequence[Row], vocabulary: Vocabulary, form: str, length: int | None = None, source: str = ""
 ) -> Examples:
     """Queries from rows, for a form of model."""
-    maker = maker_of(list(columns_of(rows)), form, source, asked=True) or prompted
+    known = list(columns_of(rows))
+    if form == "text" and "messages" in known and "prompt" not in known:
+        return _chats(source, rows, vocabulary, None).train  # a query is not cut
+    maker = maker_of(known, form, source, asked=True) or prompted
     return _made(source, rows, vocabulary, maker, form, length).train
 
 
@@ -231,7 +241,7 @@ def _given_tokens(row: Row, labelled: bool) -> list[np.ndarray]:
     return [value[mask.astype(bool)] for value in found]
 
 
-def _chats(source: str, rows: Sequence[Row], vocabulary: Vocabulary | None, length: int) -> Corpus:
+def _chats(source: str, rows: Sequence[Row], vocabulary: Vocabulary | None, length: int | None) -> Corpus:
     if vocabulary is None:
         raise UsageError(f"{source} has conversations.", "Give the vocabulary of a chat model, with its template.")
     own = _own_ids([_exact(row) for row in rows], lambda number: rows[number].place)
@@ -357,7 +367,7 @@ def _named(own: Sequence[Any] | None, numbers: Sequence[int], texts: Sequence[st
     """Ids of the examples, and the ids of the texts that they are pieces of."""
     if own is None:
         plain = stable_ids([f"{number} {text}" for number, text in zip(numbers, texts)])
-        return plain, [int(plain[n]) for n in np.searchsorted(numbers, numbers)]
+        return plain, list(numbers)
     exact = as_ids([str(own[number]) for number in numbers]).tolist()  # an integer is itself
     whole = {number for number, count in zip(*np.unique(numbers, return_counts=True)) if count == 1}
     piece = np.arange(len(numbers)) - np.searchsorted(numbers, numbers)  # of its text: the numbers ascend
