@@ -81,6 +81,8 @@ def load(
     names = {**(columns or {}), **({"text": text} if text and "text" not in (columns or {}) else {})}
     if isinstance(vocabulary, ImageReader):
         return _images(str(source), vocabulary, split, names, limit)
+    if form == "images":
+        raise UsageError("An image classifier reads images in its own way.", "Give its reader: image_reader(MODEL).")
     if Path(source).suffix.lower() in TOKEN_FILES and Path(source).is_file():
         return token_file(source, vocabulary, length=length, limit=limit, end=end)
     texts = _Texts(str(source), split, names, limit)
