@@ -17,6 +17,7 @@ from tests.whence.test_docs_run import DOCS
 from whence.attrib import EKFAC
 from whence.cache import Classification, DataError, Examples, ModelError, Store, TrainedModel
 from whence.cli import main
+from whence.commands.attrib import Self
 from whence.corpora import ImageReader, images, load, load_queries
 from whence.inputs import load_model
 from whence.pretrained import form_of, image_reader
@@ -212,6 +213,15 @@ def test_adapters_on_a_classifier_read_images_as_their_base_does(vit: Path, tmp_
     model, _ = load_model(str(tmp_path))
     assert form_of(model) == "images"
     assert image_reader(str(tmp_path)).classes == {"cats": 0, "dogs": 1}
+
+
+def test_an_answer_about_a_table_of_images_is_not_found_by_the_table_alone(tmp_path: Path) -> None:
+    named = {"--data": rows(tmp_path / "rows.jsonl", {"image": "0.png", "label": 0})}
+    own = {"--data": rows(tmp_path / "own.jsonl", {"picture": "0.png", "label": 0}), "--image-column": "picture"}
+    text = {"--data": rows(tmp_path / "texts.jsonl", {"text": "0.png"})}
+    for given, is_found in ((named, False), (own, False), (text, True)):
+        options = {name[2:].replace("-", "_"): str(value) for name, value in given.items()}
+        assert (Self(**options)._inputs is not None) == is_found
 
 
 def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
