@@ -211,11 +211,9 @@ def with_pictures(rows: Iterator[Row], source: Path) -> list[Row]:
     encoded_rows, places = spool.rows(), dict(zip(inline, range(len(inline))))
     out = []
     for number, (row, file) in enumerate(found):
-        own = row.values.get("id")
-        shown = (
-            next((v for n in IMAGE_COLUMNS if isinstance(v := row.values.get(n), str)), "") if own is None else str(own)
-        )
-        name = shown or f"image {number}"
+        texts = (row.values.get(name) for name in IMAGE_COLUMNS)
+        given = row.values.get("id", next((text for text in texts if isinstance(text, str)), None))
+        name = f"image {number}" if given is None else str(given)
         inside = {"rows": encoded_rows, "row": places[number]} if number in places else {"file": file}
         values = {name: value for name, value in row.values.items() if name not in IMAGE_COLUMNS}
         out.append(Row({**values, "image": Picture(name, row.place, **inside)}, row.place))
@@ -239,7 +237,7 @@ def image_examples(rows: Sequence[Row], reader: ImageReader, known: Sequence[str
     return Examples({"x": x, "y": y}, all_rows, about)
 
 
-def class_names(source: str, split: str, column: str) -> list[str] | None:
+def class_names(source: str, column: str) -> list[str] | None:
     """The names that a data set of Hugging Face gives to the numbers of a column; None if it gives none."""
     path, features = Path(source), None
     if path.exists():

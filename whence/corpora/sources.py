@@ -264,7 +264,7 @@ def _images(source: str, reader: ImageReader, split: str, names: Mapping[str, st
     rows = with_pictures(found, Path(source))
     if not rows:
         raise DataError(f"{source} has no images.", "Give a folder with a folder of images per class.")
-    known = class_names(source, split, names.get("label", "label"))
+    known = class_names(source, names.get("label", "label"))
     train = _with_ids(image_examples(rows, reader, known), rows)
     return Corpus(Path(source).stem, train, train.select([]), None, "images", reader)
 
