@@ -21,6 +21,7 @@ from whence.cache.errors import DataError, UsageError
 from whence.cache.model.ragged import of_arrow
 
 LABELLED = ("x_train", "y_train", "x_test", "y_test")
+IMAGE_COLUMNS = ("image", "img", "file_name")  # of an image: its bytes, or the name of its file
 READABLE = (".txt", ".md", ".jsonl", ".csv", ".parquet", ".arrow")
 
 

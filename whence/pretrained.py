@@ -267,8 +267,8 @@ def _check_attributable(name: str, config: Any) -> None:
         raise ModelError(
             f"{name} is a {own}: its training compares every image with every text of a batch, so that an example has "
             "no loss of its own.",
-            "Give a classifier that was made of it (CLIPForImageClassification, for instance). In Python, write a Task "
-            "whose loss is one pair's, as SigLIP's is (docs/cache.md).",
+            "Give a classifier that was made of it (CLIPForImageClassification, for instance). In Python, use "
+            "tasks.ZeroShot, or write a Task whose loss is one pair's, as SigLIP's is (docs/models.md).",
         )
 
 

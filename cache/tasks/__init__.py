@@ -24,3 +24,4 @@ from .text import classified as classified
 from .text import one_token_each as one_token_each
 from .text import prompted as prompted
 from .text import samples as samples
+from .zero_shot import ZeroShot as ZeroShot

@@ -17,6 +17,7 @@ from tests.whence.test_docs_run import DOCS
 from whence.attrib import EKFAC
 from whence.cache import Classification, DataError, Examples, ModelError, Store, TrainedModel
 from whence.cli import main
+from whence.commands.attrib import Self
 from whence.corpora import ImageReader, images, load, load_queries
 from whence.inputs import load_model
 from whence.pretrained import form_of, image_reader
@@ -34,13 +35,12 @@ def reader(vit: Path) -> ImageReader:
     return image_reader(str(vit))
 
 
-@pytest.mark.parametrize(("kind", "sites"), [("vit", "*.mlp.*"), ("resnet", "*")])
-def test_a_classifier_is_scored_on_a_folder_per_class(kind: str, sites: str, tmp_path: Path, capsys: Any) -> None:
+def test_a_classifier_is_scored_on_a_folder_per_class(tmp_path: Path, capsys: Any) -> None:
     store = Store(tmp_path / "store")  # the same question has the same key: it is computed once
-    folder = tiny.image_classifier(tmp_path / "model", kind)
+    folder = tiny.image_classifier(tmp_path / "model", "resnet")
     train, asked = tiny.images(tmp_path / "train"), tiny.images(tmp_path / "asked", 1, seed=1)
     own = ["--model", str(folder), "--data", str(train), "--store", str(store.root), "--quiet"]
-    more = ["--queries", str(asked), "--sites", sites]
+    more = ["--queries", str(asked), "--sites", "*"]
     assert main(["--debug", "attrib", "score", *own, *more, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["queries"]
     model, vocabulary = load_model(str(folder))
@@ -52,7 +52,7 @@ def test_a_classifier_is_scored_on_a_folder_per_class(kind: str, sites: str, tmp
         pixels = processor(images=[Image.open(f) for f in files], return_tensors="np")["pixel_values"]
         return Examples.of((pixels, np.repeat([0, 1], count)), [f"{f.parent.name}/{f.name}" for f in files])
 
-    trained = TrainedModel(model, by_hand(train, 4), Classification(), sites=sites, store=store, quiet=True)
+    trained = TrainedModel(model, by_hand(train, 4), Classification(), store=store, quiet=True)
     scores = EKFAC().fit(trained).score(by_hand(asked, 1))
     assert [entry["asked"] for entry in found] == ["cats/0.png [cats]", "dogs/0.png [dogs]"]
     for row, entry in enumerate(found):
@@ -213,6 +213,15 @@ def test_adapters_on_a_classifier_read_images_as_their_base_does(vit: Path, tmp_
     model, _ = load_model(str(tmp_path))
     assert form_of(model) == "images"
     assert image_reader(str(tmp_path)).classes == {"cats": 0, "dogs": 1}
+
+
+def test_an_answer_about_a_table_of_images_is_not_found_by_the_table_alone(tmp_path: Path) -> None:
+    named = {"--data": rows(tmp_path / "rows.jsonl", {"image": "0.png", "label": 0})}
+    own = {"--data": rows(tmp_path / "own.jsonl", {"picture": "0.png", "label": 0}), "--image-column": "picture"}
+    text = {"--data": rows(tmp_path / "texts.jsonl", {"text": "0.png"})}
+    for given, is_found in ((named, False), (own, False), (text, True)):
+        options = {name[2:].replace("-", "_"): str(value) for name, value in given.items()}
+        assert (Self(**options)._inputs is not None) == is_found
 
 
 def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

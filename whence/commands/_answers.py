@@ -9,6 +9,7 @@ one of them has changed.
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import re
 import sys
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whence.cache.errors import WhenceError
 from whence.cache.jobs.progress import say
 
 from ._shared import EMBEDDED, Stored, place_of
@@ -138,8 +140,10 @@ class Answered(Stored, ABC):
             return None
         try:
             revision = options.get("revision")
+            for name in ("data", "queries"):
+                _check_whole(options.get(name), options.get("image_column"))
             named = {name: _contents(name, options.pop(name), revision) for name in FILES if options.get(name)}
-        except (OSError, ValueError, LookupError):
+        except (OSError, ValueError, LookupError, WhenceError):
             return None
         group = type(self).__module__.rpartition(".")[2].strip("_").partition("_")[0]
         return {
@@ -176,6 +180,17 @@ def _contents(option: str, value: Any, revision: str | None = None) -> Any:
             own = str(beside if not Path(base).is_dir() and beside.is_dir() else base)
             found["base"] = _contents("base", own, revision)
     return found
+
+
+def _check_whole(value: Any, image_column: str | None) -> None:
+    """Raise LookupError for a table that names files of images, whose contents decide too."""
+    from whence.files import IMAGE_COLUMNS, READABLE, read_rows
+
+    if value is None or Path(value).suffix not in READABLE or not Path(value).is_file():
+        return
+    for row in itertools.islice(read_rows(Path(value)), 1):
+        if any(isinstance(row.values.get(name), str) for name in (*IMAGE_COLUMNS, image_column)):
+            raise LookupError(str(value))
 
 
 def _downloaded(option: str, name: str, revision: str | None) -> Path:

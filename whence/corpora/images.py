@@ -21,13 +21,12 @@ from jaxtyping import Float
 from whence.cache import DataError, Examples
 from whence.cache.model.ragged import Ragged, Spool, Stacked
 
-from ..files import Row, arrow_batches, read_rows
+from ..files import IMAGE_COLUMNS, Row, arrow_batches, read_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-COLUMNS = ("image", "img", "file_name")  # of an image: its bytes, or the name of its file
 TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of a folder of images, with their labels
 HELD = 1 << 28  # bytes of pixels that are held in memory; of more, each is decoded whenever it is read
 BLANK = 32  # pixels along a side of an image before it is processed
@@ -195,7 +194,7 @@ def with_pictures(rows: Iterator[Row], source: Path) -> list[Row]:
     folder = source if source.is_dir() else source.parent
     spool, found, inline = Spool("u1"), list[tuple[Row, str]](), list[int]()
     for row in rows:
-        value: Any = next((row.values[name] for name in COLUMNS if row.values.get(name) is not None), None)
+        value: Any = next((row.values[name] for name in IMAGE_COLUMNS if row.values.get(name) is not None), None)
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if hasattr(value, "save"):  # decoded by the library of a data set
@@ -212,11 +211,11 @@ def with_pictures(rows: Iterator[Row], source: Path) -> list[Row]:
     encoded_rows, places = spool.rows(), dict(zip(inline, range(len(inline))))
     out = []
     for number, (row, file) in enumerate(found):
-        own = row.values.get("id")
-        shown = next((v for n in COLUMNS if isinstance(v := row.values.get(n), str)), "") if own is None else str(own)
-        name = shown or f"image {number}"
+        texts = (row.values.get(name) for name in IMAGE_COLUMNS)
+        given = row.values.get("id", next((text for text in texts if isinstance(text, str)), None))
+        name = f"image {number}" if given is None else str(given)
         inside = {"rows": encoded_rows, "row": places[number]} if number in places else {"file": file}
-        values = {name: value for name, value in row.values.items() if name not in COLUMNS}
+        values = {name: value for name, value in row.values.items() if name not in IMAGE_COLUMNS}
         out.append(Row({**values, "image": Picture(name, row.place, **inside)}, row.place))
     return out
 
@@ -238,7 +237,7 @@ def image_examples(rows: Sequence[Row], reader: ImageReader, known: Sequence[str
     return Examples({"x": x, "y": y}, all_rows, about)
 
 
-def class_names(source: str, split: str, column: str) -> list[str] | None:
+def class_names(source: str, column: str) -> list[str] | None:
     """The names that a data set of Hugging Face gives to the numbers of a column; None if it gives none."""
     path, features = Path(source), None
     if path.exists():

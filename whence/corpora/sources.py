@@ -82,6 +82,8 @@ def load(
     names = {**(columns or {}), **({"text": text} if text and "text" not in (columns or {}) else {})}
     if isinstance(vocabulary, ImageReader):
         return _images(str(source), vocabulary, split, names, limit)
+    if form == "images":
+        raise UsageError("An image classifier reads images in its own way.", "Give its reader: image_reader(MODEL).")
     if Path(source).suffix.lower() in TOKEN_FILES and Path(source).is_file():
         return token_file(source, vocabulary, length=length, limit=limit, end=end)
     texts = _Texts(str(source), split, names, limit)
@@ -272,7 +274,7 @@ def _images(source: str, reader: ImageReader, split: str, names: Mapping[str, st
     rows = with_pictures(found, Path(source))
     if not rows:
         raise DataError(f"{source} has no images.", "Give a folder with a folder of images per class.")
-    known = class_names(source, split, names.get("label", "label"))
+    known = class_names(source, names.get("label", "label"))
     train = _with_ids(image_examples(rows, reader, known), rows)
     return Corpus(Path(source).stem, train, train.select([]), None, "images", reader)
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tests.cache.model.architectures import clip, images
 from whence.cache import Classification, Examples, LanguageModelling, Task, find_sites, tasks
 
 WORDS = [
@@ -50,7 +51,14 @@ class Case(NamedTuple):
     def sites(self) -> list[str]:
         """A layer of every side of the model."""
         names = find_sites(self.model, quiet=True).names
-        wanted = ("*mlp.c_proj", "*attention.output.dense", "*EncDecAttention.k", "*EncDecAttention.o")
+        wanted = (
+            "*mlp.c_proj",
+            "visual_projection",
+            "text_projection",
+            "*attention.output.dense",
+            "*EncDecAttention.k",
+            "*EncDecAttention.o",
+        )
         return [name for name in names if any(fnmatch(name, each) for each in wanted)]
 
 
@@ -170,6 +178,11 @@ CASES: dict[str, Callable[[], Case]] = {
     "pooled mean": lambda: Case(gpt2(), language(), LanguageModelling(), language(), tasks.Pooled()),
     "pooled min": lambda: Case(gpt2(), language(), LanguageModelling(), language(), tasks.Pooled("min")),
     "one token": lambda: Case(gpt2(), language(), LanguageModelling(), _whole(language()), LanguageModelling()),
+    "zero-shot": lambda: Case(
+        clip(),
+        images(),
+        tasks.ZeroShot.of(["the cat", "the dog ran", "mat"], tokenizer()),
+    ),
     "packed": lambda: Case(gpt2(), tasks.packed(language(), 16), LanguageModelling()),
 }
 

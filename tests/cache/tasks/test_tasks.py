@@ -8,6 +8,7 @@ from tests import reference
 from tests.cache.tasks import cases
 from whence.attrib import EKFAC, KFAC
 from whence.cache import DataError, Examples, LanguageModelling, ModelError, Store, TrainedModel, UsageError, tasks
+from whence.cache.model.capture import capture
 
 
 @pytest.mark.parametrize("name", cases.CASES)
@@ -231,3 +232,22 @@ def test_a_stored_fit_serves_every_measurement(store: Store) -> None:
     scores = EKFAC(redraw=False).fit(trained).measuring(tasks.Choice()).score(Examples.of(cases.questions()))
     assert scores.shape == (5, 8)
     assert scores.attrs["units"] == "nats"
+
+
+def test_fixed_texts_are_those_of_the_pair_and_both_sides_have_gradients() -> None:
+    case = cases.build("zero-shot")
+    texts = tasks.ZeroShot.of(["the cat", "mat red"], cases.tokenizer())
+    batch = case.train.batch([0, 1], dtype=torch.float64)
+    own = case.model(input_ids=torch.tensor(texts.texts), pixel_values=batch["x"]).logits_per_image
+    torch.testing.assert_close(texts.logits(case.model, batch), own)
+    train, names = case.train.select([0, 1]), ["text_projection", "visual_projection"]
+    trained = TrainedModel(case.model, train, texts, sites=names, quiet=True)
+    sites, batch = trained.find(), trained.batch(train, [0, 1])
+    seen = capture(trained.model, sites, batch, texts.loss)
+    wanted = reference.site_gradients(trained.model, sites, train, texts.loss)
+    for site in sites:
+        found = torch.einsum("bso,bsi->boi", seen.grads[site.name], seen.inputs[site.name]).numpy()
+        np.testing.assert_allclose(found, wanted[site.name], rtol=1e-6, atol=1e-9)
+        assert np.abs(found).max() > 0
+    with pytest.raises(DataError, match="There are 1 texts"):
+        tasks.ZeroShot.of(["the cat"], cases.tokenizer()).logits(case.model, batch)
