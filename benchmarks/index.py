@@ -58,15 +58,17 @@ def sketches(run: Run, train: int = 6000, queries: int = 24, widths: tuple[int, 
 
     factors, asked = fitted(run, train, queries)
     exact = factors.score(asked)
-    table = run.table("sketch", "numbers", "bytes an example|.0f", "recall@10|.3f", "recall@10, 100 reranked|.3f",
-                      title=f"{train} passages, {queries} queries")  # fmt: skip
+    table = run.table("sketch", "numbers", "bytes an example|.0f", "MB beside them|.1f", "recall@10|.3f",
+                      "recall@10, 100 reranked|.3f", title=f"{train} passages, {queries} queries")  # fmt: skip
     for kind in run.selected(KINDS):
         for width in widths:
             index = build_index(factors, sketch=Sketch(kind, width))
             hits = index.search(asked, CANDIDATES)
             alone, best = (float(recall_of(hits.ids[:, :c], exact, 10).mean()) for c in (10, CANDIDATES))
             numbers = index.entry.arrays["rows"].shape[1]
-            table.row(kind, numbers, 2 * numbers + 4, alone, best)
+            own = index._curvature.values() if kind == "lorif" else ()
+            beside = sum(site.vectors.nbytes + site.values.nbytes for site in own)
+            table.row(kind, numbers, 2 * numbers + 4, beside / 1e6, alone, best)
 
 
 @bench.case(quick={"train": 200, "queries": 4, "width": 256})

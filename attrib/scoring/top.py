@@ -68,8 +68,13 @@ class _Extremes:
 def largest(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k largest of each row [q n] in falling order (ties in order of place) and their places; short rows are padded
     with -inf and place -1."""
-    take = min(k, scores.shape[1])
-    places = np.argsort(-scores, axis=1, kind="stable")[:, :take]
+    n = scores.shape[1]
+    take, negated = min(k, n), -scores
+    places = np.empty((len(scores), take), np.int64)
+    limits = np.partition(negated, take - 1, axis=1)[:, take - 1] if take else np.zeros(len(scores))
+    for row, (values, limit) in enumerate(zip(negated, limits)):
+        near = np.flatnonzero(values <= limit) if limit == limit else np.arange(n)  # the k-th is not a number
+        places[row] = near[np.argsort(values[near], kind="stable")][:take]
     found = np.take_along_axis(scores, places, axis=1)
     pad = ((0, 0), (0, k - take))
     return (

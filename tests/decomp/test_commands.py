@@ -37,7 +37,8 @@ def run(capsys, *arguments: str) -> str:
 
 def build(capsys, *more: str, out: str = "d") -> dict:
     options = ["--at", "down", "--size", "30", "--k", "3", "--out", out, "--json", "--quiet"]
-    threshold = () if "--unexplained" in more else ("--unexplained", "0.05")
+    other = {"--unexplained", "random", "partition", "kmeans", "sae"} & set(more)
+    threshold = () if other else ("--unexplained", "0.05")
     return json.loads(run(capsys, "build", *options, *threshold, *more))
 
 

@@ -162,6 +162,9 @@ def test_the_last_line_says_once_where_the_result_is(own: list[str], capsys: Any
     ("command", "said"),
     [
         ("attrib report --out page.parquet", "ends in .html"),
+        ("decomp build --builder kmeans --tokens 5", "--tokens is no setting of kmeans"),
+        ("unlearn document --document 3 --scale 1 --pilots 4", "exclude each other"),
+        ("unlearn margins model --data texts.jsonl", "forget=FILE"),
         ("unlearn run --set matching.optimiser.lrr=3", "'lr'"),
         ("attrib fit --set lables=true", "'labels'"),
         ("attrib score --method source --set segment=3", "'segments'"),
@@ -170,6 +173,13 @@ def test_the_last_line_says_once_where_the_result_is(own: list[str], capsys: Any
 def test_the_nearest_right_thing_is_named(command: str, said: str, capsys: Any) -> None:
     assert main(command.split()) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_transcoder_is_called_one(own: list[str], capsys: Any) -> None:
+    build = ["decomp", "build", *own[:4], "--quiet", "--at", "blocks.0.mlp.hook_out", "--to", "blocks.0.hook_out"]
+    assert main([*build, "--builder", "random", "--size", "20", "--k", "2", "--out", "across"]) == 0
+    assert main(["decomp", "encode", "across"]) == 2
+    assert "is a transcoder" in capsys.readouterr().err
 
 
 def test_a_kind_that_the_store_has_not_is_named(own: list[str], capsys: Any) -> None:

@@ -145,10 +145,15 @@ def open_codec(folder: Path) -> "Dictionary | SparseAutoencoder":
 
 def open_dictionary(folder: Path) -> "Dictionary":
     """One of ours, or a matching-pursuit folder of SAELens. Raises StoreError if it is neither, UsageError for an
-    autoencoder."""
+    autoencoder or a transcoder."""
     from whence.decomp import Dictionary
 
     found = open_codec(folder)
+    if hasattr(found, "codec"):
+        raise UsageError(
+            f"{folder} is a transcoder, which computes the activations of another hook point.",
+            "`whence decomp evaluate` takes it; the other commands need a dictionary.",
+        )
     if not isinstance(found, Dictionary):
         raise UsageError(
             f"{folder} is an autoencoder: its latents have no source in the data.",

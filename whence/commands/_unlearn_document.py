@@ -85,7 +85,9 @@ class Document(ModelOptions, Printed):
             raise UsageError("Adapters are a folder with low-rank updates.", "Give --rank N and --out FOLDER.")
         if self.method == "dmm" and self.set:
             raise UsageError("dmm has options of its own here.", "Use --scale, --damping, --steps, --batch and --rate.")
-        if self.method == "dmm" and (self.scale is None) == (not self.pilots):
+        if self.scale is not None and self.pilots:
+            raise UsageError("--scale and --pilots exclude each other: pilots choose the scale.", "Give one of them.")
+        if self.method == "dmm" and self.scale is None and not self.pilots:
             raise UsageError(
                 "The size of the prediction is not calibrated: it can exceed the effect of a removal many times.",
                 "Give either --scale, or --pilots to choose it on other documents.",

@@ -42,9 +42,12 @@ class Margins(Loading, Stored, Printed):
         from whence.cache import DataError, UsageError
         from whence.cache.jobs.progress import progress
 
-        parts = dict(text.split("=", 1) for text in self.data if "=" in text)
+        wrong = next((text for text in self.data if "=" not in text), None)
+        if wrong is not None:
+            raise UsageError(f"--data cannot be {wrong!r}.", "Name its part: forget=FILE, retain=FILE.")
+        parts = dict(text.split("=", 1) for text in self.data)
         if not self.models or not parts or len(parts) < len(self.data):
-            raise UsageError("There are no models, or no data by part.", "Give models and --data part=FILE.")
+            raise UsageError("There are no models, or no data, or a part twice.", "Give models and --data part=FILE.")
         found: dict[str, list[np.ndarray]] = {part: [] for part in parts}
         for name in progress(self.models, desc="margins", unit="model", quiet=self.quiet):
             for part, values in self._of(name, parts).items():

@@ -27,6 +27,8 @@ from ._names import Hooks
 from ._settings import registered
 from ._shared import Printed, Tabled
 
+SETTINGS = ("unexplained", "seeding", "cosine", "kind", "batch", "tokens")  # of some builders
+
 
 @dataclass(frozen=True)
 class Build(Source, Printed):
@@ -69,9 +71,16 @@ class Build(Source, Printed):
     """sae, mpsae: activations trained on, shuffled and repeated; as many as there are by default."""
 
     def precheck(self) -> None:
-        from whence.decomp import BUILDERS
+        from dataclasses import fields
 
-        registered(BUILDERS, self.builder, what="builder")
+        from whence.decomp import BUILDERS, ITDA, Calibrated
+        from whence.decomp.builders import MPSAE
+
+        kind = registered(BUILDERS, self.builder, what="builder")
+        own = {each.name for each in (*fields(kind), *(fields(ITDA) if kind in (Calibrated, MPSAE) else ()))}
+        for each in fields(self):
+            if each.name in SETTINGS and each.name not in own and getattr(self, each.name) != each.default:
+                raise UsageError(f"--{each.name} is no setting of {self.builder}.", "Leave it out.")
 
     def run(self) -> None:
         from whence.cache.model.names import known_as

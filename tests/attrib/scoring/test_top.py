@@ -28,3 +28,13 @@ def test_largest_pads_short_rows() -> None:
     values, places = largest(np.array([[1.0, 3.0, 3.0]]), 5)
     np.testing.assert_array_equal(values, [[3, 3, 1, -np.inf, -np.inf]])
     np.testing.assert_array_equal(places, [[1, 2, 0, -1, -1]])
+
+
+@pytest.mark.parametrize("k", [1, 3, 20, 40])
+def test_largest_is_a_stable_sort_of_everything(k: int) -> None:
+    """Ties, infinities and what is no number among them."""
+    scores = np.random.default_rng(0).integers(0, 5, (6, 20)).astype(np.float32)
+    scores[1, :18], scores[2, 3:9], scores[3] = np.nan, -np.inf, 2.0
+    places = largest(scores, k)[1]
+    wanted = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(places[:, : wanted.shape[1]], wanted)
