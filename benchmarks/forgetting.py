@@ -56,6 +56,11 @@ class Forgetting:
         oracles = self.bank.run(masks, 20_000 + np.arange(2 * self.count), self.store, quiet=True)
         return OracleSplit.of(self.request(forget), oracles, self.bank.points, self.metric), oracles
 
+    def own_oracles(self, forget: np.ndarray) -> Retrained:
+        """Outputs of oracles of the seeds of the models that forget: one each, with its start and order of examples."""
+        masks = oracle_masks(self.bank.train.ids, forget, self.count)
+        return self.bank.run(masks, self.seeds, self.store, quiet=True)
+
     def oracle_models(self, forget: np.ndarray, count: int) -> Replicas:
         """Some of the oracles themselves, of the seeds of the models that forget."""
         return self.bank.train_replicas(oracle_masks(self.bank.train.ids, forget, count), self.seeds[:count])

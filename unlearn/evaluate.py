@@ -19,9 +19,10 @@ from whence.cache.retrain.retrained import Retrained
 from .audit import u_lira
 from .loop import Unlearned, run
 from .methods.method import UnlearningMethod
-from .metrics import FEWEST, KLoM, energy_distance, two_sample_test, warn_if_hidden
+from .metrics import FEWEST, KLoM, warn_if_hidden
 from .request import UnlearningRequest
 from .results import NO_OP, NULL, Evaluation, Row
+from .two_sample import energy_distance, two_sample_test
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

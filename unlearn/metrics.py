@@ -21,10 +21,12 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from whence.cache.display.interval import Interval
 from whence.cache.errors import DataError, UsageError
+
+from .diverged import diverged, listed, warn_of_doubt
 
 CLIP = 100.0  # margins beyond ± this count as this
 FLOOR = 1e-5  # of a probability, so no KL exceeds log(1 / FLOOR) by much
@@ -34,11 +36,6 @@ FEWEST = 8
 DIRECTIONS = ("unlearned||oracle", "oracle||unlearned")
 CROWDED = 0.875  # of both samples in one bin: it shows no difference between them
 HIDDEN = 0.5  # share of such points above which a summary is doubted
-FAR = 20.0  # median distances from the median: a diverged model
-
-
-class DivergedWarning(UserWarning):
-    """Diverged models, or margins beyond the clipping, hide differences from KLoM."""
 
 
 class Summary(NamedTuple):
@@ -166,13 +163,7 @@ class KLoM:
         interval = Interval(float(p95), level=0.9)
         plain = Summary(float(values.mean()), interval, float(p99), float(hidden.mean()), sum(map(len, far.values())))
         if plain.doubt:
-            named = "".join(f" ({side}: {_listed(models)})" for side, models in far.items() if len(models))
-            warnings.warn(
-                f"A small KLoM shows nothing here: {plain.doubt}. Leave out the diverged models{named}, or use the "
-                "energy distance.",
-                DivergedWarning,
-                stacklevel=2,
-            )
+            warn_of_doubt(plain.doubt, far)
         if not resamples:
             return plain
         generator = np.random.default_rng(seed)
@@ -268,30 +259,10 @@ def checked(unlearned: np.ndarray, oracles: np.ndarray, fewest: int) -> tuple[np
         broken = np.flatnonzero(~np.isfinite(values).all(1))
         if len(broken):
             raise DataError(
-                f"Margins of {len(broken)} of {len(values)} {name} models are NaN or infinite: {_listed(broken)}.",
+                f"Margins of {len(broken)} of {len(values)} {name} models are NaN or infinite: {listed(broken)}.",
                 "Leave out the models that diverged, or the positions where nothing is predicted.",
             )
     return np.asarray(unlearned, np.float32), np.asarray(oracles, np.float32)
-
-
-def diverged(margins: Float[np.ndarray, "e p"]) -> Int[np.ndarray, " k"]:
-    """The models whose margins are far from those of their ensemble: at most points, farther from its median than 20
-    times the median distance.
-
-    >>> margins = np.random.default_rng(0).normal(size=(10, 50))
-    >>> margins[3] -= 1000.0
-    >>> diverged(margins).tolist()
-    [3]
-    """
-    away = np.abs(margins - np.median(margins, 0))
-    usual = np.median(away, 0)
-    return np.flatnonzero(((away > FAR * usual) & (usual > 0)).mean(1) > 0.5)
-
-
-def _listed(models: np.ndarray) -> str:
-    shown = ", ".join(map(str, models[:5].tolist()))
-    more = f" and {len(models) - 5} more" if len(models) > 5 else ""
-    return f"model{'s' * (len(models) > 1)} {shown}{more}"
 
 
 # --- the noise floor ----------------------------------------------------------------------------------------
@@ -325,70 +296,6 @@ def warn_if_hidden(floor: float, found: float, models: int) -> None:
             "standard deviation at twice the noise.",
             stacklevel=2,
         )
-
-
-# --- companions ---------------------------------------------------------------------------------------------
-
-
-def energy_distance(first: Float[np.ndarray, "e p"], second: Float[np.ndarray, "f p"]) -> Float[np.ndarray, " p"]:
-    """Per point 2 E|X-Y| - E|X-X'| - E|Y-Y'| (Székely and Rizzo 2013), in margin units; the within-sample means
-    leave out the pairs of a model with itself, so its expectation is 0 for equal distributions.
-
-    Raises DataError as `checked`, with fewer than two models on a side.
-
-    >>> one, other = np.random.default_rng(0).normal(size=(2, 50, 3))
-    >>> bool((energy_distance(one, other + 3) > energy_distance(one, other)).all())
-    True
-    """
-    first, second = (values.astype(np.float64) for values in checked(first, second, 2))
-    e, f = len(first), len(second)
-    within = _sum_of_gaps(first) / (e * (e - 1)) * 2 + _sum_of_gaps(second) / (f * (f - 1)) * 2
-    both = _sum_of_gaps(np.concatenate([first, second]))
-    between = (both - _sum_of_gaps(first) - _sum_of_gaps(second)) / (e * f)
-    return 2 * between - within
-
-
-def _sum_of_gaps(samples: np.ndarray) -> np.ndarray:
-    """Σ_{i<j} |x_i - x_j| of every column, from order statistics: Σ (2i - n + 1) x_(i)."""
-    ordered = np.sort(samples, axis=0)
-    n = len(ordered)
-    return (2 * np.arange(n) - n + 1) @ ordered
-
-
-class TwoSample(NamedTuple):
-    """accuracy: held-out share of models that are distinguished, 0.5 if they cannot be; p_value: under permutation."""
-
-    accuracy: float
-    p_value: float
-
-
-def two_sample_test(
-    first: Float[np.ndarray, "e p"], second: Float[np.ndarray, "f p"], *, permutations: int = 100, seed: int = 0
-) -> TwoSample:
-    """Can a linear classifier tell unlearned models from oracles by all their margins at once?
-
-    Leave-one-out accuracy of a ridge classifier in its dual form, against label permutations (Lopez-Paz and
-    Oquab 2017, with a least-squares classifier). A model is one sample; points are features.
-
-    Raises DataError as `checked`, with fewer than two models on a side.
-
-    >>> one, other = np.random.default_rng(0).normal(size=(2, 20, 3))
-    >>> two_sample_test(one, other + 5).accuracy
-    1.0
-    """
-    first, second = checked(first, second, 2)
-    x = np.concatenate([first, second]).astype(np.float64)
-    x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-9)
-    kernel = x @ x.T / x.shape[1]
-    labels = np.r_[np.ones(len(first)), -np.ones(len(second))]
-    # ridge at the mean of the kernel's eigenvalues
-    hat = np.linalg.solve(kernel + np.eye(len(x)) * np.trace(kernel) / len(x), kernel)
-    generator = np.random.default_rng(seed)
-    shuffled = np.stack([labels, *[generator.permutation(labels) for _ in range(permutations)]], 1)
-    leverage = np.diag(hat)[:, None]
-    held_out = (hat @ shuffled - leverage * shuffled) / (1 - leverage)
-    accuracy = (np.sign(held_out) == shuffled).mean(0)
-    return TwoSample(float(accuracy[0]), float((accuracy >= accuracy[0]).mean()))
 
 
 def accuracy(logits: Float[np.ndarray, "e p c"], y: np.ndarray) -> float:

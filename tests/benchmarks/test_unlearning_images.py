@@ -72,7 +72,7 @@ def test_tables_claims_and_calibration_are_complete(on, monkeypatch) -> None:
     report = Run()
     found = judged(report, on, "tiny", ("random",), 1)
     assert [row.method for row in found[0].rows[:4]] == ["oracles (null)", "no-op", "DMM", "DM-Direct"]
-    assert len(found[0].rows) == 13
+    assert len(found[0].rows) == 14
     assert len(report.claims) == 4
     half = on.train.select(np.arange(40, 80))
     sets = {kind: forget_set(kind, half, on.dense, 5, 0) for kind in KINDS_OF_DIGITS}

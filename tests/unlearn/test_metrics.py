@@ -6,17 +6,9 @@ import pytest
 from tests.unlearn.reference import energy_of_point, klom_of_point
 from whence.cache import DataError, UsageError
 from whence.unlearn.audit import attack_by_logistic, membership, u_lira
-from whence.unlearn.metrics import (
-    DivergedWarning,
-    KLoM,
-    accuracy,
-    bins_for,
-    checked,
-    energy_distance,
-    noise_floor,
-    two_sample_test,
-    warn_if_hidden,
-)
+from whence.unlearn.diverged import DivergedWarning
+from whence.unlearn.metrics import KLoM, accuracy, bins_for, checked, noise_floor, warn_if_hidden
+from whence.unlearn.two_sample import energy_distance, two_sample_test
 
 SEEDS = range(5)
 

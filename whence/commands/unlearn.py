@@ -56,7 +56,7 @@ class Datamodel(Stored, Tabled):
         if self.name:
             store.name(self.name, store.get(key))
         lds = {name: getattr(found.lds, name) for name in ("value", "low", "high", "subsets")}
-        lines = [f"{self.method} on {found.trainings} models: penalty {found.penalty:g}, {found.lds}"]
+        lines = [f"{self.method} on {found.trainings} models: penalty {found.penalty:g}, LDS {found.lds}"]
         lines += [f"  penalty {p:<10g} LDS {score:.3f} on the validation masks" for p, score in found.choices.items()]
         facts = {"key": key, "penalty": found.penalty, "lds": lds}
         rows = [
@@ -125,7 +125,7 @@ class Prepared:
             return found
         masks = subset_masks(len(self.bank.train), self.setting.bank, self.setting.share)
         found = ridge(self.bank.run(masks, store=self.store))
-        say(f"datamodel: penalty {found.penalty:g}, {found.lds}")
+        say(f"datamodel: penalty {found.penalty:g}, LDS {found.lds}")
         return found
 
     def method(self, name: str, settings: Sequence[str] = ()) -> "UnlearningMethod":
