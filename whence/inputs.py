@@ -27,6 +27,8 @@ from .corpora import (
 )
 from .corpora.sources import masked
 from .options import Loading as Loading
+from .pretrained import image_reader as image_reader
+from .pretrained import pretrained
 
 LENGTH = 128  # tokens at which texts are cut by default
 CORPORA: dict[str, Callable[[], Corpus]] = {
@@ -39,8 +41,8 @@ CORPORA: dict[str, Callable[[], Corpus]] = {
 def load_model(
     name: str, store: Store | None = None, quiet: bool = False, *, loading: Loading | None = None
 ) -> tuple[nn.Module, Vocabulary | None]:
-    """A model in evaluation mode and its vocabulary (None of an image classifier: `pretrained.image_reader` says how
-    that reads images); the embedded models are trained on first use.
+    """A model in evaluation mode and its vocabulary (None of an image classifier: `image_reader` says how that reads
+    images); the embedded models are trained on first use.
 
     Args:
         name: demo, biographies, a folder, a .gguf file, or a hub name.
@@ -59,8 +61,6 @@ def load_model(
             f"{name} is a file of weights: it does not say which model they belong to.",
             "Load them into their model in Python, write model.save_pretrained(FOLDER), and give the folder.",
         )
-    from .pretrained import pretrained
-
     return pretrained(name, loading, quiet=quiet)
 
 

@@ -52,7 +52,13 @@ def test_every_requirement_is_pinned() -> None:
 
 def test_every_requirement_is_imported() -> None:
     """A package that nothing imports is not required."""
-    own = {"google-crc32c": "google_crc32c", "scikit-learn": "sklearn", "ml-dtypes": "ml_dtypes", "dask[array]": "dask"}
+    own = {
+        "google-crc32c": "google_crc32c",
+        "pillow": "PIL",
+        "scikit-learn": "sklearn",
+        "ml-dtypes": "ml_dtypes",
+        "dask[array]": "dask",
+    }
     loaded = {"dask-jobqueue", "bokeh"}  # by dask.distributed, by name
     imported = set()
     for _, path in files():
