@@ -135,7 +135,7 @@ def labelled_arrays(name: str) -> dict[str, np.ndarray]:
     holds Python objects."""
     path = Path(name)
     if path.suffix != ".npz" or not path.is_file():
-        raise DataError(f"There is no labelled data set {name!r}.", "Give digits, or the path of an .npz file.")
+        raise DataError(f"There is no labelled data set {name!r}.", "Give digits, or a path: an .npz file or a table.")
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             missing = [array for array in LABELLED if array not in file]

@@ -21,7 +21,7 @@ def models_at(model: nn.Module, checkpoints: Sequence[Checkpoint]) -> list[nn.Mo
     """
     if not checkpoints:
         raise UsageError("There is no checkpoint.", "Give at least one: a model or its state_dict().")
-    checkpoints = [c if isinstance(c, nn.Module) else _named(model, c) for c in checkpoints]
+    checkpoints = [c if isinstance(c, nn.Module) else own_names(model, c) for c in checkpoints]
     wanted = shapes_of(model)
     for number, checkpoint in enumerate(checkpoints):
         found = shapes_of(checkpoint)
@@ -38,8 +38,9 @@ def models_at(model: nn.Module, checkpoints: Sequence[Checkpoint]) -> list[nn.Mo
     return [c if isinstance(c, nn.Module) else with_weights(model, c) for c in checkpoints]
 
 
-def _named(model: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The weights by the names of this model's tree, those of parts of a matrix cut from it."""
+def own_names(model: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Weights, or as many averages of an optimiser, by the names of this model's tree, those of parts of a matrix cut
+    from it. They may have the names of the library that a bridge is around."""
     own = dict(nn.Module.named_parameters(model))
     if not own.keys() - weights.keys():
         return weights

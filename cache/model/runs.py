@@ -19,7 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import DataError, ModelError, UsageError
+from .checkpoints import own_names
 from .fingerprint import model_fingerprint
+from .names import own_parameters, parts_of
 from .stateless import named_parameters
 
 FORMAT = "whence-run/1"
@@ -78,11 +80,10 @@ class Saved(Checkpointed):
 
 
 @dataclass(frozen=True, eq=False)
-class OnBase(Checkpointed):
-    """A checkpoint of what was trained, such as adapters, completed by the frozen parameters of a model."""
+class Changed(Checkpointed):
+    """A checkpoint as a model takes it."""
 
     saved: Checkpointed
-    frozen: Mapping[str, Tensor]
 
     @property
     def step(self) -> int:  # type: ignore[override]
@@ -91,6 +92,25 @@ class OnBase(Checkpointed):
     @property
     def digest(self) -> str:  # type: ignore[override]
         return self.saved.digest
+
+
+@dataclass(frozen=True, eq=False)
+class InBridge(Changed):
+    """A checkpoint by the names that its tensors have in a bridge around the model that was trained."""
+
+    model: nn.Module
+
+    def read(self, kind: str = "model") -> dict[str, Tensor]:
+        found = own_names(self.model, self.saved.read(kind))
+        known = [*named_parameters(self.model), *dict(self.model.named_buffers())]
+        return {name: found[name] for name in known if name in found}
+
+
+@dataclass(frozen=True, eq=False)
+class OnBase(Changed):
+    """A checkpoint of what was trained, such as adapters, completed by the frozen parameters of a model."""
+
+    frozen: Mapping[str, Tensor]
 
     def read(self, kind: str = "model") -> dict[str, Tensor]:
         return {**(self.frozen if kind == "model" else {}), **self.saved.read(kind)}
@@ -144,9 +164,26 @@ class TrainingRun:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def of_data(self, model: nn.Module, ids: Int64[np.ndarray, " n"]) -> "TrainingRun":
-        """The run of this architecture on the examples with these ids. Raises ModelError if a trained parameter is not
-        the model's, or a frozen one is another than in the run; DataError if a step saw an example that is not among
-        them."""
+        """The run of this architecture, or of the model that a bridge is around, on the examples with these ids. Raises
+        ModelError if a trained parameter is not the model's, or a frozen one is another than in the run; DataError if
+        a step saw an example that is not among them."""
+        own = named_parameters(model)
+        if any(name not in own for group in self.groups for name in group.names):
+            return self._in_bridge(model)._of(model, ids)
+        return self._of(model, ids)
+
+    def _in_bridge(self, model: nn.Module) -> "TrainingRun":
+        """By the names of a bridge, which may show a part of a parameter as another one."""
+        own, parts, groups = named_parameters(model), parts_of(model), []
+        here = {other: full for full, other in own_parameters(model).items() if full in own}
+        for group in self.groups:
+            names = [here.get(name, name) for name in group.names]
+            names += [part for part, whole in parts.items() if whole in names]
+            groups.append(replace(group, names=tuple(names)))
+        saved = tuple(InBridge(checkpoint, model) for checkpoint in self.checkpoints)
+        return replace(self, groups=tuple(groups), checkpoints=saved)
+
+    def _of(self, model: nn.Module, ids: Int64[np.ndarray, " n"]) -> "TrainingRun":
         own = named_parameters(model)
         strange = [name for group in self.groups for name in group.names if name not in own]
         if strange:

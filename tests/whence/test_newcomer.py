@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.whence import tiny
 from whence import decomp
-from whence.cache import LanguageModelling, tasks
+from whence.attrib import TracIn
+from whence.cache import LanguageModelling, TrainedModel, runs, tasks
 from whence.cache.errors import UsageError
 from whence.cache.model.checkpoints import models_at
 from whence.cli import main
@@ -60,6 +62,36 @@ def test_a_checkpoint_by_the_names_of_its_library_is_that_model(own: list[str]) 
     with torch.no_grad():
         here, there = found(ids), other(ids).logits
     torch.testing.assert_close(getattr(here, "logits", here), there, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_of_a_library_s_model_is_one_of_the_bridge_around_it(own: list[str], tmp_path: Path) -> None:
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2LMHeadModel.from_pretrained(own[1]).eval()
+    texts, adam = load(own[3], load_model(own[1], quiet=True)[1]).train, torch.optim.AdamW(model.parameters(), 0.01)
+    with runs.record("run", model, adam) as run:
+        for rows in np.arange(12).reshape(3, 4):
+            LanguageModelling().loss(model, texts.batch(rows)).sum().backward()
+            adam.step()
+            run.step(texts.ids[rows])
+            adam.zero_grad()
+    model.save_pretrained("trained")
+    tokenizer_of(own[1], "trained")
+    bridge, scores = load_model("trained", quiet=True)[0], []
+    for each, sites in ((model, ["*.mlp.*", "*.attn.c_proj"]), (bridge, ["*.mlp.*", "*.attn.o"])):
+        trained = TrainedModel.from_run("run", each, texts, LanguageModelling(), sites=sites, quiet=True)
+        scores.append(TracIn().fit(trained).score(texts.select([0, 1])).values)
+    np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-5 * np.abs(scores[0]).max())
+    parts = TrainedModel.from_run("run", bridge, texts, LanguageModelling(), sites=["*.attn.q"], quiet=True)
+    assert parts.training is not None
+    before, after = (parts.training.checkpoints[at].read() for at in (0, -1))
+    (name,) = (name for name in after if name.endswith("attn.q._original_component.weight") or "attn.q.weight" in name)
+    assert not torch.equal(before[name], after[name])  # a part of the joint map moved with it
+
+
+def tokenizer_of(model: str, folder: str) -> None:
+    for file in Path(model).glob("token*"):
+        shutil.copy(file, folder)
 
 
 def test_checkpoints_are_files_or_folders_of_a_trainer(own: list[str], capsys: Any) -> None:

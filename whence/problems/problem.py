@@ -17,6 +17,7 @@ from torch import nn
 from whence.attrib import Damping, methods
 from whence.attrib.evaluate import flip_labels
 from whence.cache import Classification, Examples, LanguageModelling, Store, Task, TrainedModel, UsageError
+from whence.cache.errors import did_you_mean
 from whence.cache.model.runs import TrainingRun
 from whence.cache.model.stateless import copied
 from whence.cache.retrain.bank import Bank, OwnTraining
@@ -251,5 +252,6 @@ def _chosen(problem: Problem, named: dict[str, Callable[[], Any]], names: list[s
         del named["bm25"]
     unknown = [name for name in names or [] if name not in named]
     if unknown:
-        raise UsageError(f"{unknown[0]!r} is no method for {problem.name}.", f"There are {', '.join(named)}.")
+        cure = did_you_mean(unknown[0], named, "There are")
+        raise UsageError(f"{unknown[0]!r} is no method for {problem.name}.", cure)
     return {name: build() for name, build in named.items() if names is None or name in names}
