@@ -262,8 +262,7 @@ def sweep(
     allowed = [True] * len(candidates)
     for split in splits:
         no_op = split.no_op()
-        results = [run(candidate, split.request) for candidate in candidates]
-        rows.append([split.score(r.method, split.margins(r), about=r) for r in results])
+        rows.append([_tried(split, run(candidate, split.request)) for candidate in candidates])
         allowed = [ok and rule.admissible(row, no_op) for ok, row in zip(allowed, rows[-1])]
     scores = np.mean([[row.klom["forget"].p95 for row in found] for found in rows], axis=0)
     order = sorted((float(scores[k]), k) for k in range(len(candidates)) if allowed[k])
@@ -271,3 +270,11 @@ def sweep(
     tuned_on = tuple(np.asarray(split.request.forget) for split in splits)
     every = tuple(row for found in rows for row in found)
     return Selected(best, tuple(candidates), rule, tuned_on, every, tuple(allowed))
+
+
+def _tried(split: OracleSplit, done: Unlearned) -> Row:
+    """The row of a candidate. A model whose outputs are not finite counts as stopped, with its margins from before."""
+    margins = split.margins(done)
+    broken = ~np.isfinite(margins).all(1)
+    row = split.score(done.method, np.where(broken[:, None], split.before(), margins), about=done)
+    return row._replace(stopped=row.stopped + int(broken.sum()))

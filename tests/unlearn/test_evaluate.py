@@ -16,7 +16,7 @@ from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import ridge
 from whence.unlearn.evaluate import OracleSplit, Rule, evaluate, sweep
 from whence.unlearn.loop import run
-from whence.unlearn.methods import DMM, DescentAscent, FineTune, GradientAscent, Matching, OracleMatching
+from whence.unlearn.methods import DMM, DescentAscent, DMDirect, FineTune, GradientAscent, Matching, OracleMatching
 from whence.unlearn.metrics import KLoM
 from whence.unlearn.report import page, save
 from whence.unlearn.request import UnlearningRequest
@@ -120,6 +120,17 @@ def test_a_setting_with_which_a_model_diverged_is_not_admissible() -> None:
     assert not Rule().admissible(row._replace(stopped=1), row)
     far = {part: klom._replace(diverged=1) for part, klom in row.klom.items()}
     assert not Rule().admissible(row._replace(klom=far), row)
+
+
+def test_a_setting_whose_models_give_no_finite_outputs_is_never_chosen():
+    found = ridge(cases.subsets())
+    broken = replace(found, weights=np.full_like(found.weights, np.inf))
+    gentle = DescentAscent(2, 4, 16, optimiser=AdamW(1e-3))
+    chosen = sweep(split(), [DMDirect(broken), gentle], Rule(slack=100.0))
+    assert chosen.method is gentle
+    assert chosen.rows[0].stopped == cases.MODELS
+    with pytest.raises(DataError, match="NaN or infinite"):
+        evaluate(split(), [DMDirect(broken)], resamples=0)
 
 
 def test_a_sweep_declares_its_rule_and_refuses_its_own_forget_set():
