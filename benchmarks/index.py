@@ -145,6 +145,7 @@ def many(run: Run, rows: int = 1_000_000, train: int = 6000, queries: int = 24, 
     factors, asked = fitted(run, train, queries)
     table = run.table("sketch", "lists read", "of lists", "recall@10|.3f", "of the 100 best|.3f",
                       "scan's time over it", title=f"{rows:,} rows of {width} numbers, {queries} queries")  # fmt: skip
+    seconds = {}
     for kind in run.selected(("largest", "random")):
         index = build_index(factors, sketch=Sketch(kind, width))
         real = index.entry.read("rows").astype(np.float32) * index.entry.read("scale")[:, None]
@@ -155,14 +156,15 @@ def many(run: Run, rows: int = 1_000_000, train: int = 6000, queries: int = 24, 
             names = Examples({"x": np.zeros((rows, 1), np.float32)}, np.arange(rows))
             there = factors.on(factors.trained.replace(store=store))
             scan = replace(index, entry=entry, factors=there, train=names)
-            built, _ = timed(partial(build_lists, store, entry, Lists()), time.process_time)
+            seconds[kind], _ = timed(partial(build_lists, store, entry, Lists()), time.process_time)
             for probes, every in parts(rows):
                 part = replace(scan, lists=Lists(probes=probes))
                 wanted, found = (way.search(asked, CANDIDATES).ids for way in (scan, part))  # reads the lists, once
                 ways = {"scan": partial(scan.search, asked), "lists": partial(part.search, asked)}
                 ratio = str(paired(ways, 3, 0).ratio("scan", "lists"))
                 table.row(kind, probes, every, shared(wanted[:, :10], found[:, :10]), shared(wanted, found), ratio)
-        run.say(f"\n{kind}: the lists take {built:.0f} CPU seconds to build, once")
+    built = ", ".join(f"{each:.0f} ({kind})" for kind, each in seconds.items())
+    run.say(f"\nCPU seconds to build the lists, once: {built}.")
 
 
 if __name__ == "__main__":

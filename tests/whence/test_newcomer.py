@@ -20,6 +20,7 @@ from whence.cache.model.checkpoints import models_at
 from whence.cli import main
 from whence.corpora import Vocabulary, load, load_queries
 from whence.inputs import load_model
+from whence.unlearn.condense import Condensed
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_queries_that_are_given_as_data_are_called_queries(own: list[str]) -> No
 
 def test_equal_rewards_are_said_to_be_that(own: list[str], capsys: Any) -> None:
     asked = written("asked.jsonl", *({"prompt": "the", "completion": end, "reward": 2.0} for end in (" fox", " dog")))
-    assert main(["attrib", "score", *own, "--queries", asked]) == 1
+    assert main(["attrib", "score", *own, "--queries", asked, "--method", "identity"]) == 1
     assert "Give each query samples with different rewards." in capsys.readouterr().err
 
 
@@ -135,7 +136,8 @@ def test_texts_without_ids_are_named_by_their_row(own: list[str], capsys: Any) -
 
 def test_pieces_are_shown_and_removed_by_the_name_of_their_text(own: list[str], capsys: Any) -> None:
     cut = [*own[:4], "--length", "8", "--quiet"]
-    assert main(["attrib", "report", *cut, *QUERY, "--sites", "*.mlp.c_proj", "--out", "page.html"]) == 0
+    quick = ["--method", "identity", "--sites", "*.mlp.c_proj", "--out", "page.html"]
+    assert main(["attrib", "report", *cut, *QUERY, *quick]) == 0
     assert re.search(r"document <code>1?\d</code>", Path("page.html").read_text())
     build = ["decomp", "build", *cut, "--at", "blocks.0.hook_out", "--builder", "random", "--size", "40", "--k", "2"]
     assert main([*build, "--out", "atoms"]) == 0
@@ -182,12 +184,12 @@ def test_properties_of_influence_are_measured_on_queries_of_ones_own(own: list[s
 
 def test_the_last_line_says_once_where_the_result_is(own: list[str], capsys: Any) -> None:
     few = ["--width", "32", "--kind", "largest"]
-    for command in (["index", "--check", "0"], ["query", *QUERY, "--candidates", "5", "--top", "2"]):
-        for more, said in (([], "--out FILE writes a file"), (["--out", "found.csv"], "written: found.csv")):
-            assert main(["attrib", command[0], *own, *command[1:], *few, *more]) == 0
-            lines = capsys.readouterr().out.splitlines()
-            assert lines[-1].endswith(said)
-            assert "\n".join(lines).count(said) == 1
+    query = ["query", *QUERY, "--candidates", "5", "--top", "2", "--no-rerank", "--out", "found.csv"]
+    for (name, *more), said in ((["index", "--check", "0"], "--out FILE writes a file"), (query, "written: found.csv")):
+        assert main(["attrib", name, *own, *more, *few]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-1].endswith(said)
+        assert "\n".join(lines).count(said) == 1
 
 
 @pytest.mark.parametrize(
@@ -229,5 +231,4 @@ def test_a_table_is_condensed(own: list[str], capsys: Any) -> None:
     data = ["--data", written("rows.jsonl", *rows), "--label-column", "kind"]
     assert main(["condense", "run", *data, "--network", "mlp-4", "--outer", "2", "--out", "small.npz"]) == 0
     assert "0 outer steps" not in capsys.readouterr().err
-    short = ["--networks", "mlp-4", "--count", "1", "--passes", "2", "--baselines", "random"]
-    assert main(["condense", "evaluate", "small.npz", *data, *short]) == 0
+    assert Condensed.load("small.npz").labels.shape == (2, 2)
