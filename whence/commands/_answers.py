@@ -188,8 +188,9 @@ def _check_whole(value: Any, image_column: str | None) -> None:
 
     if value is None or Path(value).suffix not in READABLE or not Path(value).is_file():
         return
+    names = (*IMAGE_COLUMNS, *([image_column] if image_column else []))
     for row in itertools.islice(read_rows(Path(value)), 1):
-        if any(isinstance(row.values.get(name), str) for name in (*IMAGE_COLUMNS, image_column)):
+        if any(isinstance(row.values.get(name), str) for name in names):
             raise LookupError(str(value))
 
 
