@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from tests.pages import Tags
 from tests.unlearn import cases
 from whence.cache import DataError, UsageError
-from whence.cache.retrain.recipe import AdamW
+from whence.cache.retrain.recipe import SGD, AdamW
 from whence.cache.retrain.retrained import oracle_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import ridge
@@ -120,6 +120,14 @@ def test_a_setting_with_which_a_model_diverged_is_not_admissible() -> None:
     assert not Rule().admissible(row._replace(stopped=1), row)
     far = {part: klom._replace(diverged=1) for part, klom in row.klom.items()}
     assert not Rule().admissible(row._replace(klom=far), row)
+
+
+def test_a_setting_whose_margins_are_not_finite_is_not_admissible_and_the_others_are_judged() -> None:
+    overflows, sound = (DescentAscent(1, 4, 16, optimiser=SGD(lr)) for lr in (1e30, 1e-6))
+    chosen = sweep(split(), [overflows, sound], Rule(slack=20.0))
+    assert (chosen.method, chosen.admissible) == (sound, (False, True))
+    assert chosen.rows[0].klom["forget"].p95 == np.inf
+    assert chosen.rows[0].klom["retain"].diverged > 0
 
 
 def test_a_sweep_declares_its_rule_and_refuses_its_own_forget_set():
