@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +129,15 @@ def test_a_setting_whose_margins_are_not_finite_is_not_admissible_and_the_others
     assert (chosen.method, chosen.admissible) == (sound, (False, True))
     assert chosen.rows[0].klom["forget"].p95 == np.inf
     assert chosen.rows[0].klom["retain"].diverged > 0
+
+
+def test_methods_with_other_settings_are_not_equal() -> None:
+    nothing: Any = None
+    first, second = (DMM(nothing, Matching(steps)) for steps in (5, 6))
+    assert first != second
+    assert [first, second].index(second) == 1
+    assert FineTune(1) == FineTune(1) != FineTune(2)
+    assert len({FineTune(1), FineTune(1), first, second}) == 3
 
 
 def test_a_sweep_declares_its_rule_and_refuses_its_own_forget_set():
