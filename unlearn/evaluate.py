@@ -14,12 +14,13 @@ from jaxtyping import Float
 
 from whence.cache import DataError, Examples, UsageError
 from whence.cache.display import axes_or_new
+from whence.cache.display.interval import Interval
 from whence.cache.retrain.retrained import Retrained
 
 from .audit import u_lira
 from .loop import Unlearned, run
 from .methods.method import UnlearningMethod
-from .metrics import FEWEST, KLoM, warn_if_hidden
+from .metrics import FEWEST, KLoM, Summary, warn_if_hidden
 from .request import UnlearningRequest
 from .results import NO_OP, NULL, Evaluation, Row
 from .two_sample import energy_distance, two_sample_test
@@ -247,6 +248,19 @@ class Selected:
         return self.method
 
 
+def tried(split: OracleSplit, result: Unlearned) -> Row:
+    """The row of a candidate setting. If a model's margins are not finite, every distance is infinite and these models
+    count as diverged, so that the rule does not admit the setting."""
+    margins = split.margins(result)
+    broken = int((~np.isfinite(margins).all(1)).sum())
+    if not broken:
+        return split.score(result.method, margins, about=result)
+    worst = Summary(np.inf, Interval(np.inf, level=0.9), np.inf, diverged=broken)
+    cost = (result.ratio, result.passes, result.seconds)
+    klom = dict.fromkeys(split.columns, worst)
+    return Row(result.method, klom, *cost, *[np.nan] * 4, len(result.stopped), str(result.settings))
+
+
 def sweep(
     splits: OracleSplit | Sequence[OracleSplit], candidates: Sequence[UnlearningMethod], rule: Rule = DEFAULT_RULE
 ) -> Selected:
@@ -262,7 +276,8 @@ def sweep(
     allowed = [True] * len(candidates)
     for split in splits:
         no_op = split.no_op()
-        rows.append([_tried(split, run(candidate, split.request)) for candidate in candidates])
+        results = [run(candidate, split.request) for candidate in candidates]
+        rows.append([tried(split, result) for result in results])
         allowed = [ok and rule.admissible(row, no_op) for ok, row in zip(allowed, rows[-1])]
     scores = np.mean([[row.klom["forget"].p95 for row in found] for found in rows], axis=0)
     order = sorted((float(scores[k]), k) for k in range(len(candidates)) if allowed[k])
@@ -270,11 +285,3 @@ def sweep(
     tuned_on = tuple(np.asarray(split.request.forget) for split in splits)
     every = tuple(row for found in rows for row in found)
     return Selected(best, tuple(candidates), rule, tuned_on, every, tuple(allowed))
-
-
-def _tried(split: OracleSplit, done: Unlearned) -> Row:
-    """The row of a candidate. A model whose outputs are not finite counts as stopped, with its margins from before."""
-    margins = split.margins(done)
-    broken = ~np.isfinite(margins).all(1)
-    row = split.score(done.method, np.where(broken[:, None], split.before(), margins), about=done)
-    return row._replace(stopped=row.stopped + int(broken.sum()))

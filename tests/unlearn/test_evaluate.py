@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from whence.cache.retrain.recipe import AdamW
 from whence.cache.retrain.retrained import oracle_masks
 from whence.unlearn import forget_sets
 from whence.unlearn.datamodels import ridge
-from whence.unlearn.evaluate import OracleSplit, Rule, evaluate, sweep
+from whence.unlearn.evaluate import OracleSplit, Rule, evaluate, sweep, tried
 from whence.unlearn.loop import run
-from whence.unlearn.methods import DMM, DescentAscent, DMDirect, FineTune, GradientAscent, Matching, OracleMatching
+from whence.unlearn.methods import DMM, DescentAscent, FineTune, GradientAscent, Matching, OracleMatching
 from whence.unlearn.metrics import KLoM
 from whence.unlearn.report import page, save
 from whence.unlearn.request import UnlearningRequest
@@ -122,15 +123,26 @@ def test_a_setting_with_which_a_model_diverged_is_not_admissible() -> None:
     assert not Rule().admissible(row._replace(klom=far), row)
 
 
-def test_a_setting_whose_models_give_no_finite_outputs_is_never_chosen():
-    found = ridge(cases.subsets())
-    broken = replace(found, weights=np.full_like(found.weights, np.inf))
-    gentle = DescentAscent(2, 4, 16, optimiser=AdamW(1e-3))
-    chosen = sweep(split(), [DMDirect(broken), gentle], Rule(slack=100.0))
-    assert chosen.method is gentle
-    assert chosen.rows[0].stopped == cases.MODELS
-    with pytest.raises(DataError, match="NaN or infinite"):
-        evaluate(split(), [DMDirect(broken)], resamples=0)
+def test_a_setting_whose_margins_are_not_finite_is_not_admissible() -> None:
+    done = run(FineTune(epochs=1), cases.request())
+    flat = done.models.flat.clone()
+    flat[2] = float("nan")
+    row = tried(split(), replace(done, models=done.models.with_flat(flat)))
+    assert row.klom["forget"].p95 == np.inf
+    assert row.klom["retain"].diverged == 1
+    assert not Rule(slack=20.0).admissible(row, split().no_op())
+    assert Rule(slack=20.0).admissible(tried(split(), done), split().no_op())
+
+
+def test_methods_with_other_settings_are_not_equal() -> None:
+    def own(trained: Any) -> Any:
+        raise AssertionError("no method is run here")
+
+    first, second = (DMM(own, Matching(steps)) for steps in (5, 6))
+    assert first != second
+    assert [first, second].index(second) == 1
+    assert FineTune(1) == FineTune(1) != FineTune(2)
+    assert len({FineTune(1), FineTune(1), first, second}) == 3
 
 
 def test_a_sweep_declares_its_rule_and_refuses_its_own_forget_set():

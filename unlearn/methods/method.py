@@ -22,7 +22,7 @@ def not_a_setting(why: str, **options: Any) -> Any:
     return field(metadata={"why": why}, **options)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # or those that hold objects would inherit an equality of labels alone
 class UnlearningMethod(ABC):
     """An unlearning method. `unlearn.run(method, request)` runs it.
 
