@@ -238,8 +238,13 @@ def chosen(run: Run, on: Setting, kind: str) -> dict[str, Selected]:
 
 
 def gentlest(choice: Selected) -> UnlearningMethod:
-    """What was chosen; if nothing was admissible, the setting that moves retained images least."""
-    return choice.method or choice.candidates[int(np.argmin([row.klom["retain"].p95 for row in choice.rows]))]
+    """What was chosen; if nothing was admissible, the setting that moves retained images least, of those with which no
+    model diverged (if there are any: a diverged model makes every distance small)."""
+    if choice.method:
+        return choice.method
+    moved = [(bool(row.stopped or any(klom.doubt for klom in row.klom.values())), row.klom["retain"].p95)
+             for row in choice.rows]  # fmt: skip
+    return choice.candidates[moved.index(min(moved))]
 
 
 def _varied(method: UnlearningMethod) -> str:
