@@ -256,9 +256,10 @@ def tried(split: OracleSplit, result: Unlearned) -> Row:
     if not broken:
         return split.score(result.method, margins, about=result)
     worst = Summary(np.inf, Interval(np.inf, level=0.9), np.inf, diverged=broken)
-    cost = (result.ratio, result.passes, result.seconds)
-    klom = dict.fromkeys(split.columns, worst)
-    return Row(result.method, klom, *cost, *[np.nan] * 4, len(result.stopped), str(result.settings))
+    return Row(
+        result.method, dict.fromkeys(split.columns, worst), result.ratio, result.passes, result.seconds,
+        np.nan, np.nan, np.nan, np.nan, len(result.stopped), str(result.settings),
+    )  # fmt: skip
 
 
 def sweep(
