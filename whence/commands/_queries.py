@@ -33,9 +33,8 @@ class QueryOptions(Columns):
     completion: str | None = None
     """The completion of that prompt. Begin it with the space that it needs."""
     queries: Path | None = None
-    """A .jsonl, .csv or .parquet file with a prompt and a completion per row; or prompt, chosen and rejected (or
-    options and answer, its place), whose log-odds are explained; or prompt, completion and reward; of a classifier text
-    and label; or images, as --data. By default the data's own queries."""
+    """Rows (.jsonl, .csv, .parquet) with prompt and completion; with chosen and rejected, or options and the place of
+    the answer; with a reward; of a classifier text and label, or images. By default the data's own queries."""
     first: Count | None = None
     """Only the first queries."""
 

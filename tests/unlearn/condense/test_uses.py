@@ -210,7 +210,7 @@ def test_commands_condense_judge_and_report(tmp_path, capsys, store, monkeypatch
     assert "Pretrained" in Condensed.load(two).about["settings"]["network"]
     capsys.readouterr()
     COMMANDS["evaluate"](
-        (two,), str(data), networks=("mlp-4",), count=1, passes=1, baselines=("el2n",), robust=True
+        (two,), data=str(data), networks=("mlp-4",), count=1, passes=1, baselines=("el2n",), robust=True
     ).run()
     assert "LRS" in capsys.readouterr().out
     with pytest.raises(UsageError, match="no setting 'expert'"):
