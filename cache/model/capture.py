@@ -141,12 +141,10 @@ def _passes(
 
 def _on_one_device(seen: Captured) -> Captured:
     """Everything where the objective is, of a model on several devices. What sites share stays shared."""
-    moved: dict[int, Tensor] = {}
-
-    def here(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: moved.setdefault(id(t), t.to(seen.value.device)) for name, t in parts.items()}
-
-    return Captured(seen.value, here(seen.inputs), here(seen.grads), here(seen.weights))
+    kinds = seen.inputs, seen.grads, seen.weights
+    distinct = {id(tensor): tensor for parts in kinds for tensor in parts.values()}
+    moved = {key: tensor.to(seen.value.device) for key, tensor in distinct.items()}
+    return Captured(seen.value, *({name: moved[id(tensor)] for name, tensor in parts.items()} for parts in kinds))
 
 
 def _traced(

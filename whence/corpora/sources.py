@@ -93,22 +93,29 @@ def load(
         return _made(str(source), list(texts.rows()), vocabulary, maker, form, length)
     if "messages" in known and not set(TEXT_COLUMNS) & set(known):
         return _chats(str(source), list(texts.rows()), vocabulary, length)
-    column = next((c for c in TEXT_COLUMNS if c in known), "input_ids" if "input_ids" in known else None)
-    if column is None and maker_of(known, form, str(source), asked=True) is not None:
-        raise UsageError(
-            f"{source} has queries (columns {', '.join(known)}), which are no training data.",
-            "Give it as --queries FILE (`corpora.load_queries`), and as data what the model was trained on.",
-        )
-    if column is None:
-        raise DataError(
-            f"{source} has no column of text called {text or 'text'!r}.",
-            f"Name the column of the texts: --text-column, or columns={{'text': ...}}. It has: {', '.join(known)}.",
-        )
+    column = _text_column(known, form, str(source), text)
     if column == "input_ids" and vocabulary is None:
         raise UsageError(f"{source} has tokens, not texts.", "Give the vocabulary that they are written in.")
     words = vocabulary or Vocabulary.byte_pairs(text_of(row, column) for row in texts.rows())
     found = _cut(texts, column, words, length)
     return masked(found) if form == "masked" else found
+
+
+def _text_column(known: Sequence[str], form: str, source: str, text: str | None) -> str:
+    """The column that is read: of texts, or of tokens if there is none. Raises UsageError for queries, DataError for
+    rows that have neither; text: the name that was asked for."""
+    column = next((c for c in (*TEXT_COLUMNS, "input_ids") if c in known), None)
+    if column is not None:
+        return column
+    if maker_of(known, form, source, asked=True) is not None:
+        raise UsageError(
+            f"{source} has queries (columns {', '.join(known)}), which are no training data.",
+            "Give it as --queries FILE (`corpora.load_queries`), and as data what the model was trained on.",
+        )
+    raise DataError(
+        f"{source} has no column of text called {text or 'text'!r}.",
+        f"Name the column of the texts: --text-column, or columns={{'text': ...}}. It has: {', '.join(known)}.",
+    )
 
 
 def masked(corpus: Corpus) -> Corpus:
